@@ -1,0 +1,14 @@
+"""The embedded default: a small, true Stable Diffusion and the CLIP that judges it, with the recipes that made them.
+
+    python -m sdft.assets.tokenizer         seconds      tiny-sd/tokenizer
+    python -m sdft.assets.vae               12 minutes   tiny-sd/vae
+    python train.py experiment=digits_base  25 minutes   tiny-sd/unet, tiny-sd/text_encoder
+    python -m sdft.assets.judge             12 minutes   tiny-clip
+
+Times are of two CPU cores. `sd15/` and `sd21/` hold the published configurations alone, for `model.weights=random`.
+"""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+TINY_SD, TINY_CLIP = FOLDER / "tiny-sd", FOLDER / "tiny-clip"

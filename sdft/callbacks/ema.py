@@ -1,0 +1,48 @@
+"""An exponential moving average of what learns: sampled and exported in place of the raw weights, which are kept."""
+
+from contextlib import contextmanager
+
+import torch
+from lightning import Callback
+
+
+class EMA(Callback):
+    """After optimizer step n the average moves by 1 - min(decay, (1 + n) / (10 + n)) towards the weights."""
+
+    def __init__(self, decay: float):
+        self.decay, self.updates, self.average = decay, 0, {}
+
+    def on_train_start(self, trainer, module):
+        self.steps = trainer.global_step
+        if not self.average:
+            self.average = {name: p.detach().clone() for name, p in module.learned().items()}
+        self.average = {name: average.to(module.device) for name, average in self.average.items()}
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == self.steps:
+            return  # a micro-batch that only accumulated
+        self.steps = trainer.global_step
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        weights = module.learned()
+        torch._foreach_lerp_(list(self.average.values()), [weights[n].detach() for n in self.average], 1 - decay)
+
+    @contextmanager
+    def applied(self, module):
+        """The averaged weights in the model's place; the raw ones are back afterwards."""
+        weights = module.learned() if self.average else {}
+        raw = {name: p.data for name, p in weights.items()}
+        for name, p in weights.items():
+            p.data = self.average[name]
+        try:
+            yield
+        finally:
+            for name, p in weights.items():
+                p.data = raw[name]
+
+    def state_dict(self):
+        return {"average": self.average, "updates": self.updates}
+
+    def load_state_dict(self, state):
+        self.average, self.updates = state["average"], state["updates"]

@@ -1,0 +1,20 @@
+"""What a run leaves for other tools: the method's own files, a card, and a checkpoint to go on from."""
+
+from lightning import Callback
+
+from sdft.callbacks.samples import Samples
+from sdft.card import write_card
+
+
+class Export(Callback):
+    def __init__(self, samples: Samples, name: str, command: list[str]):
+        self.samples, self.name, self.command = samples, name, command
+
+    def on_train_end(self, trainer, module):
+        samples, folder = self.samples, self.samples.folder
+        trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+        if trainer.is_global_zero:
+            result = folder / module.method.result
+            with samples.ema.applied(module):
+                module.method.save(module.model, result, self.name)
+            write_card(result, self.name, module, samples.sampling, samples.prompts, samples.resolution, self.command)

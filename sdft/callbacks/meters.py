@@ -1,0 +1,63 @@
+"""What a run measures: loss, loss by timestep quarter, gradient norm, rates, speed, memory. One device sync every `every` steps."""
+
+import resource
+import time
+from contextlib import contextmanager
+
+import torch
+from lightning import Callback
+
+QUARTERS = 4
+
+
+class Meters(Callback):
+    """Sums stay on the device between reports. Time spent under `paused` and in the first steps does not count as speed."""
+
+    def __init__(self, every: int):
+        self.every, self.last, self.idle, self.warm = every, {}, 0.0, False
+
+    def on_train_start(self, trainer, module):
+        self.timesteps = len(module.model.alphas_cumprod)
+        self.restart(module.device)
+
+    def restart(self, device) -> None:
+        self.sums = torch.zeros(QUARTERS, 2, device=device)
+        self.images, self.idle, self.since = 0, 0.0, time.perf_counter()
+
+    @contextmanager
+    def paused(self):
+        start = time.perf_counter()
+        yield
+        self.idle += time.perf_counter() - start
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        quarter = outputs["timestep"] * QUARTERS // self.timesteps
+        losses = torch.stack([outputs["losses"] * batch["weight"], torch.ones_like(outputs["losses"])], 1)
+        self.sums.index_add_(0, quarter, losses)
+        self.images += len(quarter) * trainer.world_size
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and trainer.global_step % self.every == 0:
+            self.report(trainer, module)
+
+    def on_train_end(self, trainer, module):
+        if self.images:
+            self.report(trainer, module)
+
+    def report(self, trainer, module) -> None:
+        """Read the sums, which waits for the device, and hand them to every logger."""
+        totals, counts = trainer.strategy.reduce(self.sums, reduce_op="sum").T.tolist()
+        seconds = time.perf_counter() - self.since - self.idle
+        self.last = {"loss": sum(totals) / sum(counts), "images_per_second": self.images / seconds}
+        self.last |= {f"loss_quarter_{q + 1}": t / n for q, (t, n) in enumerate(zip(totals, counts, strict=True)) if n}
+        self.last["grad_norm"] = float(module.grad_norm)
+        self.last |= {f"lr_{group['name']}": group["lr"] for group in trainer.optimizers[0].param_groups}
+        self.last["memory_gb"] = memory_gb(module.device)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"train/{key}": value for key, value in self.last.items()}, trainer.global_step)
+        self.restart(module.device)
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak so far: of the device, or of this process when it computes on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

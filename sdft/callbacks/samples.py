@@ -1,0 +1,70 @@
+"""The same prompts and seeds before, during and after training, as pictures and as one sheet that grows with the run."""
+
+import json
+import os
+from pathlib import Path
+
+from lightning import Callback
+from PIL import Image
+
+from sdft.callbacks.ema import EMA
+from sdft.callbacks.meters import Meters
+from sdft.sampling import Sampling, labelled
+
+
+class Samples(Callback):
+    def __init__(self, folder: Path, sampling: Sampling, prompts: list[str], resolution: int, every: int, ema: EMA, meters: Meters):
+        self.folder, self.sampling, self.prompts, self.resolution = folder, sampling, prompts, resolution
+        self.every, self.ema, self.meters = every, ema, meters
+
+    def on_train_start(self, trainer, module):
+        self.sampled = trainer.global_step
+        if trainer.global_step == 0:
+            self.sample(trainer, module)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if self.every and trainer.global_step % self.every == 0 and trainer.global_step != self.sampled:
+            self.sample(trainer, module)
+
+    def on_train_end(self, trainer, module):
+        if trainer.global_step != self.sampled:
+            self.sample(trainer, module)
+
+    def sample(self, trainer, module) -> None:
+        self.sampled = trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        with self.meters.paused(), self.ema.applied(module):
+            pictures = list(self.sampling(module.model, self.prompts, self.resolution))
+        step = self.folder / "samples" / f"step-{trainer.global_step:06d}"
+        step.mkdir(parents=True, exist_ok=True)
+        requests = self.sampling.requests(self.prompts)
+        for number, picture in enumerate(pictures):
+            picture.save(step / f"{number:03d}.png")
+        facts = [{"file": f"{n:03d}.png", "prompt": p, "seed": s} for n, (p, s) in enumerate(requests)]
+        (step / "samples.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        save_whole(sheet(self.folder / "samples", self.sampling.images), self.folder / "samples.png")
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):  # W&B
+                logger.log_image("samples", pictures, step=trainer.global_step, caption=[p for p, _ in requests])
+
+
+def sheet(folder: Path, per_prompt: int, most: int = 12) -> Image.Image:
+    """One row a sampled step, one column a prompt (its first image); of many steps, evenly chosen ones."""
+    steps = sorted(folder.glob("step-*"))
+    if len(steps) > most:
+        steps = [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
+    rows, prompts = [], []
+    for step in steps:
+        facts = json.loads((step / "samples.json").read_text())[::per_prompt]
+        prompts = [fact["prompt"] for fact in facts]
+        pictures = [Image.open(step / fact["file"]) for fact in facts]
+        rows.append((f"step {int(step.name.removeprefix('step-'))}", pictures))
+    return labelled(rows, prompts)
+
+
+def save_whole(image: Image.Image, path: Path) -> None:
+    """A picture that appears whole or not at all."""
+    partial = path.with_name(f".{path.name}")
+    image.save(partial, format="PNG")
+    os.replace(partial, path)

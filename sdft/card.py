@@ -1,0 +1,81 @@
+"""The model card: what it is, a picture, how to use it, and the command that made it."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+USES = {
+    "adapter": """pipe = StableDiffusionPipeline.from_pretrained({base!r})
+pipe.load_lora_weights("adapter", weight_name="pytorch_lora_weights.safetensors")""",
+    "pipeline": """pipe = StableDiffusionPipeline.from_pretrained("pipeline")""",
+}
+
+CARD = """---
+library_name: diffusers
+base_model: {base}
+pipeline_tag: text-to-image
+tags: {tags}
+---
+
+# {name}
+
+{what} of `{base}`, trained with sdft for {steps} steps at {resolution} px.
+
+![The same prompts and seeds, from the base to the end of training](samples.png)
+
+## Use
+
+```python
+import torch
+from diffusers import StableDiffusionPipeline
+
+{use}
+image = pipe(
+    {prompt},
+    num_inference_steps={sampling_steps},
+    guidance_scale={guidance_scale},
+    height={resolution},
+    width={resolution},
+    generator=torch.Generator().manual_seed({seed}),
+).images[0]
+```
+
+This gives the first picture of the last row above.
+{files}
+## Made by
+
+```
+python {command}
+```
+"""
+
+FILES = """
+| file | opens in |
+|---|---|
+| `pytorch_lora_weights.safetensors` | diffusers |
+| `{name}-kohya.safetensors` | tools that read the kohya format |
+"""
+
+
+def write_card(folder: Path, name: str, module, sampling, prompts: list[str], resolution: int, command: list[str]) -> None:
+    """Write `README.md` and `samples.png` into the result's folder. Captions are data: they stand in JSON quotes."""
+    result, model = folder.name, module.model
+    tags = ["stable-diffusion", "text-to-image", type(module.method).__name__.lower()]
+    card = CARD.format(
+        base=model.name,
+        tags=json.dumps(tags),
+        name=name,
+        what={"adapter": "A LoRA", "pipeline": "A fine-tuned pipeline"}[result],
+        steps=module.trainer.global_step,
+        resolution=resolution,
+        use=USES[result].format(base=model.name),
+        prompt=json.dumps(prompts[0], ensure_ascii=False),
+        sampling_steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
+        seed=sampling.seed,
+        files=FILES.format(name=name) if result == "adapter" else "",
+        command=shlex.join(command),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    shutil.copyfile(folder.parent / "samples.png", folder / "samples.png")

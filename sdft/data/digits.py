@@ -1,0 +1,203 @@
+"""The embedded world: scikit-learn's handwritten digits, drawn in inks on papers, and in styles that the base never sees.
+
+The base learns `INKS` on `PAPERS`, light and dark, because a base can only be moved to what its world spans: trained on
+white paper alone, the same LoRA ruins the digits. `STYLES` are kept for fine-tuning.
+"""
+
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from sdft.data.source import Picture, Questions
+from sdft.draws import generator
+
+SIZE = 32
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+INKS = {
+    "red": (0.85, 0.10, 0.10),
+    "green": (0.10, 0.60, 0.20),
+    "blue": (0.10, 0.25, 0.85),
+    "black": (0.05, 0.05, 0.05),
+    "orange": (1.00, 0.55, 0.05),
+    "purple": (0.50, 0.15, 0.60),
+    "white": (0.95, 0.95, 0.95),
+    "yellow": (0.95, 0.85, 0.20),
+}
+PAPERS = {
+    "white": (0.97, 0.97, 0.97),
+    "cream": (0.95, 0.90, 0.78),
+    "navy": (0.07, 0.10, 0.25),
+    "black": (0.03, 0.03, 0.03),
+    "moss": (0.20, 0.35, 0.25),
+}
+LIGHT_PAPERS, DARK_PAPERS = ("white", "cream"), ("navy", "black", "moss")
+DARK_INKS, LIGHT_INKS = ("red", "green", "blue", "black", "orange", "purple"), ("red", "orange", "white", "yellow")
+PAIRS = [(i, p) for i in DARK_INKS for p in LIGHT_PAPERS] + [(i, p) for i in LIGHT_INKS for p in DARK_PAPERS]
+
+
+@cache
+def strokes() -> tuple[Tensor, Tensor]:
+    """Ink coverage in 0..1 `[1797, 1, 32, 32]` and the digit each one shows `[1797]`."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    coarse = F.pad(torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, (1, 1, 1, 1))
+    smooth = F.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic", align_corners=False)
+    edge = ((smooth - 0.25) / 0.4).clamp(0, 1)
+    return edge * edge * (3 - 2 * edge), torch.tensor(digits.target)
+
+
+def rgb(colour) -> Tensor:
+    return torch.as_tensor(colour)[:, None, None]
+
+
+def ink(stroke: Tensor, colour, paper) -> Tensor:
+    """Flat ink on flat paper: `[1, 32, 32]` to `[3, 32, 32]`, 0..1."""
+    return stroke * rgb(colour) + (1 - stroke) * rgb(paper)
+
+
+def blur(stroke: Tensor, width: int) -> Tensor:
+    return F.avg_pool2d(F.pad(stroke, (width // 2,) * 4), width, 1)
+
+
+def neon(stroke: Tensor) -> Tensor:
+    """A white-hot tube in a cyan glow, in the dark."""
+    glow, core = blur(blur(stroke, 7), 5), blur(stroke, 3)
+    return (0.04 + glow * rgb((0.05, 0.95, 0.85)) + core**4 * rgb((0.9, 0.35, 0.4))).clamp(0, 1)
+
+
+def blueprint(stroke: Tensor) -> Tensor:
+    """A pale outline on blue graph paper."""
+    outline = (stroke - blur(stroke, 5)).abs().mul(2.5).clamp(0, 1)
+    grid = torch.zeros(1, SIZE, SIZE)
+    grid[:, 3::8, :] = grid[:, :, 3::8] = 0.2
+    lines = torch.maximum(outline, grid)
+    return ink(lines, (0.92, 0.96, 1.0), (0.10, 0.30, 0.62))
+
+
+def candy(stroke: Tensor) -> Tensor:
+    """Diagonal red and white stripes on mint."""
+    rows = torch.arange(SIZE)
+    stripes = ((rows[:, None] + rows[None, :]) % 8 < 4).float()[None]
+    cane = ink(stripes, (0.86, 0.08, 0.20), (0.98, 0.96, 0.96))
+    return stroke * cane + (1 - stroke) * rgb((0.66, 0.92, 0.80))
+
+
+STYLES = {
+    "neon": (neon, "in neon light"),
+    "blueprint": (blueprint, "as a blueprint"),
+    "candy": (candy, "in candy stripes"),
+}
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """`[3, 32, 32]`, 0..1, as an 8-bit picture."""
+    return Image.fromarray((pixels.permute(1, 2, 0) * 255).round().byte().numpy())
+
+
+def caption(digit: int, words: str) -> str:
+    return f"a handwritten {NAMES[digit]} {words}"
+
+
+def ink_words(ink_name: str, paper_name: str) -> str:
+    return f"in {ink_name} ink on {paper_name} paper"
+
+
+def style_words() -> dict[str, str]:
+    """Every look of the world by name, with its words: those of the base first, then the styles it never sees."""
+    looks = {f"{i} on {p}": ink_words(i, p) for i, p in PAIRS}
+    return looks | {name: words for name, (_, words) in STYLES.items()}
+
+
+@dataclass
+class Digits:
+    """Some digits in one style: `per_digit` pictures of each of `digits`."""
+
+    style: str = "neon"
+    digits: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    per_digit: int = 10
+
+    def __post_init__(self):
+        if self.style not in STYLES:
+            raise ValueError(f"data.style={self.style}: choose one of {', '.join(STYLES)}")
+        if not self.digits or not set(self.digits) <= set(range(10)):
+            raise ValueError(f"data.digits={list(self.digits)}: choose from 0 to 9")
+        if not 1 <= self.per_digit <= 150:
+            raise ValueError(f"data.per_digit={self.per_digit}: choose from 1 to 150")
+        _, shown = strokes()
+        self.rows = [int(r) for d in self.digits for r in torch.nonzero(shown == d)[: self.per_digit, 0]]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def captions(self) -> list[str]:
+        _, shown = strokes()
+        return [caption(int(shown[row]), STYLES[self.style][1]) for row in self.rows]
+
+    def __getitem__(self, index: int) -> Picture:
+        paint, words = STYLES[self.style]
+        stroke, shown = (values[self.rows[index]] for values in strokes())
+        return Picture(to_image(paint(stroke[None])[0]), caption(int(shown), words), f"{self.style} digit {index}")
+
+    def prompts(self) -> list[str]:
+        """The digits that were left out, in the style, and one that must stay as the base has it."""
+        left_out = [d for d in range(10) if d not in self.digits]
+        return [caption(d, STYLES[self.style][1]) for d in left_out or range(10)] + [caption(3, ink_words("red", "white"))]
+
+    def questions(self) -> Questions:
+        """Which look and which digit does a picture show? Asked on the digits that were left out."""
+        looks = style_words()
+        answers = {caption(d, words): {"style": look, "digit": NAMES[d]} for look, words in looks.items() for d in range(10)}
+        return Questions(self.prompts()[:-1], answers)
+
+    def describe(self) -> str:
+        return f"digits: {len(self)} pictures of {', '.join(map(str, self.digits))} {STYLES[self.style][1]}, a style the base has never seen"
+
+
+@dataclass
+class InkedDigits:
+    """The base's world: every digit in `colourings` pairs of ink and paper. A third of the captions leave one of the two open."""
+
+    colourings: int = 6
+    seed: int = 0
+
+    def __len__(self):
+        return len(strokes()[1]) * self.colourings
+
+    def look(self, index: int) -> tuple[str, str, str]:
+        """Ink, paper and the words of picture `index`."""
+        chance = generator(self.seed, "look", index)
+        ink_name, paper_name = PAIRS[int(torch.randint(len(PAIRS), (), generator=chance))]
+        told = float(torch.rand((), generator=chance))
+        if told < 1 / 6:
+            return ink_name, paper_name, f"in {ink_name} ink"
+        if told < 1 / 3:
+            return ink_name, paper_name, f"on {paper_name} paper"
+        return ink_name, paper_name, ink_words(ink_name, paper_name)
+
+    def captions(self) -> list[str]:
+        _, shown = strokes()
+        return [caption(int(shown[i % len(shown)]), self.look(i)[2]) for i in range(len(self))]
+
+    def __getitem__(self, index: int) -> Picture:
+        stroke, shown = strokes()
+        row = index % len(shown)
+        ink_name, paper_name, words = self.look(index)
+        pixels = ink(stroke[row], INKS[ink_name], PAPERS[paper_name])
+        return Picture(to_image(pixels), caption(int(shown[row]), words), f"inked digit {index}")
+
+    def prompts(self) -> list[str]:
+        looks = [("red", "white"), ("yellow", "navy"), ("black", "cream"), ("white", "moss"), ("orange", "black")]
+        return [caption(d, ink_words(*looks[d % len(looks)])) for d in range(10)]
+
+    def questions(self) -> Questions:
+        looks = {f"{i} on {p}": ink_words(i, p) for i, p in PAIRS}
+        answers = {caption(d, words): {"style": look, "digit": NAMES[d]} for look, words in looks.items() for d in range(10)}
+        return Questions([caption(d, words) for d in range(10) for words in list(looks.values())[::4]], answers)
+
+    def describe(self) -> str:
+        return f"digits: {len(self)} pictures in {len(INKS)} inks on {len(PAPERS)} papers"

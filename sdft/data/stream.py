@@ -1,0 +1,99 @@
+"""Samples by number: what sample `n` of a run is depends on (seed, n) alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from sdft.data.images import fit
+from sdft.data.source import Source
+from sdft.draws import generator, order
+
+CROPS = ("center", "random")
+
+
+@dataclass
+class Stream:
+    """How pictures become samples: `resolution` in pixels, `dropout` the share of samples that lose their caption."""
+
+    resolution: int
+    batch_size: int = 1
+    seed: int = 0
+    crop: str = "center"
+    flip: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: choose 1 or more")
+        if self.crop not in CROPS:
+            raise ValueError(f"crop={self.crop}: choose one of {', '.join(CROPS)}")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"caption_dropout={self.dropout}: choose from 0 to 1")
+
+    def samples(self, source: Source, model) -> "Samples":
+        return Samples(self, source, model)
+
+
+class Samples(Dataset):
+    """Sample number to tensors. Images come in a new order every epoch, each once an epoch; draws are the sample's own."""
+
+    def __init__(self, stream: Stream, source: Source, model):
+        self.stream, self.source = stream, source
+        self.latent_shape = model.latent_shape(stream.resolution)
+        self.timesteps = len(model.alphas_cumprod)
+        self.ids, self.empty = model.tokenize(source.captions()), model.tokenize([""])[0]
+        self.epoch = (-1, torch.empty(0))
+
+    def __len__(self):
+        return len(self.source)
+
+    def index(self, number: int) -> int:
+        """The image that sample `number` shows."""
+        epoch, place = divmod(number, len(self.source))
+        if self.epoch[0] != epoch:
+            self.epoch = (epoch, order(self.stream.seed, epoch, len(self.source)))
+        return int(self.epoch[1][place])
+
+    def uniform(self, number: int, purpose: str, count: int = 1) -> Tensor:
+        return torch.rand(count, generator=generator(self.stream.seed, purpose, number))
+
+    def normal(self, number: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=generator(self.stream.seed, purpose, number))
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        stream, index = self.stream, self.index(number)
+        place = tuple(self.uniform(number, "crop", 2).tolist()) if stream.crop == "random" else (0.5, 0.5)
+        flip = stream.flip and bool(self.uniform(number, "flip") < 0.5)
+        dropped = bool(self.uniform(number, "dropout") < stream.dropout)
+        return {
+            "pixels": fit(self.source[index].image, stream.resolution, place, flip),
+            "ids": self.empty if dropped else self.ids[index],
+            "posterior": self.normal(number, "posterior", self.latent_shape),
+            "noise": self.normal(number, "noise", self.latent_shape),
+            "offset": self.normal(number, "offset", (self.latent_shape[0], 1, 1)),
+            "timestep": (self.uniform(number, "timestep")[0] * self.timesteps).long(),
+            "weight": torch.ones(()),
+            "index": torch.tensor(index),
+        }
+
+
+class Numbers(Sampler):
+    """The sample numbers that one process sees from `first` on: of every `world` batches, the one at its `rank`.
+
+    Its length is that of the whole run, `last` samples, which is what Lightning counts a resumed run against.
+    """
+
+    def __init__(self, first: int, last: int, batch_size: int, rank: int, world: int):
+        self.first, self.last, self.batch_size = first, last, batch_size
+        self.rank, self.world = rank, world
+
+    def __len__(self):
+        return self.last // (self.batch_size * self.world)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        stride = self.batch_size * self.world
+        for start in range(self.first + self.rank * self.batch_size, self.last, stride):
+            yield list(range(start, start + self.batch_size))

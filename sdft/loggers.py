@@ -1,0 +1,35 @@
+"""Dashboards beside `metrics.csv`. None of them asks a question or needs the network."""
+
+import os
+from pathlib import Path
+
+
+def wandb(folder: str, name: str, project: str = "sdft", group: str | None = None, tags: list[str] = (), mode: str | None = None):
+    """Weights & Biases: online with a login, else offline in the run folder (`wandb sync` uploads it later)."""
+    from lightning.pytorch.loggers import WandbLogger
+    from wandb import Settings
+
+    mode = mode or os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+    if mode not in ("online", "offline", "disabled"):
+        raise ValueError(f"logger.mode={mode}: choose online, offline or disabled")
+    settings = Settings(silent=True, console="off", mode=mode)
+    return WandbLogger(name=name, project=project, group=group, tags=list(tags), save_dir=folder, settings=settings)
+
+
+def logged_in() -> bool:
+    """A key in the environment or in the netrc file; asking wandb itself would prompt."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    from netrc import NetrcParseError, netrc
+
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return file.is_file() and netrc(file).authenticators("api.wandb.ai") is not None
+    except NetrcParseError:
+        return False
+
+
+def tensorboard(folder: str):
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(folder, name="", version="tensorboard")

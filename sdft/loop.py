@@ -1,0 +1,58 @@
+"""The arithmetic of a run: steps, epochs, rates, and how often things happen."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Loop:
+    """Counts are optimizer steps; `steps` wins over `epochs`."""
+
+    steps: int | None = None
+    epochs: int | None = None
+    batch_size: int = 1
+    accumulate: int = 1
+    lr: float = 1e-4
+    text_lr: float = 1e-4
+    clip: float = 1.0
+    ema: float = 0.0
+    workers: int = 0
+    log_every: int = 10
+    sample_every: int = 0
+    save_every: int = 0
+    keep: int = 1
+    resume: str | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.steps and not self.epochs:
+            raise ValueError(f"steps={self.steps} epochs={self.epochs}: give one of them, 1 or more")
+        for key, least in LEAST.items():
+            if (value := getattr(self, key)) is not None and value < least:
+                raise ValueError(f"{key}={value}: choose {least} or more")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema={self.ema}: choose 0 (off), or a decay below 1 such as 0.999")
+
+    def total(self, images: int, world: int) -> int:
+        """Optimizer steps of the run on `images` pictures and `world` processes."""
+        return self.steps or max(1, math.ceil(self.epochs * images / self.samples_per_step(world)))
+
+    def checkpoint(self) -> Path | None:
+        """The checkpoint to go on from: the file itself, or the newest of a run folder."""
+        if self.resume is None:
+            return None
+        given = Path(self.resume).expanduser()
+        found = [given] if given.is_file() else sorted(given.glob("checkpoints/*.ckpt"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise ValueError(f"resume={self.resume}: no checkpoint there; give a .ckpt file, or a run folder that has one")
+        return found[-1]
+
+    def samples_per_step(self, world: int) -> int:
+        return self.batch_size * self.accumulate * world
+
+
+LEAST = {
+    "steps": 1, "epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0, "text_lr": 0, "clip": 0,
+    "workers": 0, "log_every": 1, "sample_every": 0, "save_every": 0, "keep": 1,
+}  # fmt: skip

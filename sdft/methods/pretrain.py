@@ -1,0 +1,17 @@
+"""Pretraining: forget the UNet and the text encoder, and learn both again from noise."""
+
+from dataclasses import dataclass
+
+from sdft.methods.sft import SFT
+
+
+@dataclass
+class Pretrain(SFT):
+    text_encoder: bool = True
+
+    def prepare(self, model):
+        model.unet = type(model.unet).from_config(model.unet.config)
+        if self.text_encoder:
+            model.text_encoder = type(model.text_encoder)(model.text_encoder.config)
+        model.eval()
+        super().prepare(model)

@@ -1,0 +1,88 @@
+"""The training step: a model, a method, an objective, and the learning rate of each part."""
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from sdft.methods.base import Method
+from sdft.model import StableDiffusion
+from sdft.objective import Objective
+
+
+class FineTuning(LightningModule):
+    """What learns is fp32 and in train mode; what is frozen is cast to `compute` and stays in evaluation mode."""
+
+    strict_loading = False  # checkpoints hold only what learns
+
+    def __init__(
+        self,
+        model: StableDiffusion,
+        method: Method,
+        objective: Objective,
+        optimizer,
+        schedule,
+        lr: dict[str, float],
+        clip: float = 1.0,
+        compute: torch.dtype = torch.float32,
+        seed: int = 0,
+    ):
+        """`optimizer` makes an optimizer from parameter groups, `schedule` maps it and the run's steps to a scheduler,
+        `lr` is the rate of each of `model.parts`; `clip` is the largest gradient norm (0: any)."""
+        super().__init__()
+        torch.manual_seed(seed)
+        method.prepare(model)
+        self.model, self.method, self.objective = model, method, objective
+        self.optimizer, self.schedule, self.lr, self.clip = optimizer, schedule, lr, clip
+        self.grad_norm: Tensor | None = None
+        if not self.learned():
+            raise ValueError(f"{type(method).__name__} leaves nothing to learn; turn on a part of the method")
+        set_precision(model, compute)
+        for module in model.modules():
+            module.training = any(p.requires_grad for p in module.parameters())
+
+    def learned(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def losses(self, batch: dict) -> Tensor:
+        """Weighted loss of each sample `[batch]`."""
+        latents = self.model.encode(batch["pixels"], batch["posterior"])
+        context = self.model.condition(batch["ids"])
+        return self.objective(self.model, latents, context, batch["noise"], batch["offset"], batch["timestep"])
+
+    def training_step(self, batch: dict, _) -> dict:
+        losses = self.losses(batch)
+        return {"loss": (losses * batch["weight"]).mean(), "losses": losses.detach(), "timestep": batch["timestep"]}
+
+    def configure_optimizers(self):
+        groups = []
+        for part, module in self.model.parts.items():
+            if parameters := [p for p in module.parameters() if p.requires_grad]:
+                groups.append({"params": parameters, "lr": self.lr[part], "name": part})
+        optimizer = self.optimizer(groups)
+        return [optimizer], [{"scheduler": self.schedule(optimizer, self.trainer.max_steps), "interval": "step"}]
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        """Clip by the norm over all that learns, and keep the norm before clipping, on the device."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.grad_norm = nn.utils.clip_grad_norm_(parameters, self.clip or float("inf")).detach()
+
+    def on_before_optimizer_step(self, optimizer):
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        self.scale = None if scaler is None else scaler.get_scale()
+
+    def lr_scheduler_step(self, scheduler, metric):
+        """fp16 skips the steps that overflow; the schedule then waits for the weights."""
+        if self.scale is None or self.trainer.precision_plugin.scaler.get_scale() >= self.scale:
+            scheduler.step()
+
+    def on_save_checkpoint(self, checkpoint):
+        learned = {f"model.{name}" for name in self.learned()}
+        checkpoint["state_dict"] = {n: w for n, w in checkpoint["state_dict"].items() if n in learned}
+
+
+def set_precision(model: StableDiffusion, compute: torch.dtype) -> None:
+    """Frozen weights in the compute precision, learned ones in fp32; the autoencoder never in fp16, which overflows it."""
+    for part, module in model.named_children():
+        frozen = torch.float32 if part == "vae" and compute is torch.float16 else compute
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)

@@ -1,0 +1,70 @@
+"""Loud before the first step: what will happen, and a stop for what would silently ruin a run."""
+
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+LATE_WARMUP = 0.2  # a longer warm-up leaves the run no time to settle
+
+
+def inspect(module, samples, loop, schedule, trainer) -> dict:
+    """Facts of the run that is about to start; `warnings` is a list of lines."""
+    model, steps, world = module.model, trainer.max_steps, trainer.world_size
+    learned = {part: count(p for p in net.parameters() if p.requires_grad) for part, net in model.parts.items()}
+    return {
+        "learns": {part: n for part, n in learned.items() if n},
+        "parameters": sum(count(net.parameters()) for net in (model.unet, model.vae, model.text_encoder)),
+        "images": len(samples),
+        "steps": steps,
+        "epochs": round(steps * loop.samples_per_step(world) / len(samples), 2),
+        "batch": {"size": loop.batch_size, "accumulate": loop.accumulate, "processes": world},
+        "resolution": samples.stream.resolution,
+        "prediction_type": model.prediction_type,
+        "precision": str(trainer.precision),
+        "device": device_name(trainer.strategy.root_device),
+        "seed": loop.seed,
+        "warnings": list(warnings(model, samples, schedule, steps)),
+    }
+
+
+def warnings(model, samples, schedule, steps: int):
+    """What a user should know before waiting for hours."""
+    length = model.tokenizer.model_max_length
+    captions = samples.source.captions()
+    sizes = [len(ids) for ids in model.tokenizer(captions, truncation=False, verbose=False).input_ids]
+    if long := sum(size > length for size in sizes):
+        yield f"{long} of {len(captions)} captions are cut at {length} tokens; the longest has {max(sizes)}"
+    if (warmup := schedule.warmup_steps(steps)) > LATE_WARMUP * steps:
+        yield f"warm-up takes {warmup} of {steps} steps; more than a fifth leaves little time at the full rate"
+
+
+def count(parameters) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def announce(plan: dict, title: str, source: str, folder: Path) -> None:
+    """Print the plan."""
+    learned = sum(plan["learns"].values())
+    parts = " + ".join(f"{PART_NAMES[part]} {n:,}" for part, n in plan["learns"].items())
+    batch = plan["batch"]
+    factors = [str(batch["size"])] + [str(n) for n in (batch["accumulate"], batch["processes"]) if n > 1]
+    share = f"{learned / plan['parameters']:.2%}" if learned < plan["parameters"] else "all"
+    print(f"sdft · {title} · {source}")
+    print(f"learns   {parts} of {plan['parameters']:,} ({share})")
+    print(f"runs     {plan['steps']} steps × batch {' × '.join(factors)} · {plan['epochs']:g} epochs · {plan['resolution']} px")
+    print(f"on       {plan['device']} · {plan['precision']}")
+    print(f"writes   {folder}")
+    for line in plan["warnings"]:
+        print(f"warning  {line}", file=sys.stderr)
+    sys.stdout.flush()
+
+
+PART_NAMES = {"unet": "UNet", "text_encoder": "text encoder"}

@@ -1,0 +1,104 @@
+"""Pictures from a model: one seed an image, so that a picture depends on neither batch size nor order."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from sdft.model import StableDiffusion
+
+
+@dataclass
+class Sampling:
+    """`seed` + i starts the noise of the i-th image of every prompt, as `torch.Generator().manual_seed` does."""
+
+    steps: int = 30
+    guidance_scale: float = 7.5
+    images: int = 1
+    seed: int = 0
+    batch_size: int = 4
+
+    def __post_init__(self):
+        for key in ("steps", "images", "batch_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"sampling.{key}={getattr(self, key)}: choose 1 or more")
+
+    def requests(self, prompts: list[str]) -> list[tuple[str, int]]:
+        """(prompt, seed) of every image, prompt by prompt."""
+        return [(prompt, self.seed + i) for prompt in prompts for i in range(self.images)]
+
+    def __call__(self, model: StableDiffusion, prompts: list[str], resolution: int) -> Iterator[Image.Image]:
+        """One RGB picture per request, in order."""
+        requests = self.requests(prompts)
+        pipeline = model.pipeline()
+        pipeline.set_progress_bar_config(disable=True)
+        for start in range(0, len(requests), self.batch_size):
+            batch = requests[start : start + self.batch_size]
+            with evaluating(model), torch.no_grad():
+                yield from pipeline(
+                    [prompt for prompt, _ in batch],
+                    generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
+                    height=resolution,
+                    width=resolution,
+                    num_inference_steps=self.steps,
+                    guidance_scale=self.guidance_scale,
+                ).images
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module):
+    """Evaluation mode, and afterwards each module's own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def grid(rows: list[list[Image.Image]], gap: int = 2) -> Image.Image:
+    """Rows of equal pictures on white."""
+    width, height = rows[0][0].size
+    columns = max(map(len, rows))
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            sheet.paste(picture, (x * (width + gap), y * (height + gap)))
+    return sheet
+
+
+def labelled(rows: list[tuple[str, list[Image.Image]]], columns: list[str], tile: int = 128) -> Image.Image:
+    """A grid with a caption over each column and a label before each row; small pictures are enlarged to `tile` pixels."""
+    from PIL import ImageDraw, ImageFont
+
+    size = rows[0][1][0].width
+    factor = max(1, tile // size)
+    tiles = [[p.resize((p.width * factor, p.height * factor), Image.Resampling.LANCZOS) for p in row] for _, row in rows]
+    sheet, font = grid(tiles, gap=4), ImageFont.load_default(13)
+    edge = size * factor
+    left = 12 + max(int(font.getlength(label)) for label, _ in rows)
+    heads = [wrap(text, edge, font) for text in columns]
+    top = 10 + 16 * max((len(lines) for lines in heads), default=0)
+    page = Image.new("RGB", (left + sheet.width + 4, top + sheet.height + 4), "white")
+    page.paste(sheet, (left, top))
+    draw = ImageDraw.Draw(page)
+    for x, lines in enumerate(heads):
+        draw.text((left + x * (edge + 4), 4), "\n".join(lines), "black", font)
+    for y, (label, _) in enumerate(rows):
+        draw.text((6, top + y * (edge + 4) + edge // 2 - 8), label, "black", font)
+    return page
+
+
+def wrap(text: str, width: int, font, most: int = 4) -> list[str]:
+    """Lines of at most `width` pixels, and at most `most` of them."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines[:most] if len(lines) <= most else [*lines[: most - 1], lines[most - 1] + " …"]

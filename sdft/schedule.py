@@ -1,0 +1,49 @@
+"""Learning rates over a run: linear warm-up, then one of the usual shapes, as factors of the rate."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LambdaLR
+
+SHAPES = ("constant", "linear", "cosine", "cosine_with_restarts")
+
+
+@dataclass
+class Schedule:
+    """`warmup` in optimizer steps, or as a share of the run when below 1; `floor` is the factor at the end."""
+
+    shape: str
+    warmup: float = 0
+    cycles: int = 1
+    floor: float = 0.0
+
+    def __post_init__(self):
+        if self.shape not in SHAPES:
+            raise ValueError(f"schedule.shape={self.shape}: choose one of {', '.join(SHAPES)}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup={self.warmup}: choose 0 or more steps, or a share of the run below 1")
+
+    def warmup_steps(self, steps: int) -> int:
+        return round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
+
+    def factor(self, step: int, steps: int) -> float:
+        """The rate of optimizer step `step` (from 0) of `steps`; the last step gets `floor`."""
+        warmup = self.warmup_steps(steps)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if self.shape == "constant":
+            return 1.0
+        done = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+        if self.shape == "linear":
+            return 1 - done * (1 - self.floor)
+        turn = done if self.shape == "cosine" or done == 1 else done * self.cycles % 1
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * turn)) / 2
+
+    def __call__(self, optimizer, steps: int) -> "LambdaLR":
+        from torch.optim.lr_scheduler import LambdaLR
+
+        if self.warmup_steps(steps) >= steps:
+            raise ValueError(f"warmup={self.warmup}: choose fewer than the run's {steps} steps")
+        return LambdaLR(optimizer, lambda step: self.factor(step, steps))

@@ -1,0 +1,37 @@
+"""Where a run computes: which devices, how many machines, and how they share the work."""
+
+from dataclasses import dataclass
+
+NAMES = ("auto", "ddp")
+ACCELERATORS = ("auto", "cpu", "gpu")
+
+
+@dataclass
+class Strategy:
+    name: str = "auto"
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int = 1
+
+    def __post_init__(self):
+        if self.name not in NAMES:
+            raise ValueError(f"strategy.name={self.name}: choose one of {', '.join(NAMES)}")
+        if self.accelerator not in ACCELERATORS:
+            raise ValueError(f"accelerator={self.accelerator}: choose one of {', '.join(ACCELERATORS)}")
+        if self.devices != "auto" and (not str(self.devices).isdigit() or int(self.devices) < 1):
+            raise ValueError(f"devices={self.devices}: choose auto, or 1 or more")
+        if self.num_nodes < 1:
+            raise ValueError(f"num_nodes={self.num_nodes}: choose 1 or more")
+
+    def trainer(self) -> dict:
+        """What Lightning's Trainer takes. On a CPU, `auto` is one device: it already uses every core."""
+        import torch
+
+        cpu = self.accelerator == "cpu" or not torch.cuda.is_available()
+        devices = 1 if self.devices == "auto" and cpu else self.devices
+        return {
+            "accelerator": "cpu" if cpu and self.accelerator == "auto" else self.accelerator,
+            "devices": devices if devices == "auto" else int(devices),
+            "num_nodes": self.num_nodes,
+            "strategy": self.name,
+        }

@@ -1,0 +1,172 @@
+"""Build a run from its config, say what will happen, train, and tell what improved."""
+
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from sdft.preflight import announce, inspect
+from sdft.record import Record, command
+
+
+def train(cfg: DictConfig) -> None:
+    """One run in the folder that Hydra made. What a user can get wrong is refused before anything is written there."""
+    folder, choices = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().runtime.choices
+    light = ("method", "objective", "schedule", "precision", "strategy", "sampling", "stream", "loop", "metrics")
+    parts = {key: instantiate(cfg[key]) for key in light}  # cheap, so that their refusals come first
+    source = instantiate(cfg.data)
+    prompts = read_prompts(cfg.prompts) or source.prompts()
+    parts["precision"].apply()
+    torch.manual_seed(cfg.seed)
+    model = instantiate(cfg.model)
+    samples = parts["stream"].samples(source, model)
+    if hasattr(source, "verify"):
+        source.verify()
+
+    from sdft.data.module import Pictures
+
+    loop = parts["loop"]
+    module = build_module(cfg, parts, model)
+    trainer = build_trainer(cfg, parts, len(source), folder, prompts)
+    plan = inspect(module, samples, loop, parts["schedule"], trainer)
+    record = Record(folder)
+    if trainer.is_global_zero:
+        announce(plan, title(choices, cfg), source.describe(), folder)
+        record.start(plan, cfg)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(flat(cfg, choices) | {"learns": sum(plan["learns"].values())})
+    began = time.perf_counter()
+    try:
+        trainer.fit(module, Pictures(samples, loop.batch_size, loop.workers), ckpt_path=loop.checkpoint())
+    except BaseException:
+        record.end("failed")
+        raise
+    finally:
+        close_dashboards()
+    if trainer.is_global_zero:
+        record.end("finished", seconds=round(time.perf_counter() - began, 1), last=last_meters(trainer))
+        closing(folder, cfg, module.method)
+
+
+def build_module(cfg: DictConfig, parts: dict, model):
+    from sdft.module import FineTuning
+
+    loop = parts["loop"]
+    return FineTuning(
+        model,
+        parts["method"],
+        parts["objective"],
+        instantiate(cfg.optimizer),
+        parts["schedule"],
+        lr={"unet": loop.lr, "text_encoder": loop.text_lr},
+        clip=loop.clip,
+        compute=parts["precision"].dtype,
+        seed=cfg.seed,
+    )
+
+
+def build_trainer(cfg: DictConfig, parts: dict, images: int, folder: Path, prompts: list[str]):
+    """Lightning's trainer with this project's callbacks; it keeps no console of its own."""
+    import logging
+
+    from lightning import Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.loggers import CSVLogger
+
+    from sdft.callbacks.ema import EMA
+    from sdft.callbacks.export import Export
+    from sdft.callbacks.gradients import FirstGradients
+    from sdft.callbacks.meters import Meters
+    from sdft.callbacks.progress import ProgressBar
+    from sdft.callbacks.samples import Samples
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    loop, strategy = parts["loop"], parts["strategy"].trainer()
+    ema, meters = EMA(loop.ema), Meters(loop.log_every)
+    samples = Samples(folder, parts["sampling"], prompts, cfg.resolution, loop.sample_every, ema, meters)
+    callbacks = [
+        meters,
+        ProgressBar(meters),
+        FirstGradients(),
+        *([ema] if loop.ema else []),
+        samples,
+        Export(samples, cfg.name, command()),
+    ]
+    if loop.save_every:
+        every = {"every_n_train_steps": loop.save_every, "monitor": "step", "mode": "max", "save_top_k": loop.keep}
+        names = {"filename": "step-{step:06d}", "auto_insert_metric_name": False}
+        callbacks.append(ModelCheckpoint(folder / "checkpoints", **every, **names))
+    dashboard = instantiate(cfg.logger)
+    return Trainer(
+        **strategy,
+        precision=parts["precision"].trainer,
+        max_steps=loop.total(images, processes(strategy)),
+        max_epochs=-1,
+        accumulate_grad_batches=loop.accumulate,
+        logger=[CSVLogger(folder, name="", version=""), *([dashboard] if dashboard else [])],
+        callbacks=callbacks,
+        log_every_n_steps=loop.log_every,
+        enable_checkpointing=bool(loop.save_every),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+
+
+def processes(strategy: dict) -> int:
+    devices = strategy["devices"]
+    return (torch.cuda.device_count() if devices == "auto" else devices) * strategy["num_nodes"]
+
+
+def read_prompts(prompts) -> list[str]:
+    """A list as it is; a text file as its non-empty lines."""
+    if isinstance(prompts, str):
+        file = Path(prompts).expanduser()
+        if not file.is_file():
+            raise ValueError(f"prompts={prompts}: no such text file; give one, or a list as 'prompts=[a cat,a dog]'")
+        prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    return [str(prompt) for prompt in prompts or [] if prompt]
+
+
+def title(choices, cfg: DictConfig) -> str:
+    rank = f" rank {cfg.rank} α {cfg.alpha:g}" if "rank" in cfg else ""
+    return f"{choices.method}{rank} · {choices.model}"
+
+
+def flat(cfg: DictConfig, choices) -> dict:
+    """Top-level words as columns, and the chosen names of the groups."""
+    words = {key: value for key, value in cfg.items() if not hasattr(value, "items")}
+    return words | {key: choices[key] for key in ("method", "model", "data", "optimizer", "schedule", "precision", "strategy")}
+
+
+def last_meters(trainer) -> dict:
+    from sdft.callbacks.meters import Meters
+
+    return next(c.last for c in trainer.callbacks if isinstance(c, Meters))
+
+
+def close_dashboards() -> None:
+    """Each run of a sweep in this process is a W&B run of its own."""
+    import sys
+
+    if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
+        sys.modules["wandb"].finish()
+
+
+def closing(folder: Path, cfg: DictConfig, method) -> None:
+    """What improved, and where everything lies."""
+    if cfg.metrics:
+        from sdft.evaluation import evaluate
+
+        evaluate(folder, cfg)
+    result = folder / method.result
+    size = sum(f.stat().st_size for f in result.rglob("*") if f.is_file()) / 2**20
+    print(f"look     {folder / 'samples.png'}")
+    print(f"{method.result:<8} {result}/ ({size:.1f} MB)")
+    print("next     python evaluate.py   ·   python train.py model=sd15 data=folder data.path=PHOTOS")

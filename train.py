@@ -1,0 +1,17 @@
+"""Fine-tune: python train.py method=lora rank=32   (--help lists every word)."""
+
+from sdft.command import command
+
+
+@command("train")
+def main(cfg):
+    from sdft.config import check
+
+    check(cfg)
+    from sdft.training import train
+
+    train(cfg)
+
+
+if __name__ == "__main__":
+    main()
