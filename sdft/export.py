@@ -36,8 +36,11 @@ def adapter(part: str, module: nn.Module) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
     weights = get_peft_model_state_dict(module)
-    if part == "text_encoder":
-        weights = {CLIP_ROOT + key.removeprefix(CLIP_ROOT): weight for key, weight in weights.items()}
+    if part == "text_encoder":  # whose loader in transformers wants each tensor to be called a weight
+        weights = {
+            CLIP_ROOT + key.removeprefix(CLIP_ROOT) + ".weight" * key.endswith("vector"): weight
+            for key, weight in weights.items()
+        }
     return weights
 
 
@@ -115,12 +118,16 @@ def load_lora(model, path: Path) -> None:
         raise ValueError(f"adapter={file}: {unknown[0]}{more} fits no layer of {model.name}")
     try:
         model.pipeline().load_lora_weights(file.parent, weight_name=file.name, adapter_name="default")
-    except RuntimeError as error:
-        raise ValueError(f"adapter={file}: {str(error).strip().splitlines()[-1].strip()}") from None
-    loaded = sum(len(adapter(part, module)) for part, module in model.parts.items() if hasattr(module, "peft_config"))
+    except (RuntimeError, ValueError) as error:  # shapes that differ, tensors without their partner
+        raise ValueError(f"adapter={file}: does not fit {model.name} ({' '.join(str(error).split())})") from None
+    parts = {part: module for part, module in model.parts.items() if hasattr(module, "peft_config")}
+    loaded, _ = kohya_format(parts, "") if next(iter(given)).startswith("lora_") else diffusers_format(parts)
     expected = sum(not key.endswith(".alpha") for key in given)
-    if loaded != expected:
-        raise ValueError(f"adapter={file}: {expected} tensors, of which {loaded} found their layer in {model.name}")
+    arrived = sum(not key.endswith(".alpha") for key in loaded)
+    changed = [key for key in loaded if key in given and not torch.equal(loaded[key].float(), given[key].float())]
+    if arrived != expected or changed:
+        what = f"{arrived} of {expected} tensors found their layer" if arrived != expected else f"{changed[0]} was not taken over"
+        raise ValueError(f"adapter={file}: does not fit {model.name} ({what})")
     model.requires_grad_(False).eval()
 
 

@@ -29,6 +29,7 @@ class FineTuning(LightningModule):
         """`optimizer` makes an optimizer from parameter groups, `schedule` maps it and the run's steps to a scheduler,
         `lr` is the rate of each of `model.parts`; `clip` is the largest gradient norm (0: any)."""
         super().__init__()
+        objective.check(model)
         torch.manual_seed(seed)
         method.prepare(model)
         self.model, self.method, self.objective = model, method, objective

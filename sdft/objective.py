@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
+ZERO_SNR = 1e-6  # schedulers write 2**-24 for zero
+
+
 @dataclass
 class Objective:
     """Squared error of the predicted noise or velocity, weighted by Min-SNR-gamma (Hang et al., 2023; 0 turns it off).
@@ -18,6 +21,14 @@ class Objective:
     def __post_init__(self):
         if self.snr_gamma < 0:
             raise ValueError(f"snr_gamma={self.snr_gamma}: choose 0 (off) or more; 5 is usual")
+
+    def check(self, model) -> None:
+        """Refuse what divides by zero: at zero terminal SNR the last step of an epsilon model holds no image to recover."""
+        if model.prediction_type == "epsilon" and model.alphas_cumprod[-1] < ZERO_SNR:
+            raise ValueError(
+                "model.prediction_type=epsilon with zero terminal SNR (rescale_betas_zero_snr): use v_prediction, "
+                "whose Min-SNR weight of that step is 0"
+            )
 
     def __call__(self, model, latents: Tensor, context: Tensor, noise: Tensor, offset: Tensor, timesteps: Tensor) -> Tensor:
         """Weighted losses `[batch]` of latents and noise `[batch, 4, h, w]`, offsets `[batch, 4, 1, 1]`, timesteps `[batch]`."""

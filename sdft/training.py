@@ -13,12 +13,15 @@ from sdft.preflight import announce, inspect
 from sdft.record import Record, command
 
 
-def train(cfg: DictConfig) -> None:
-    """One run in the folder that Hydra made. What a user can get wrong is refused before anything is written there."""
+def train(cfg: DictConfig):
+    """One run in the folder that Hydra made; returns the trained module.
+
+    What a user can get wrong is refused before anything is written there.
+    """
     folder, choices = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().runtime.choices
     light = ("method", "objective", "schedule", "precision", "strategy", "sampling", "stream", "loop", "metrics")
     parts = {key: instantiate(cfg[key]) for key in light}  # cheap, so that their refusals come first
-    source = instantiate(cfg.data)
+    checkpoint, source = parts["loop"].checkpoint(), instantiate(cfg.data)
     prompts = read_prompts(cfg.prompts) or source.prompts()
     parts["precision"].apply()
     torch.manual_seed(cfg.seed)
@@ -41,7 +44,7 @@ def train(cfg: DictConfig) -> None:
         logger.log_hyperparams(flat(cfg, choices) | {"learns": sum(plan["learns"].values())})
     began = time.perf_counter()
     try:
-        trainer.fit(module, Pictures(samples, loop.batch_size, loop.workers), ckpt_path=loop.checkpoint())
+        trainer.fit(module, Pictures(samples, loop.batch_size, loop.workers), ckpt_path=checkpoint)
     except BaseException:
         record.end("failed")
         raise
@@ -50,6 +53,7 @@ def train(cfg: DictConfig) -> None:
     if trainer.is_global_zero:
         record.end("finished", seconds=round(time.perf_counter() - began, 1), last=last_meters(trainer))
         closing(folder, cfg, module.method)
+    return module
 
 
 def build_module(cfg: DictConfig, parts: dict, model):

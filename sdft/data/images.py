@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
@@ -18,7 +19,7 @@ def decode(path: Path, background: str = "white") -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable picture ({error})") from None
     if image.mode.startswith("I"):  # 16 bits a pixel
-        return Image.fromarray((torch.tensor(list(image.getdata())).reshape(image.height, image.width) >> 8).byte().numpy()).convert("RGB")
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, ImageColor.getrgb(background))
         return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")

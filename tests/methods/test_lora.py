@@ -1,0 +1,78 @@
+"""LoRA learns what it says, starts as the base, and refuses what would silently learn nothing."""
+
+import pytest
+import torch
+
+from sdft.methods.lora import LoRA
+
+
+def output(model):
+    torch.manual_seed(1)
+    with torch.no_grad():
+        context = model.condition(model.tokenize(["a handwritten five in red ink"]))
+        return model.predict(torch.randn(1, 4, 8, 8), torch.tensor([400]), context)
+
+
+def test_the_start_equals_the_base_exactly(tiny):  # S0-03
+    model = tiny()
+    before = output(model)
+    LoRA(4, 8).prepare(model)
+    assert torch.equal(output(model), before)
+
+
+def test_only_a_and_b_learn(tiny):  # S0-02
+    model = tiny()
+    LoRA(4, 4).prepare(model)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert names and all(".lora_A." in name or ".lora_B." in name for name in names)
+    assert {name.split(".")[0] for name in names} == {"unet", "text_encoder"}
+
+
+def test_the_text_encoder_can_be_left_out(tiny):
+    model = tiny()
+    LoRA(4, 4, text_encoder=False).prepare(model)
+    assert not any(p.requires_grad for p in model.text_encoder.parameters())
+
+
+def test_a_is_gaussian_with_one_over_rank_and_b_is_zero(tiny):
+    model = tiny()
+    LoRA(16, 16).prepare(model)
+    a = torch.cat([p.flatten() for n, p in model.unet.named_parameters() if ".lora_A." in n])
+    b = torch.cat([p.flatten() for n, p in model.unet.named_parameters() if ".lora_B." in n])
+    assert a.std().item() == pytest.approx(1 / 16, rel=0.05) and not b.any()
+
+
+def test_alpha_scales_the_update(tiny):
+    changes = []
+    for alpha in (4.0, 8.0):
+        model = tiny()
+        base = output(model)
+        torch.manual_seed(0)
+        LoRA(4, alpha, text_encoder=False, unet_targets=["conv_out"]).prepare(model)
+        for name, p in model.unet.named_parameters():
+            if ".lora_B." in name:
+                torch.manual_seed(2)
+                p.data.normal_()
+        changes.append(output(model) - base)
+    assert torch.allclose(changes[1], 2 * changes[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"unet_targets": ["to_q", "to_x"]}, r"method.unet_targets: 'to_x' matches no layer of the unet; it has .*to_k"),
+        ({"text_targets": ["to_q"]}, r"method.text_targets: 'to_q' matches no layer of the text_encoder; it has .*q_proj"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_named(tiny, options, told):
+    with pytest.raises(ValueError, match=told):
+        LoRA(4, 4, **options).prepare(tiny())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"rank": 0}, "rank=0: choose 1 or more"), ({"alpha": 0}, "alpha=0"), ({"dropout": 1.0}, "method.dropout=1.0"), ({"init": "zeros"}, "method.init=zeros: choose one of gaussian, kaiming")],
+)
+def test_bad_words_are_refused(options, told):
+    with pytest.raises(ValueError, match=told):
+        LoRA(**{"rank": 4, "alpha": 4} | options)

@@ -1,0 +1,61 @@
+"""The arrows of the house run one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "sdft"
+# lowest first; a module imports only what stands before its own layer
+LAYERS = [
+    ["draws", "config", "record", "loop", "schedule", "precision", "strategy", "loggers", "tokenizer", "assets", "command"],
+    ["data.images", "data.source", "model", "objective"],
+    ["data.folder", "data.digits", "data.stream", "sampling", "export", "metrics.clip"],
+    ["data.module", "methods.base", "metrics.prompt", "metrics.subject", "metrics.zero_shot", "assets.tokenizer"],
+    ["assets.vae", "assets.judge", "methods.lora", "methods.sft"],
+    ["methods.pretrain", "module"],
+    ["callbacks.meters", "callbacks.ema", "callbacks.gradients", "card", "preflight"],
+    ["callbacks.samples", "callbacks.progress", "evaluation"],
+    ["callbacks.export"],
+    ["training"],
+]
+LAYER = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
+
+
+def modules() -> dict[str, Path]:
+    files = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in files.items() if name != "__init__"}
+
+
+def imports(path: Path) -> set[str]:
+    """The project's modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sdft."):
+            found.add(node.module.removeprefix("sdft."))
+    return found
+
+
+@pytest.mark.parametrize("name", [n for n in modules() if n in LAYER or not modules()[n].read_text() == ""])
+def test_a_module_imports_only_from_layers_below(name):
+    assert name in LAYER, f"sdft/{name} has no layer"
+    assert not {other for other in imports(modules()[name]) if LAYER[other] >= LAYER[name]}
+
+
+def test_files_and_functions_stay_short():
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        assert len(path.read_text().splitlines()) <= 250, path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}:{node.name}"
+
+
+def test_the_objective_and_the_draws_import_nothing_of_ours():
+    for name in ("draws", "config", "objective"):
+        assert not imports(modules()[name])
+
+
+def test_the_two_programs_stay_under_forty_lines():
+    for name in ("train.py", "evaluate.py"):
+        assert len((PACKAGE.parent / name).read_text().splitlines()) < 40

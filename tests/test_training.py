@@ -1,0 +1,128 @@
+"""Whole runs in this process: equal seeds, workers, accumulation, EMA, resume."""
+
+import csv
+import json
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+
+def adapter(folder):
+    return load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
+
+
+def assert_same(one: dict, other: dict, tolerance: float = 0.0):
+    assert one.keys() == other.keys()
+    for key in one:
+        assert torch.allclose(one[key], other[key], rtol=0, atol=tolerance), key
+
+
+def rows(folder):
+    with open(folder / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_equal_seeds_give_bit_identical_adapters_and_workers_change_nothing(run):
+    _, one = run("steps=4", name="one")
+    torch.manual_seed(99)
+    _, two = run("steps=4", "workers=2", name="two")
+    _, other = run("steps=4", "seed=1", name="other")
+    assert_same(adapter(one), adapter(two))
+    assert not torch.equal(*(next(iter(adapter(f).values())) for f in (one, other)))
+
+
+def test_accumulation_equals_the_larger_batch(run):  # pitfall 12
+    options = ["steps=3", "schedule=cosine", "optimizer.eps=1e-3"]  # a larger eps, for Adam turns rounding into signs
+    _, whole = run(*options, "batch_size=4", name="whole")
+    _, parts = run(*options, "batch_size=1", "accumulate=4", name="parts")
+    assert_same(adapter(whole), adapter(parts), 1e-5)
+    for a, b in zip(rows(whole), rows(parts), strict=True):
+        assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), abs=1e-5)
+        assert a["train/lr_unet"] == b["train/lr_unet"]
+
+
+def test_sampling_leaves_training_untouched(run):  # pitfall 18
+    module, often = run("steps=4", "sample_every=1", name="often")
+    _, never = run("steps=4", name="never")
+    assert_same(adapter(often), adapter(never))
+    assert len(list((often / "samples").glob("step-*"))) == 5
+    assert not hasattr(module.model.scheduler, "num_inference_steps") or module.model.scheduler.num_inference_steps is None
+
+
+def test_a_resumed_run_is_bit_identical(run):
+    _, whole = run("steps=6", "schedule=cosine", "ema=0.9", "sample_every=2", "save_every=3", "keep=3", name="whole")
+    checkpoint = whole / "checkpoints" / "step-000003.ckpt"
+    _, resumed = run("steps=6", "schedule=cosine", "ema=0.9", "sample_every=2", f"resume={checkpoint}", "workers=1", name="resumed")
+    assert_same(adapter(whole), adapter(resumed))
+    assert [r["step"] for r in rows(resumed)] == ["4", "5", "6"]
+    for name in ("step-000004", "step-000006"):
+        for picture in (whole / "samples" / name).glob("*.png"):
+            assert picture.read_bytes() == (resumed / "samples" / name / picture.name).read_bytes()
+
+
+def test_checkpoints_hold_only_what_learns(run):
+    module, folder = run("steps=2", "ema=0.9")
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert set(checkpoint["state_dict"]) == {f"model.{n}" for n in module.learned()}
+    assert checkpoint["callbacks"]["EMA"]["updates"] == 2
+
+
+def test_a_run_is_a_folder(run):
+    _, folder = run("steps=2", "sample_every=1")
+    record = json.loads((folder / "run.json").read_text())
+    assert record["state"] == "finished" and record["steps"] == 2 and record["seed"] == 0
+    assert record["device"].startswith("cpu") and record["versions"]["torch"]
+    assert record["learns"] == {"unet": 66_304, "text_encoder": 8_192}
+    for name in ("config.yaml", "metrics.csv", "samples.png", "adapter/README.md", "adapter/samples.png", "checkpoints/last.ckpt"):
+        assert (folder / name).stat().st_size > 0, name
+    assert set(rows(folder)[0]) >= {"step", "train/loss", "train/grad_norm", "train/lr_unet", "train/images_per_second"}
+
+
+@pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "lora-kohya.safetensors"])
+def test_the_sampled_picture_comes_from_the_exported_file_too(run, file):  # pitfall 29
+    from diffusers import StableDiffusionPipeline
+    from PIL import Image
+
+    _, folder = run("steps=2", "lr=0.05", "alpha=3", "model.weights=pretrained")
+    facts = json.loads((folder / "samples" / "step-000002" / "samples.json").read_text())[0]
+    plain = StableDiffusionPipeline.from_pretrained(ROOT / "sdft" / "assets" / "tiny-sd")
+    plain.load_lora_weights(folder / "adapter", weight_name=file)
+    generator = torch.Generator().manual_seed(facts["seed"])
+    image = plain(facts["prompt"], num_inference_steps=2, guidance_scale=3.0, height=32, width=32, generator=generator).images[0]
+    sampled, base = (Image.open(folder / "samples" / step / facts["file"]) for step in ("step-000002", "step-000000"))
+    assert difference(sampled, image) <= 2
+    assert difference(sampled, base) > 20
+
+
+def difference(one, other) -> int:
+    """The largest difference of a channel of a pixel, 0..255."""
+    return max(abs(a - b) for a, b in zip(one.tobytes(), other.tobytes(), strict=True))
+
+
+def test_photographs_train_too(run, photographs):
+    _, folder = run("steps=1", "data=folder", f"data.path={photographs}", "resolution=64", "crop=random", "flip=true", "prompts=[a photo of a cat]")
+    assert len(list((folder / "samples" / "step-000001").glob("*.png"))) == 1
+
+
+def test_bf16_trains(run):
+    module, _ = run("steps=2", "precision=bf16")
+    assert module.model.unet.conv_in.weight.dtype == torch.bfloat16
+
+
+def test_full_fine_tuning_writes_a_pipeline_that_opens(run):
+    from diffusers import StableDiffusionPipeline
+
+    module, folder = run("steps=2", "method=sft", "lr=1e-3")
+    opened = StableDiffusionPipeline.from_pretrained(folder / "pipeline", safety_checker=None)
+    assert torch.equal(opened.unet.conv_in.weight, module.model.unet.conv_in.weight)
+
+
+def test_an_adapter_that_gets_no_gradient_stops_the_run(run, monkeypatch):  # pitfall 3
+    from sdft.model import StableDiffusion
+
+    whole = StableDiffusion.condition
+    monkeypatch.setattr(StableDiffusion, "condition", lambda self, ids: whole(self, ids).detach())
+    with pytest.raises(ValueError, match=r"text_encoder\..* that should learn got no gradient at the first step"):
+        run("steps=2")
