@@ -12,7 +12,7 @@ def main(cfg):
     from sdft.training import read_prompts
 
     run = Path(cfg.run) if cfg.run else newest_run()
-    trained = config_of(run, cfg.metrics, cfg.images)
+    trained = config_of(run, cfg.get("metrics"), cfg.images)
     check(trained)
     print(f"sdft · {run}")
     evaluate(run, trained, read_prompts(cfg.prompts))

@@ -58,7 +58,9 @@ FILES = """
 """
 
 
-def write_card(folder: Path, name: str, module, sampling, prompts: list[str], resolution: int, command: list[str]) -> None:
+def write_card(
+    folder: Path, name: str, module, sampling, prompts: list[str], resolution: int, command: list[str]
+) -> None:
     """Write `README.md` and `samples.png` into the result's folder. Captions are data: they stand in JSON quotes."""
     result, model = folder.name, module.model
     tags = ["stable-diffusion", "text-to-image", type(module.method).__name__.lower()]

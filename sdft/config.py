@@ -46,10 +46,14 @@ def check_node(path: str, node: DictConfig) -> None:
             raise ValueError(f"{path}.{key}={value}: {target.__name__} takes {', '.join(parameters)}")
         hint = checkable(hints.get(key, Any))
         try:
-            OmegaConf.merge(OmegaConf.structured(make_dataclass("Node", [(key, hint, field(default=MISSING))])), {key: value})
+            OmegaConf.merge(
+                OmegaConf.structured(make_dataclass("Node", [(key, hint, field(default=MISSING))])), {key: value}
+            )
         except OmegaConfBaseException:
             raise ValueError(f"{path}.{key}={value}: {target.__name__} takes {accepted(hint)}") from None
-    required = [n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    required = [
+        n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
     if absent := [name for name in required if name not in given and not node.get("_partial_")]:
         raise ValueError(f"{path}: {target.__name__} needs {', '.join(absent)}")
 

@@ -92,7 +92,9 @@ def score(metrics: dict, pictures: list[Image.Image], prompts: list[str]) -> dic
     return scores
 
 
-def side_by_side(pictures: dict[str, list[Image.Image]], prompts: list[str], sampling: Sampling, most: int = 4) -> Image.Image:
+def side_by_side(
+    pictures: dict[str, list[Image.Image]], prompts: list[str], sampling: Sampling, most: int = 4
+) -> Image.Image:
     """A column a prompt (at most ten); above the base's first images, below the fine-tuned ones."""
     shown = min(most, sampling.images)
     rows = [
@@ -131,7 +133,9 @@ def config_of(run: Path, metrics, images: int | None) -> DictConfig:
     cfg = OmegaConf.load(file)
     cfg.metrics = metrics or cfg.metrics
     if not cfg.metrics:
-        raise ValueError("metrics=null: this run was trained without a judge; choose metrics=clip, or metrics=digits for digits")
+        raise ValueError(
+            "metrics=null: this run was trained without a judge; choose metrics=clip, or metrics=digits for digits"
+        )
     if images is not None:
         cfg.metrics.images = images
     return cfg

@@ -51,7 +51,11 @@ def diffusers_format(parts: dict[str, nn.Module]) -> tuple[dict[str, Tensor], di
         tensors |= {f"{part}.{key}": weight for key, weight in adapter(part, module).items()}
         settings = module.peft_config["default"].to_dict()
         settings["target_modules"] = sorted(settings["target_modules"])
-        plain = {key: value for key, value in settings.items() if value is not None and key not in ("task_type", "runtime_config")}
+        plain = {
+            key: value
+            for key, value in settings.items()
+            if value is not None and key not in ("task_type", "runtime_config")
+        }
         config |= {f"{part}.{key}": value for key, value in plain.items()}
     return tensors, {"lora_adapter_metadata": json.dumps(config, default=str, sort_keys=True)}
 
@@ -81,7 +85,11 @@ def kohya_format(parts: dict[str, nn.Module], name: str) -> tuple[dict[str, Tens
     return tensors, metadata
 
 
-KOHYA_KINDS = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight", "lora_magnitude_vector": "dora_scale"}
+KOHYA_KINDS = {
+    "lora_A.weight": "lora_down.weight",
+    "lora_B.weight": "lora_up.weight",
+    "lora_magnitude_vector": "dora_scale",
+}
 
 
 def split(key: str) -> tuple[str, str]:
@@ -126,7 +134,11 @@ def load_lora(model, path: Path) -> None:
     arrived = sum(not key.endswith(".alpha") for key in loaded)
     changed = [key for key in loaded if key in given and not torch.equal(loaded[key].float(), given[key].float())]
     if arrived != expected or changed:
-        what = f"{arrived} of {expected} tensors found their layer" if arrived != expected else f"{changed[0]} was not taken over"
+        what = (
+            f"{arrived} of {expected} tensors found their layer"
+            if arrived != expected
+            else f"{changed[0]} was not taken over"
+        )
         raise ValueError(f"adapter={file}: does not fit {model.name} ({what})")
     model.requires_grad_(False).eval()
 

@@ -4,7 +4,14 @@ import os
 from pathlib import Path
 
 
-def wandb(folder: str, name: str, project: str = "sdft", group: str | None = None, tags: list[str] = (), mode: str | None = None):
+def wandb(
+    folder: str,
+    name: str,
+    project: str = "sdft",
+    group: str | None = None,
+    tags: list[str] = (),
+    mode: str | None = None,
+):
     """Weights & Biases: online with a login, else offline in the run folder (`wandb sync` uploads it later)."""
     from lightning.pytorch.loggers import WandbLogger
     from wandb import Settings

@@ -43,9 +43,13 @@ class Loop:
         if self.resume is None:
             return None
         given = Path(self.resume).expanduser()
-        found = [given] if given.is_file() else sorted(given.glob("checkpoints/*.ckpt"), key=lambda p: p.stat().st_mtime)
+        found = (
+            [given] if given.is_file() else sorted(given.glob("checkpoints/*.ckpt"), key=lambda p: p.stat().st_mtime)
+        )
         if not found:
-            raise ValueError(f"resume={self.resume}: no checkpoint there; give a .ckpt file, or a run folder that has one")
+            raise ValueError(
+                f"resume={self.resume}: no checkpoint there; give a .ckpt file, or a run folder that has one"
+            )
         return found[-1]
 
     def samples_per_step(self, world: int) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sdft.assets import FOLDER
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-WEIGHTS = ("pretrained", "random", "vae")
+WEIGHTS = ("pretrained", "random")
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
@@ -46,7 +46,9 @@ class StableDiffusion(nn.Module):
         """(channels, h/f, w/f) for a square picture; `ValueError` when f does not divide it."""
         if resolution < self.factor or resolution % self.factor:
             nearest = max(self.factor, round(resolution / self.factor) * self.factor)
-            raise ValueError(f"resolution={resolution}: {self.name} takes multiples of {self.factor}, such as {nearest}")
+            raise ValueError(
+                f"resolution={resolution}: {self.name} takes multiples of {self.factor}, such as {nearest}"
+            )
         return self.vae.config.latent_channels, resolution // self.factor, resolution // self.factor
 
     @torch.no_grad()
@@ -105,8 +107,7 @@ def load(
     """An embedded model, a local folder or a hub id in the diffusers layout, in fp32.
 
     `weights=random` builds the same networks without weights, from the configurations in `name` when it is a folder,
-    else from those of `architecture` that this package carries: for tests and benchmarks, offline. `weights=vae` does
-    the same with the autoencoder's weights: for pretraining.
+    else from those of `architecture` that this package carries: for tests and benchmarks, offline.
     """
     if weights not in WEIGHTS:
         raise ValueError(f"model.weights={weights}: choose one of {', '.join(WEIGHTS)}")
@@ -115,7 +116,7 @@ def load(
     if weights == "pretrained":
         model = pretrained(place, revision, variant)
     else:
-        model = untrained(configurations(place, architecture), weights == "vae")
+        model = untrained(configurations(place, architecture))
     model.name = f"sdft/assets/{name}" if place != name else name
     if prediction_type is not None:
         if prediction_type not in PREDICTIONS:
@@ -125,26 +126,50 @@ def load(
 
 
 def pretrained(name: str, revision: str | None = None, variant: str | None = None) -> StableDiffusion:
-    from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of loading files that are here; downloads keep theirs
     folder = Path(name).expanduser()
     if folder.is_dir():
         check_layout(folder)
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"model.name={name}: no such folder")
     else:
-        folder = Path(DiffusionPipeline.download(name, revision=revision, variant=variant, safety_checker=None))
-    fp32 = {"torch_dtype": torch.float32, "variant": variant, "local_files_only": True}
+        folder = from_hub(name, revision, variant)
+    fp32 = {"torch_dtype": torch.float32, "variant": variant, "local_files_only": True, "use_safetensors": True}
     return StableDiffusion(
         UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **fp32),
         AutoencoderKL.from_pretrained(folder, subfolder="vae", **fp32),
         CLIPTextModel.from_pretrained(
-            folder, subfolder="text_encoder", dtype=torch.float32, variant=variant, local_files_only=True
+            folder,
+            subfolder="text_encoder",
+            dtype=torch.float32,
+            variant=variant,
+            local_files_only=True,
+            use_safetensors=True,
         ),
         CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         shipped_scheduler(folder),
     )
+
+
+def from_hub(name: str, revision: str | None, variant: str | None) -> Path:
+    """The folder that a hub id is, or will be, downloaded to."""
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()  # the one line below says it all
+    try:
+        return Path(DiffusionPipeline.download(name, revision=revision, variant=variant, safety_checker=None))
+    except (OSError, ValueError) as error:
+        offline = "outgoing traffic has been disabled" in str(error) or "cached" in str(error)
+        why = "the hub cannot be reached" if offline else str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model.name={name}: no such folder, and not to be had from the hub ({why}); "
+            "give a folder, or model.weights=random to try without weights"
+        ) from None
 
 
 def check_layout(folder: Path) -> None:
@@ -171,11 +196,8 @@ def configurations(name: str, architecture: str | None) -> Path:
     return FOLDER / architecture
 
 
-def untrained(folder: Path, first_stage: bool) -> StableDiffusion:
-    """The networks that the configurations in `folder` describe, initialised from the global generator.
-
-    With `first_stage` the autoencoder has its weights.
-    """
+def untrained(folder: Path) -> StableDiffusion:
+    """The networks that the configurations in `folder` describe, initialised from the global generator."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -184,9 +206,7 @@ def untrained(folder: Path, first_stage: bool) -> StableDiffusion:
     text_config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
     return StableDiffusion(
         UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet")),
-        AutoencoderKL.from_pretrained(folder, subfolder="vae")
-        if first_stage
-        else AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae")),
+        AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae")),
         CLIPTextModel(text_config),
         clip_tokenizer(folder / "tokenizer"),
         shipped_scheduler(folder),

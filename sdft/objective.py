@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-
 ZERO_SNR = 1e-6  # schedulers write 2**-24 for zero
 
 
@@ -30,7 +29,9 @@ class Objective:
                 "whose Min-SNR weight of that step is 0"
             )
 
-    def __call__(self, model, latents: Tensor, context: Tensor, noise: Tensor, offset: Tensor, timesteps: Tensor) -> Tensor:
+    def __call__(
+        self, model, latents: Tensor, context: Tensor, noise: Tensor, offset: Tensor, timesteps: Tensor
+    ) -> Tensor:
         """Weighted losses `[batch]` of latents and noise `[batch, 4, h, w]`, offsets `[batch, 4, 1, 1]`, timesteps `[batch]`."""
         noise = noise + self.noise_offset * offset
         alpha = model.alphas_cumprod[timesteps][:, None, None, None]

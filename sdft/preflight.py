@@ -12,6 +12,7 @@ LATE_WARMUP = 0.2  # a longer warm-up leaves the run no time to settle
 def inspect(module, samples, loop, schedule, trainer) -> dict:
     """Facts of the run that is about to start; `warnings` is a list of lines."""
     model, steps, world = module.model, trainer.max_steps, trainer.world_size
+    schedule.check(steps)
     learned = {part: count(p for p in net.parameters() if p.requires_grad) for part, net in model.parts.items()}
     return {
         "learns": {part: n for part, n in learned.items() if n},
@@ -59,7 +60,9 @@ def announce(plan: dict, title: str, source: str, folder: Path) -> None:
     share = f"{learned / plan['parameters']:.2%}" if learned < plan["parameters"] else "all"
     print(f"sdft · {title} · {source}")
     print(f"learns   {parts} of {plan['parameters']:,} ({share})")
-    print(f"runs     {plan['steps']} steps × batch {' × '.join(factors)} · {plan['epochs']:g} epochs · {plan['resolution']} px")
+    print(
+        f"runs     {plan['steps']} steps × batch {' × '.join(factors)} · {plan['epochs']:g} epochs · {plan['resolution']} px"
+    )
     print(f"on       {plan['device']} · {plan['precision']}")
     print(f"writes   {folder}")
     for line in plan["warnings"]:

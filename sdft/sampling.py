@@ -76,7 +76,9 @@ def labelled(rows: list[tuple[str, list[Image.Image]]], columns: list[str], tile
 
     size = rows[0][1][0].width
     factor = max(1, tile // size)
-    tiles = [[p.resize((p.width * factor, p.height * factor), Image.Resampling.LANCZOS) for p in row] for _, row in rows]
+    tiles = [
+        [p.resize((p.width * factor, p.height * factor), Image.Resampling.LANCZOS) for p in row] for _, row in rows
+    ]
     sheet, font = grid(tiles, gap=4), ImageFont.load_default(13)
     edge = size * factor
     left = 12 + max(int(font.getlength(label)) for label, _ in rows)

@@ -28,6 +28,10 @@ class Schedule:
     def warmup_steps(self, steps: int) -> int:
         return round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
 
+    def check(self, steps: int) -> None:
+        if self.warmup_steps(steps) >= steps:
+            raise ValueError(f"warmup={self.warmup}: choose fewer than the run's {steps} steps")
+
     def factor(self, step: int, steps: int) -> float:
         """The rate of optimizer step `step` (from 0) of `steps`; the last step gets `floor`."""
         warmup = self.warmup_steps(steps)
@@ -44,6 +48,5 @@ class Schedule:
     def __call__(self, optimizer, steps: int) -> "LambdaLR":
         from torch.optim.lr_scheduler import LambdaLR
 
-        if self.warmup_steps(steps) >= steps:
-            raise ValueError(f"warmup={self.warmup}: choose fewer than the run's {steps} steps")
+        self.check(steps)
         return LambdaLR(optimizer, lambda step: self.factor(step, steps))

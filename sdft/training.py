@@ -23,12 +23,12 @@ def train(cfg: DictConfig):
     parts = {key: instantiate(cfg[key]) for key in light}  # cheap, so that their refusals come first
     checkpoint, source = parts["loop"].checkpoint(), instantiate(cfg.data)
     prompts = read_prompts(cfg.prompts) or source.prompts()
+    if hasattr(source, "verify"):
+        source.verify()
     parts["precision"].apply()
     torch.manual_seed(cfg.seed)
     model = instantiate(cfg.model)
     samples = parts["stream"].samples(source, model)
-    if hasattr(source, "verify"):
-        source.verify()
 
     from sdft.data.module import Pictures
 
@@ -146,7 +146,9 @@ def title(choices, cfg: DictConfig) -> str:
 def flat(cfg: DictConfig, choices) -> dict:
     """Top-level words as columns, and the chosen names of the groups."""
     words = {key: value for key, value in cfg.items() if not hasattr(value, "items")}
-    return words | {key: choices[key] for key in ("method", "model", "data", "optimizer", "schedule", "precision", "strategy")}
+    return words | {
+        key: choices[key] for key in ("method", "model", "data", "optimizer", "schedule", "precision", "strategy")
+    }
 
 
 def last_meters(trainer) -> dict:

@@ -74,11 +74,23 @@ def test_what_does_not_fit_a_signature_is_named(overrides, told):
 def test_every_word_is_used():
     """A word at the top that no node reads would be an option without effect."""
     plain = OmegaConf.load(ROOT / "conf" / "train.yaml")
-    texts = "".join(p.read_text() for p in Path(ROOT, "conf").rglob("*.yaml")) + (ROOT / "sdft" / "training.py").read_text()
+    texts = (
+        "".join(p.read_text() for p in Path(ROOT, "conf").rglob("*.yaml")) + (ROOT / "sdft" / "training.py").read_text()
+    )
     for word, value in plain.items():
         if not hasattr(value, "items") and word != "defaults":
             assert f"${{{word}}}" in texts or f"cfg.{word}" in texts, word
 
 
 def test_every_group_of_the_design_is_there():
-    assert set(GROUPS) >= {"model", "method", "data", "optimizer", "schedule", "precision", "strategy", "logger", "metrics"}
+    assert set(GROUPS) >= {
+        "model",
+        "method",
+        "data",
+        "optimizer",
+        "schedule",
+        "precision",
+        "strategy",
+        "logger",
+        "metrics",
+    }

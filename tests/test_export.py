@@ -28,7 +28,9 @@ def trained(model, **options):
 @torch.no_grad()
 def output(model):
     torch.manual_seed(1)
-    return model.predict(torch.randn(2, 4, 8, 8), torch.tensor([400, 20]), model.condition(model.tokenize([PROMPT] * 2)))
+    return model.predict(
+        torch.randn(2, 4, 8, 8), torch.tensor([400, 20]), model.condition(model.tokenize([PROMPT] * 2))
+    )
 
 
 KINDS = {
@@ -69,7 +71,14 @@ def test_plain_diffusers_opens_both_files_and_gives_the_sampled_picture(tiny, tm
     sampled = next(iter(Sampling(steps=4, guidance_scale=3.0, seed=5)(model, [PROMPT], 32)))
     plain = StableDiffusionPipeline.from_pretrained(tmp_path / "base", safety_checker=None)
     plain.load_lora_weights(tmp_path, weight_name=file)
-    image = plain(PROMPT, num_inference_steps=4, guidance_scale=3.0, height=32, width=32, generator=torch.Generator().manual_seed(5)).images[0]
+    image = plain(
+        PROMPT,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        height=32,
+        width=32,
+        generator=torch.Generator().manual_seed(5),
+    ).images[0]
     assert max(abs(a - b) for a, b in zip(sampled.tobytes(), image.tobytes(), strict=True)) <= 2
 
 
@@ -115,7 +124,10 @@ def test_keys_that_do_not_fit_are_an_error(tiny, tmp_path, file, change):
 def test_a_lora_of_another_architecture_is_refused(tiny, tmp_path):
     model = tiny()
     trained(model).save(model, tmp_path, "mine")
-    weights = {k: v[..., :-1].contiguous() if v.ndim > 1 else v for k, v in load_file(tmp_path / "mine-kohya.safetensors").items()}
+    weights = {
+        k: v[..., :-1].contiguous() if v.ndim > 1 else v
+        for k, v in load_file(tmp_path / "mine-kohya.safetensors").items()
+    }
     save_file(weights, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="adapter=.*other.safetensors"):
         load_lora(tiny(), tmp_path / "other.safetensors")

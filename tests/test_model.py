@@ -10,7 +10,7 @@ from sdft.model import load, untrained
 
 def on_meta(architecture: str):
     with torch.device("meta"):
-        return untrained(FOLDER / architecture, first_stage=False)
+        return untrained(FOLDER / architecture)
 
 
 def count(module) -> int:

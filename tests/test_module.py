@@ -92,7 +92,9 @@ def test_frozen_modules_stay_in_evaluation_mode(tiny):  # pitfall 6
     model = module.model
     assert not any(m.training for part in (model.vae, model.text_encoder) for m in part.modules())
     training = {name for name, m in model.unet.named_modules() if m.training}
-    assert training and all(any(p.requires_grad for p in model.unet.get_submodule(name).parameters()) for name in training)
+    assert training and all(
+        any(p.requires_grad for p in model.unet.get_submodule(name).parameters()) for name in training
+    )
 
 
 def test_nothing_to_learn_is_an_error(tiny):  # pitfall 3

@@ -48,13 +48,17 @@ def test_sampling_leaves_training_untouched(run):  # pitfall 18
     _, never = run("steps=4", name="never")
     assert_same(adapter(often), adapter(never))
     assert len(list((often / "samples").glob("step-*"))) == 5
-    assert not hasattr(module.model.scheduler, "num_inference_steps") or module.model.scheduler.num_inference_steps is None
+    assert (
+        not hasattr(module.model.scheduler, "num_inference_steps") or module.model.scheduler.num_inference_steps is None
+    )
 
 
 def test_a_resumed_run_is_bit_identical(run):
     _, whole = run("steps=6", "schedule=cosine", "ema=0.9", "sample_every=2", "save_every=3", "keep=3", name="whole")
     checkpoint = whole / "checkpoints" / "step-000003.ckpt"
-    _, resumed = run("steps=6", "schedule=cosine", "ema=0.9", "sample_every=2", f"resume={checkpoint}", "workers=1", name="resumed")
+    _, resumed = run(
+        "steps=6", "schedule=cosine", "ema=0.9", "sample_every=2", f"resume={checkpoint}", "workers=1", name="resumed"
+    )
     assert_same(adapter(whole), adapter(resumed))
     assert [r["step"] for r in rows(resumed)] == ["4", "5", "6"]
     for name in ("step-000004", "step-000006"):
@@ -75,7 +79,14 @@ def test_a_run_is_a_folder(run):
     assert record["state"] == "finished" and record["steps"] == 2 and record["seed"] == 0
     assert record["device"].startswith("cpu") and record["versions"]["torch"]
     assert record["learns"] == {"unet": 66_304, "text_encoder": 8_192}
-    for name in ("config.yaml", "metrics.csv", "samples.png", "adapter/README.md", "adapter/samples.png", "checkpoints/last.ckpt"):
+    for name in (
+        "config.yaml",
+        "metrics.csv",
+        "samples.png",
+        "adapter/README.md",
+        "adapter/samples.png",
+        "checkpoints/last.ckpt",
+    ):
         assert (folder / name).stat().st_size > 0, name
     assert set(rows(folder)[0]) >= {"step", "train/loss", "train/grad_norm", "train/lr_unet", "train/images_per_second"}
 
@@ -90,7 +101,9 @@ def test_the_sampled_picture_comes_from_the_exported_file_too(run, file):  # pit
     plain = StableDiffusionPipeline.from_pretrained(ROOT / "sdft" / "assets" / "tiny-sd")
     plain.load_lora_weights(folder / "adapter", weight_name=file)
     generator = torch.Generator().manual_seed(facts["seed"])
-    image = plain(facts["prompt"], num_inference_steps=2, guidance_scale=3.0, height=32, width=32, generator=generator).images[0]
+    image = plain(
+        facts["prompt"], num_inference_steps=2, guidance_scale=3.0, height=32, width=32, generator=generator
+    ).images[0]
     sampled, base = (Image.open(folder / "samples" / step / facts["file"]) for step in ("step-000002", "step-000000"))
     assert difference(sampled, image) <= 2
     assert difference(sampled, base) > 20
@@ -102,7 +115,15 @@ def difference(one, other) -> int:
 
 
 def test_photographs_train_too(run, photographs):
-    _, folder = run("steps=1", "data=folder", f"data.path={photographs}", "resolution=64", "crop=random", "flip=true", "prompts=[a photo of a cat]")
+    _, folder = run(
+        "steps=1",
+        "data=folder",
+        f"data.path={photographs}",
+        "resolution=64",
+        "crop=random",
+        "flip=true",
+        "prompts=[a photo of a cat]",
+    )
     assert len(list((folder / "samples" / "step-000001").glob("*.png"))) == 1
 
 

@@ -1,9 +1,9 @@
 """The embedded default: a small, true Stable Diffusion and the CLIP that judges it, with the recipes that made them.
 
     python -m sdft.assets.tokenizer         seconds      tiny-sd/tokenizer
-    python -m sdft.assets.vae               12 minutes   tiny-sd/vae
-    python train.py experiment=digits_base  25 minutes   tiny-sd/unet, tiny-sd/text_encoder
-    python -m sdft.assets.judge             12 minutes   tiny-clip
+    python -m sdft.assets.vae               10 minutes   tiny-sd/vae
+    python -m sdft.assets.clip              15 minutes   tiny-clip, tiny-sd/text_encoder
+    python train.py experiment=digits_base  20 minutes   tiny-sd/unet
 
 Times are of two CPU cores. `sd15/` and `sd21/` hold the published configurations alone, for `model.weights=random`.
 """

@@ -1,4 +1,4 @@
-"""Train the first stage of tiny-sd: 32 x 32 pictures to 4 x 8 x 8 latents (Rombach et al., 2022, section 3.1, without the critic).
+"""Train the first stage of tiny-sd: 32 x 32 pictures to 4 x 8 x 8 latents (Rombach et al., 2022, without the critic).
 
 It sees digits in any colours, every style, and crops of scikit-learn's two photographs: as with the real autoencoder,
 the first stage knows more pictures than the diffusion model.
@@ -82,7 +82,9 @@ def main(steps: int = 1500, batch: int = 24) -> None:
         error = F.mse_loss(vae.decode(latents).sample, images, reduction="none").mean((1, 2, 3))
         digits = torch.arange(256) % 8 < 7
     vae.register_to_config(scaling_factor=round(1 / latents[digits].std().item(), 4))
-    print(f"PSNR of digits {psnr(error[digits]):.1f} dB, photographs {psnr(error[~digits]):.1f} dB; std {latents.std():.3f}")
+    print(
+        f"PSNR of digits {psnr(error[digits]):.1f} dB, photographs {psnr(error[~digits]):.1f} dB; std {latents.std():.3f}"
+    )
     vae.half().save_pretrained(TINY_SD / "vae")
 
 

@@ -1,4 +1,4 @@
-"""What a run measures: loss, loss by timestep quarter, gradient norm, rates, speed, memory. One device sync every `every` steps."""
+"""What a run measures: loss, also by timestep quarter, gradient norm, rates, speed, memory; one device sync a report."""
 
 import resource
 import time

@@ -13,7 +13,16 @@ from sdft.sampling import Sampling, labelled
 
 
 class Samples(Callback):
-    def __init__(self, folder: Path, sampling: Sampling, prompts: list[str], resolution: int, every: int, ema: EMA, meters: Meters):
+    def __init__(
+        self,
+        folder: Path,
+        sampling: Sampling,
+        prompts: list[str],
+        resolution: int,
+        every: int,
+        ema: EMA,
+        meters: Meters,
+    ):
         self.folder, self.sampling, self.prompts, self.resolution = folder, sampling, prompts, resolution
         self.every, self.ema, self.meters = every, ema, meters
 

@@ -113,6 +113,11 @@ def style_words() -> dict[str, str]:
     return looks | {name: words for name, (_, words) in STYLES.items()}
 
 
+def answers(looks: dict[str, str]) -> dict[str, dict[str, str]]:
+    """What each caption of (look x digit) says of style and digit."""
+    return {caption(d, words): {"style": look, "digit": NAMES[d]} for look, words in looks.items() for d in range(10)}
+
+
 @dataclass
 class Digits:
     """Some digits in one style: `per_digit` pictures of each of `digits`."""
@@ -146,16 +151,18 @@ class Digits:
     def prompts(self) -> list[str]:
         """The digits that were left out, in the style, and one that must stay as the base has it."""
         left_out = [d for d in range(10) if d not in self.digits]
-        return [caption(d, STYLES[self.style][1]) for d in left_out or range(10)] + [caption(3, ink_words("red", "white"))]
+        return [caption(d, STYLES[self.style][1]) for d in left_out or range(10)] + [
+            caption(3, ink_words("red", "white"))
+        ]
 
     def questions(self) -> Questions:
         """Which look and which digit does a picture show? Asked on the digits that were left out."""
         looks = style_words()
-        answers = {caption(d, words): {"style": look, "digit": NAMES[d]} for look, words in looks.items() for d in range(10)}
-        return Questions(self.prompts()[:-1], answers)
+        return Questions(self.prompts()[:-1], answers(looks))
 
     def describe(self) -> str:
-        return f"digits: {len(self)} pictures of {', '.join(map(str, self.digits))} {STYLES[self.style][1]}, a style the base has never seen"
+        shown, words = ", ".join(map(str, self.digits)), STYLES[self.style][1]
+        return f"digits: {len(self)} pictures of {shown} {words}, a style the base has never seen"
 
 
 @dataclass
@@ -196,8 +203,7 @@ class InkedDigits:
 
     def questions(self) -> Questions:
         looks = {f"{i} on {p}": ink_words(i, p) for i, p in PAIRS}
-        answers = {caption(d, words): {"style": look, "digit": NAMES[d]} for look, words in looks.items() for d in range(10)}
-        return Questions([caption(d, words) for d in range(10) for words in list(looks.values())[::4]], answers)
+        return Questions([caption(d, words) for d in range(10) for words in list(looks.values())[::4]], answers(looks))
 
     def describe(self) -> str:
         return f"digits: {len(self)} pictures in {len(INKS)} inks on {len(PAPERS)} papers"

@@ -78,5 +78,7 @@ def check_targets(module, part: str, patterns: list[str]) -> None:
     key = "method.unet_targets" if part == "unet" else "method.text_targets"
     for pattern in patterns:
         if not any(name == pattern or name.endswith(f".{pattern}") for name in layers):
-            endings = sorted({".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.split(".")[-1] for name in layers})
+            endings = sorted(
+                {".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.split(".")[-1] for name in layers}
+            )
             raise ValueError(f"{key}: {pattern!r} matches no layer of the {part}; it has {', '.join(endings)}")

@@ -1,4 +1,4 @@
-"""Pretraining: forget the UNet and the text encoder, and learn both again from noise."""
+"""Pretraining: forget the UNet, and the text encoder on request, and learn them again from noise."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,6 @@ from sdft.methods.sft import SFT
 
 @dataclass
 class Pretrain(SFT):
-    text_encoder: bool = True
-
     def prepare(self, model):
         model.unet = type(model.unet).from_config(model.unet.config)
         if self.text_encoder:

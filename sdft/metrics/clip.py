@@ -10,7 +10,7 @@ from sdft.assets import TINY_CLIP
 
 
 class Clip:
-    """`name` is `tiny-clip` (embedded), a folder in open_clip's layout, or an open_clip model with its `pretrained` tag or file."""
+    """`name` is tiny-clip (embedded), a folder in open_clip's layout, or an open_clip model with a `pretrained` tag or file."""
 
     def __init__(self, name: str, pretrained: str | None = None, device: str = "cpu", batch_size: int = 64):
         import open_clip
@@ -18,12 +18,15 @@ class Clip:
         folder = TINY_CLIP if name == "tiny-clip" else Path(name).expanduser()
         full = f"local-dir:{folder}" if folder.is_dir() else name
         if full == name and name not in open_clip.list_models():
-            raise ValueError(f"metrics.clip={name}: no such folder or open_clip model; tiny-clip is embedded, ViT-L-14 is usual")
+            raise ValueError(
+                f"metrics.clip={name}: no such folder or open_clip model; tiny-clip is embedded, ViT-L-14 is usual"
+            )
         try:
             model, _, self.transform = open_clip.create_model_and_transforms(full, pretrained=pretrained)
         except (OSError, RuntimeError) as error:
+            why = str(error).splitlines()[0]
             raise ValueError(
-                f"metrics.clip={name}: its weights cannot be read ({str(error).splitlines()[0]}); give a file as metrics.pretrained"
+                f"metrics.clip={name}: its weights cannot be read ({why}); give a file as metrics.pretrained"
             ) from None
         self.model, self.tokenizer = model.eval().to(device), open_clip.get_tokenizer(full)
         self.name, self.device, self.batch_size = name, device, batch_size
@@ -31,22 +34,14 @@ class Clip:
     @torch.no_grad()
     def images(self, pictures: list[Image.Image]) -> Tensor:
         """Unit features `[pictures, width]`."""
-        return torch.cat(
-            [
-                self.model.encode_image(torch.stack([self.transform(p) for p in batch]).to(self.device), normalize=True).cpu()
-                for batch in batches(pictures, self.batch_size)
-            ]
-        )
+        stacks = (torch.stack([self.transform(p) for p in batch]) for batch in batches(pictures, self.batch_size))
+        return torch.cat([self.model.encode_image(s.to(self.device), normalize=True).cpu() for s in stacks])
 
     @torch.no_grad()
     def texts(self, captions: list[str]) -> Tensor:
         """Unit features `[captions, width]`."""
-        return torch.cat(
-            [
-                self.model.encode_text(self.tokenizer(batch).to(self.device), normalize=True).cpu()
-                for batch in batches(captions, self.batch_size)
-            ]
-        )
+        tokens = (self.tokenizer(batch) for batch in batches(captions, self.batch_size))
+        return torch.cat([self.model.encode_text(t.to(self.device), normalize=True).cpu() for t in tokens])
 
 
 def batches(items: list, size: int):

@@ -23,7 +23,13 @@ def running(tiny):
     logger = Reports()
     optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.5, "name": "unet"}])
     strategy = type("Strategy", (), {"reduce": lambda self, t, reduce_op: t})()
-    facts = {"global_step": 0, "world_size": 1, "accumulate_grad_batches": 1, "loggers": [logger], "optimizers": [optimizer]}
+    facts = {
+        "global_step": 0,
+        "world_size": 1,
+        "accumulate_grad_batches": 1,
+        "loggers": [logger],
+        "optimizers": [optimizer],
+    }
     trainer = type("Trainer", (), facts | {"strategy": strategy})()
     module = type("Module", (), {"model": tiny(), "device": torch.device("cpu"), "grad_norm": torch.tensor(0.25)})()
     meters = Meters(every=2)

@@ -38,7 +38,8 @@ def test_transparency_lies_on_the_stated_colour(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mode", "name"), [("L", "a.png"), ("P", "a.png"), ("CMYK", "a.jpg"), ("1", "a.png"), ("LA", "a.png"), ("RGB", "a.webp")]
+    ("mode", "name"),
+    [("L", "a.png"), ("P", "a.png"), ("CMYK", "a.jpg"), ("1", "a.png"), ("LA", "a.png"), ("RGB", "a.webp")],
 )
 def test_every_mode_loads_as_rgb(marked, tmp_path, mode, name):
     marked.convert(mode).save(tmp_path / name)

@@ -60,8 +60,14 @@ def test_alpha_scales_the_update(tiny):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"unet_targets": ["to_q", "to_x"]}, r"method.unet_targets: 'to_x' matches no layer of the unet; it has .*to_k"),
-        ({"text_targets": ["to_q"]}, r"method.text_targets: 'to_q' matches no layer of the text_encoder; it has .*q_proj"),
+        (
+            {"unet_targets": ["to_q", "to_x"]},
+            r"method.unet_targets: 'to_x' matches no layer of the unet; it has .*to_k",
+        ),
+        (
+            {"text_targets": ["to_q"]},
+            r"method.text_targets: 'to_q' matches no layer of the text_encoder; it has .*q_proj",
+        ),
     ],
 )
 def test_a_pattern_that_matches_nothing_is_named(tiny, options, told):
@@ -71,7 +77,12 @@ def test_a_pattern_that_matches_nothing_is_named(tiny, options, told):
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"rank": 0}, "rank=0: choose 1 or more"), ({"alpha": 0}, "alpha=0"), ({"dropout": 1.0}, "method.dropout=1.0"), ({"init": "zeros"}, "method.init=zeros: choose one of gaussian, kaiming")],
+    [
+        ({"rank": 0}, "rank=0: choose 1 or more"),
+        ({"alpha": 0}, "alpha=0"),
+        ({"dropout": 1.0}, "method.dropout=1.0"),
+        ({"init": "zeros"}, "method.init=zeros: choose one of gaussian, kaiming"),
+    ],
 )
 def test_bad_words_are_refused(options, told):
     with pytest.raises(ValueError, match=told):

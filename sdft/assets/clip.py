@@ -1,6 +1,7 @@
-"""Train tiny-clip, which judges the embedded default: contrastive image-text pairs (Radford et al., 2021), in open_clip's format.
+"""Train tiny-clip on image-text pairs (Radford et al., 2021): it judges the embedded default and reads tiny-sd's prompts.
 
-It has seen every look of the world, the styles too, so that it can tell whether a picture shows the style that was asked for.
+As with the real pair, Stable Diffusion's text encoder is CLIP's text tower, frozen while the UNet was pretrained. The judge
+has seen every look of the world, the styles too, so that it can tell whether a picture shows the style that was asked for.
 Pictures with the same caption are positives of each other (Khosla et al., 2020).
 """
 
@@ -35,7 +36,11 @@ def warp(stroke: torch.Tensor) -> torch.Tensor:
     turn, size = (torch.rand(2) - 0.5) * torch.tensor([0.5, 0.3])
     cos, sin = torch.cos(turn) * (1 + size), torch.sin(turn) * (1 + size)
     shift = (torch.rand(2) - 0.5) * 0.25
-    grid = F.affine_grid(torch.stack([torch.stack([cos, -sin, shift[0]]), torch.stack([sin, cos, shift[1]])])[None], (1, 1, SIZE, SIZE), align_corners=False)
+    grid = F.affine_grid(
+        torch.stack([torch.stack([cos, -sin, shift[0]]), torch.stack([sin, cos, shift[1]])])[None],
+        (1, 1, SIZE, SIZE),
+        align_corners=False,
+    )
     return F.grid_sample(stroke[None], grid, align_corners=False)[0]
 
 
@@ -73,9 +78,12 @@ def main(steps: int = 4000, size: int = 64) -> None:
     torch.manual_seed(0)
     TINY_CLIP.mkdir(exist_ok=True)
     shutil.copytree(TINY_SD / "tokenizer", TINY_CLIP, dirs_exist_ok=True)
-    config = {"model_cfg": CONFIG, "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}}
+    config = {
+        "model_cfg": CONFIG,
+        "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"},
+    }
     (TINY_CLIP / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    clip = open_clip.CLIP(**{k: v for k, v in CONFIG.items()})
+    clip = open_clip.CLIP(**CONFIG)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{TINY_CLIP}")
     coverage, shown = strokes()
     held_out = torch.arange(len(shown)) % 10 == 9
@@ -92,9 +100,57 @@ def main(steps: int = 4000, size: int = 64) -> None:
         schedule.step()
         if step % 100 == 99:
             print(f"{step + 1}/{steps}  loss {loss.item():.4f}", flush=True)
-    clip.eval()
-    save_file({k: v.half().contiguous() for k, v in clip.state_dict().items()}, TINY_CLIP / "open_clip_model.safetensors")
+    clip.eval().half().float()  # what is kept is what is scored
+    save_file(
+        {k: v.half().contiguous() for k, v in clip.state_dict().items()}, TINY_CLIP / "open_clip_model.safetensors"
+    )
+    save_text_encoder(clip)
     print("held-out digits: style {:.1%}, digit {:.1%}".format(*score(clip, tokenizer, torch.nonzero(held_out)[:, 0])))
+
+
+def save_text_encoder(clip) -> None:
+    """The text tower as tiny-sd's `CLIPTextModel`: the same weights under transformers' names."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    text = CONFIG["text_cfg"]
+    encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=text["vocab_size"],
+            hidden_size=text["width"],
+            intermediate_size=4 * text["width"],
+            num_hidden_layers=text["layers"],
+            num_attention_heads=text["heads"],
+            max_position_embeddings=text["context_length"],
+            projection_dim=CONFIG["embed_dim"],
+            hidden_act="gelu",
+            bos_token_id=text["vocab_size"] - 2,
+            eos_token_id=text["vocab_size"] - 1,
+            pad_token_id=text["vocab_size"] - 1,
+        )
+    )
+    weights = {
+        "embeddings.token_embedding.weight": clip.token_embedding.weight,
+        "embeddings.position_embedding.weight": clip.positional_embedding,
+        "final_layer_norm.weight": clip.ln_final.weight,
+        "final_layer_norm.bias": clip.ln_final.bias,
+    }
+    names = {
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+        "attn.out_proj": "self_attn.out_proj",
+    }
+    for number, block in enumerate(clip.transformer.resblocks):
+        layer = f"encoder.layers.{number}"
+        for theirs, ours in names.items():
+            module = block.get_submodule(theirs)
+            weights |= {f"{layer}.{ours}.weight": module.weight, f"{layer}.{ours}.bias": module.bias}
+        for kind in ("weight", "bias"):
+            qkv = getattr(block.attn, f"in_proj_{kind}").chunk(3)
+            weights |= {f"{layer}.self_attn.{p}_proj.{kind}": part for p, part in zip("qkv", qkv, strict=True)}
+    encoder.load_state_dict(weights)
+    encoder.save_pretrained(TINY_SD / "text_encoder")
 
 
 @torch.no_grad()
@@ -111,7 +167,9 @@ def score(clip, tokenizer, rows) -> tuple[float, float]:
     nearest = (clip.encode_image(images, normalize=True) @ texts.T).argmax(1).tolist()
     asked = [captions.index(t) for t in truth]
     pairs = list(zip(nearest, asked, strict=True))
-    return tuple(sum(part(a) == part(b) for a, b in pairs) / len(pairs) for part in (lambda i: i // 10, lambda i: i % 10))
+    return tuple(
+        sum(part(a) == part(b) for a, b in pairs) / len(pairs) for part in (lambda i: i // 10, lambda i: i % 10)
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,52 @@
+"""tiny-clip is an open_clip model, tells the world's pictures apart, and its text tower is tiny-sd's."""
+
+import pytest
+import torch
+
+from sdft.data.digits import Digits, InkedDigits
+from sdft.metrics.clip import Clip
+from sdft.metrics.zero_shot import ZeroShot
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return Clip("tiny-clip")
+
+
+def test_features_are_unit_vectors_whatever_the_batch(judge):
+    pictures = [InkedDigits()[i].image for i in range(5)]
+    features = judge.images(pictures)
+    judge.batch_size = 2
+    assert torch.allclose(judge.images(pictures), features, atol=1e-5)
+    assert torch.allclose(features.norm(dim=1), torch.ones(5), atol=1e-5)
+    judge.batch_size = 64
+
+
+def test_the_judge_is_right_about_real_pictures(judge):  # pitfall 36: what the scores are compared with
+    source = Digits(digits=list(range(10)), per_digit=12)
+    answers = source.questions().answers
+    for axis, least in (("style", 0.99), ("digit", 0.93)):
+        metric = ZeroShot(judge, answers, axis)
+        metric.update([source[i].image for i in range(len(source))], source.captions())
+        assert metric.compute() >= least
+
+
+def test_the_text_tower_is_that_of_tiny_sd(judge):
+    from sdft.model import load
+
+    model = load("tiny-sd")
+    ids = model.tokenize(["a handwritten three in red ink on white paper"])
+    hidden = model.condition(ids)[0, ids[0].tolist().index(model.tokenizer.eos_token_id)]
+    projected = hidden @ judge.model.text_projection
+    expected = judge.model.encode_text(judge.tokenizer(["a handwritten three in red ink on white paper"]))[0]
+    assert torch.allclose(projected, expected, atol=1e-4)
+
+
+def test_an_unknown_judge_is_refused():
+    with pytest.raises(ValueError, match="metrics.clip=ViT-X: no such folder or open_clip model"):
+        Clip("ViT-X")
+
+
+def test_missing_weights_are_told_in_one_line():
+    with pytest.raises(ValueError, match="metrics.clip=ViT-B-32: its weights cannot be read"):
+        Clip("ViT-B-32", pretrained="openai")

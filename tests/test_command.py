@@ -1,0 +1,109 @@
+"""Bad input on the real command line: one line, exit code not 0, nothing half-written; quick answers."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"} | {"HF_HUB_OFFLINE": "1"}
+
+
+def program(*words: str, cwd, name: str = "train.py", **environment: str):
+    command = [sys.executable, "-W", "ignore", str(ROOT / name), *words]
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=300)
+
+
+def refused(*words: str, cwd, name: str = "train.py") -> str:
+    """The one line of a refusal that left nothing behind."""
+    before = sorted(cwd.rglob("*"))
+    done = program(*words, cwd=cwd, name=name)
+    assert done.returncode != 0
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    assert sorted(cwd.rglob("*")) == before, "something was left behind"
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["method=lorra"], ["method/lorra", "lora", "sft"]),
+        (["rank=0"], ["rank=0: choose 1 or more"]),
+        (["rank=abc"], ["rank=abc", "whole number"]),
+        (["method=sft", "rank=32"], ["rank", "not in struct"]),
+        (["+method.foo=1"], ["method.foo=1", "takes rank"]),
+        (["data=folder"], ["please set data.path"]),
+        (["data=folder", "data.path=nowhere"], ["data.path=nowhere: no such folder"]),
+        (["method.unet_targets=[to_x]"], ["'to_x' matches no layer", "to_q"]),
+        (["resolution=30"], ["resolution=30", "multiples of 4"]),
+        (["model.name=./nowhere"], ["model.name=./nowhere: no such folder"]),
+        (["model=sd15", "steps=1"], ["stable-diffusion-v1-5", "no such folder, and not to be had from the hub"]),
+        (["steps=10", "warmup=20"], ["warmup=20", "10 steps"]),
+        (["precision=fp8"], ["precision/fp8", "bf16"]),
+        (["prompts=nowhere.txt"], ["prompts=nowhere.txt: no such text file"]),
+        (["resume=nowhere"], ["resume=nowhere: no checkpoint"]),
+    ],
+    ids=" ".join,
+)
+def test_bad_words(tmp_path, words, told):
+    line = refused(*words, cwd=tmp_path)
+    assert all(part in line for part in told), line
+
+
+def test_bad_folders(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no pictures in it" in refused("data=folder", "data.path=empty", cwd=tmp_path)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (64, 64)).save(pictures / "a.png")
+    assert "no caption for a.png" in refused("data=folder", "data.path=pictures", cwd=tmp_path)
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8 no")
+    line = refused("data=folder", "data.path=pictures", "data.caption=a thing", cwd=tmp_path)
+    assert "pictures/broken.jpg: not a readable picture" in line
+
+
+def test_a_model_folder_without_a_unet(tmp_path):
+    for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        (tmp_path / "model" / part).mkdir(parents=True)
+    assert "no unet/ in it" in refused("model.name=model", cwd=tmp_path)
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    line = refused(f"hydra.run.dir={tmp_path}/file/run", cwd=tmp_path)
+    assert "Not a directory" in line and "file/run" in line
+
+
+def test_evaluate_without_a_run(tmp_path):
+    assert "no finished run in outputs/" in refused(cwd=tmp_path, name="evaluate.py")
+    assert "not a run folder" in refused("run=.", cwd=tmp_path, name="evaluate.py")
+
+
+@pytest.mark.parametrize(("words", "seconds"), [(["--help"], 2), (["method=lorra"], 2), (["rank=abc"], 5)], ids=str)
+def test_answers_come_quickly(tmp_path, words, seconds):
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        program(*words, cwd=tmp_path)
+        times.append(time.perf_counter() - start)
+    assert min(times) < seconds
+
+
+def test_help_names_the_words_and_the_choices(tmp_path):
+    text = program("--help", cwd=tmp_path).stdout
+    for word in ("rank: 8", "steps:", "method: lora", "sd15", "python train.py method=lora rank=32"):
+        assert word in text, word
+
+
+def test_cfg_job_prints_the_whole_config(tmp_path):
+    text = program("--cfg", "job", cwd=tmp_path).stdout
+    assert "_target_: sdft.methods.lora.LoRA" in text and "snr_gamma: 5.0" in text
+
+
+def test_a_traceback_is_there_for_who_asks(tmp_path):
+    done = program("rank=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert done.returncode != 0 and "Traceback" in done.stderr

@@ -1,0 +1,85 @@
+"""Dashboards never ask, and read back what was logged."""
+
+import json
+import struct
+
+import pytest
+import wandb
+from wandb.proto import wandb_internal_pb2
+
+from sdft import loggers
+
+
+@pytest.fixture
+def stranger(monkeypatch, tmp_path):
+    """Nobody is logged in."""
+    for key in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    return tmp_path
+
+
+def test_without_a_login_wandb_is_offline_and_asks_nothing(stranger, monkeypatch):  # pitfall 33
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    logger = loggers.wandb(str(stranger), "run")
+    assert logger.experiment.settings._offline
+    wandb.finish()
+
+
+def test_with_a_login_wandb_is_online(stranger, monkeypatch):
+    assert not loggers.logged_in()
+    (stranger / "netrc").write_text("machine api.wandb.ai login user password key")
+    (stranger / "netrc").chmod(0o600)
+    assert loggers.logged_in()
+
+
+def test_a_bad_mode_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="logger.mode=loud: choose online, offline or disabled"):
+        loggers.wandb(str(tmp_path), "run", mode="loud")
+
+
+def records(path):
+    """The protobuf records of a `.wandb` file, which is a LevelDB log of 32 kB blocks."""
+    data, at, parts = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        parts = data[at + 7 : at + 7 + length] if kind in (1, 2) else parts + data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            yield record
+
+
+def test_an_offline_run_has_flat_columns_metrics_and_pictures(run):
+    _, folder = run("steps=2", "logger=wandb", "logger.mode=offline", "rank=2", "sample_every=1", "tags=[a]")
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    config, history, tags = {}, [], []
+    for record in records(file):
+        kind = record.WhichOneof("record_type")
+        if kind == "config":
+            config |= {item.key: json.loads(item.value_json) for item in record.config.update if item.key}
+        elif kind == "run":
+            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update if item.key}
+            tags += record.run.tags
+        elif kind == "history":
+            history.append({i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
+    assert config["rank"] == 2 and config["alpha"] == 2 and config["method"] == "lora" and config["learns"] > 0
+    assert "a" in tags
+    assert {row["trainer/global_step"] for row in history if "train/loss" in row} == {1, 2}
+    assert {row["trainer/global_step"] for row in history if any(k.startswith("samples") for k in row)} == {0, 1, 2}
+
+
+def test_each_run_of_a_sweep_is_a_wandb_run_of_its_own(run):
+    for name in ("one", "two"):
+        _, folder = run("steps=1", "logger=wandb", "logger.mode=offline", name=name)
+        assert len(list(folder.glob("wandb/offline-run-*"))) == 1
+        assert wandb.run is None
+
+
+def test_tensorboard_is_a_choice(run):
+    _, folder = run("steps=1", "logger=tensorboard")
+    assert list(folder.glob("tensorboard/events.*"))
