@@ -30,6 +30,7 @@ class FineTuning(LightningModule):
         `lr` is the rate of each of `model.parts`; `clip` is the largest gradient norm (0: any)."""
         super().__init__()
         objective.check(model)
+        self.size = sum(p.numel() for p in model.parameters())  # of the base, without what the method adds
         torch.manual_seed(seed)
         method.prepare(model)
         self.model, self.method, self.objective = model, method, objective

@@ -27,5 +27,9 @@ class Precision:
         """What Lightning calls it."""
         return TRAINER[self.compute]
 
+    def check(self, accelerator: str) -> None:
+        if self.compute == "float16" and accelerator == "cpu":
+            raise ValueError("precision=fp16: CPUs cannot train in it; choose fp32 or bf16")
+
     def apply(self) -> None:
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")

@@ -16,7 +16,7 @@ def inspect(module, samples, loop, schedule, trainer) -> dict:
     learned = {part: count(p for p in net.parameters() if p.requires_grad) for part, net in model.parts.items()}
     return {
         "learns": {part: n for part, n in learned.items() if n},
-        "parameters": sum(count(net.parameters()) for net in (model.unet, model.vae, model.text_encoder)),
+        "parameters": module.size,
         "images": len(samples),
         "steps": steps,
         "epochs": round(steps * loop.samples_per_step(world) / len(samples), 2),

@@ -27,6 +27,8 @@ class Strategy:
         """What Lightning's Trainer takes. On a CPU, `auto` is one device: it already uses every core."""
         import torch
 
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise ValueError("accelerator=gpu: torch finds none on this machine; choose auto or cpu")
         cpu = self.accelerator == "cpu" or not torch.cuda.is_available()
         devices = 1 if self.devices == "auto" and cpu else self.devices
         return {

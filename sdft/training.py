@@ -91,6 +91,7 @@ def build_trainer(cfg: DictConfig, parts: dict, images: int, folder: Path, promp
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     loop, strategy = parts["loop"], parts["strategy"].trainer()
+    parts["precision"].check(strategy["accelerator"])
     ema, meters = EMA(loop.ema), Meters(loop.log_every)
     samples = Samples(folder, parts["sampling"], prompts, cfg.resolution, loop.sample_every, ema, meters)
     callbacks = [

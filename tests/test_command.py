@@ -1,5 +1,6 @@
 """Bad input on the real command line: one line, exit code not 0, nothing half-written; quick answers."""
 
+import json
 import os
 import subprocess
 import sys
@@ -44,6 +45,7 @@ def refused(*words: str, cwd, name: str = "train.py") -> str:
         (["model=sd15", "steps=1"], ["stable-diffusion-v1-5", "no such folder, and not to be had from the hub"]),
         (["steps=10", "warmup=20"], ["warmup=20", "10 steps"]),
         (["precision=fp8"], ["precision/fp8", "bf16"]),
+        (["precision=fp16", "accelerator=cpu"], ["precision=fp16", "fp32 or bf16"]),
         (["prompts=nowhere.txt"], ["prompts=nowhere.txt: no such text file"]),
         (["resume=nowhere"], ["resume=nowhere: no checkpoint"]),
     ],
@@ -107,3 +109,32 @@ def test_cfg_job_prints_the_whole_config(tmp_path):
 def test_a_traceback_is_there_for_who_asks(tmp_path):
     done = program("rank=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert done.returncode != 0 and "Traceback" in done.stderr
+
+
+def test_every_job_of_a_sweep_is_a_run_of_its_own(tmp_path):
+    quick = ["steps=1", "metrics=none", "sampling.steps=1", "logger=none", "batch_size=1"]
+    done = program("-m", "rank=1,2", "seed=3", *quick, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "multirun" / "lora").iterdir()
+    for job, rank in ((0, 1), (1, 2)):
+        record = json.loads((sweep / str(job) / "run.json").read_text())
+        assert record["state"] == "finished" and record["learns"]["unet"] == rank * 66_304 // 8
+
+
+@pytest.mark.slow
+def test_sd15_trains_on_photographs_in_twelve_gigabytes(tmp_path, photographs):
+    words = [
+        "model=sd15",
+        "model.weights=random",
+        "data=folder",
+        f"data.path={photographs}",
+        "resolution=128",
+        "steps=2",
+    ]
+    peak = "import resource, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
+    peak += "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+    command = [sys.executable, "-c", peak, str(ROOT / "train.py"), *words, "sampling.steps=1", "prompts=[a cat]"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert "UNet 1,594,368 + text encoder 589,824 of 1,066,235,307" in done.stdout
+    assert float(done.stdout.split("peak")[1]) < 12
