@@ -9,7 +9,7 @@ from sdft.command import command
 def main(cfg):
     from sdft.config import check
     from sdft.evaluation import config_of, evaluate, newest_run
-    from sdft.training import read_prompts
+    from sdft.prompts import read_prompts
 
     run = Path(cfg.run) if cfg.run else newest_run()
     trained = config_of(run, cfg.get("metrics"), cfg.images)

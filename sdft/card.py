@@ -13,14 +13,14 @@ pipe.load_lora_weights("adapter", weight_name="pytorch_lora_weights.safetensors"
 
 CARD = """---
 library_name: diffusers
-base_model: {base}
+base_model: {base_json}
 pipeline_tag: text-to-image
 tags: {tags}
 ---
 
 # {name}
 
-{what} of `{base}`, trained with sdft for {steps} steps at {resolution} px.
+{what} of `{base}` ({prediction}), trained with sdft for {steps} steps at {resolution} px.
 
 ![The same prompts and seeds, from the base to the end of training](samples.png)
 
@@ -41,43 +41,47 @@ image = pipe(
 ).images[0]
 ```
 
-This gives the first picture of the last row above.
+In fp32 this gives the first picture of the last row above.
 {files}
 ## Made by
 
-```
+````
 python {command}
-```
+````
 """
 
 FILES = """
 | file | opens in |
 |---|---|
 | `pytorch_lora_weights.safetensors` | diffusers |
-| `{name}-kohya.safetensors` | tools that read the kohya format |
+| `{name}-kohya.safetensors` | tools that read the kohya format{dora} |
 """
 
 
 def write_card(
     folder: Path, name: str, module, sampling, prompts: list[str], resolution: int, command: list[str]
 ) -> None:
-    """Write `README.md` and `samples.png` into the result's folder. Captions are data: they stand in JSON quotes."""
+    """Write `README.md` and `samples.png` into the result's folder. What users wrote is data: it stands in quotes."""
     result, model = folder.name, module.model
+    base = Path(model.name).name if Path(model.name).expanduser().is_absolute() else model.name
+    dora = " (a DoRA: not diffusers)" if getattr(module.method, "dora", False) else ""
     tags = ["stable-diffusion", "text-to-image", type(module.method).__name__.lower()]
     card = CARD.format(
-        base=model.name,
+        base=base,
+        base_json=json.dumps(base),
+        prediction=model.prediction_type,
         tags=json.dumps(tags),
         name=name,
         what={"adapter": "A LoRA", "pipeline": "A fine-tuned pipeline"}[result],
         steps=module.trainer.global_step,
         resolution=resolution,
-        use=USES[result].format(base=model.name),
+        use=USES[result].format(base=base),
         prompt=json.dumps(prompts[0], ensure_ascii=False),
         sampling_steps=sampling.steps,
         guidance_scale=sampling.guidance_scale,
         seed=sampling.seed,
-        files=FILES.format(name=name) if result == "adapter" else "",
-        command=shlex.join(command),
+        files=FILES.format(name=name, dora=dora) if result == "adapter" else "",
+        command=shlex.join(command).replace("````", ""),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     shutil.copyfile(folder.parent / "samples.png", folder / "samples.png")

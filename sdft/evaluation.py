@@ -5,10 +5,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from sdft.prompts import read_prompts
 from sdft.sampling import Sampling, labelled
 
 REFERENCES = 64  # training pictures that CLIP-I compares with
@@ -22,28 +24,30 @@ class Scoring:
     pretrained: str | None = None
     images: int = 4
 
+    def judge(self, device: str = "cpu"):
+        from sdft.metrics.clip import Clip
+
+        return Clip(self.clip, self.pretrained, device)
+
     def __post_init__(self):
         if self.images < 1:
             raise ValueError(f"metrics.images={self.images}: choose 1 or more")
 
 
-def evaluate(run: Path, cfg: DictConfig, prompts: list[str] | None = None) -> dict:
+def evaluate(run: Path, cfg: DictConfig, prompts: list[str] | None = None, judge=None) -> dict:
     """Score the result of `run`, whose config is `cfg`; returns and writes `RUN/evaluation/scores.json`.
 
     Prompts are those given, else the questions of the data (digits left out of the training set), else the run's.
     """
-    import torch
-
-    from sdft.metrics.clip import Clip
-
+    torch.manual_seed(cfg.seed)
     scoring, source = instantiate(cfg.metrics), instantiate(cfg.data)
     method, model = instantiate(cfg.method), instantiate(cfg.model)
     device = "cuda" if torch.cuda.is_available() and cfg.accelerator != "cpu" else "cpu"
     model.to(device)
     questions = None if prompts else source.questions()
-    prompts = prompts or (questions.prompts if questions else source.prompts())
+    prompts = prompts or (questions.prompts if questions else read_prompts(cfg.prompts) or source.prompts())
     sampling = dataclasses.replace(instantiate(cfg.sampling), images=scoring.images)
-    metrics = suite(Clip(scoring.clip, scoring.pretrained, device), source, questions)
+    metrics = suite(judge or scoring.judge(device), source, questions)
     pictures = {"base": list(sampling(model, prompts, cfg.resolution))}
     method.load(model, run / method.result)
     model.to(device)
@@ -58,7 +62,7 @@ def evaluate(run: Path, cfg: DictConfig, prompts: list[str] | None = None) -> di
         "judge": scoring.clip,
         "sampling": dataclasses.asdict(sampling),
         "scores": scores,
-        "reference": {"CLIP-I": metrics["CLIP-I"].real_vs_real()},
+        "reference": {"CLIP-I": metrics["CLIP-I"].real_vs_real()} if len(source) > 1 else {},
     }
     folder = run / "evaluation"
     folder.mkdir(exist_ok=True)

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 CLIP_ROOT = "text_model."  # what every LoRA file puts before the text encoder's layers
+UNTOLD = ("task_type", "runtime_config", "base_model_name_or_path")  # the last is a folder of this machine
 KOHYA_PREFIX = {"unet": "lora_unet", "text_encoder": "lora_te"}
 
 
-def save_lora(parts: dict[str, nn.Module], folder: Path, name: str) -> list[Path]:
+def save_lora(parts: dict[str, nn.Module], folder: Path, name: str) -> None:
     """Write `pytorch_lora_weights.safetensors` (diffusers) and `NAME-kohya.safetensors`, fp32, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {DIFFUSERS_FILE: diffusers_format(parts), f"{name}-kohya.safetensors": kohya_format(parts, name)}
     for file, (tensors, metadata) in files.items():
         write(folder / file, tensors, metadata)
-    return [folder / file for file in files]
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -35,7 +35,7 @@ def adapter(part: str, module: nn.Module) -> dict[str, Tensor]:
     """The adapter's weights under the names that files use: `LAYER.lora_A.weight` and so on."""
     from peft import get_peft_model_state_dict
 
-    weights = get_peft_model_state_dict(module)
+    weights = get_peft_model_state_dict(module, save_embedding_layers=False)
     if part == "text_encoder":  # whose loader in transformers wants each tensor to be called a weight
         weights = {
             CLIP_ROOT + key.removeprefix(CLIP_ROOT) + ".weight" * key.endswith("vector"): weight
@@ -51,12 +51,7 @@ def diffusers_format(parts: dict[str, nn.Module]) -> tuple[dict[str, Tensor], di
         tensors |= {f"{part}.{key}": weight for key, weight in adapter(part, module).items()}
         settings = module.peft_config["default"].to_dict()
         settings["target_modules"] = sorted(settings["target_modules"])
-        plain = {
-            key: value
-            for key, value in settings.items()
-            if value is not None and key not in ("task_type", "runtime_config")
-        }
-        config |= {f"{part}.{key}": value for key, value in plain.items()}
+        config |= {f"{part}.{key}": v for key, v in settings.items() if v is not None and key not in UNTOLD}
     return tensors, {"lora_adapter_metadata": json.dumps(config, default=str, sort_keys=True)}
 
 
@@ -74,7 +69,9 @@ def kohya_format(parts: dict[str, nn.Module], name: str) -> tuple[dict[str, Tens
         for key, weight in adapter(part, module).items():
             layer, kind = split(key)
             flat = f"{KOHYA_PREFIX[part]}_{layer.replace('.', '_')}"
-            tensors[f"{flat}.{KOHYA_KINDS[kind]}"] = weight[:, None] if kind == "lora_magnitude_vector" else weight
+            if kind == "lora_magnitude_vector":  # one magnitude an output, shaped like the layer's weight
+                weight = weight.reshape(-1, *[1] * (module.get_submodule(layer_of(layer)).weight.ndim - 1))
+            tensors[f"{flat}.{KOHYA_KINDS[kind]}"] = weight
             tensors[f"{flat}.alpha"] = torch.tensor(float(alpha))
     metadata = {
         "ss_network_module": "networks.lora",
@@ -90,6 +87,11 @@ KOHYA_KINDS = {
     "lora_B.weight": "lora_up.weight",
     "lora_magnitude_vector": "dora_scale",
 }
+
+
+def layer_of(name: str) -> str:
+    """The module's own name of a layer, without what files put before it."""
+    return name.removeprefix(CLIP_ROOT)
 
 
 def split(key: str) -> tuple[str, str]:
@@ -119,6 +121,10 @@ def load_lora(model, path: Path) -> None:
         given = load_file(file)
     except SafetensorError as error:
         raise ValueError(f"adapter={file}: not a safetensors file ({error})") from None
+    if any(key.endswith(".dora_scale") for key in given):
+        raise ValueError(
+            f"adapter={file}: a DoRA in the kohya format, which diffusers does not open; give {DIFFUSERS_FILE}"
+        )
     layers = layer_names(model)
     unknown = sorted(key for key in given if owner(key) not in layers)
     if unknown:

@@ -20,7 +20,9 @@ def wandb(
     if mode not in ("online", "offline", "disabled"):
         raise ValueError(f"logger.mode={mode}: choose online, offline or disabled")
     settings = Settings(silent=True, console="off", mode=mode)
-    return WandbLogger(name=name, project=project, group=group, tags=list(tags), save_dir=folder, settings=settings)
+    logger = WandbLogger(name=name, project=project, group=group, tags=list(tags), save_dir=folder, settings=settings)
+    logger._wandb_init.pop("anonymous", None)  # Lightning passes what wandb no longer takes, and wandb warns
+    return logger
 
 
 def logged_in() -> bool:

@@ -1,6 +1,7 @@
 """Stable Diffusion as three networks and four verbs: encode, tokenize, condition, predict (Rombach et al., 2022)."""
 
 import copy
+import math
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ class StableDiffusion(nn.Module):
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
         self.tokenizer, self.scheduler, self.name = tokenizer, scheduler, "the model"
         self.register_buffer("alphas_cumprod", noise_levels(scheduler.config), persistent=False)
+        self.compute = torch.float32  # the precision of products; the training module may change it
         self.requires_grad_(False).eval()
         if self.prediction_type not in PREDICTIONS:
             raise ValueError(f"model.prediction_type={self.prediction_type}: choose one of {', '.join(PREDICTIONS)}")
@@ -38,31 +40,40 @@ class StableDiffusion(nn.Module):
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
+    def tokens(self) -> int:
+        """The longest prompt, with its start and end."""
+        return min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+
+    @property
     def parts(self) -> dict[str, nn.Module]:
         """What a method may let learn."""
         return {"unet": self.unet, "text_encoder": self.text_encoder}
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(channels, h/f, w/f) for a square picture; `ValueError` when f does not divide it."""
-        if resolution < self.factor or resolution % self.factor:
-            nearest = max(self.factor, round(resolution / self.factor) * self.factor)
-            raise ValueError(
-                f"resolution={resolution}: {self.name} takes multiples of {self.factor}, such as {nearest}"
-            )
+        """(channels, h/f, w/f) for a square picture; `ValueError` when f, or diffusers' own 8, does not divide it."""
+        unit = math.lcm(8, self.factor)
+        if resolution < unit or resolution % unit:
+            nearest = max(unit, round(resolution / unit) * unit)
+            raise ValueError(f"resolution={resolution}: {self.name} takes multiples of {unit}, such as {nearest}")
         return self.vae.config.latent_channels, resolution // self.factor, resolution // self.factor
 
     @torch.no_grad()
     def encode(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Pictures -1..1 `[batch, 3, h, w]` and standard normal noise to scaled latents `[batch, 4, h/8, w/8]`, fp32."""
-        posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
-        latents = posterior.mean.float() + posterior.std.float() * noise
-        return latents * self.vae.config.scaling_factor
+        """Pictures -1..1 `[batch, 3, h, w]` and standard normal noise to scaled latents `[batch, 4, h/8, w/8]`, in fp32."""
+        with torch.autocast(images.device.type, enabled=False):
+            posterior = self.vae.encode(images.float()).latent_dist
+            return (posterior.mean + posterior.std * noise) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents `[batch, 4, h/8, w/8]` to pictures, about -1..1, `[batch, 3, h, w]`, in fp32."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.vae.decode(latents.float() / self.vae.config.scaling_factor).sample
 
     def tokenize(self, captions: list[str]) -> Tensor:
-        """Token ids `[batch, length]`, padded and cut to what the text encoder takes."""
-        length = self.tokenizer.model_max_length
+        """Token ids `[batch, tokens]`, padded and cut to what the text encoder takes."""
         return self.tokenizer(
-            captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            captions, padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt"
         ).input_ids
 
     def condition(self, ids: Tensor) -> Tensor:
@@ -111,16 +122,16 @@ def load(
     """
     if weights not in WEIGHTS:
         raise ValueError(f"model.weights={weights}: choose one of {', '.join(WEIGHTS)}")
-    embedded = FOLDER / name
-    place = str(embedded) if (embedded / "model_index.json").is_file() else name
+    if prediction_type not in (None, *PREDICTIONS):
+        raise ValueError(f"model.prediction_type={prediction_type}: choose one of {', '.join(PREDICTIONS)}")
+    embedded = {index.parent.name: index.parent for index in FOLDER.glob("*/model_index.json")}
+    place = str(embedded.get(name, name))
     if weights == "pretrained":
         model = pretrained(place, revision, variant)
     else:
         model = untrained(configurations(place, architecture))
-    model.name = f"sdft/assets/{name}" if place != name else name
+    model.name = f"sdft/assets/{name}" if name in embedded else name
     if prediction_type is not None:
-        if prediction_type not in PREDICTIONS:
-            raise ValueError(f"model.prediction_type={prediction_type}: choose one of {', '.join(PREDICTIONS)}")
         model.scheduler.register_to_config(prediction_type=prediction_type)
     return model
 
@@ -139,9 +150,13 @@ def pretrained(name: str, revision: str | None = None, variant: str | None = Non
     else:
         folder = from_hub(name, revision, variant)
     fp32 = {"torch_dtype": torch.float32, "variant": variant, "local_files_only": True, "use_safetensors": True}
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **fp32)
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **fp32)
+    for network in (unet, vae):
+        network.register_to_config(_name_or_path=None)  # or exports would tell this machine's folders
     return StableDiffusion(
-        UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **fp32),
-        AutoencoderKL.from_pretrained(folder, subfolder="vae", **fp32),
+        unet,
+        vae,
         CLIPTextModel.from_pretrained(
             folder,
             subfolder="text_encoder",
@@ -162,7 +177,7 @@ def from_hub(name: str, revision: str | None, variant: str | None) -> Path:
 
     logging.set_verbosity_error()  # the one line below says it all
     try:
-        return Path(DiffusionPipeline.download(name, revision=revision, variant=variant, safety_checker=None))
+        return Path(DiffusionPipeline.download(name, revision=revision, variant=variant, use_safetensors=True))
     except (OSError, ValueError) as error:
         offline = "outgoing traffic has been disabled" in str(error) or "cached" in str(error)
         why = "the hub cannot be reached" if offline else str(error).strip().splitlines()[0]

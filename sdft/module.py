@@ -4,13 +4,14 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from sdft.draws import generator
 from sdft.methods.base import Method
 from sdft.model import StableDiffusion
 from sdft.objective import Objective
 
 
 class FineTuning(LightningModule):
-    """What learns is fp32 and in train mode; what is frozen is cast to `compute` and stays in evaluation mode."""
+    """What learns is fp32 and in train mode; what is frozen is in evaluation mode, and beside an adapter in `compute`."""
 
     strict_loading = False  # checkpoints hold only what learns
 
@@ -35,12 +36,13 @@ class FineTuning(LightningModule):
         method.prepare(model)
         self.model, self.method, self.objective = model, method, objective
         self.optimizer, self.schedule, self.lr, self.clip = optimizer, schedule, lr, clip
+        self.seed = seed
         self.grad_norm: Tensor | None = None
         if not self.learned():
             raise ValueError(f"{type(method).__name__} leaves nothing to learn; turn on a part of the method")
-        set_precision(model, compute)
-        for module in model.modules():
-            module.training = any(p.requires_grad for p in module.parameters())
+        set_precision(model, compute, frozen=compute if method.result == "adapter" else torch.float32)
+        for name, module in model.named_modules():
+            module.training = ".lora_dropout" in name or any(p.requires_grad for p in module.parameters())
 
     def learned(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -50,6 +52,10 @@ class FineTuning(LightningModule):
         latents = self.model.encode(batch["pixels"], batch["posterior"])
         context = self.model.condition(batch["ids"])
         return self.objective(self.model, latents, context, batch["noise"], batch["offset"], batch["timestep"])
+
+    def on_train_batch_start(self, batch, batch_idx):
+        """Dropout inside the networks draws from the global generator: let the batch decide, not the past."""
+        torch.manual_seed(generator(self.seed, "dropout", batch_idx, self.global_rank).initial_seed())
 
     def training_step(self, batch: dict, _) -> dict:
         losses = self.losses(batch)
@@ -81,10 +87,19 @@ class FineTuning(LightningModule):
         learned = {f"model.{name}" for name in self.learned()}
         checkpoint["state_dict"] = {n: w for n, w in checkpoint["state_dict"].items() if n in learned}
 
+    def on_load_checkpoint(self, checkpoint):
+        saved = {name.removeprefix("model."): tuple(w.shape) for name, w in checkpoint["state_dict"].items()}
+        wanted = {name: tuple(p.shape) for name, p in self.learned().items()}
+        if other := sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name)):
+            raise ValueError(
+                f"resume: {other[0]} is {saved.get(other[0], 'absent')} in the checkpoint and "
+                f"{wanted.get(other[0], 'absent')} in this run; give the method the words that it was trained with"
+            )
 
-def set_precision(model: StableDiffusion, compute: torch.dtype) -> None:
-    """Frozen weights in the compute precision, learned ones in fp32; the autoencoder never in fp16, which overflows it."""
-    for part, module in model.named_children():
-        frozen = torch.float32 if part == "vae" and compute is torch.float16 else compute
-        for parameter in module.parameters():
+
+def set_precision(model: StableDiffusion, compute: torch.dtype, frozen: torch.dtype) -> None:
+    """What learns, and the autoencoder, in fp32; the other frozen weights in `frozen`; products in `compute`."""
+    model.compute = compute
+    for part in model.parts.values():
+        for parameter in part.parameters():
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)

@@ -23,6 +23,11 @@ class Precision:
         return getattr(torch, self.compute)
 
     @property
+    def scaled(self) -> bool:
+        """Whether gradients need a scaler."""
+        return self.compute == "float16"
+
+    @property
     def trainer(self) -> str:
         """What Lightning calls it."""
         return TRAINER[self.compute]
@@ -33,3 +38,4 @@ class Precision:
 
     def apply(self) -> None:
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = self.tf32

@@ -32,7 +32,7 @@ def inspect(module, samples, loop, schedule, trainer) -> dict:
 
 def warnings(model, samples, schedule, steps: int):
     """What a user should know before waiting for hours."""
-    length = model.tokenizer.model_max_length
+    length = model.tokens
     captions = samples.source.captions()
     sizes = [len(ids) for ids in model.tokenizer(captions, truncation=False, verbose=False).input_ids]
     if long := sum(size > length for size in sizes):

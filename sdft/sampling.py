@@ -36,15 +36,19 @@ class Sampling:
         pipeline.set_progress_bar_config(disable=True)
         for start in range(0, len(requests), self.batch_size):
             batch = requests[start : start + self.batch_size]
-            with evaluating(model), torch.no_grad():
-                yield from pipeline(
+            mixed = torch.autocast(pipeline.device.type, model.compute, enabled=model.compute is not torch.float32)
+            with evaluating(model), torch.no_grad(), mixed:
+                latents = pipeline(
                     [prompt for prompt, _ in batch],
                     generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
                     height=resolution,
                     width=resolution,
                     num_inference_steps=self.steps,
                     guidance_scale=self.guidance_scale,
+                    output_type="latent",
                 ).images
+                pictures = pipeline.image_processor.postprocess(model.decode(latents))
+            yield from pictures
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """Build a run from its config, say what will happen, train, and tell what improved."""
 
+import re
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from sdft.preflight import announce, inspect
+from sdft.prompts import read_prompts
 from sdft.record import Record, command
 
 
@@ -18,6 +21,7 @@ def train(cfg: DictConfig):
 
     What a user can get wrong is refused before anything is written there.
     """
+    check_name(cfg.name)
     folder, choices = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().runtime.choices
     light = ("method", "objective", "schedule", "precision", "strategy", "sampling", "stream", "loop", "metrics")
     parts = {key: instantiate(cfg[key]) for key in light}  # cheap, so that their refusals come first
@@ -29,30 +33,33 @@ def train(cfg: DictConfig):
     torch.manual_seed(cfg.seed)
     model = instantiate(cfg.model)
     samples = parts["stream"].samples(source, model)
+    judge = parts["metrics"].judge() if cfg.metrics else None
 
     from sdft.data.module import Pictures
 
     loop = parts["loop"]
     module = build_module(cfg, parts, model)
     trainer = build_trainer(cfg, parts, len(source), folder, prompts)
+    check_unfinished(checkpoint, trainer.max_steps)
     plan = inspect(module, samples, loop, parts["schedule"], trainer)
     record = Record(folder)
     if trainer.is_global_zero:
         announce(plan, title(choices, cfg), source.describe(), folder)
         record.start(plan, cfg)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(flat(cfg, choices) | {"learns": sum(plan["learns"].values())})
     began = time.perf_counter()
     try:
-        trainer.fit(module, Pictures(samples, loop.batch_size, loop.workers), ckpt_path=checkpoint)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(flat(cfg, choices) | {"learns": sum(plan["learns"].values())})
+        trainer.fit(module, Pictures(samples, loop.batch_size, loop.workers), ckpt_path=checkpoint, weights_only=True)
     except BaseException:
-        record.end("failed")
+        if trainer.is_global_zero:
+            record.end("failed")
         raise
     finally:
         close_dashboards()
     if trainer.is_global_zero:
         record.end("finished", seconds=round(time.perf_counter() - began, 1), last=last_meters(trainer))
-        closing(folder, cfg, module.method)
+        closing(folder, cfg, module.method, judge)
     return module
 
 
@@ -64,13 +71,18 @@ def build_module(cfg: DictConfig, parts: dict, model):
         model,
         parts["method"],
         parts["objective"],
-        instantiate(cfg.optimizer),
+        unfused(instantiate(cfg.optimizer)) if parts["precision"].scaled else instantiate(cfg.optimizer),
         parts["schedule"],
         lr={"unet": loop.lr, "text_encoder": loop.text_lr},
         clip=loop.clip,
         compute=parts["precision"].dtype,
         seed=cfg.seed,
     )
+
+
+def unfused(optimizer: partial) -> partial:
+    """Fused optimizers unscale fp16 gradients themselves, after they were clipped: too late."""
+    return partial(optimizer, fused=False) if "fused" in optimizer.keywords else optimizer
 
 
 def build_trainer(cfg: DictConfig, parts: dict, images: int, folder: Path, prompts: list[str]):
@@ -113,7 +125,10 @@ def build_trainer(cfg: DictConfig, parts: dict, images: int, folder: Path, promp
         max_steps=loop.total(images, processes(strategy)),
         max_epochs=-1,
         accumulate_grad_batches=loop.accumulate,
-        logger=[CSVLogger(folder, name="", version=""), *([dashboard] if dashboard else [])],
+        logger=[
+            CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1),
+            *([dashboard] if dashboard else []),
+        ],
         callbacks=callbacks,
         log_every_n_steps=loop.log_every,
         enable_checkpointing=bool(loop.save_every),
@@ -129,14 +144,19 @@ def processes(strategy: dict) -> int:
     return (torch.cuda.device_count() if devices == "auto" else devices) * strategy["num_nodes"]
 
 
-def read_prompts(prompts) -> list[str]:
-    """A list as it is; a text file as its non-empty lines."""
-    if isinstance(prompts, str):
-        file = Path(prompts).expanduser()
-        if not file.is_file():
-            raise ValueError(f"prompts={prompts}: no such text file; give one, or a list as 'prompts=[a cat,a dog]'")
-        prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    return [str(prompt) for prompt in prompts or [] if prompt]
+def check_name(name: str) -> None:
+    """It names folders and files."""
+    if not re.fullmatch(r"[\w+-][\w .+-]*", name):
+        raise ValueError(f"name={name}: choose letters, digits, spaces and . _ + - for it")
+
+
+def check_unfinished(checkpoint: Path | None, steps: int) -> None:
+    """Going on from a finished run would train nothing and look like success."""
+    if checkpoint is None:
+        return
+    done = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+    if done >= steps:
+        raise ValueError(f"resume={checkpoint}: already at step {done} of {steps}; give more steps")
 
 
 def title(choices, cfg: DictConfig) -> str:
@@ -166,14 +186,15 @@ def close_dashboards() -> None:
         sys.modules["wandb"].finish()
 
 
-def closing(folder: Path, cfg: DictConfig, method) -> None:
+def closing(folder: Path, cfg: DictConfig, method, judge) -> None:
     """What improved, and where everything lies."""
-    if cfg.metrics:
+    if judge:
         from sdft.evaluation import evaluate
 
-        evaluate(folder, cfg)
+        evaluate(folder, cfg, judge=judge)
     result = folder / method.result
     size = sum(f.stat().st_size for f in result.rglob("*") if f.is_file()) / 2**20
     print(f"look     {folder / 'samples.png'}")
     print(f"{method.result:<8} {result}/ ({size:.1f} MB)")
-    print("next     python evaluate.py   ·   python train.py model=sd15 data=folder data.path=PHOTOS")
+    score = "python evaluate.py" if judge else "python evaluate.py metrics=clip"
+    print(f"next     {score}   ·   python train.py model=sd15 data=folder data.path=PHOTOS")

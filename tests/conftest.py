@@ -14,7 +14,15 @@ from hydra import compose, initialize_config_dir  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from omegaconf import DictConfig, open_dict  # noqa: E402
 
-QUICK = ["logger=none", "metrics=none", "sampling.steps=2", "batch_size=2", "log_every=1", "model.weights=random"]
+QUICK = [
+    "logger=none",
+    "metrics=none",
+    "sampling.steps=2",
+    "batch_size=2",
+    "log_every=1",
+    "model.weights=random",
+    "accelerator=cpu",
+]
 
 
 @pytest.fixture

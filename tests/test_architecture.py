@@ -20,6 +20,7 @@ LAYERS = [
         "tokenizer",
         "assets",
         "command",
+        "prompts",
     ],
     ["data.images", "data.source", "model", "objective"],
     ["data.folder", "data.digits", "data.stream", "sampling", "export", "metrics.clip"],
@@ -43,9 +44,12 @@ def imports(path: Path) -> set[str]:
     """The project's modules that a file imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sdft."):
-            found.add(node.module.removeprefix("sdft."))
-    return found
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module != "sdft", f"{path}: import from the module itself"
+            found |= {node.module} if node.module.startswith("sdft.") else set()
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("sdft")}
+    return {name.removeprefix("sdft.") for name in found}
 
 
 @pytest.mark.parametrize("name", [n for n in modules() if n in LAYER or modules()[n].read_text() != ""])

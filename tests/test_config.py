@@ -41,7 +41,7 @@ def test_rank_is_a_word_of_its_own_and_alpha_follows_it():
 
 
 def test_text_lr_follows_lr():
-    assert checked("lr=3e-4").loop.text_lr == 3e-4
+    assert checked("data=folder", "data.path=x", "lr=3e-4").loop.text_lr == 3e-4
     assert checked("lr=3e-4", "text_lr=1e-5").loop.text_lr == 1e-5
 
 

@@ -97,7 +97,7 @@ def test_a_model_folder_without_a_unet_is_named(tmp_path):
 
 
 def test_a_resolution_that_the_autoencoder_cannot_divide_is_refused(tiny):
-    with pytest.raises(ValueError, match="resolution=30: .* multiples of 4, such as 32"):
+    with pytest.raises(ValueError, match="resolution=30: .* multiples of 8, such as 32"):
         tiny().latent_shape(30)
 
 

@@ -64,7 +64,16 @@ def test_what_learns_is_fp32_whatever_the_precision(tiny, compute):  # pitfalls 
     module = build(tiny(), compute=compute)
     assert {p.dtype for p in module.learned().values()} == {torch.float32}
     assert {p.dtype for n, p in module.model.unet.named_parameters() if ".lora_" not in n} == {compute}
-    assert module.model.vae.dtype == (torch.float32 if compute is torch.float16 else compute)
+    assert module.model.vae.dtype == torch.float32
+
+
+def test_the_autoencoder_computes_in_fp32_inside_autocast(tiny):  # pitfall 7
+    model, seen = tiny(), set()
+    model.vae.encoder.conv_in.register_forward_hook(lambda m, i, out: seen.add(out.dtype))
+    model.vae.decoder.conv_in.register_forward_hook(lambda m, i, out: seen.add(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model.decode(model.encode(torch.zeros(1, 3, 32, 32), torch.zeros(1, 4, 8, 8)))
+    assert seen == {torch.float32}
 
 
 def test_gaussian_entries_move_at_the_usual_rate(tiny):  # pitfall 2
@@ -92,9 +101,8 @@ def test_frozen_modules_stay_in_evaluation_mode(tiny):  # pitfall 6
     model = module.model
     assert not any(m.training for part in (model.vae, model.text_encoder) for m in part.modules())
     training = {name for name, m in model.unet.named_modules() if m.training}
-    assert training and all(
-        any(p.requires_grad for p in model.unet.get_submodule(name).parameters()) for name in training
-    )
+    learning = {n for n, m in model.unet.named_modules() if any(p.requires_grad for p in m.parameters())}
+    assert learning <= training and all(".lora_dropout" in name for name in training - learning)
 
 
 def test_nothing_to_learn_is_an_error(tiny):  # pitfall 3

@@ -127,9 +127,44 @@ def test_photographs_train_too(run, photographs):
     assert len(list((folder / "samples" / "step-000001").glob("*.png"))) == 1
 
 
-def test_bf16_trains(run):
-    module, _ = run("steps=2", "precision=bf16")
-    assert module.model.unet.conv_in.weight.dtype == torch.bfloat16
+@pytest.mark.parametrize(("method", "frozen"), [("lora", torch.bfloat16), ("sft", torch.float32)])
+def test_bf16_trains_and_what_it_leaves_opens_in_fp32(run, method, frozen):
+    module, folder = run("steps=2", "precision=bf16", f"method={method}")
+    assert module.model.vae.dtype == torch.float32
+    assert module.model.text_encoder.get_input_embeddings().weight.dtype == frozen
+    if method == "sft":
+        from diffusers import StableDiffusionPipeline
+
+        opened = StableDiffusionPipeline.from_pretrained(folder / "pipeline")
+        assert len(opened("a handwritten one", num_inference_steps=1, height=32, width=32).images) == 1
+
+
+def test_dropout_drops_and_depends_on_the_seed_alone(run):
+    adapters = {}
+    for name, words in {
+        "plain": [],
+        "one": ["method.dropout=0.5"],
+        "two": ["method.dropout=0.5", "sample_every=1"],
+    }.items():
+        torch.manual_seed(len(name))
+        adapters[name] = adapter(run("steps=3", *words, name=name)[1])
+    assert_same(adapters["one"], adapters["two"])
+    assert any(not torch.equal(adapters["one"][key], adapters["plain"][key]) for key in adapters["one"])
+
+
+def test_a_finished_run_is_not_resumed_and_another_method_is_named(run):
+    _, folder = run("steps=2", name="whole")
+    with pytest.raises(ValueError, match=r"resume=.*last.ckpt: already at step 2 of 2; give more steps"):
+        run("steps=2", f"resume={folder}", name="again")
+    with pytest.raises(ValueError, match=r"resume: text_encoder\..* in the checkpoint and \(4, 64\) in this run"):
+        run("steps=3", f"resume={folder}", "rank=4", name="other")
+
+
+def test_nothing_that_is_exported_names_a_folder_of_this_machine(run):
+    for method, name in (("lora", "one"), ("sft", "two")):
+        _, folder = run("steps=1", f"method={method}", "model.weights=pretrained", name=name)
+        for file in (folder / ("adapter" if method == "lora" else "pipeline")).rglob("*"):
+            assert not file.is_file() or str(ROOT).encode() not in file.read_bytes(), file
 
 
 def test_full_fine_tuning_writes_a_pipeline_that_opens(run):

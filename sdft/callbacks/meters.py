@@ -1,6 +1,6 @@
 """What a run measures: loss, also by timestep quarter, gradient norm, rates, speed, memory; one device sync a report."""
 
-import resource
+import sys
 import time
 from contextlib import contextmanager
 
@@ -14,14 +14,18 @@ class Meters(Callback):
     """Sums stay on the device between reports. Time spent under `paused` and in the first steps does not count as speed."""
 
     def __init__(self, every: int):
-        self.every, self.last, self.idle, self.warm = every, {}, 0.0, False
+        self.every, self.last, self.idle = every, {}, 0.0
 
     def on_train_start(self, trainer, module):
+        self.first_batch = trainer.global_step * trainer.accumulate_grad_batches
         self.timesteps = len(module.model.alphas_cumprod)
         self.restart(module.device)
 
     def restart(self, device) -> None:
         self.sums = torch.zeros(QUARTERS, 2, device=device)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
         self.images, self.idle, self.since = 0, 0.0, time.perf_counter()
 
     @contextmanager
@@ -35,18 +39,22 @@ class Meters(Callback):
         losses = torch.stack([outputs["losses"] * batch["weight"], torch.ones_like(outputs["losses"])], 1)
         self.sums.index_add_(0, quarter, losses)
         self.images += len(quarter) * trainer.world_size
+        if batch_idx == self.first_batch and self.every > 1:
+            self.restart_clock()  # the first step warms up
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and trainer.global_step % self.every == 0:
             self.report(trainer, module)
 
     def on_train_end(self, trainer, module):
-        if self.images:
+        if self.sums[:, 1].any():
             self.report(trainer, module)
 
     def report(self, trainer, module) -> None:
         """Read the sums, which waits for the device, and hand them to every logger."""
         totals, counts = trainer.strategy.reduce(self.sums, reduce_op="sum").T.tolist()
         seconds = time.perf_counter() - self.since - self.idle
-        self.last = {"loss": sum(totals) / sum(counts), "images_per_second": self.images / seconds}
+        self.last = {"loss": sum(totals) / sum(counts)}
+        if self.images:
+            self.last["images_per_second"] = self.images / seconds
         self.last |= {f"loss_quarter_{q + 1}": t / n for q, (t, n) in enumerate(zip(totals, counts, strict=True)) if n}
         self.last["grad_norm"] = float(module.grad_norm)
         self.last |= {f"lr_{group['name']}": group["lr"] for group in trainer.optimizers[0].param_groups}
@@ -60,4 +68,9 @@ def memory_gb(device: torch.device) -> float:
     """Peak so far: of the device, or of this process when it computes on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if sys.platform == "win32":
+        return float("nan")
+    import resource
+
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -38,7 +38,8 @@ class ProgressBar(Callback):
 
     def numbers(self) -> str:
         last = self.meters.last
-        return f"loss {last['loss']:.4f} · {last['images_per_second']:.1f} img/s ·" if last else "…"
+        speed = f"{last['images_per_second']:.1f} img/s · " if "images_per_second" in last else ""
+        return f"loss {last['loss']:.4f} · {speed}" if last else ""
 
     def on_train_end(self, trainer, module):
         self.bar.stop()

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 from lightning import Callback
 from PIL import Image
 
@@ -52,10 +53,19 @@ class Samples(Callback):
             picture.save(step / f"{number:03d}.png")
         facts = [{"file": f"{n:03d}.png", "prompt": p, "seed": s} for n, (p, s) in enumerate(requests)]
         (step / "samples.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-        save_whole(sheet(self.folder / "samples", self.sampling.images), self.folder / "samples.png")
+        growing = sheet(self.folder / "samples", self.sampling.images)
+        save_whole(growing, self.folder / "samples.png")
         for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):  # W&B
-                logger.log_image("samples", pictures, step=trainer.global_step, caption=[p for p, _ in requests])
+            show(logger, pictures, [prompt for prompt, _ in requests], growing, trainer.global_step)
+
+
+def show(logger, pictures: list[Image.Image], prompts: list[str], growing: Image.Image, step: int) -> None:
+    """On the dashboard: each picture with its prompt, and the sheet."""
+    if hasattr(logger, "log_image"):  # W&B
+        logger.log_image("samples", pictures, step=step, caption=prompts)
+        logger.log_image("sheet", [growing], step=step)
+    elif hasattr(logger.experiment, "add_image"):  # TensorBoard
+        logger.experiment.add_image("sheet", np.asarray(growing), step, dataformats="HWC")
 
 
 def sheet(folder: Path, per_prompt: int, most: int = 12) -> Image.Image:

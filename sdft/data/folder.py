@@ -5,8 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import ImageColor
+
 from sdft.data.images import ENDINGS, decode
 from sdft.data.source import Picture
+from sdft.prompts import read_text
 
 
 @dataclass
@@ -18,6 +21,10 @@ class Folder:
     background: str = "white"
 
     def __post_init__(self):
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError:
+            raise ValueError(f"data.background={self.background}: give a colour such as white or #808080") from None
         folder = Path(self.path).expanduser()
         if not folder.is_dir():
             raise ValueError(f"data.path={self.path}: no such folder")
@@ -72,7 +79,7 @@ def beside(path: Path) -> str | None:
     text = path.with_suffix(".txt")
     if not text.is_file():
         return None
-    return next((line.strip() for line in text.read_text(encoding="utf-8-sig").splitlines() if line.strip()), None)
+    return next((line.strip() for line in read_text(text).splitlines() if line.strip()), None)
 
 
 def metadata(folder: Path) -> dict[Path, str]:
@@ -81,7 +88,7 @@ def metadata(folder: Path) -> dict[Path, str]:
     if not file.is_file():
         return {}
     captions = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(read_text(file).splitlines(), 1):
         if not line.strip():
             continue
         try:

@@ -7,13 +7,14 @@ import torch
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # what a file is, not what it is called; none runs programs
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def decode(path: Path, background: str = "white") -> Image.Image:
     """Upright 8-bit RGB of any mode; transparency lies on `background`. `ValueError` names a file that cannot be read."""
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             image = ImageOps.exif_transpose(file)
             image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

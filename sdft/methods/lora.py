@@ -38,9 +38,9 @@ class LoRA(Method):
             raise ValueError(f"method.init={self.init}: choose one of {', '.join(INITS)}")
 
     def targets(self) -> dict[str, list[str]]:
-        """The patterns of each part that gets an adapter."""
-        chosen = {"unet": list(self.unet_targets)}
-        return chosen | {"text_encoder": list(self.text_targets)} if self.text_encoder else chosen
+        """The patterns of each part that gets an adapter; an empty list leaves the part as it is."""
+        chosen = {"unet": list(self.unet_targets), "text_encoder": list(self.text_targets) if self.text_encoder else []}
+        return {part: patterns for part, patterns in chosen.items() if patterns}
 
     def prepare(self, model):
         from peft import LoraConfig

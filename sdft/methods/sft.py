@@ -1,5 +1,7 @@
 """Full fine-tuning: every weight of the UNet learns, and the text encoder's on request."""
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -20,7 +22,11 @@ class SFT(Method):
             model.parts[part].requires_grad_(True)
 
     def save(self, model, folder: Path, name: str):
-        model.pipeline().save_pretrained(folder)
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        model.pipeline().save_pretrained(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
 
     def load(self, model, folder: Path):
         from sdft.model import pretrained

@@ -19,7 +19,7 @@ class Clip:
         full = f"local-dir:{folder}" if folder.is_dir() else name
         if full == name and name not in open_clip.list_models():
             raise ValueError(
-                f"metrics.clip={name}: no such folder or open_clip model; tiny-clip is embedded, ViT-L-14 is usual"
+                f"metrics.clip={name}: no such folder or open_clip model; tiny-clip is embedded, ViT-L-14-quickgelu is usual"
             )
         try:
             model, _, self.transform = open_clip.create_model_and_transforms(full, pretrained=pretrained)

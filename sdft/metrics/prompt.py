@@ -13,7 +13,7 @@ class PromptScore(Metric):
     higher_is_better = True
 
     def __init__(self, clip: Clip):
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # the first process alone evaluates
         self.clip = clip
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")

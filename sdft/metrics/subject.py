@@ -13,7 +13,7 @@ class SubjectScore(Metric):
     higher_is_better = True
 
     def __init__(self, clip: Clip, references: list[Image.Image]):
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # the first process alone evaluates
         self.clip, self.references = clip, clip.images(references)
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
@@ -30,6 +30,5 @@ class SubjectScore(Metric):
     def real_vs_real(self) -> float:
         """The same mean among the references, without pairs of a picture with itself: what to compare with."""
         n = len(self.references)
-        if n < 2:
-            return float("nan")
+        assert n > 1, "one picture has nothing to be compared with"
         return float(((self.references @ self.references.T).sum() - n) / (n * (n - 1)))
