@@ -39,7 +39,7 @@ def train(cfg: DictConfig):
 
     loop = parts["loop"]
     module = build_module(cfg, parts, model)
-    trainer = build_trainer(cfg, parts, len(source), folder, prompts)
+    trainer = build_trainer(cfg, parts, samples, folder, prompts)
     check_unfinished(checkpoint, trainer.max_steps)
     plan = inspect(module, samples, loop, parts["schedule"], trainer)
     record = Record(folder)
@@ -58,8 +58,8 @@ def train(cfg: DictConfig):
     finally:
         close_dashboards()
     if trainer.is_global_zero:
-        record.end("finished", seconds=round(time.perf_counter() - began, 1), last=last_meters(trainer))
-        closing(folder, cfg, module.method, judge)
+        record.end("finished", seconds=round(time.perf_counter() - began, 1), **outcome(trainer))
+        closing(folder, cfg, module.method, judge, record.facts["fixed_noise_loss"])
     return module
 
 
@@ -85,7 +85,7 @@ def unfused(optimizer: partial) -> partial:
     return partial(optimizer, fused=False) if "fused" in optimizer.keywords else optimizer
 
 
-def build_trainer(cfg: DictConfig, parts: dict, images: int, folder: Path, prompts: list[str]):
+def build_trainer(cfg: DictConfig, parts: dict, images, folder: Path, prompts: list[str]):
     """Lightning's trainer with this project's callbacks; it keeps no console of its own."""
     import logging
 
@@ -95,6 +95,7 @@ def build_trainer(cfg: DictConfig, parts: dict, images: int, folder: Path, promp
 
     from sdft.callbacks.ema import EMA
     from sdft.callbacks.export import Export
+    from sdft.callbacks.fixed_noise import FixedNoise
     from sdft.callbacks.gradients import FirstGradients
     from sdft.callbacks.meters import Meters
     from sdft.callbacks.progress import ProgressBar
@@ -111,6 +112,7 @@ def build_trainer(cfg: DictConfig, parts: dict, images: int, folder: Path, promp
         ProgressBar(meters),
         FirstGradients(),
         *([ema] if loop.ema else []),
+        FixedNoise(images, meters, ema),
         samples,
         Export(samples, cfg.name, command()),
     ]
@@ -122,7 +124,7 @@ def build_trainer(cfg: DictConfig, parts: dict, images: int, folder: Path, promp
     return Trainer(
         **strategy,
         precision=parts["precision"].trainer,
-        max_steps=loop.total(images, processes(strategy)),
+        max_steps=loop.total(len(images), processes(strategy)),
         max_epochs=-1,
         accumulate_grad_batches=loop.accumulate,
         logger=[
@@ -172,10 +174,13 @@ def flat(cfg: DictConfig, choices) -> dict:
     }
 
 
-def last_meters(trainer) -> dict:
+def outcome(trainer) -> dict:
+    """What the callbacks measured."""
+    from sdft.callbacks.fixed_noise import FixedNoise
     from sdft.callbacks.meters import Meters
 
-    return next(c.last for c in trainer.callbacks if isinstance(c, Meters))
+    found = {type(callback): callback for callback in trainer.callbacks}
+    return {"last": found[Meters].last, "fixed_noise_loss": [found[FixedNoise].first, found[FixedNoise].last]}
 
 
 def close_dashboards() -> None:
@@ -186,8 +191,10 @@ def close_dashboards() -> None:
         sys.modules["wandb"].finish()
 
 
-def closing(folder: Path, cfg: DictConfig, method, judge) -> None:
+def closing(folder: Path, cfg: DictConfig, method, judge, losses: list[float]) -> None:
     """What improved, and where everything lies."""
+    first, last = losses
+    print(f"loss     {first:.4f} → {last:.4f} at fixed noise ({last / first - 1:+.1%})")
     if judge:
         from sdft.evaluation import evaluate
 

@@ -28,7 +28,7 @@ LAYERS = [
     ["assets.vae", "assets.clip", "methods.lora", "methods.sft"],
     ["methods.pretrain", "module"],
     ["callbacks.meters", "callbacks.ema", "callbacks.gradients", "card", "preflight"],
-    ["callbacks.samples", "callbacks.progress", "evaluation"],
+    ["callbacks.fixed_noise", "callbacks.samples", "callbacks.progress", "evaluation"],
     ["callbacks.export"],
     ["training"],
 ]

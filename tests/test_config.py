@@ -73,7 +73,7 @@ def test_what_does_not_fit_a_signature_is_named(overrides, told):
 
 def test_every_word_is_used():
     """A word at the top that no node reads would be an option without effect."""
-    plain = OmegaConf.load(ROOT / "conf" / "train.yaml")
+    plain = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "train.yaml"))
     texts = (
         "".join(p.read_text() for p in Path(ROOT, "conf").rglob("*.yaml")) + (ROOT / "sdft" / "training.py").read_text()
     )

@@ -20,8 +20,9 @@ def assert_same(one: dict, other: dict, tolerance: float = 0.0):
 
 
 def rows(folder):
+    """The reports of training steps."""
     with open(folder / "metrics.csv") as file:
-        return list(csv.DictReader(file))
+        return [row for row in csv.DictReader(file) if row["train/loss"]]
 
 
 def test_equal_seeds_give_bit_identical_adapters_and_workers_change_nothing(run):
@@ -71,6 +72,15 @@ def test_checkpoints_hold_only_what_learns(run):
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert set(checkpoint["state_dict"]) == {f"model.{n}" for n in module.learned()}
     assert checkpoint["callbacks"]["EMA"]["updates"] == 2
+
+
+def test_the_loss_at_fixed_noise_falls_and_is_the_same_for_equal_weights(run, capsys):
+    _, one = run("steps=20", "lr=1e-3", "model.weights=pretrained", "batch_size=8", name="one")
+    _, other = run("steps=1", "lr=0", "text_lr=0", "model.weights=pretrained", "seed=0", name="other")
+    first, last = json.loads((one / "run.json").read_text())["fixed_noise_loss"]
+    assert last < 0.95 * first
+    assert json.loads((other / "run.json").read_text())["fixed_noise_loss"] == [first, first]
+    assert f"loss     {first:.4f} → {last:.4f} at fixed noise" in capsys.readouterr().out
 
 
 def test_a_run_is_a_folder(run):

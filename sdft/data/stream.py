@@ -71,12 +71,26 @@ class Samples(Dataset):
         return {
             "pixels": fit(self.source[index].image, stream.resolution, place, flip),
             "ids": self.empty if dropped else self.ids[index],
-            "posterior": self.normal(number, "posterior", self.latent_shape),
-            "noise": self.normal(number, "noise", self.latent_shape),
-            "offset": self.normal(number, "offset", (self.latent_shape[0], 1, 1)),
+            **self.noise(number),
             "timestep": (self.uniform(number, "timestep")[0] * self.timesteps).long(),
             "weight": torch.ones(()),
             "index": torch.tensor(index),
+        }
+
+    def noise(self, number) -> dict[str, Tensor]:
+        return {
+            "posterior": self.normal(number, "posterior", self.latent_shape),
+            "noise": self.normal(number, "noise", self.latent_shape),
+            "offset": self.normal(number, "offset", (self.latent_shape[0], 1, 1)),
+        }
+
+    def fixed(self, index: int, share: float) -> dict[str, Tensor]:
+        """Image `index`, centred, at `share` (0..1) of the timesteps, always with the same noise: to compare models by."""
+        return {
+            "pixels": fit(self.source[index].image, self.stream.resolution),
+            "ids": self.ids[index],
+            **self.noise(("fixed", index, share)),
+            "timestep": torch.tensor(int(share * self.timesteps)),
         }
 
 
