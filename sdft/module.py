@@ -51,7 +51,7 @@ class FineTuning(LightningModule):
         """Weighted loss of each sample `[batch]`."""
         latents = self.model.encode(batch["pixels"], batch["posterior"])
         context = self.model.condition(batch["ids"])
-        return self.objective(self.model, latents, context, batch["noise"], batch["offset"], batch["timestep"])
+        return self.objective(self.model, latents, context, batch)
 
     def on_train_batch_start(self, batch, batch_idx):
         """Dropout inside the networks draws from the global generator: let the batch decide, not the past."""

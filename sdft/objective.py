@@ -5,21 +5,35 @@ from dataclasses import dataclass
 from torch import Tensor
 
 ZERO_SNR = 1e-6  # schedulers write 2**-24 for zero
+WEIGHTINGS = ("none", "min_snr", "soft_min_snr", "debiased")
+LOSSES = ("mse", "l1", "huber")
 
 
 @dataclass
 class Objective:
-    """Squared error of the predicted noise or velocity, weighted by Min-SNR-gamma (Hang et al., 2023; 0 turns it off).
+    """A distance of prediction and target, averaged per image and weighted by the signal-to-noise ratio of its timestep.
 
     `noise_offset` adds a constant per channel to the noise, so that brightness can be learned (Guttenberg, 2023).
+    `input_perturbation` adds further noise to the input alone; the target keeps the clean noise (Ning et al., 2023).
+    `huber_delta` is where the Huber loss turns from squared to linear. `snr_gamma=0` turns every weighting off.
     """
 
+    weighting: str = "min_snr"
     snr_gamma: float = 5.0
+    loss: str = "mse"
+    huber_delta: float = 0.1
     noise_offset: float = 0.0
+    input_perturbation: float = 0.0
 
     def __post_init__(self):
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting={self.weighting}: choose one of {', '.join(WEIGHTINGS)}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss={self.loss}: choose one of {', '.join(LOSSES)}")
         if self.snr_gamma < 0:
             raise ValueError(f"snr_gamma={self.snr_gamma}: choose 0 (off) or more; 5 is usual")
+        if self.huber_delta <= 0:
+            raise ValueError(f"huber_delta={self.huber_delta}: choose more than 0; 0.1 is usual")
 
     def check(self, model) -> None:
         """Refuse what divides by zero: at zero terminal SNR the last step of an epsilon model holds no image to recover."""
@@ -29,24 +43,43 @@ class Objective:
                 "whose Min-SNR weight of that step is 0"
             )
 
-    def __call__(
-        self, model, latents: Tensor, context: Tensor, noise: Tensor, offset: Tensor, timesteps: Tensor
-    ) -> Tensor:
-        """Weighted losses `[batch]` of latents and noise `[batch, 4, h, w]`, offsets `[batch, 4, 1, 1]`, timesteps `[batch]`."""
-        noise = noise + self.noise_offset * offset
-        alpha = model.alphas_cumprod[timesteps][:, None, None, None]
-        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-        if model.prediction_type == "epsilon":
-            target = noise
-        else:
-            target = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
-        error = model.predict(noisy, timesteps, context).float() - target
-        return error.square().mean(dim=(1, 2, 3)) * self.weight(model, timesteps)
+    def __call__(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        """Weighted losses `[batch]` of latents `[batch, 4, h, w]`.
+
+        `draws` holds standard normal `noise` and `perturbation` `[batch, 4, h, w]`, `offset` `[batch, 4, 1, 1]` and
+        `timestep` `[batch]`.
+        """
+        noise = draws["noise"] + self.noise_offset * draws["offset"]
+        alpha = model.alphas_cumprod[draws["timestep"]][:, None, None, None]
+        signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
+        noisy = signal * latents + sigma * (noise + self.input_perturbation * draws["perturbation"])
+        target = noise if model.prediction_type == "epsilon" else signal * noise - sigma * latents
+        error = model.predict(noisy, draws["timestep"], context).float() - target
+        return self.distance(error).mean(dim=(1, 2, 3)) * self.weight(model, draws["timestep"])
+
+    def distance(self, error: Tensor) -> Tensor:
+        """error², |error|, or Huber's: error² within delta, 2 delta |error| - delta² outside (twice the usual, to match MSE)."""
+        if self.loss == "mse":
+            return error.square()
+        if self.loss == "l1":
+            return error.abs()
+        delta = self.huber_delta
+        return error.square().where(error.abs() <= delta, 2 * delta * error.abs() - delta**2)
 
     def weight(self, model, timesteps: Tensor) -> Tensor:
-        """Min-SNR: min(snr, gamma) / snr for epsilon, min(snr, gamma) / (snr + 1) for velocity, `[batch]`."""
+        """The weight of each timestep `[batch]`, for an epsilon loss; a velocity loss is (snr + 1) / snr as large.
+
+        min_snr       min(snr, gamma) / snr         Hang et al., 2023
+        soft_min_snr  gamma / (snr + gamma)         Crowson et al., 2024
+        debiased      1 / sqrt(snr)                 Yu et al., 2023
+        """
         alpha = model.alphas_cumprod[timesteps]
         snr = alpha / (1 - alpha)
-        if not self.snr_gamma:
+        if self.weighting == "none" or not self.snr_gamma:
             return snr.new_ones(snr.shape)
-        return snr.clamp(max=self.snr_gamma) / (snr + (model.prediction_type == "v_prediction"))
+        denoised = {  # the weight of the loss in the denoised image: times 1 / snr for epsilon, 1 / (snr + 1) for velocity
+            "min_snr": snr.clamp(max=self.snr_gamma),
+            "soft_min_snr": snr * self.snr_gamma / (snr + self.snr_gamma),
+            "debiased": snr.sqrt(),
+        }[self.weighting]
+        return denoised / (snr + (model.prediction_type == "v_prediction"))

@@ -25,6 +25,7 @@ def train(cfg: DictConfig):
     folder, choices = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().runtime.choices
     light = ("method", "objective", "schedule", "precision", "strategy", "sampling", "stream", "loop", "metrics")
     parts = {key: instantiate(cfg[key]) for key in light}  # cheap, so that their refusals come first
+    parts["precision"].check(parts["strategy"].trainer()["accelerator"])
     checkpoint, source = parts["loop"].checkpoint(), instantiate(cfg.data)
     prompts = read_prompts(cfg.prompts) or source.prompts()
     if hasattr(source, "verify"):
@@ -104,7 +105,6 @@ def build_trainer(cfg: DictConfig, parts: dict, images, folder: Path, prompts: l
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     loop, strategy = parts["loop"], parts["strategy"].trainer()
-    parts["precision"].check(strategy["accelerator"])
     ema, meters = EMA(loop.ema), Meters(loop.log_every)
     samples = Samples(folder, parts["sampling"], prompts, cfg.resolution, loop.sample_every, ema, meters)
     callbacks = [

@@ -28,7 +28,7 @@ QUICK = [
 @pytest.fixture
 def tiny():
     """A function that builds tiny-sd, by default with random weights, always the same ones."""
-    from sdft.model import load
+    from sdft.loading import load
 
     def build(seed: int = 0, **options):
         torch.manual_seed(seed)

@@ -23,7 +23,7 @@ LAYERS = [
         "prompts",
     ],
     ["data.images", "data.source", "model", "objective"],
-    ["data.folder", "data.digits", "data.stream", "sampling", "export", "metrics.clip"],
+    ["loading", "data.folder", "data.digits", "data.stream", "sampling", "export", "metrics.clip"],
     ["data.module", "methods.base", "metrics.prompt", "metrics.subject", "metrics.zero_shot", "assets.tokenizer"],
     ["assets.vae", "assets.clip", "methods.lora", "methods.sft"],
     ["methods.pretrain", "module"],

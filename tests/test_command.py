@@ -42,13 +42,8 @@ def refused(*words: str, cwd, name: str = "train.py") -> str:
         (["data=folder", "data.path=nowhere"], ["data.path=nowhere: no such folder"]),
         (["method.unet_targets=[to_x]"], ["'to_x' matches no layer", "to_q"]),
         (["resolution=30"], ["resolution=30", "multiples of 8, such as 32"]),
-        (["model.name=./nowhere"], ["model.name=./nowhere: no such folder"]),
         (["model=sd15", "steps=1"], ["stable-diffusion-v1-5", "no such folder, and not to be had from the hub"]),
-        (["steps=10", "warmup=20"], ["warmup=20", "10 steps"]),
         (["precision=fp8"], ["precision/fp8", "bf16"]),
-        (["precision=fp16", "accelerator=cpu"], ["precision=fp16", "fp32 or bf16"]),
-        (["prompts=nowhere.txt"], ["prompts=nowhere.txt: no such text file"]),
-        (["resume=nowhere"], ["resume=nowhere: no checkpoint"]),
     ],
     ids=" ".join,
 )
@@ -89,7 +84,7 @@ def test_evaluate_without_a_run(tmp_path):
 @pytest.mark.parametrize(("words", "seconds"), [(["--help"], 2), (["method=lorra"], 2), (["rank=abc"], 5)], ids=str)
 def test_answers_come_quickly(tmp_path, words, seconds):
     times = []
-    for _ in range(3):
+    for _ in range(2):
         start = time.perf_counter()
         program(*words, cwd=tmp_path)
         times.append(time.perf_counter() - start)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sdft.assets import FOLDER
+from sdft.loading import load, untrained
 from sdft.methods.lora import LoRA
-from sdft.model import load, untrained
 
 
 def on_meta(architecture: str):
@@ -94,6 +94,11 @@ def test_a_model_folder_without_a_unet_is_named(tmp_path):
         (tmp_path / part).mkdir()
     with pytest.raises(ValueError, match=f"model.name={tmp_path}: no unet/ in it"):
         load(str(tmp_path))
+
+
+def test_a_path_that_is_no_folder_is_not_asked_of_the_hub():
+    with pytest.raises(ValueError, match=r"model.name=./nowhere: no such folder"):
+        load("./nowhere")
 
 
 def test_a_resolution_that_the_autoencoder_cannot_divide_is_refused(tiny):

@@ -27,6 +27,7 @@ def batch(model, size=2, seed=0):
         "ids": model.tokenize(["a handwritten two in neon light"] * size),
         "posterior": torch.randn(shape),
         "noise": torch.randn(shape),
+        "perturbation": torch.randn(shape),
         "offset": torch.randn(size, shape[1], 1, 1),
         "timestep": torch.randint(0, 1000, (size,)),
         "weight": torch.ones(size),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sdft.loading import changed
 from sdft.objective import Objective
 
 
@@ -50,7 +51,8 @@ def test_a_model_that_predicts_the_target_has_no_loss(tiny, prediction_type):
     target = shifted if prediction_type == "epsilon" else reference.get_velocity(latents, shifted, timesteps)
     seen = {}
     model.predict = lambda given, t, context: seen.update(noisy=given) or target
-    losses = Objective(snr_gamma=5, noise_offset=0.1)(model, latents, None, noise, offset, timesteps)
+    draws = {"noise": noise, "offset": offset, "timestep": timesteps, "perturbation": torch.randn(2, 4, 8, 8)}
+    losses = Objective(snr_gamma=5, noise_offset=0.1)(model, latents, None, draws)
     assert torch.allclose(seen["noisy"], noisy, atol=1e-5)
     assert torch.allclose(losses, torch.zeros(2), atol=1e-9)
 
@@ -59,7 +61,8 @@ def test_one_loss_per_image(tiny):
     model = tiny()
     model.predict = lambda noisy, t, context: torch.zeros_like(noisy)
     noise = torch.stack([torch.ones(4, 8, 8), 2 * torch.ones(4, 8, 8)])
-    losses = Objective(snr_gamma=0)(model, noise * 0, None, noise, torch.zeros(2, 4, 1, 1), torch.tensor([5, 5]))
+    draws = {"noise": noise, "offset": torch.zeros(2, 4, 1, 1), "timestep": torch.tensor([5, 5]), "perturbation": noise}
+    losses = Objective(snr_gamma=0)(model, noise * 0, None, draws)
     assert losses.tolist() == [1, 4]
 
 
@@ -77,6 +80,63 @@ def test_v_prediction_gives_the_terminal_step_of_zero_snr_no_weight(tiny):
     assert Objective().weight(model, torch.tensor([999])).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_a_negative_gamma_is_refused():
-    with pytest.raises(ValueError, match="snr_gamma=-1"):
-        Objective(snr_gamma=-1)
+def test_soft_min_snr_and_debiased_in_closed_form(tiny):
+    for prediction_type in ("epsilon", "v_prediction"):
+        model, v = tiny(prediction_type=prediction_type), prediction_type == "v_prediction"
+        for t in (0, 100, 147, 500, 999):
+            at, s = torch.tensor([t]), snr(model, t)
+            soft = Objective("soft_min_snr", snr_gamma=5).weight(model, at).item()
+            debiased = Objective("debiased").weight(model, at).item()
+            assert soft == pytest.approx((s * 5 / (s + 5)) / (s + 1) if v else 5 / (s + 5), rel=1e-5)
+            assert debiased == pytest.approx(s**0.5 / (s + 1) if v else s**-0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("weighting", ["min_snr", "soft_min_snr", "debiased"])
+def test_a_weighting_means_the_same_for_epsilon_and_velocity(tiny, weighting):
+    """The velocity error is (snr + 1) / snr times the epsilon error of the same denoised image."""
+    epsilon, velocity = tiny(), tiny(prediction_type="v_prediction")
+    t = torch.tensor([3, 300, 900])
+    ratio = torch.tensor([(snr(epsilon, int(i)) + 1) / snr(epsilon, int(i)) for i in t])
+    objective = Objective(weighting)
+    assert torch.allclose(objective.weight(velocity, t) * ratio, objective.weight(epsilon, t), rtol=1e-5)
+
+
+def test_input_perturbation_perturbs_the_input_only(tiny):  # pitfall 10
+    model, seen = tiny(), {}
+    latents, noise, extra = (torch.randn(1, 4, 8, 8) for _ in range(3))
+    model.predict = lambda given, t, context: seen.update(noisy=given) or noise
+    draws = {"noise": noise, "offset": torch.zeros(1, 4, 1, 1), "timestep": torch.tensor([500]), "perturbation": extra}
+    losses = Objective(input_perturbation=0.1)(model, latents, None, draws)
+    alpha = model.alphas_cumprod[500]
+    assert torch.allclose(seen["noisy"], alpha.sqrt() * latents + (1 - alpha).sqrt() * (noise + 0.1 * extra), atol=1e-6)
+    assert losses.item() == 0
+
+
+def test_l1_and_huber():
+    error = torch.tensor([-2.0, 0.05, 1.0])
+    assert torch.equal(Objective(loss="l1").distance(error), error.abs())
+    huber = Objective(loss="huber", huber_delta=0.1).distance(error)
+    reference = 2 * torch.nn.functional.huber_loss(error, torch.zeros(3), reduction="none", delta=0.1)
+    assert torch.allclose(huber, reference, atol=1e-6)
+
+
+def test_zero_terminal_snr_reaches_training_and_sampling(tiny):
+    model = tiny(prediction_type="v_prediction", zero_terminal_snr=True)
+    assert model.alphas_cumprod[-1] < 1e-6 and model.alphas_cumprod[0] == pytest.approx(0.99915, abs=1e-5)
+    Objective().check(model)
+    assert model.pipeline().scheduler.alphas_cumprod[-1] < 1e-6
+    from diffusers import DDIMScheduler, PNDMScheduler
+
+    assert isinstance(changed(PNDMScheduler(), "v_prediction", True), DDIMScheduler)
+    assert torch.isfinite(Objective().weight(model, torch.arange(1000))).all()
+    with pytest.raises(ValueError, match="epsilon with zero terminal SNR"):
+        Objective().check(tiny(zero_terminal_snr=True))
+
+
+BAD = {"weighting": "p2", "loss": "l3", "huber_delta": 0, "snr_gamma": -1}
+
+
+@pytest.mark.parametrize(("key", "value"), BAD.items())
+def test_bad_words_are_refused(key, value):
+    with pytest.raises(ValueError, match=f"{key}={value}: choose"):
+        Objective(**{key: value})

@@ -4,7 +4,8 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT, composed
+from conftest import ROOT
+from test_config import checked
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"python (train|evaluate)\.py((?: [^\n#`·]*)?)", README)
@@ -15,11 +16,11 @@ def words(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("program", "rest"), COMMANDS, ids=lambda value: value.strip() or "plain")
-def test_every_command_composes(program, rest):
+def test_every_command_composes_and_fits_its_signatures(program, rest):
     overrides = [w for w in words(rest) if w not in ("&&",)]
     if any("," in w and "[" not in w for w in overrides):  # a sweep: its first job
         overrides = [w.split(",")[0] for w in overrides]
-    composed(*overrides, config=program)
+    checked(*overrides, config=program)
 
 
 def test_there_are_commands_to_check():

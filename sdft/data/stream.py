@@ -1,7 +1,7 @@
 """Samples by number: what sample `n` of a run is depends on (seed, n) alone."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -9,14 +9,16 @@ from torch.utils.data import Dataset, Sampler
 
 from sdft.data.images import fit
 from sdft.data.source import Source
-from sdft.draws import generator, order
+from sdft.draws import generator, order, pyramid_noise
 
 CROPS = ("center", "random")
+DISTRIBUTIONS = ("uniform", "logit_normal")  # the latter favours the middle (Esser et al., 2024)
 
 
 @dataclass
 class Stream:
-    """How pictures become samples: `resolution` in pixels, `dropout` the share of samples that lose their caption."""
+    """How pictures become samples: `resolution` in pixels, `dropout` the share of samples that lose their caption,
+    `timestep_range` the shares of the noise schedule between which timesteps are drawn."""
 
     resolution: int
     batch_size: int = 1
@@ -24,6 +26,9 @@ class Stream:
     crop: str = "center"
     flip: bool = False
     dropout: float = 0.0
+    pyramid_noise: float = 0.0
+    timestep_distribution: str = "uniform"
+    timestep_range: list[float] = field(default_factory=lambda: [0.0, 1.0])
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -32,6 +37,18 @@ class Stream:
             raise ValueError(f"crop={self.crop}: choose one of {', '.join(CROPS)}")
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"caption_dropout={self.dropout}: choose from 0 to 1")
+        if not 0 <= self.pyramid_noise < 1:
+            raise ValueError(
+                f"pyramid_noise={self.pyramid_noise}: choose from 0 (off) up to, not including, 1; 0.3 is usual"
+            )
+        if self.timestep_distribution not in DISTRIBUTIONS:
+            raise ValueError(
+                f"stream.timestep_distribution={self.timestep_distribution}: choose {' or '.join(DISTRIBUTIONS)}"
+            )
+        if len(self.timestep_range) != 2 or not 0 <= self.timestep_range[0] < self.timestep_range[1] <= 1:
+            raise ValueError(
+                f"stream.timestep_range={list(self.timestep_range)}: choose two rising shares, as [0.0,1.0]"
+            )
 
     def samples(self, source: Source, model) -> "Samples":
         return Samples(self, source, model)
@@ -72,15 +89,29 @@ class Samples(Dataset):
             "pixels": fit(self.source[index].image, stream.resolution, place, flip),
             "ids": self.empty if dropped else self.ids[index],
             **self.noise(number),
-            "timestep": (self.uniform(number, "timestep")[0] * self.timesteps).long(),
+            "timestep": self.timestep(number),
             "weight": torch.ones(()),
             "index": torch.tensor(index),
         }
 
+    def timestep(self, number: int) -> Tensor:
+        """One of the stream's range, by its distribution; a whole number `[]`."""
+        chance = generator(self.stream.seed, "timestep", number)
+        share = torch.randn((), generator=chance).sigmoid() if self.logit_normal else torch.rand((), generator=chance)
+        first, last = (round(edge * self.timesteps) for edge in self.stream.timestep_range)
+        return (first + share * (last - first)).long().clamp(max=last - 1)
+
+    @property
+    def logit_normal(self) -> bool:
+        return self.stream.timestep_distribution == "logit_normal"
+
     def noise(self, number) -> dict[str, Tensor]:
         return {
             "posterior": self.normal(number, "posterior", self.latent_shape),
-            "noise": self.normal(number, "noise", self.latent_shape),
+            "noise": pyramid_noise(
+                self.latent_shape, self.stream.pyramid_noise, generator(self.stream.seed, "noise", number)
+            ),
+            "perturbation": self.normal(number, "perturbation", self.latent_shape),
             "offset": self.normal(number, "offset", (self.latent_shape[0], 1, 1)),
         }
 

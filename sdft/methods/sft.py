@@ -29,7 +29,7 @@ class SFT(Method):
         os.replace(partial, folder)
 
     def load(self, model, folder: Path):
-        from sdft.model import pretrained
+        from sdft.loading import pretrained
 
         learned = pretrained(str(folder))
         for part in self.learns():

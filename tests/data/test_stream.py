@@ -62,6 +62,23 @@ def test_any_split_over_processes_gives_the_same_samples_to_each_step(world, bat
     assert steps == [list(range(s, s + 4)) for s in range(8, 24, 4)]
 
 
+def test_timesteps_keep_to_their_range_and_distribution(samples):
+    low = [int(samples(timestep_range=[0.0, 0.25]).timestep(n)) for n in range(400)]
+    assert min(low) >= 0 and 200 < max(low) < 250
+    middle = torch.tensor([int(samples(timestep_distribution="logit_normal").timestep(n)) for n in range(400)]) / 1000
+    assert (middle - 0.5).abs().mean() < 0.21 < 0.25  # uniform: 0.25
+    for options in ({"timestep_range": [0.5, 0.5]}, {"timestep_distribution": "cubic"}, {"pyramid_noise": 1.5}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            samples(**options)
+
+
+def test_pyramid_noise_is_coarse_and_of_unit_variance(samples):
+    plain, pyramid = (torch.stack([samples(pyramid_noise=d)[n]["noise"] for n in range(60)]) for d in (0.0, 0.6))
+    assert pyramid.std().item() == pytest.approx(1, abs=0.01)
+    means = [noise.mean((2, 3)).std().item() for noise in (plain, pyramid)]
+    assert means[1] > 2 * means[0]
+
+
 def test_bad_words_are_refused():
     with pytest.raises(ValueError, match="crop=left: choose one of center, random"):
         Stream(32, crop="left")

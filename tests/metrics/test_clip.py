@@ -32,7 +32,7 @@ def test_the_judge_is_right_about_real_pictures(judge):  # pitfall 36: what the 
 
 
 def test_the_text_tower_is_that_of_tiny_sd(judge):
-    from sdft.model import load
+    from sdft.loading import load
 
     model = load("tiny-sd")
     ids = model.tokenize(["a handwritten three in red ink on white paper"])
