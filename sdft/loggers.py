@@ -1,6 +1,7 @@
 """Dashboards beside `metrics.csv`. None of them asks a question or needs the network."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -39,6 +40,8 @@ def logged_in() -> bool:
 
 
 def tensorboard(folder: str):
+    if find_spec("tensorboard") is None:
+        raise ValueError("logger=tensorboard: not installed; pip install tensorboard")
     from lightning.pytorch.loggers import TensorBoardLogger
 
     return TensorBoardLogger(folder, name="", version="tensorboard")

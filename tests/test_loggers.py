@@ -80,6 +80,12 @@ def test_each_run_of_a_sweep_is_a_wandb_run_of_its_own(run):
         assert wandb.run is None
 
 
+def test_tensorboard_that_is_not_installed_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="logger=tensorboard: not installed; pip install tensorboard"):
+        loggers.tensorboard(str(tmp_path))
+
+
 def test_tensorboard_is_a_choice(run):
     _, folder = run("steps=1", "logger=tensorboard")
     assert list(folder.glob("tensorboard/events.*"))
