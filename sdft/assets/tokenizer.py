@@ -29,7 +29,6 @@ def main() -> None:
     specials = ["<|startoftext|>", "<|endoftext|>"]
     learner = Tokenizer(BPE(end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Lowercase()
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = BpeTrainer(vocab_size=SIZE, end_of_word_suffix="</w>", initial_alphabet=characters, show_progress=False)
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=True)]
