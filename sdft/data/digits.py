@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sdft.data.source import Picture, Questions
+from sdft.data.source import Picture, Questions, Source
 from sdft.draws import generator
 
 SIZE = 32
+MOST = 170  # pictures of a digit that there are at least
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 INKS = {
     "red": (0.85, 0.10, 0.10),
@@ -119,25 +120,32 @@ def answers(looks: dict[str, str]) -> dict[str, dict[str, str]]:
 
 
 @dataclass
-class Digits:
-    """Some digits in one style: `per_digit` pictures of each of `digits`."""
+class Digits(Source):
+    """Some digits in one style: `per_digit` pictures of each of `digits`, after the first `skip`."""
 
     style: str = "neon"
     digits: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     per_digit: int = 10
+    skip: int = 0
 
     def __post_init__(self):
         if self.style not in STYLES:
             raise ValueError(f"data.style={self.style}: choose one of {', '.join(STYLES)}")
         if not self.digits or not set(self.digits) <= set(range(10)):
             raise ValueError(f"data.digits={list(self.digits)}: choose from 0 to 9")
-        if not 1 <= self.per_digit <= 150:
-            raise ValueError(f"data.per_digit={self.per_digit}: choose from 1 to 150")
+        if self.per_digit < 1 or self.skip < 0 or self.skip + self.per_digit > MOST:
+            raise ValueError(
+                f"data.per_digit={self.per_digit} skip={self.skip}: choose from 1 to {MOST} of both together"
+            )
         _, shown = strokes()
-        self.rows = [int(r) for d in self.digits for r in torch.nonzero(shown == d)[: self.per_digit, 0]]
+        kept = slice(self.skip, self.skip + self.per_digit)
+        self.rows = [int(r) for d in self.digits for r in torch.nonzero(shown == d)[kept, 0]]
 
     def __len__(self):
         return len(self.rows)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return [(SIZE, SIZE)] * len(self)
 
     def captions(self) -> list[str]:
         _, shown = strokes()
@@ -156,9 +164,11 @@ class Digits:
         ]
 
     def questions(self) -> Questions:
-        """Which look and which digit does a picture show? Asked on the digits that were left out."""
-        looks = style_words()
-        return Questions(self.prompts()[:-1], answers(looks))
+        """Which look and which digit does a picture show? Asked on the digits that were left out, or on all."""
+        asked = [d for d in range(10) if d not in self.digits] or list(self.digits)
+        seen = self.skip + self.per_digit if set(asked) <= set(self.digits) else 0
+        real = Digits(self.style, asked, per_digit=min(20, MOST - seen), skip=seen) if seen < MOST else None
+        return Questions([caption(d, STYLES[self.style][1]) for d in asked], answers(style_words()), real=real)
 
     def describe(self) -> str:
         shown, words = ", ".join(map(str, self.digits)), STYLES[self.style][1]
@@ -166,7 +176,7 @@ class Digits:
 
 
 @dataclass
-class InkedDigits:
+class InkedDigits(Source):
     """The base's world: every digit in `colourings` pairs of ink and paper. A third of the captions leave one of the two open."""
 
     colourings: int = 6
@@ -185,6 +195,9 @@ class InkedDigits:
         if told < 1 / 3:
             return ink_name, paper_name, f"on {paper_name} paper"
         return ink_name, paper_name, ink_words(ink_name, paper_name)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return [(SIZE, SIZE)] * len(self)
 
     def captions(self) -> list[str]:
         _, shown = strokes()

@@ -1,106 +1,196 @@
-"""Captioned pictures in a folder: `NAME.jpg` beside `NAME.txt`, or a `metadata.jsonl` with `file_name` and `text`."""
+"""Captioned pictures in a folder: `NAME.jpg` beside `NAME.txt`, or a table that lists them, or one caption for all.
 
-import json
-from concurrent.futures import ThreadPoolExecutor
+`NAME.mask.png` beside a picture is its mask: white is what is learned.
+"""
+
+import os
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import ImageColor
 
-from sdft.data.images import ENDINGS, decode
-from sdft.data.source import Picture
+from sdft.data.images import ENDINGS, decode, decode_mask
+from sdft.data.scan import Fact, scan
+from sdft.data.source import Picture, Source
+from sdft.data.tables import read, table
+from sdft.digest import of_file
 from sdft.prompts import read_text
+
+MASK = ".mask.png"
+POLICIES = ("stop", "skip")
 
 
 @dataclass
-class Folder:
-    """Pictures are paired with captions by name. `caption` stands in for those that have none."""
+class Folder(Source):
+    """Pictures are paired with captions by name, below `path` at any depth. `caption` stands in for those that have none.
+
+    `on_error=stop` refuses a folder in which anything cannot be used, and names all of it; `skip` leaves that out and says so.
+    """
 
     path: str
     caption: str | None = None
     background: str = "white"
+    image_column: str = "file_name"
+    caption_column: str = "text"
+    on_error: str = "stop"
 
     def __post_init__(self):
         try:
             ImageColor.getrgb(self.background)
         except ValueError:
             raise ValueError(f"data.background={self.background}: give a colour such as white or #808080") from None
-        folder = Path(self.path).expanduser()
-        if not folder.is_dir():
+        if self.on_error not in POLICIES:
+            raise ValueError(f"data.on_error={self.on_error}: choose one of {', '.join(POLICIES)}")
+        self.root = Path(self.path).expanduser()
+        if not self.root.is_dir():
             raise ValueError(f"data.path={self.path}: no such folder")
-        self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
-        if not self.files:
+        pictures, texts, masks = inventory(self.root)
+        if not pictures:
             raise ValueError(f"data.path={self.path}: no pictures in it ({' '.join(ENDINGS)})")
-        listed = metadata(folder)
-        texts = [listed.get(path) or beside(path) or self.caption for path in self.files]
-        if bare := [path for path, text in zip(self.files, texts, strict=True) if not text]:
+        captions, self.faults = self.found_captions(pictures, texts)
+        remember = self.keep(pictures, captions, masks)
+        if self.faults and self.on_error == "stop":
             raise ValueError(
-                f"data.path={self.path}: no caption for {some([str(p.relative_to(folder)) for p in bare])}; "
-                'write one into a .txt of the same name, or give all of them data.caption="..."'
+                f"{some(self.faults, '; ', most=50)}; mend them, or give data.on_error=skip to go on without"
             )
-        self.texts: list[str] = texts
+        if not self.files:
+            raise ValueError(f"data.path={self.path}: nothing in it can be used: {some(self.faults, '; ')}")
+        remember()
+
+    def found_captions(
+        self, pictures: dict[str, Path], texts: dict[str, Path]
+    ) -> tuple[dict[Path, list[str]], list[str]]:
+        """The captions of each picture, from the table or the texts, and what is wrong with either."""
+        captions, faults, file = {}, [], table(self.root)
+        for number, name, told in read(file, self.image_column, self.caption_column) if file else ():
+            if (path := pictures.get(key(Path(name)))) is None:
+                faults.append(f"{file}:{number}: no picture {name!r} in this folder")
+            else:
+                captions[path] = told
+        for path in pictures.values():
+            if path not in captions and (text := texts.get(key(path.relative_to(self.root).with_suffix("")))):
+                try:
+                    captions[path] = first_line(text)
+                except ValueError as error:
+                    faults.append(str(error))
+        return captions, faults
+
+    def keep(self, pictures: dict[str, Path], captions: dict[Path, list[str]], masks: dict[str, Path]) -> Callable:
+        """The files that can be used, with their facts, which what is returned remembers; what cannot joins the faults."""
+        links = {file: fault for file in pictures.values() if (fault := outside(file, self.root))}
+        self.faults += links.values()
+        files = sorted(file for file in pictures.values() if file not in links)
+        kept, bare, used = [], [], set()
+        self.masks: dict[Path, Path] = {}
+        facts, remember = scan(files, self.decoded, self.root)
+        for file, fact in zip(files, facts, strict=True):
+            told = captions.get(file) or ([self.caption] if self.caption else [])
+            stem = key(file.relative_to(self.root).with_suffix(""))
+            mask = masks.get(stem)
+            used.add(stem)
+            fault = fact.fault or (mask and mask_fault(mask, (fact.width, fact.height)))
+            if fault:
+                self.faults.append(fault)
+            elif not told:
+                bare.append(str(file.relative_to(self.root)))
+            else:
+                kept.append((file, fact, told))
+                self.masks |= {file: mask} if mask else {}
+        self.faults += [f"{masks[stem]}: a mask without its picture" for stem in masks.keys() - used]
+        if bare:
+            advice = 'write one into a .txt of the same name, or give all of them data.caption="..."'
+            self.faults.append(f"data.path={self.path}: no caption for {some(bare, most=20)}; {advice}")
+        self.files = [file for file, _, _ in kept]
+        self.facts = [fact for _, fact, _ in kept]
+        self.texts = [told for _, _, told in kept]
+        return remember
+
+    def decoded(self, file: Path):
+        return decode(file, self.background)
 
     def __len__(self):
         return len(self.files)
 
     def captions(self) -> list[str]:
+        return [told[0] for told in self.texts]
+
+    def variants(self) -> list[list[str]]:
         return self.texts
 
+    def sizes(self) -> list[tuple[int, int]]:
+        return [(fact.width, fact.height) for fact in self.facts]
+
+    def digest(self, index: int) -> str:
+        mask = self.masks.get(self.files[index])
+        return f"{self.facts[index].digest} {self.background} {of_file(mask) if mask else ''}"
+
+    def scanned(self) -> dict[str, Fact]:
+        return {str(file.relative_to(self.root)): fact for file, fact in zip(self.files, self.facts, strict=True)}
+
+    def left_out(self) -> list[str]:
+        return self.faults
+
     def __getitem__(self, index: int) -> Picture:
-        return Picture(decode(self.files[index], self.background), self.texts[index], str(self.files[index]))
+        return self.picture(index, None)
 
-    def verify(self) -> None:
-        """Decode every picture once; one `ValueError` names all that cannot be read."""
-
-        def fault(path: Path) -> str | None:
-            try:
-                decode(path, self.background)
-            except ValueError as error:
-                return str(error)
-            return None
-
-        with ThreadPoolExecutor() as threads:
-            faults = [text for text in threads.map(fault, self.files) if text]
-        if faults:
-            raise ValueError(some(faults, "; "))
-
-    def prompts(self) -> list[str]:
-        return list(dict.fromkeys(self.texts))[:4]
-
-    def questions(self) -> None:
-        return None
+    def picture(self, index: int, size: tuple[int, int] | None) -> Picture:
+        file = self.files[index]
+        image, mask = decode(file, self.background, size), self.masks.get(file)
+        whole = (self.facts[index].width, self.facts[index].height)
+        return Picture(image, self.texts[index][0], str(file), mask and decode_mask(mask, whole))
 
     def describe(self) -> str:
-        return f"{self.path}: {len(self)} pictures"
+        masked = f", {len(self.masks)} with masks" if self.masks else ""
+        skipped = f", {len(self.faults)} faults skipped" if self.faults else ""
+        return f"{self.path}: {len(self)} pictures{masked}{skipped}"
 
 
-def beside(path: Path) -> str | None:
-    """The first line of the `.txt` with the picture's name."""
-    text = path.with_suffix(".txt")
-    if not text.is_file():
-        return None
-    return next((line.strip() for line in read_text(text).splitlines() if line.strip()), None)
+def inventory(root: Path) -> tuple[dict[str, Path], dict[str, Path], dict[str, Path]]:
+    """Pictures by their name, texts and masks by the name they go with; names are relative to `root` and normalised."""
+    pictures, texts, masks = {}, {}, {}
+    for place, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path, lower = Path(place, name), name.lower()
+            relative = path.relative_to(root)
+            if name.startswith("."):
+                continue
+            if lower.endswith(MASK):
+                masks[key(relative)[: -len(MASK)]] = path
+            elif lower.endswith(ENDINGS):
+                pictures[key(relative)] = path
+            elif lower.endswith(".txt"):
+                texts[key(relative)[: -len(".txt")]] = path
+    return pictures, texts, masks
 
 
-def metadata(folder: Path) -> dict[Path, str]:
-    """Captions from `metadata.jsonl`, by path; a row without its picture is an error, a path cannot leave the folder."""
-    file = folder / "metadata.jsonl"
-    if not file.is_file():
-        return {}
-    captions = {}
-    for number, line in enumerate(read_text(file).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, text = row["file_name"], row["text"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(f"{file}:{number}: each line is one object with file_name and text") from None
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-            raise ValueError(f"{file}:{number}: no picture {name!r} in this folder")
-        captions[path] = str(text).strip()
-    return captions
+def key(relative: Path) -> str:
+    """A name as people mean it: accents may be stored as one character or as two."""
+    return unicodedata.normalize("NFC", relative.as_posix())
+
+
+def outside(file: Path, root: Path) -> str | None:
+    if file.is_symlink() and not file.resolve().is_relative_to(root.resolve()):
+        return f"{file}: a link that leads out of the folder"
+    return None
+
+
+def mask_fault(mask: Path, size: tuple[int, int]) -> str | None:
+    try:
+        decode_mask(mask, size)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def first_line(text: Path) -> list[str]:
+    """The first line that says something."""
+    told = read_text(text)
+    if "\0" in told:
+        raise ValueError(f"{text}: null bytes in it; save it as text")
+    return [line.strip() for line in told.splitlines() if line.strip()][:1]
 
 
 def some(names: list[str], separator: str = ", ", most: int = 5) -> str:

@@ -33,7 +33,7 @@ def test_captions_and_pictures_agree():
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"style": "oil"}, "neon, blueprint, candy"), ({"digits": [11]}, "0 to 9"), ({"per_digit": 0}, "1 to 150")],
+    [({"style": "oil"}, "neon, blueprint, candy"), ({"digits": [11]}, "0 to 9"), ({"per_digit": 0}, "1 to 170")],
 )
 def test_bad_words_are_refused(options, told):
     with pytest.raises(ValueError, match=told):

@@ -59,8 +59,12 @@ def test_metadata_gives_captions_by_file_name(folder):
     [
         ('{"file_name": "gone.jpg", "text": "x"}', r"metadata.jsonl:1: no picture 'gone.jpg'"),
         ('{"file_name": "../a.jpg", "text": "x"}', r"metadata.jsonl:1: no picture '../a.jpg'"),
-        ('{"image": "a.jpg", "text": "x"}', r"metadata.jsonl:1: each line is one object with file_name and text"),
-        ("nonsense", r"metadata.jsonl:1: each line is one object"),
+        (
+            '{"image": "a.jpg", "text": "x"}',
+            r"metadata.jsonl:1: no file_name and text; it has image, text; give data.image_column",
+        ),
+        ('{"file_name": "a.jpg", "title": "x"}', r"it has file_name, title; give data.caption_column=NAME"),
+        ("nonsense", r"metadata.jsonl:1: not a line of JSON"),
     ],
 )
 def test_a_bad_row_is_named(folder, row, told):
@@ -82,3 +86,39 @@ def test_every_corrupt_picture_is_named_at_once(folder):
     (folder / "c.webp").write_bytes(b"")
     with pytest.raises(ValueError, match=r"a\.jpg: not a readable picture .*c\.webp: not a readable picture"):
         Folder(str(folder)).verify()
+
+
+def test_a_mask_is_part_of_its_picture_and_cropped_like_it(tmp_path, tiny):
+    from sdft.data.stream import Stream
+
+    Image.new("RGB", (64, 32), "gray").save(tmp_path / "a.PNG", format="PNG")
+    mask = Image.new("L", (64, 32))
+    mask.paste(255, (32, 0, 64, 32))
+    mask.save(tmp_path / "a.mask.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "b.png")
+    source = Folder(str(tmp_path), caption="a thing")
+    assert len(source) == 2 and source.describe().endswith("2 pictures, 1 with masks")
+    source.verify()
+    centred = Stream(resolution=32, crop="center").samples(source, tiny())
+    seen = {int(sample["index"]): sample["mask"] for sample in (centred[0], centred[1])}
+    assert seen[1].shape == (1, 8, 8) and seen[1].min() == 1
+    assert seen[0][0, :, :4].max() == 0 and seen[0][0, :, 4:].min() == 1
+    flipped = centred.picture(0, (32, 32), flip=True)["mask"]
+    assert flipped[0, :, :4].min() == 1 and flipped[0, :, 4:].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "colour", "told"), [((8, 9), 255, "8x9 px, and its picture 8x8"), ((8, 8), 0, "black all over")]
+)
+def test_a_mask_that_cannot_be_meant_is_named(tmp_path, size, colour, told):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    Image.new("L", size, colour).save(tmp_path / "a.mask.png")
+    with pytest.raises(ValueError, match=rf"a.mask.png: {told}"):
+        Folder(str(tmp_path), caption="a thing").verify()
+
+
+def test_a_mask_without_its_picture_is_named(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    Image.new("L", (8, 8), 255).save(tmp_path / "b.mask.png")
+    with pytest.raises(ValueError, match="b.mask.png: a mask without its picture"):
+        Folder(str(tmp_path), caption="a thing")

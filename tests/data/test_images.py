@@ -62,24 +62,24 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
 
 
 def test_aspect_is_kept_and_the_rest_is_cropped(marked):
-    whole = fit(marked, 40)  # a 40 x 40 centre: both upper colours, in equal parts
+    whole = fit(marked, (40, 40))  # a 40 x 40 centre: both upper colours, in equal parts
     assert whole.shape == (3, 40, 40)
     assert (whole[0, :20] > 0).float().mean() == 0.5
-    assert torch.equal(fit(marked, 40, place=(0, 0))[0, 2, :30], torch.ones(30))
-    assert (fit(marked, 40, place=(1, 0))[1, 2] > 0).sum() == 30
+    assert torch.equal(fit(marked, (40, 40), place=(0, 0))[0, 2, :30], torch.ones(30))
+    assert (fit(marked, (40, 40), place=(1, 0))[1, 2] > 0).sum() == 30
 
 
 def test_a_circle_stays_round():
     yy, xx = np.mgrid[:300, :600]
     disc = (((yy - 150) ** 2 + (xx - 300) ** 2) < 100**2).astype(np.uint8) * 255
-    tile = fit(Image.fromarray(np.repeat(disc[..., None], 3, 2)), 60)[0] > 0
+    tile = fit(Image.fromarray(np.repeat(disc[..., None], 3, 2)), (60, 60))[0] > 0
     assert tile.any(0).sum() == tile.any(1).sum() == 40
 
 
 def test_flip_mirrors(marked):
-    assert torch.equal(fit(marked, 40, flip=True), fit(marked, 40).flip(2))
+    assert torch.equal(fit(marked, (40, 40), flip=True), fit(marked, (40, 40)).flip(2))
 
 
 def test_black_is_minus_one_and_white_is_one():
-    assert fit(Image.new("RGB", (4, 4), "black"), 4).unique().tolist() == [-1]
-    assert fit(Image.new("RGB", (4, 4), "white"), 4).unique().tolist() == [1]
+    assert fit(Image.new("RGB", (4, 4), "black"), (4, 4)).unique().tolist() == [-1]
+    assert fit(Image.new("RGB", (4, 4), "white"), (4, 4)).unique().tolist() == [1]

@@ -1,13 +1,10 @@
 """What sample n is depends on (seed, n) alone."""
 
-import functools
-import operator
-
 import pytest
 import torch
 
 from sdft.data.digits import Digits
-from sdft.data.stream import Numbers, Stream
+from sdft.data.stream import Stream
 
 
 @pytest.fixture
@@ -55,17 +52,11 @@ def test_draws_have_their_distributions(samples):
     assert dropped == pytest.approx(0.3, abs=0.06)
 
 
-@pytest.mark.parametrize(("world", "batch"), [(1, 4), (2, 2), (4, 1)])
-def test_any_split_over_processes_gives_the_same_samples_to_each_step(world, batch):
-    ranks = [list(Numbers(8, 24, batch, rank, world)) for rank in range(world)]
-    steps = [sorted(functools.reduce(operator.iadd, step, [])) for step in zip(*ranks, strict=True)]
-    assert steps == [list(range(s, s + 4)) for s in range(8, 24, 4)]
-
-
 def test_timesteps_keep_to_their_range_and_distribution(samples):
-    low = [int(samples(timestep_range=[0.0, 0.25]).timestep(n)) for n in range(400)]
+    quarter, favoured = samples(timestep_range=[0.0, 0.25]), samples(timestep_distribution="logit_normal")
+    low = [int(quarter.timestep(n)) for n in range(400)]
     assert min(low) >= 0 and 200 < max(low) < 250
-    middle = torch.tensor([int(samples(timestep_distribution="logit_normal").timestep(n)) for n in range(400)]) / 1000
+    middle = torch.tensor([int(favoured.timestep(n)) for n in range(400)]) / 1000
     assert (middle - 0.5).abs().mean() < 0.21 < 0.25  # uniform: 0.25
     for options in ({"timestep_range": [0.5, 0.5]}, {"timestep_distribution": "cubic"}, {"pyramid_noise": 1.5}):
         with pytest.raises(ValueError, match=next(iter(options))):
@@ -73,16 +64,53 @@ def test_timesteps_keep_to_their_range_and_distribution(samples):
 
 
 def test_pyramid_noise_is_coarse_and_of_unit_variance(samples):
-    plain, pyramid = (torch.stack([samples(pyramid_noise=d)[n]["noise"] for n in range(60)]) for d in (0.0, 0.6))
+    built = (samples(pyramid_noise=discount) for discount in (0.0, 0.6))
+    plain, pyramid = (torch.stack([one[n]["noise"] for n in range(60)]) for one in built)
     assert pyramid.std().item() == pytest.approx(1, abs=0.01)
     means = [noise.mean((2, 3)).std().item() for noise in (plain, pyramid)]
     assert means[1] > 2 * means[0]
 
 
 def test_bad_words_are_refused():
-    with pytest.raises(ValueError, match="crop=left: choose one of center, random"):
+    with pytest.raises(ValueError, match="crop=left: choose one of buckets, center, random"):
         Stream(32, crop="left")
     with pytest.raises(ValueError, match="caption_dropout=2"):
         Stream(32, dropout=2)
-    with pytest.raises(ValueError, match="batch_size=0"):
-        Stream(32, batch_size=0)
+    for options in ({"cache": "tape"}, {"max_upscale": 0.5}, {"keep_tags": -1}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            Stream(32, **options)
+
+
+def test_one_of_several_captions_is_drawn_and_the_first_stands_for_all_elsewhere(tiny):  # S3-14
+    class Told(Digits):
+        def variants(self):
+            return [[caption, "something else", "a third"] for caption in self.captions()]
+
+    model = tiny()
+    samples = Stream(32).samples(Told(per_digit=2), model)
+    texts = [["", "something else", "a third"][k] for k in (1, 2)]
+    drawn = [samples[n]["ids"] for n in range(60)]
+    counts = [sum(torch.equal(ids, model.tokenize([text])[0]) for ids in drawn) for text in texts]
+    assert all(10 <= count <= 30 for count in counts)
+    assert torch.equal(samples.fixed(0, 0.5)["ids"], model.tokenize([samples.source.captions()[0]])[0])
+
+
+def test_tags_are_shuffled_behind_those_that_stay(tiny):
+    class Tagged(Digits):
+        def captions(self):
+            return ["red, one, two, three, four"] * len(self)
+
+    model = tiny()
+    samples = Stream(32, shuffle_tags=True, keep_tags=1).samples(Tagged(per_digit=2), model)
+    seen = {tuple(samples[n]["ids"].tolist()) for n in range(12)}
+    words = [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in seen]
+    assert len(seen) > 6 and all(text.startswith("red") for text in words)
+    assert len({"".join(sorted(text.replace(" ", ""))) for text in words}) == 1
+
+
+def test_several_resolutions_show_each_picture_at_each(samples):
+    several = samples(more_resolutions=[16, 48])
+    seen = [(int(s["index"]) % 10, tuple(s["pixels"].shape[1:])) for s in (several[n] for n in range(30))]
+    assert sorted(seen) == sorted((i, (side, side)) for i in range(10) for side in (16, 32, 48))
+    with pytest.raises(ValueError, match="resolution=20"):
+        samples(more_resolutions=[20])

@@ -1,0 +1,170 @@
+"""What is frozen is computed once: the moments of latents and the contexts of captions, by content, in memory or in files."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sdft.data.stream import Samples
+from sdft.digest import of_weights
+
+PLACE = Path("outputs/cache")
+SHARD = 256  # entries in a file
+BATCH = 32  # captions, or small pictures, that a network sees at once
+PIXELS = 2 * 512**2  # of the pictures that the autoencoder sees at once
+
+Entry = dict[str, Tensor]
+
+
+class Store:
+    """Entries by key. In a folder: safetensors files that appear whole, are mapped into memory, and serve every later run."""
+
+    def __init__(self, folder: Path | None):
+        self.folder, self.memory, self.places, self.files = folder, {}, {}, {}
+        for path in sorted(folder.glob("*.safetensors")) if folder else ():
+            self.learn(path)
+
+    def learn(self, path: Path) -> None:
+        for name in self.open(path).keys():  # noqa: SIM118 (not a dict)
+            self.places.setdefault(name.rsplit(".", 1)[0], (path, []))[1].append(name)
+
+    def open(self, path: Path):
+        from safetensors import safe_open
+
+        if path not in self.files:
+            self.files[path] = safe_open(path, "pt")
+        return self.files[path]
+
+    def __getstate__(self):
+        return self.__dict__ | {"files": {}}  # each process maps the files itself
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.memory or key in self.places
+
+    def __getitem__(self, key: str) -> Entry:
+        if key in self.memory:
+            return self.memory[key]
+        path, names = self.places[key]
+        return {name.rsplit(".", 1)[1]: self.open(path).get_tensor(name) for name in names}
+
+    def add(self, entries: dict[str, Entry]) -> None:
+        if self.folder is None:
+            self.memory |= entries
+            return
+        from safetensors.torch import save
+
+        tensors = {f"{key}.{name}": t.contiguous() for key, entry in entries.items() for name, t in entry.items()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{hashlib.sha256(repr(sorted(entries)).encode()).hexdigest()[:16]}.safetensors"
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_bytes(save(tensors))
+        os.replace(partial, path)
+        self.learn(path)
+
+
+def fill(streams: list[Samples], model, text: bool) -> list[str]:
+    """Give the samples their latents, unless crops are random, and with `text` their contexts; compute only what is missing.
+
+    Returns the parts of the model that training then does without.
+    """
+    stream, rest = streams[0].stream, []
+    if stream.cache == "off":
+        return rest
+    counts = []
+    if stream.crop != "random":
+        store = Store(None if stream.cache == "ram" else PLACE / "latents" / of_weights(model.vae))
+        counts.append((make(store, wanted_latents(streams), latents(model), "latents"), "latents"))
+        for samples in streams:
+            samples.latents = store
+        rest.append("vae")
+    if text:
+        known = f"{of_weights(model.text_encoder)}-{str(model.compute).removeprefix('torch.')}"
+        store = Store(None if stream.cache == "ram" else PLACE / "text" / known)
+        counts.append((make(store, wanted_texts(streams), contexts(model), "captions"), "captions"))
+        for samples in streams:
+            samples.contexts = store
+        rest.append("text_encoder")
+    told = ", ".join(f"{total} {what} ({new} made now)" for (total, new), what in counts)
+    if counts and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"cache    {told} " + (f"in {PLACE}/" if stream.cache == "disk" else "in memory"), flush=True)
+    return rest
+
+
+def make(store: Store, wanted: dict[str, tuple], compute, what: str) -> tuple[int, int]:
+    """Let `compute` make what `store` lacks, a shard at a time; returns how many there are, and how many were made now."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    missing = [key for key in wanted if key not in store]
+    missing.sort(key=lambda key: wanted[key][0])  # equal sizes together
+    console = Console()
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=len(missing))
+        for start in range(0, len(missing), SHARD):
+            entries = {}
+            for batch in alike(missing[start : start + SHARD], wanted):
+                entries |= dict(zip(batch, compute([wanted[key] for key in batch]), strict=True))
+                bar.advance(task, len(batch))
+            store.add(entries)
+    return len(wanted), len(missing)
+
+
+def alike(keys: list[str], wanted: dict[str, tuple]) -> Iterator[list[str]]:
+    """Batches of keys whose first fact, their size, is the same, and small enough for that size."""
+    batch: list[str] = []
+    for key in keys:
+        size = wanted[key][0]
+        most = max(1, min(BATCH, PIXELS // (size[0] * size[1]))) if size else BATCH
+        if batch and (len(batch) == most or size != wanted[batch[0]][0]):
+            yield batch
+            batch = []
+        batch.append(key)
+    if batch:
+        yield batch
+
+
+def wanted_latents(streams: list[Samples]) -> dict[str, tuple]:
+    """Size, samples, index and flip of every latent by its key."""
+    wanted = {}
+    for samples in streams:
+        for index in range(len(samples)):
+            for flip in (False, True) if samples.stream.flip else (False,):
+                for size in samples.sizes_of(index):
+                    wanted[samples.latent_key(index, size, flip)] = (size, samples, index, flip)
+    return wanted
+
+
+def wanted_texts(streams: list[Samples]) -> dict[str, tuple]:
+    """Token ids by key, of every caption that may be drawn and of none."""
+    return {samples.text_key(ids): (0, ids) for samples in streams for ids in [samples.empty, *torch.cat(samples.ids)]}
+
+
+def latents(model):
+    """From facts to entries of mean and std `[4, h/8, w/8]`, in fp32, and of the mask `[1, h/8, w/8]`."""
+
+    def compute(facts: list[tuple]) -> list[Entry]:
+        from sdft.data.scan import in_threads
+
+        pictures = in_threads(lambda fact: fact[1].decoded(fact[2], fact[0], flip=fact[3]), facts)
+        device = model.vae.device
+        mean, std = model.moments(torch.stack([picture["pixels"] for picture in pictures]).to(device))
+        return [
+            {"mean": m, "std": s, "mask": p["mask"]} for m, s, p in zip(mean.cpu(), std.cpu(), pictures, strict=True)
+        ]
+
+    return compute
+
+
+def contexts(model):
+    """From token ids to entries of context `[tokens, width]`."""
+
+    @torch.no_grad()
+    def compute(facts: list[tuple]) -> list[Entry]:
+        ids = torch.stack([fact[1] for fact in facts]).to(model.text_encoder.device)
+        with torch.autocast(ids.device.type, model.compute, enabled=model.compute is not torch.float32):
+            return [{"context": context} for context in model.condition(ids).cpu()]
+
+    return compute

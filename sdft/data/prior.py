@@ -1,0 +1,175 @@
+"""Prior preservation: pictures of the subject's class, made by the base model, keep the class as it was (Ruiz et al., 2023)."""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from sdft.data.folder import Folder, some
+from sdft.data.images import ENDINGS
+from sdft.data.source import Source
+from sdft.data.stream import Samples
+from sdft.data.view import Part
+from sdft.digest import of_file, of_weights
+from sdft.sampling import Sampling
+
+PLACE = Path("outputs/class_images")
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class Prior:
+    """`images` pictures of `prompt`, made once in `path` (default: a folder for each prompt, model and way of sampling).
+
+    `images=0` takes the pictures that lie in `path` as they are. `weight=0` is no prior.
+    """
+
+    prompt: str
+    images: int = 100
+    weight: float = 1.0
+    path: str | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.weight < 0:
+            raise ValueError(f"prior_weight={self.weight}: choose 0 (off) or more; 1 is usual")
+        if self.images < 0:
+            raise ValueError(
+                f"class_images={self.images}: choose 1 or more, or 0 to use those in class_path as they are"
+            )
+        if not self.images and not self.path:
+            raise ValueError("class_images=0: give class_path=FOLDER, whose pictures are then used as they are")
+        if self.path and not self.images:
+            self.own()
+        elif self.path and Path(self.path).expanduser().is_dir():
+            self.check_strays(Path(self.path).expanduser())
+
+    def check_apart(self, taught: str | None) -> None:
+        """Neither folder of pictures may lie in the other, or one would be learned as the other."""
+        if self.path and taught:
+            one, other = Path(self.path).expanduser().resolve(), Path(taught).expanduser().resolve()
+            if one.is_relative_to(other) or other.is_relative_to(one):
+                raise ValueError(f"class_path={self.path}: lies in data.path={taught}, or holds it; keep them apart")
+
+    def own(self) -> Source:
+        """The user's own pictures of the class."""
+        try:
+            return Folder(self.path, caption=self.prompt)
+        except ValueError as error:
+            raise ValueError(str(error).replace("data.path", "class_path")) from None
+
+    def check_strays(self, folder: Path) -> None:
+        """Pictures that this project has not made must not be taken for pictures of the class."""
+        files = sorted(p.name for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+        strays = [name for name in files if not re.fullmatch(r"\d{5}\.png", name)]
+        if strays or (files and not (folder / MANIFEST).is_file()):
+            raise ValueError(
+                f"class_path={self.path}: it holds pictures that its {MANIFEST} does not name ({some(strays or files)}); "
+                "move them out, or give class_images=0 to use all that lies there as it is"
+            )
+
+    def source(self, model, sampling: Sampling, resolution: int) -> Source:
+        """The pictures of the class; those that the manifest does not vouch for are made now, on the model's device."""
+        if not self.images:
+            return self.own()
+        settings = {
+            "prompt": self.prompt,
+            "model": of_weights(model),
+            "sampler": json.loads(model.scheduler.to_json_string()),
+            "seed": self.seed,
+            "steps": sampling.steps,
+            "guidance_scale": sampling.guidance_scale,
+            "resolution": resolution,
+            "precision": str(model.compute).removeprefix("torch."),
+        }
+        folder = Path(self.path).expanduser() if self.path else PLACE / place(settings)
+        made = manifest(folder, settings)
+        names = [f"{number:05d}.png" for number in range(self.images)]
+        missing = [name for name in names if name not in made or made[name] != of_file(folder / name)]
+        make(replace(sampling, seed=self.seed), model, self.prompt, resolution, folder, missing, settings, made)
+        pictures = Folder(str(folder), caption=self.prompt)
+        return Part(pictures, [i for i, file in enumerate(pictures.files) if file.name in names])
+
+
+def place(settings: dict) -> str:
+    """A folder's name that differs wherever the pictures would."""
+    words = re.sub(r"\W+", "-", settings["prompt"].lower()).strip("-")[:40]
+    return f"{words}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+def manifest(folder: Path, settings: dict) -> dict[str, str]:
+    """The digest of each picture that was made in `folder`; `ValueError` when it was made otherwise than `settings` say."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        return {}
+    told = json.loads(file.read_text(encoding="utf-8"))
+    for key, value in settings.items():
+        if told.get(key) != value:
+            raise ValueError(
+                f"class_path={folder}: made with {key}={told.get(key)}, and this run wants {key}={value}; "
+                "give another folder, or none"
+            )
+    return told["files"]
+
+
+def make(sampling, model, prompt: str, resolution: int, folder: Path, names: list[str], settings: dict, made: dict):
+    """Sample the pictures in `names`, whose numbers are their seeds; each batch is on disk before the next begins."""
+    from rich.console import Console
+    from rich.progress import track
+
+    if not names:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"class    {len(names)} pictures of {prompt!r} to be made in {folder}/", flush=True)
+    console = Console()
+    starts = range(0, len(names), sampling.batch_size)
+    for start in track(starts, "class images", console=console, disable=not console.is_terminal):
+        batch = names[start : start + sampling.batch_size]
+        requests = [(prompt, sampling.seed + int(Path(name).stem)) for name in batch]
+        for name, picture in zip(batch, sampling.pictures(model, requests, resolution), strict=True):
+            partial = folder / f".{os.getpid()}.{name}"
+            picture.save(partial, format="PNG")
+            os.replace(partial, folder / name)
+            made[name] = of_file(folder / name)
+        partial = folder / f".{os.getpid()}.{MANIFEST}"
+        partial.write_text(
+            json.dumps({**settings, "files": made}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        os.replace(partial, folder / MANIFEST)
+
+
+class Pairs(Dataset):
+    """A picture of the subject beside one of its class in every sample.
+
+    Losses stay per picture. Their weights, 2 and 2 * `weight`, make the mean over both halves what diffusers means by prior
+    preservation: mean(subject) + weight * mean(class), so the subject's gradient is that of training without a prior.
+    """
+
+    def __init__(self, subject: Samples, prior: Samples, weight: float):
+        self.subject, self.prior, self.weight = subject, prior, weight
+        self.stream, self.source, self.fixed, self.plan = subject.stream, subject.source, subject.fixed, subject.plan
+        self.parts = [subject, prior]
+        prior.shapes = sorted(set(subject.sizes))
+
+    def __len__(self):
+        return len(self.subject)
+
+    def __getitem__(self, which: int | tuple[int, float]) -> dict[str, Tensor]:
+        """The picture of the class is brought to the size of the subject's."""
+        number, share = which if isinstance(which, tuple) else (which, 1.0)
+        one = self.subject.sample(number, share)
+        other = self.prior.sample(number, share, self.subject.sizes[int(one["index"])])
+        one["weight"], other["weight"] = torch.tensor(2.0), torch.tensor(2.0 * self.weight)
+        return {key: torch.stack([one[key], other[key]]) for key in one}
+
+    @staticmethod
+    def collate(samples: list[dict]) -> dict[str, Tensor]:
+        """Pairs one after another in a batch twice as long; single samples as they are."""
+        batch = default_collate(samples)
+        return {key: value.flatten(0, 1) if batch["mask"].ndim == 5 else value for key, value in batch.items()}
