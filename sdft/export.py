@@ -3,10 +3,14 @@
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sdft.equivalent import Product, products
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 CLIP_ROOT = "text_model."  # what every LoRA file puts before the text encoder's layers
@@ -14,69 +18,107 @@ UNTOLD = ("task_type", "runtime_config", "base_model_name_or_path")  # the last 
 KOHYA_PREFIX = {"unet": "lora_unet", "text_encoder": "lora_te"}
 
 
-def save_lora(parts: dict[str, nn.Module], folder: Path, name: str) -> None:
+def save_lora(adapters: dict[str, "Adapter"], folder: Path, name: str) -> None:
     """Write `pytorch_lora_weights.safetensors` (diffusers) and `NAME-kohya.safetensors`, fp32, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = {DIFFUSERS_FILE: diffusers_format(parts), f"{name}-kohya.safetensors": kohya_format(parts, name)}
+    files = {DIFFUSERS_FILE: diffusers_format(adapters), f"{name}-kohya.safetensors": kohya_format(adapters, name)}
     for file, (tensors, metadata) in files.items():
         write(folder / file, tensors, metadata)
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     whole = {key: tensor.detach().cpu().float().contiguous() for key, tensor in tensors.items()}
     partial = path.with_name(f".{path.name}.partial")
-    save_file(whole, partial, metadata={"format": "pt", **metadata})
+    partial.write_bytes(save(whole, metadata={"format": "pt", **metadata}))  # readable by whom the umask allows
     os.replace(partial, path)
 
 
-def adapter(part: str, module: nn.Module) -> dict[str, Tensor]:
-    """The adapter's weights under the names that files use: `LAYER.lora_A.weight` and so on."""
+@dataclass
+class Adapter:
+    """What one part of a model has learned, as files hold it.
+
+    `tensors` are called `LAYER.lora_A.weight` and so on; `settings` are peft's; `shapes` those of the adapted weights by layer.
+    """
+
+    tensors: dict[str, Tensor]
+    settings: dict
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def rank(self) -> int:
+        return self.settings["r"]
+
+    @property
+    def alpha(self) -> float:
+        """What readers divide by the rank: a rank-stabilised adapter's is alpha * sqrt(rank)."""
+        return float(self.settings["lora_alpha"]) * (math.sqrt(self.rank) if self.settings["use_rslora"] else 1)
+
+
+def trained(part: str, module: nn.Module) -> Adapter:
+    """The LoRA of one part as it is."""
     from peft import get_peft_model_state_dict
 
-    weights = get_peft_model_state_dict(module, save_embedding_layers=False)
+    tensors = get_peft_model_state_dict(module, save_embedding_layers=False)
+    shapes = {split(key)[0]: tuple(module.get_submodule(split(key)[0]).weight.shape) for key in tensors}
+    return in_files(part, tensors, module.peft_config["default"].to_dict(), shapes)
+
+
+def plain(part: str, module: nn.Module, start: dict[str, Product] | None = None) -> Adapter:
+    """The LoRA that changes the part as its adapter of another kind does.
+
+    All layers have the rank of the one that needs most: readers of the kohya format mix up ranks that differ.
+    """
+    from peft import LoraConfig
+
+    changes = products(module, start)
+    shapes = {layer: tuple(module.get_submodule(layer).weight.shape) for layer in changes}
+    rank, tensors = max(len(down) for _, down in changes.values()), {}
+    for layer, (up, down) in changes.items():
+        spare, beyond = rank - len(down), shapes[layer][2:]  # the latter is a convolution's kernel
+        down, up = F.pad(down, (0, 0, 0, spare)), F.pad(up, (0, spare))
+        tensors[f"{layer}.lora_A.weight"] = down.reshape(rank, -1, *beyond)
+        tensors[f"{layer}.lora_B.weight"] = up.reshape(-1, rank, *[1] * len(beyond))
+    return in_files(part, tensors, LoraConfig(r=rank, lora_alpha=rank, target_modules=list(changes)).to_dict(), shapes)
+
+
+def in_files(part: str, tensors: dict[str, Tensor], settings: dict, shapes: dict[str, tuple]) -> Adapter:
+    """The names that files use, which for the text encoder are not its own."""
     if part == "text_encoder":  # whose loader in transformers wants each tensor to be called a weight
-        weights = {
+        tensors = {
             CLIP_ROOT + key.removeprefix(CLIP_ROOT) + ".weight" * key.endswith("vector"): weight
-            for key, weight in weights.items()
+            for key, weight in tensors.items()
         }
-    return weights
+        shapes = {CLIP_ROOT + layer.removeprefix(CLIP_ROOT): shape for layer, shape in shapes.items()}
+    return Adapter(tensors, settings, shapes)
 
 
-def diffusers_format(parts: dict[str, nn.Module]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def diffusers_format(adapters: dict[str, Adapter]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """peft names below the part's name, with the adapter's configuration, alpha among it, as metadata."""
     tensors, config = {}, {}
-    for part, module in parts.items():
-        tensors |= {f"{part}.{key}": weight for key, weight in adapter(part, module).items()}
-        settings = module.peft_config["default"].to_dict()
-        settings["target_modules"] = sorted(settings["target_modules"])
+    for part, adapter in adapters.items():
+        tensors |= {f"{part}.{key}": weight for key, weight in adapter.tensors.items()}
+        settings = adapter.settings | {"target_modules": sorted(adapter.settings["target_modules"])}
         config |= {f"{part}.{key}": v for key, v in settings.items() if v is not None and key not in UNTOLD}
     return tensors, {"lora_adapter_metadata": json.dumps(config, default=str, sort_keys=True)}
 
 
-def kohya_format(parts: dict[str, nn.Module], name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """`lora_unet_LAYER.lora_down.weight`, `.lora_up.weight`, `.alpha`, dots in layer names written as underscores.
-
-    Readers scale by alpha / rank, so a rank-stabilised adapter's alpha is written as alpha * sqrt(rank).
-    """
-    tensors, ranks, alphas = {}, set(), set()
-    for part, module in parts.items():
-        settings = module.peft_config["default"]
-        rank = settings.r
-        alpha = settings.lora_alpha * (math.sqrt(rank) if settings.use_rslora else 1)
-        ranks.add(rank), alphas.add(alpha)
-        for key, weight in adapter(part, module).items():
+def kohya_format(adapters: dict[str, Adapter], name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """`lora_unet_LAYER.lora_down.weight`, `.lora_up.weight`, `.alpha`, dots in layer names written as underscores."""
+    tensors = {}
+    for part, adapter in adapters.items():
+        for key, weight in adapter.tensors.items():
             layer, kind = split(key)
             flat = f"{KOHYA_PREFIX[part]}_{layer.replace('.', '_')}"
             if kind == "lora_magnitude_vector":  # one magnitude an output, shaped like the layer's weight
-                weight = weight.reshape(-1, *[1] * (module.get_submodule(layer_of(layer)).weight.ndim - 1))
+                weight = weight.reshape(-1, *[1] * (len(adapter.shapes[layer]) - 1))
             tensors[f"{flat}.{KOHYA_KINDS[kind]}"] = weight
-            tensors[f"{flat}.alpha"] = torch.tensor(float(alpha))
+            tensors[f"{flat}.alpha"] = torch.tensor(adapter.alpha)
     metadata = {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(max(ranks)),
-        "ss_network_alpha": str(max(alphas)),
+        "ss_network_dim": str(max(adapter.rank for adapter in adapters.values())),
+        "ss_network_alpha": str(max(adapter.alpha for adapter in adapters.values())),
         "ss_output_name": name,
     }
     return tensors, metadata
@@ -87,11 +129,6 @@ KOHYA_KINDS = {
     "lora_B.weight": "lora_up.weight",
     "lora_magnitude_vector": "dora_scale",
 }
-
-
-def layer_of(name: str) -> str:
-    """The module's own name of a layer, without what files put before it."""
-    return name.removeprefix(CLIP_ROOT)
 
 
 def split(key: str) -> tuple[str, str]:
@@ -130,11 +167,14 @@ def load_lora(model, path: Path) -> None:
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise ValueError(f"adapter={file}: {unknown[0]}{more} fits no layer of {model.name}")
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()  # it warns of parts that have no adapter
     try:
         model.pipeline().load_lora_weights(file.parent, weight_name=file.name, adapter_name="default")
     except (RuntimeError, ValueError) as error:  # shapes that differ, tensors without their partner
         raise ValueError(f"adapter={file}: does not fit {model.name} ({' '.join(str(error).split())})") from None
-    parts = {part: module for part, module in model.parts.items() if hasattr(module, "peft_config")}
+    parts = {part: trained(part, net) for part, net in model.parts.items() if hasattr(net, "peft_config")}
     loaded, _ = kohya_format(parts, "") if next(iter(given)).startswith("lora_") else diffusers_format(parts)
     expected = sum(not key.endswith(".alpha") for key in given)
     arrived = sum(not key.endswith(".alpha") for key in loaded)

@@ -11,9 +11,22 @@ class Method:
 
     result: ClassVar[str]  # the folder in the run that `save` fills
 
+    def check(self, model: StableDiffusion, captions: list[str]) -> None:
+        """Raise `ValueError` for what cannot be learned, before anything takes time."""
+
     def prepare(self, model: StableDiffusion) -> None:
         """Unfreeze, or add, the weights that learn."""
         raise NotImplementedError
+
+    def words(self) -> dict:
+        """What describes the method, in plain values: a run can only go on with the same."""
+        values = {key: getattr(self, key) for key in self.__dataclass_fields__}
+        plain = {k: v if isinstance(v, str | int | float | bool | None) else list(v) for k, v in values.items()}
+        return {"name": type(self).__name__, **plain}
+
+    def rate(self, name: str) -> float:
+        """How many times its part's learning rate the parameter `name` learns at."""
+        return 1.0
 
     def save(self, model: StableDiffusion, folder: Path, name: str) -> None:
         """Write what was learned in formats that other tools open; `name` is what a person calls it."""

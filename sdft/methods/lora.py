@@ -1,4 +1,4 @@
-"""LoRA: W x + (alpha / rank) B A x with W frozen, B zero at the start (Hu et al., 2021)."""
+"""LoRA: W x + (alpha / rank) B A x with W frozen, B zero at the start (Hu et al., 2021), and its relatives."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,14 +6,19 @@ from typing import ClassVar
 
 from sdft.methods.base import Method
 
-INITS = ("gaussian", "kaiming")
+KINDS = ("lora", "loha", "lokr")
+INITS = ("gaussian", "kaiming", "pissa")
+LORA_ONLY = {"init": "gaussian", "dropout": 0.0, "rslora": False, "dora": False, "plus": 1.0}
 
 
 @dataclass
 class LoRA(Method):
     """Adapters on the modules whose names end in one of the targets.
 
+    `kind`: lora, or the Hadamard (loha) or Kronecker (lokr) products of LyCORIS; files hold their exact equivalent as a LoRA.
+    `init`: A gaussian or kaiming and B zero, or pissa: both from the weight's largest singular vectors (Meng et al., 2024).
     `rslora` scales by alpha / sqrt(rank) (Kalajdzievski, 2023); `dora` learns magnitude apart from direction (Liu et al., 2024).
+    `plus` is how many times faster B learns than A (LoRA+, Hayou et al., 2024; 16 is usual there).
     """
 
     rank: int
@@ -21,10 +26,12 @@ class LoRA(Method):
     text_encoder: bool = True
     unet_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     text_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj"])
+    kind: str = "lora"
     dropout: float = 0.0
     init: str = "gaussian"
     rslora: bool = False
     dora: bool = False
+    plus: float = 1.0
     result: ClassVar[str] = "adapter"
 
     def __post_init__(self):
@@ -34,35 +41,63 @@ class LoRA(Method):
             raise ValueError(f"alpha={self.alpha}: choose more than 0; alpha equal to rank is usual")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"method.dropout={self.dropout}: choose from 0 up to, not including, 1")
-        if self.init not in INITS:
-            raise ValueError(f"method.init={self.init}: choose one of {', '.join(INITS)}")
+        if self.plus <= 0:
+            raise ValueError(f"method.plus={self.plus}: choose more than 0; 1 is off, 16 is usual")
+        for key, choices in {"kind": KINDS, "init": INITS}.items():
+            if getattr(self, key) not in choices:
+                raise ValueError(f"method.{key}={getattr(self, key)}: choose one of {', '.join(choices)}")
+        if self.kind != "lora" and (other := [k for k, off in LORA_ONLY.items() if getattr(self, k) != off]):
+            raise ValueError(
+                f"method.{other[0]}={getattr(self, other[0])}: not for method.kind={self.kind}, only for lora"
+            )
+        if self.init == "pissa" and (self.dora or self.dropout):
+            raise ValueError("method.init=pissa: not with dora or dropout, which would change the model it starts from")
 
     def targets(self) -> dict[str, list[str]]:
         """The patterns of each part that gets an adapter; an empty list leaves the part as it is."""
         chosen = {"unet": list(self.unet_targets), "text_encoder": list(self.text_targets) if self.text_encoder else []}
         return {part: patterns for part, patterns in chosen.items() if patterns}
 
+    def check(self, model, captions):
+        for part, patterns in self.targets().items():
+            check_targets(model.parts[part], part, patterns, linear=self.init == "pissa")
+
     def prepare(self, model):
-        from peft import LoraConfig
+        from sdft.equivalent import products
 
         for part, patterns in self.targets().items():
-            check_targets(model.parts[part], part, patterns)
-            model.parts[part].add_adapter(
-                LoraConfig(
-                    r=self.rank,
-                    lora_alpha=self.alpha,
-                    target_modules=patterns,
-                    lora_dropout=self.dropout,
-                    init_lora_weights="gaussian" if self.init == "gaussian" else True,
-                    use_rslora=self.rslora,
-                    use_dora=self.dora,
-                )
-            )
+            model.parts[part].add_adapter(self.config(patterns))
+        self.start = {part: products(model.parts[part]) for part in self.targets()} if self.init == "pissa" else {}
+
+    def config(self, patterns: list[str]):
+        """peft's configuration of one part."""
+        from peft import LoHaConfig, LoKrConfig, LoraConfig
+
+        if self.kind != "lora":
+            kind = {"loha": LoHaConfig, "lokr": LoKrConfig}[self.kind]
+            return kind(r=self.rank, alpha=self.alpha, target_modules=patterns)
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=patterns,
+            lora_dropout=self.dropout,
+            init_lora_weights=True if self.init == "kaiming" else self.init,
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+        )
+
+    def rate(self, name: str) -> float:
+        return self.plus if ".lora_B." in name else 1.0
 
     def save(self, model, folder: Path, name: str):
-        from sdft.export import save_lora
+        from sdft.export import plain, save_lora, trained
 
-        save_lora({part: model.parts[part] for part in self.targets()}, folder, name)
+        as_it_is = self.kind == "lora" and self.init != "pissa"
+        adapters = {
+            part: trained(part, model.parts[part]) if as_it_is else plain(part, model.parts[part], self.start.get(part))
+            for part in self.targets()
+        }
+        save_lora(adapters, folder, name)
 
     def load(self, model, folder: Path):
         from sdft.export import load_lora
@@ -70,15 +105,17 @@ class LoRA(Method):
         load_lora(model, folder)
 
 
-def check_targets(module, part: str, patterns: list[str]) -> None:
+def check_targets(module, part: str, patterns: list[str], linear: bool = False) -> None:
     """Every pattern must name a layer, or part of what should learn would silently stay as it was."""
     from torch import nn
 
-    layers = [name for name, layer in module.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    kinds = nn.Linear if linear else (nn.Linear, nn.Conv2d)
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
     key = "method.unet_targets" if part == "unet" else "method.text_targets"
     for pattern in patterns:
         if not any(name == pattern or name.endswith(f".{pattern}") for name in layers):
             endings = sorted(
                 {".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.split(".")[-1] for name in layers}
             )
-            raise ValueError(f"{key}: {pattern!r} matches no layer of the {part}; it has {', '.join(endings)}")
+            of = "linear layer" if linear else "layer"
+            raise ValueError(f"{key}: {pattern!r} matches no {of} of the {part}; it has {', '.join(endings)}")

@@ -72,7 +72,7 @@ def test_alpha_scales_the_update(tiny):
 )
 def test_a_pattern_that_matches_nothing_is_named(tiny, options, told):
     with pytest.raises(ValueError, match=told):
-        LoRA(4, 4, **options).prepare(tiny())
+        LoRA(4, 4, **options).check(tiny(), [])
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,33 @@ def test_a_pattern_that_matches_nothing_is_named(tiny, options, told):
         ({"alpha": 0}, "alpha=0"),
         ({"dropout": 1.0}, "method.dropout=1.0"),
         ({"init": "zeros"}, "method.init=zeros: choose one of gaussian, kaiming"),
+        ({"kind": "ia3"}, "method.kind=ia3: choose one of lora, loha, lokr"),
+        ({"kind": "loha", "dora": True}, "method.dora=True: not for method.kind=loha"),
+        ({"init": "pissa", "dropout": 0.1}, "method.init=pissa: not with dora or dropout"),
+        ({"plus": 0}, "method.plus=0"),
     ],
 )
 def test_bad_words_are_refused(options, told):
     with pytest.raises(ValueError, match=told):
         LoRA(**{"rank": 4, "alpha": 4} | options)
+
+
+def test_lora_plus_lets_b_learn_faster(tiny):
+    method = LoRA(4, 4, plus=16.0)
+    assert method.rate("unet.to_q.lora_A.default.weight") == 1
+    assert method.rate("unet.to_q.lora_B.default.weight") == 16
+
+
+def test_pissa_names_the_layers_it_cannot_start_from(tiny):
+    with pytest.raises(ValueError, match="'conv1' matches no linear layer of the unet"):
+        LoRA(4, 4, init="pissa", unet_targets=["to_q", "conv1"]).check(tiny(), [])
+
+
+def test_pissa_starts_from_the_largest_singular_vectors(tiny):
+    model = tiny()
+    weight = model.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_q").weight.clone()
+    LoRA(4, 4, init="pissa").prepare(model)
+    layer = model.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
+    left, values, right = torch.linalg.svd(weight)
+    change = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    assert torch.allclose(change, left[:, :4] @ torch.diag(values[:4]) @ right[:4], atol=1e-5)
