@@ -8,6 +8,8 @@ from pathlib import Path
 USES = {
     "adapter": """pipe = StableDiffusionPipeline.from_pretrained({base!r})
 pipe.load_lora_weights("adapter", weight_name="pytorch_lora_weights.safetensors")""",
+    "embedding": """pipe = StableDiffusionPipeline.from_pretrained({base!r})
+pipe.load_textual_inversion("embedding", weight_name="learned_embeds.safetensors")""",
     "pipeline": """pipe = StableDiffusionPipeline.from_pretrained("pipeline")""",
 }
 
@@ -72,7 +74,7 @@ def write_card(
         prediction=model.prediction_type,
         tags=json.dumps(tags),
         name=name,
-        what={"adapter": "A LoRA", "pipeline": "A fine-tuned pipeline"}[result],
+        what={"adapter": "A LoRA", "embedding": "A learned word", "pipeline": "A fine-tuned pipeline"}[result],
         steps=module.trainer.global_step,
         resolution=resolution,
         use=USES[result].format(base=base),

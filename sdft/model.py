@@ -19,7 +19,9 @@ class StableDiffusion(nn.Module):
         super().__init__()
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
         self.tokenizer, self.scheduler, self.name = tokenizer, scheduler, "the model"
+        self.windows = 1  # of the text encoder's length, in which a prompt is encoded
         self.register_buffer("alphas_cumprod", noise_levels(scheduler.config), persistent=False)
+        self.vocabulary = len(tokenizer)  # without words that a method adds
         self.compute = torch.float32  # the precision of products; the training module may change it
         self.requires_grad_(False).eval()
         if self.prediction_type not in PREDICTIONS:
@@ -40,24 +42,38 @@ class StableDiffusion(nn.Module):
         return min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
 
     @property
+    def prompt_tokens(self) -> int:
+        """The longest prompt that is read whole, with one start and end."""
+        return self.windows * (self.tokens - 2) + 2
+
+    @property
     def parts(self) -> dict[str, nn.Module]:
         """What a method may let learn."""
         return {"unet": self.unet, "text_encoder": self.text_encoder}
 
+    @property
+    def unit(self) -> int:
+        """What the sides of a picture are multiples of: the autoencoder's factor and diffusers' own 8."""
+        return math.lcm(8, self.factor)
+
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
-        """(channels, h/f, w/f) for a square picture; `ValueError` when f, or diffusers' own 8, does not divide it."""
-        unit = math.lcm(8, self.factor)
+        """(channels, h/f, w/f) for a square picture; `ValueError` when `unit` does not divide its side."""
+        unit = self.unit
         if resolution < unit or resolution % unit:
             nearest = max(unit, round(resolution / unit) * unit)
             raise ValueError(f"resolution={resolution}: {self.name} takes multiples of {unit}, such as {nearest}")
         return self.vae.config.latent_channels, resolution // self.factor, resolution // self.factor
 
     @torch.no_grad()
-    def encode(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Pictures -1..1 `[batch, 3, h, w]` and standard normal noise to scaled latents `[batch, 4, h/8, w/8]`, in fp32."""
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures -1..1 `[batch, 3, h, w]` to mean and standard deviation of their latents `[batch, 4, h/8, w/8]`, in fp32."""
         with torch.autocast(images.device.type, enabled=False):
             posterior = self.vae.encode(images.float()).latent_dist
-            return (posterior.mean + posterior.std * noise) * self.vae.config.scaling_factor
+            return posterior.mean, posterior.std
+
+    def latents(self, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
+        """Scaled latents `[batch, 4, h/8, w/8]` from their moments and standard normal noise."""
+        return (mean + std * noise) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -66,14 +82,28 @@ class StableDiffusion(nn.Module):
             return self.vae.decode(latents.float() / self.vae.config.scaling_factor).sample
 
     def tokenize(self, captions: list[str]) -> Tensor:
-        """Token ids `[batch, tokens]`, padded and cut to what the text encoder takes."""
-        return self.tokenizer(
-            captions, padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt"
-        ).input_ids
+        """Token ids `[batch, windows * tokens]`, padded and cut to what the text encoder takes, window by window."""
+        one = {"padding": "max_length", "max_length": self.tokens, "truncation": True, "return_tensors": "pt"}
+        if self.windows == 1:
+            return self.tokenizer(self.spelled(captions), **one).input_ids
+        inner, rows = self.tokens - 2, []
+        for ids in self.tokenizer(self.spelled(captions), add_special_tokens=False, verbose=False).input_ids:
+            pieces = [ids[start : start + inner] for start in range(0, inner * self.windows, inner)]
+            start, end, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+            rows.append([t for p in pieces for t in [start, *p, end, *[pad] * (inner - len(p))]])
+        return torch.tensor(rows)
+
+    def spelled(self, captions: list[str]) -> list[str]:
+        """A word of several learned vectors as all of its tokens, as pipelines of diffusers do it."""
+        if len(self.tokenizer) == self.vocabulary:
+            return captions
+        from diffusers.loaders import TextualInversionLoaderMixin
+
+        return TextualInversionLoaderMixin().maybe_convert_prompt(captions, self.tokenizer)
 
     def condition(self, ids: Tensor) -> Tensor:
-        """Token ids `[batch, length]` to what the UNet attends to `[batch, length, width]`."""
-        return self.text_encoder(ids)[0]
+        """Token ids `[batch, windows * tokens]` to what the UNet attends to `[batch, windows * tokens, width]`."""
+        return self.text_encoder(ids.reshape(-1, ids.shape[1] // self.windows))[0].reshape(*ids.shape, -1)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """The UNet's output `[batch, 4, h, w]`: noise or velocity, as `prediction_type` says."""

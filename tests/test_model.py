@@ -111,4 +111,21 @@ def test_encoding_uses_the_noise_it_is_given(tiny):
     noise = torch.randn(2, 4, 8, 8)
     posterior = model.vae.encode(images).latent_dist
     expected = (posterior.mean + posterior.std * noise) * model.vae.config.scaling_factor
-    assert torch.allclose(model.encode(images, noise), expected, atol=1e-6)
+    assert torch.allclose(model.latents(*model.moments(images), noise), expected, atol=1e-6)
+
+
+def test_a_long_prompt_is_read_in_windows(tiny):
+    one, three = tiny(), tiny(windows=3)
+    long = " ".join(["red"] * 70)
+    ids = three.tokenize([long, "red"])
+    assert ids.shape == (2, 3 * one.tokens) and three.prompt_tokens == 3 * (one.tokens - 2) + 2
+    count = len(one.tokenizer(long, add_special_tokens=False, verbose=False).input_ids)
+    special = torch.isin(
+        ids[0], torch.tensor([one.tokenizer.bos_token_id, one.tokenizer.eos_token_id, one.tokenizer.pad_token_id])
+    )
+    assert int((~special).sum()) == count  # nothing is cut
+    context = three.condition(ids)
+    assert torch.allclose(context[1, : one.tokens], one.condition(one.tokenize(["red"]))[0], atol=1e-6)
+    assert context.shape == (2, 3 * one.tokens, one.text_encoder.config.hidden_size)
+    with pytest.raises(ValueError, match="windows=0: choose 1 or more"):
+        tiny(windows=0)

@@ -1,0 +1,84 @@
+"""Textual inversion: a new word whose embedding is all that learns (Gal et al., 2022)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdft.methods.base import Method
+
+FILE = "learned_embeds.safetensors"
+
+
+@dataclass
+class TextualInversion(Method):
+    """`token` is written in captions and stands for `vectors` embeddings, each starting as one of `init_words`' tokens in turn.
+
+    Without `init_words` they start as random as the vocabulary's own.
+    """
+
+    token: str
+    init_words: str | None = None
+    vectors: int = 1
+    result: ClassVar[str] = "embedding"
+
+    def __post_init__(self):
+        if not self.token or any(mark.isspace() for mark in self.token):
+            raise ValueError(f"token={self.token!r}: choose a word without spaces, such as my-cat")
+        if self.vectors < 1:
+            raise ValueError(f"vectors={self.vectors}: choose 1 or more")
+
+    def names(self) -> list[str]:
+        """One for each vector, as diffusers calls them."""
+        return [self.token, *[f"{self.token}_{i}" for i in range(1, self.vectors)]]
+
+    def check(self, model, captions):
+        if taken := sorted(set(self.names()) & model.tokenizer.get_vocab().keys()):
+            raise ValueError(f"token={taken[0]}: the vocabulary has it; choose a new word, such as my-{self.token}")
+        if not any(self.token in caption for caption in captions):
+            raise ValueError(
+                f"token={self.token}: no caption has it, so nothing would be learned; "
+                f"write it into the captions, or give 'template=\"{{caption}} {self.token}\"'"
+            )
+
+    def prepare(self, model):
+        embeddings = model.text_encoder.get_input_embeddings()
+        model.tokenizer.add_tokens(self.names())
+        model.text_encoder.set_input_embeddings(WithRows(embeddings, self.beginning(model, embeddings.weight)))
+
+    def beginning(self, model, vocabulary: Tensor) -> Tensor:
+        """`[vectors, width]`."""
+        if self.init_words is None:
+            return vocabulary.mean(0) + vocabulary.std(0) * torch.randn(self.vectors, vocabulary.shape[1])
+        ids = model.tokenizer(self.init_words, add_special_tokens=False).input_ids
+        return vocabulary[[ids[i % len(ids)] for i in range(self.vectors)]]
+
+    def save(self, model, folder: Path, name: str):
+        from sdft.export import write
+
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = model.text_encoder.get_input_embeddings().rows
+        write(folder / FILE, {self.token: rows}, {})
+
+    def load(self, model, folder: Path):
+        model.pipeline().load_textual_inversion(folder, weight_name=FILE, local_files_only=True)
+
+
+class WithRows(nn.Module):
+    """An embedding whose first rows are frozen and whose last ones learn."""
+
+    def __init__(self, frozen: nn.Embedding, rows: Tensor):
+        super().__init__()
+        self.frozen, self.rows = frozen, nn.Parameter(rows.clone())
+
+    @property
+    def weight(self) -> Tensor:
+        return self.frozen.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        count = len(self.weight)
+        new = F.embedding((ids - count).clamp(min=0), self.rows).to(self.weight.dtype)
+        return torch.where((ids < count)[..., None], self.frozen(ids.clamp(max=count - 1)), new)
