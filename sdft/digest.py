@@ -1,0 +1,21 @@
+"""What something is, by its content."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def of_file(path: Path) -> str | None:
+    """SHA-256 of a file; None where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def of_weights(model: nn.Module) -> str:
+    """SHA-256 of all weights and buffers, with their names, types and shapes, in 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(dtype=torch.uint8).numpy())
+    return digest.hexdigest()[:16]
