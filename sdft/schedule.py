@@ -7,21 +7,31 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LambdaLR
 
-SHAPES = ("constant", "linear", "cosine", "cosine_with_restarts")
+SHAPES = ("constant", "linear", "polynomial", "cosine", "cosine_with_restarts")
 
 
 @dataclass
 class Schedule:
-    """`warmup` in optimizer steps, or as a share of the run when below 1; `floor` is the factor at the end."""
+    """`warmup` in optimizer steps, or as a share of the run when below 1; `floor` is the factor at the end.
+
+    `cycles` is of cosine_with_restarts, `power` of polynomial: floor + (1 - floor) * (1 - share done) ** power.
+    """
 
     shape: str
     warmup: float = 0
     cycles: int = 1
     floor: float = 0.0
+    power: float = 1.0
 
     def __post_init__(self):
         if self.shape not in SHAPES:
             raise ValueError(f"schedule.shape={self.shape}: choose one of {', '.join(SHAPES)}")
+        if self.shape != "polynomial" and self.power != 1:
+            raise ValueError(f"schedule.power={self.power}: of schedule=polynomial alone")
+        if self.cycles < 1 or self.power <= 0:
+            raise ValueError(f"schedule.cycles={self.cycles} power={self.power}: choose 1 or more, and more than 0")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"schedule.floor={self.floor}: choose a factor of the rate, from 0 to 1")
         if self.warmup < 0:
             raise ValueError(f"warmup={self.warmup}: choose 0 or more steps, or a share of the run below 1")
 
@@ -40,8 +50,8 @@ class Schedule:
         if self.shape == "constant":
             return 1.0
         done = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
-        if self.shape == "linear":
-            return 1 - done * (1 - self.floor)
+        if self.shape in ("linear", "polynomial"):
+            return self.floor + (1 - self.floor) * (1 - done) ** self.power
         turn = done if self.shape == "cosine" or done == 1 else done * self.cycles % 1
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * turn)) / 2
 

@@ -6,6 +6,11 @@ import torch
 from lightning import Callback
 
 
+def averages(optimizer) -> bool:
+    """Whether an optimizer, or its class, keeps averaged weights of its own, as the schedule-free ones do."""
+    return hasattr(optimizer, "eval") and hasattr(optimizer, "train")
+
+
 class EMA(Callback):
     """After optimizer step n the average moves by 1 - min(decay, (1 + n) / (10 + n)) towards the weights."""
 
@@ -30,14 +35,19 @@ class EMA(Callback):
 
     @contextmanager
     def applied(self, module):
-        """The averaged weights in the model's place; the raw ones are back afterwards."""
-        weights = module.learned() if self.average else {}
+        """The averaged weights, these or the optimizer's own, in the model's place; afterwards the raw ones, to the bit."""
+        optimizers = [o for o in module.trainer.optimizers if averages(o)]
+        weights = module.learned() if self.average or optimizers else {}
         raw = {name: p.data for name, p in weights.items()}
         for name, p in weights.items():
-            p.data = self.average[name]
+            p.data = self.average[name] if self.average else p.data.clone()
+        for optimizer in optimizers:
+            optimizer.eval()
         try:
             yield
         finally:
+            for optimizer in optimizers:
+                optimizer.train()
             for name, p in weights.items():
                 p.data = raw[name]
 

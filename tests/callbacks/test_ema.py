@@ -9,7 +9,8 @@ from sdft.callbacks.ema import EMA
 class Module(nn.Module):
     device = torch.device("cpu")
 
-    def __init__(self):
+    def __init__(self, optimizers=()):
+        self.__dict__["trainer"] = type("Trainer", (), {"optimizers": list(optimizers)})()
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(3))
 
@@ -57,3 +58,19 @@ def test_its_state_is_saved_with_its_count():
     ema.on_train_batch_end(trainer(1), module, None, None, 0)
     other.load_state_dict(ema.state_dict())
     assert torch.equal(other.average["weight"], ema.average["weight"]) and other.updates == 1
+
+
+def test_weights_that_the_optimizer_averages_are_shown_and_the_raw_ones_come_back_to_the_bit():
+    from schedulefree import AdamWScheduleFree
+
+    module = Module()
+    optimizer = AdamWScheduleFree([module.weight], lr=0.3)
+    module.trainer.optimizers.append(optimizer)
+    optimizer.train()
+    for step in range(3):
+        module.weight.grad = torch.tensor([1.0, -2.0, 0.3]) / (step + 1)
+        optimizer.step()
+    raw = module.weight.detach().clone()
+    with EMA(0.0).applied(module):
+        assert not torch.equal(module.weight, raw)
+    assert torch.equal(module.weight, raw) and optimizer.param_groups[0]["train_mode"]
