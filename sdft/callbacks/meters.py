@@ -15,6 +15,7 @@ class Meters(Callback):
 
     def __init__(self, every: int):
         self.every, self.last, self.idle = every, {}, 0.0
+        self.steps, self.seconds = 0, 0.0  # optimizer steps and the time they took, without the first
 
     def on_train_start(self, trainer, module):
         self.first_batch = trainer.global_step * trainer.accumulate_grad_batches
@@ -26,7 +27,7 @@ class Meters(Callback):
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        self.images, self.idle, self.since = 0, 0.0, time.perf_counter()
+        self.images, self.taken, self.idle, self.since = 0, 0, 0.0, time.perf_counter()
 
     @contextmanager
     def paused(self):
@@ -36,28 +37,37 @@ class Meters(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         quarter = outputs["timestep"] * QUARTERS // self.timesteps
-        losses = torch.stack([outputs["losses"] * batch["weight"], torch.ones_like(outputs["losses"])], 1)
+        counted = (batch["share"] > 0).float()  # a sample that only fills a short step does not count
+        losses = torch.stack([outputs["losses"] * batch["weight"] * counted, counted], 1)
         self.sums.index_add_(0, quarter, losses)
         self.images += len(quarter) * trainer.world_size
-        if batch_idx == self.first_batch and self.every > 1:
-            self.restart_clock()  # the first step warms up
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and trainer.global_step % self.every == 0:
-            self.report(trainer, module)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        self.taken += 1
+        first = batch_idx < self.first_batch + trainer.accumulate_grad_batches
+        if first and self.every > 1:
+            self.restart_clock()  # it warms up
+        if trainer.global_step % self.every == 0:
+            self.report(trainer, module, counts=not first)
 
     def on_train_end(self, trainer, module):
         if self.sums[:, 1].any():
             self.report(trainer, module)
 
-    def report(self, trainer, module) -> None:
-        """Read the sums, which waits for the device, and hand them to every logger."""
-        totals, counts = trainer.strategy.reduce(self.sums, reduce_op="sum").T.tolist()
+    def report(self, trainer, module, counts: bool = True) -> None:
+        """Read the sums, which waits for the device, and hand them to every logger; `counts` as time of the run's steps."""
+        totals, numbers = trainer.strategy.reduce(self.sums, reduce_op="sum").T.tolist()
         seconds = time.perf_counter() - self.since - self.idle
-        self.last = {"loss": sum(totals) / sum(counts)}
+        if counts:
+            self.steps, self.seconds = self.steps + self.taken, self.seconds + seconds
+        self.last = {"loss": sum(totals) / sum(numbers)}
         if self.images:
             self.last["images_per_second"] = self.images / seconds
-        self.last |= {f"loss_quarter_{q + 1}": t / n for q, (t, n) in enumerate(zip(totals, counts, strict=True)) if n}
+        self.last |= {f"loss_quarter_{q + 1}": t / n for q, (t, n) in enumerate(zip(totals, numbers, strict=True)) if n}
         self.last["grad_norm"] = float(module.grad_norm)
-        self.last |= {f"lr_{group['name']}": group["lr"] for group in trainer.optimizers[0].param_groups}
+        self.last |= {
+            f"lr_{group['name']}": group["lr"] * group.get("d", 1) for group in trainer.optimizers[0].param_groups
+        }
         self.last["memory_gb"] = memory_gb(module.device)
         for logger in trainer.loggers:
             logger.log_metrics({f"train/{key}": value for key, value in self.last.items()}, trainer.global_step)

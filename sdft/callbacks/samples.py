@@ -63,9 +63,15 @@ def show(logger, pictures: list[Image.Image], prompts: list[str], growing: Image
     """On the dashboard: each picture with its prompt, and the sheet."""
     if hasattr(logger, "log_image"):  # W&B
         logger.log_image("samples", pictures, step=step, caption=prompts)
-        logger.log_image("sheet", [growing], step=step)
+    show_sheet(logger, "sheet", growing, step)
+
+
+def show_sheet(logger, name: str, picture: Image.Image, step: int) -> None:
+    """One picture on the dashboard, where there is one."""
+    if hasattr(logger, "log_image"):  # W&B
+        logger.log_image(name, [picture], step=step)
     elif hasattr(logger.experiment, "add_image"):  # TensorBoard
-        logger.experiment.add_image("sheet", np.asarray(growing), step, dataformats="HWC")
+        logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
 
 
 def sheet(folder: Path, per_prompt: int, most: int = 12) -> Image.Image:

@@ -40,7 +40,8 @@ def running(tiny):
 def step(meters, trainer, module, losses, timesteps):
     trainer.global_step += 1
     outputs = {"losses": torch.tensor(losses), "timestep": torch.tensor(timesteps)}
-    meters.on_train_batch_end(trainer, module, outputs, {"weight": torch.ones(len(losses))}, trainer.global_step - 1)
+    weights = {"weight": torch.ones(len(losses)), "share": torch.ones(len(losses))}
+    meters.on_train_batch_end(trainer, module, outputs, weights, trainer.global_step - 1)
 
 
 def test_loss_by_timestep_quarter_and_over_all(running):

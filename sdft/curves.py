@@ -1,0 +1,54 @@
+"""The loss curves of a run as a picture: training as it went, validation by timestep quarter."""
+
+import csv
+from pathlib import Path
+
+TRAINING, VALIDATION = "train/loss", "validation/loss_quarter_{}"
+SMOOTH = 0.9  # of the training curve's moving average
+
+
+def read(folder: Path, column: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one column of `metrics.csv`."""
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = [(int(row["step"]), float(row[column])) for row in csv.DictReader(file) if row.get(column)]
+    return [step for step, _ in rows], [value for _, value in rows]
+
+
+def smoothed(values: list[float]) -> list[float]:
+    """An exponential moving average without its bias towards zero."""
+    average, out = 0.0, []
+    for n, value in enumerate(values, 1):
+        average = SMOOTH * average + (1 - SMOOTH) * value
+        out.append(average / (1 - SMOOTH**n))
+    return out
+
+
+def draw(folder: Path, held_out: bool) -> Path:
+    """Write `loss.png` from `metrics.csv`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    steps, values = read(folder, TRAINING)
+    left.plot(steps, values, color="0.75", linewidth=1, marker="." if len(steps) < 30 else None)
+    left.plot(steps, smoothed(values), color="tab:blue", linewidth=2)
+    left.set(title="training loss, as weighted", xlabel="step")
+    for quarter, colour in enumerate(("tab:blue", "tab:green", "tab:orange", "tab:red"), 1):
+        steps, values = read(folder, VALIDATION.format(quarter))
+        label = ("least noise", "", "", "most noise")[quarter - 1]
+        shown = [value / values[0] for value in values]
+        right.plot(steps, shown, color=colour, label=f"quarter {quarter} {label}".strip(), marker=".")
+    right.axhline(1, color="0.6", linewidth=1, linestyle=":")
+    right.set(
+        title=f"loss at fixed noise over its first value here, {'held-out' if held_out else 'training'} images",
+        xlabel="step",
+    )
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="0.92")
+    path = folder / "loss.png"
+    figure.savefig(path, dpi=110)
+    return path
