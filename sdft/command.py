@@ -35,6 +35,11 @@ def command(config: str) -> Callable:
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its own errors on
             with told_in_one_line(asked):
+                if named := [word for word in sys.argv[1:] if word.startswith("sweeps=")]:
+                    from sdft.sweep import sweep
+
+                    others = [word for word in sys.argv[1:] if word not in named]
+                    sys.exit(sweep(named[-1].removeprefix("sweeps="), others))
                 program()
 
         return main
