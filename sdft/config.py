@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import field, make_dataclass
+from importlib.util import find_spec
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -15,14 +16,23 @@ KIND = {int: "a whole number", float: "a number", str: "text", bool: "true or fa
 
 def check(cfg: DictConfig) -> None:
     """Resolve the config in place, or raise one `ValueError` that names the key to mend."""
-    if missing := OmegaConf.missing_keys(cfg):
-        raise ValueError("please set " + ", ".join(f"{key}=…" for key in sorted(missing)))
+    if missing := sorted(unset(OmegaConf.to_container(cfg, resolve=False))):
+        raise ValueError("please set " + ", ".join(f"{key}=…" for key in missing))
     try:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
     for path, node in targets(cfg):
         check_node(path, node)
+
+
+def unset(node, path: str = ""):
+    """The keys that wait for a value."""
+    if node == MISSING:
+        yield path
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        yield from unset(child, f"{path}.{key}" if path else str(key))
 
 
 def targets(node, path: str = ""):
@@ -36,6 +46,9 @@ def targets(node, path: str = ""):
 
 def check_node(path: str, node: DictConfig) -> None:
     """Names and types against the signature of `_target_`."""
+    package = node._target_.split(".")[0]
+    if find_spec(package) is None:
+        raise ValueError(f"{path}: {node._target_} needs a package that is not installed: pip install {package}")
     target = get_object(node._target_)
     given = {key: value for key, value in node.items() if not key.startswith("_")}
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)

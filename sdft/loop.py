@@ -1,13 +1,12 @@
 """The arithmetic of a run: steps, epochs, rates, and how often things happen."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass
 class Loop:
-    """Counts are optimizer steps; `steps` wins over `epochs`."""
+    """Counts are optimizer steps; `steps` wins over `epochs`. `scale_lr` multiplies the rates by the samples of a step."""
 
     steps: int | None = None
     epochs: int | None = None
@@ -20,9 +19,12 @@ class Loop:
     workers: int = 0
     log_every: int = 10
     sample_every: int = 0
+    validate_every: int | None = None
     save_every: int = 0
     keep: int = 1
     resume: str | None = None
+    scale_lr: bool = False
+    gradient_checkpointing: bool = False
     seed: int = 0
 
     def __post_init__(self):
@@ -34,9 +36,9 @@ class Loop:
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: choose 0 (off), or a decay below 1 such as 0.999")
 
-    def total(self, images: int, world: int) -> int:
-        """Optimizer steps of the run on `images` pictures and `world` processes."""
-        return self.steps or max(1, math.ceil(self.epochs * images / self.samples_per_step(world)))
+    def total(self, plan) -> int:
+        """Optimizer steps of the run; `plan` knows how many an epoch takes."""
+        return self.steps or plan.steps(self.epochs)
 
     def checkpoint(self) -> Path | None:
         """The checkpoint to go on from: the file itself, or the newest of a run folder."""
@@ -58,5 +60,5 @@ class Loop:
 
 LEAST = {
     "steps": 1, "epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0, "text_lr": 0, "clip": 0,
-    "workers": 0, "log_every": 1, "sample_every": 0, "save_every": 0, "keep": 1,
+    "workers": 0, "log_every": 1, "sample_every": 0, "validate_every": 0, "save_every": 0, "keep": 1,
 }  # fmt: skip

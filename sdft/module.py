@@ -25,6 +25,7 @@ class FineTuning(LightningModule):
         lr: dict[str, float],
         clip: float = 1.0,
         compute: torch.dtype = torch.float32,
+        checkpointing: bool = False,
         seed: int = 0,
     ):
         """`optimizer` makes an optimizer from parameter groups, `schedule` maps it and the run's steps to a scheduler,
@@ -38,20 +39,39 @@ class FineTuning(LightningModule):
         self.optimizer, self.schedule, self.lr, self.clip = optimizer, schedule, lr, clip
         self.seed = seed
         self.grad_norm: Tensor | None = None
+        self.resting: list[str] = []  # parts that training does without
         if not self.learned():
             raise ValueError(f"{type(method).__name__} leaves nothing to learn; turn on a part of the method")
-        set_precision(model, compute, frozen=compute if method.result == "adapter" else torch.float32)
+        set_precision(model, compute, frozen=torch.float32 if method.result == "pipeline" else compute)
         for name, module in model.named_modules():
             module.training = ".lora_dropout" in name or any(p.requires_grad for p in module.parameters())
+        if checkpointing:
+            checkpoint_gradients(model)
 
     def learned(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def losses(self, batch: dict) -> Tensor:
         """Weighted loss of each sample `[batch]`."""
-        latents = self.model.encode(batch["pixels"], batch["posterior"])
-        context = self.model.condition(batch["ids"])
-        return self.objective(self.model, latents, context, batch)
+        return self.objective(self.model, *self.inputs(batch), batch)
+
+    def distances(self, batch: dict) -> Tensor:
+        """Loss of each sample `[batch]` before weighting: what runs with different weightings are compared by."""
+        return self.objective.distances(self.model, *self.inputs(batch), batch)
+
+    def inputs(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Latents `[batch, 4, h/8, w/8]` and what the UNet attends to `[batch, tokens, width]`."""
+        moments = (batch["mean"], batch["std"]) if "mean" in batch else self.model.moments(batch["pixels"])
+        context = batch["context"] if "context" in batch else self.model.condition(batch["ids"])
+        return self.model.latents(*moments, batch["posterior"]), context
+
+    def on_train_start(self):
+        if self.trainer.world_size == 1:  # processes keep their buffers alike, which they must then have on the device
+            for part in self.resting:
+                getattr(self.model, part).to("cpu")
+        for optimizer in self.trainer.optimizers:
+            if hasattr(optimizer, "train"):  # schedule-free ones start elsewhere
+                optimizer.train()
 
     def on_train_batch_start(self, batch, batch_idx):
         """Dropout inside the networks draws from the global generator: let the batch decide, not the past."""
@@ -59,13 +79,22 @@ class FineTuning(LightningModule):
 
     def training_step(self, batch: dict, _) -> dict:
         losses = self.losses(batch)
-        return {"loss": (losses * batch["weight"]).mean(), "losses": losses.detach(), "timestep": batch["timestep"]}
+        return {
+            "loss": (losses * batch["weight"] * batch["share"]).mean(),
+            "losses": losses.detach(),
+            "timestep": batch["timestep"],
+        }
 
     def configure_optimizers(self):
         groups = []
         for part, module in self.model.parts.items():
-            if parameters := [p for p in module.parameters() if p.requires_grad]:
-                groups.append({"params": parameters, "lr": self.lr[part], "name": part})
+            rates: dict[float, list] = {}
+            for name, p in module.named_parameters():
+                if p.requires_grad:
+                    rates.setdefault(self.method.rate(name), []).append(p)
+            for rate, parameters in sorted(rates.items()):
+                name = part if rate == 1 else f"{part}_x{rate:g}"
+                groups.append({"params": parameters, "lr": self.lr[part] * rate, "name": name})
         optimizer = self.optimizer(groups)
         return [optimizer], [{"scheduler": self.schedule(optimizer, self.trainer.max_steps), "interval": "step"}]
 
@@ -86,8 +115,16 @@ class FineTuning(LightningModule):
     def on_save_checkpoint(self, checkpoint):
         learned = {f"model.{name}" for name in self.learned()}
         checkpoint["state_dict"] = {n: w for n, w in checkpoint["state_dict"].items() if n in learned}
+        checkpoint["method"] = self.method.words()
 
     def on_load_checkpoint(self, checkpoint):
+        was, now = checkpoint["method"], self.method.words()
+        if other := [key for key in was.keys() | now.keys() if was.get(key) != now.get(key)]:
+            key = sorted(other)[0]
+            raise ValueError(
+                f"resume: the method's {key} was {was.get(key)} and is {now.get(key)}; "
+                "give the method the words that it was trained with"
+            )
         saved = {name.removeprefix("model."): tuple(w.shape) for name, w in checkpoint["state_dict"].items()}
         wanted = {name: tuple(p.shape) for name, p in self.learned().items()}
         if other := sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name)):
@@ -103,3 +140,15 @@ def set_precision(model: StableDiffusion, compute: torch.dtype, frozen: torch.dt
     for part in model.parts.values():
         for parameter in part.parameters():
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
+
+
+def checkpoint_gradients(model: StableDiffusion) -> None:
+    """Keep no activations inside the blocks: backward computes them again."""
+    model.unet.enable_gradient_checkpointing()
+    if any(p.requires_grad for p in model.text_encoder.parameters()):
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        model.text_encoder.activation_checkpointing_enable()
+        for layer in model.text_encoder.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.training = True  # or it would not; what drops out is below it and keeps its own mode

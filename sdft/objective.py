@@ -15,6 +15,7 @@ class Objective:
 
     `noise_offset` adds a constant per channel to the noise, so that brightness can be learned (Guttenberg, 2023).
     `input_perturbation` adds further noise to the input alone; the target keeps the clean noise (Ning et al., 2023).
+    Where a `mask` is 0 the distance counts `unmasked` times, and the mean is over the mask: each picture weighs the same.
     `huber_delta` is where the Huber loss turns from squared to linear. `snr_gamma=0` turns every weighting off.
     """
 
@@ -24,6 +25,7 @@ class Objective:
     huber_delta: float = 0.1
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
+    unmasked: float = 0.0
 
     def __post_init__(self):
         if self.weighting not in WEIGHTINGS:
@@ -34,6 +36,8 @@ class Objective:
             raise ValueError(f"snr_gamma={self.snr_gamma}: choose 0 (off) or more; 5 is usual")
         if self.huber_delta <= 0:
             raise ValueError(f"huber_delta={self.huber_delta}: choose more than 0; 0.1 is usual")
+        if not 0 <= self.unmasked <= 1:
+            raise ValueError(f"unmasked={self.unmasked}: choose from 0 (what a mask blackens is not learned) to 1")
 
     def check(self, model) -> None:
         """Refuse what divides by zero: at zero terminal SNR the last step of an epsilon model holds no image to recover."""
@@ -46,16 +50,21 @@ class Objective:
     def __call__(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
         """Weighted losses `[batch]` of latents `[batch, 4, h, w]`.
 
-        `draws` holds standard normal `noise` and `perturbation` `[batch, 4, h, w]`, `offset` `[batch, 4, 1, 1]` and
-        `timestep` `[batch]`.
+        `draws` holds standard normal `noise` and `perturbation` `[batch, 4, h, w]`, `offset` `[batch, 4, 1, 1]`,
+        `timestep` `[batch]` and `mask` `[batch, 1, h, w]`, 0..1.
         """
+        return self.distances(model, latents, context, draws) * self.weight(model, draws["timestep"])
+
+    def distances(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        """Losses `[batch]` before they are weighted."""
         noise = draws["noise"] + self.noise_offset * draws["offset"]
         alpha = model.alphas_cumprod[draws["timestep"]][:, None, None, None]
         signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
         noisy = signal * latents + sigma * (noise + self.input_perturbation * draws["perturbation"])
         target = noise if model.prediction_type == "epsilon" else signal * noise - sigma * latents
         error = model.predict(noisy, draws["timestep"], context).float() - target
-        return self.distance(error).mean(dim=(1, 2, 3)) * self.weight(model, draws["timestep"])
+        mask = self.unmasked + (1 - self.unmasked) * draws["mask"]
+        return (self.distance(error).mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1e-6)
 
     def distance(self, error: Tensor) -> Tensor:
         """error², |error|, or Huber's: error² within delta, 2 delta |error| - delta² outside (twice the usual, to match MSE)."""

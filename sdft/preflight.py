@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -18,25 +19,22 @@ def inspect(module, samples, loop, schedule, trainer) -> dict:
         "learns": {part: n for part, n in learned.items() if n},
         "parameters": module.size,
         "images": len(samples),
+        "class_images": sum(len(part) for part in samples.parts[1:]),
         "steps": steps,
-        "epochs": round(steps * loop.samples_per_step(world) / len(samples), 2),
+        "epochs": round(steps / samples.plan.steps_an_epoch, 2),
+        "buckets": {f"{w}x{h}": n for (w, h), n in sorted(Counter(samples.parts[0].sizes).items())},
         "batch": {"size": loop.batch_size, "accumulate": loop.accumulate, "processes": world},
         "resolution": samples.stream.resolution,
         "prediction_type": model.prediction_type,
         "precision": str(trainer.precision),
         "device": device_name(trainer.strategy.root_device),
         "seed": loop.seed,
-        "warnings": list(warnings(model, samples, schedule, steps)),
+        "warnings": list(warnings(schedule, steps)),
     }
 
 
-def warnings(model, samples, schedule, steps: int):
+def warnings(schedule, steps: int):
     """What a user should know before waiting for hours."""
-    length = model.tokens
-    captions = samples.source.captions()
-    sizes = [len(ids) for ids in model.tokenizer(captions, truncation=False, verbose=False).input_ids]
-    if long := sum(size > length for size in sizes):
-        yield f"{long} of {len(captions)} captions are cut at {length} tokens; the longest has {max(sizes)}"
     if (warmup := schedule.warmup_steps(steps)) > LATE_WARMUP * steps:
         yield f"warm-up takes {warmup} of {steps} steps; more than a fifth leaves little time at the full rate"
 
@@ -51,18 +49,20 @@ def device_name(device: torch.device) -> str:
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def announce(plan: dict, title: str, source: str, folder: Path) -> None:
+def announce(plan: dict, headline: str, data: list[str], folder: Path) -> None:
     """Print the plan."""
     learned = sum(plan["learns"].values())
     parts = " + ".join(f"{PART_NAMES[part]} {n:,}" for part, n in plan["learns"].items())
     batch = plan["batch"]
     factors = [str(batch["size"])] + [str(n) for n in (batch["accumulate"], batch["processes"]) if n > 1]
     share = f"{learned / plan['parameters']:.2%}" if learned < plan["parameters"] else "all"
-    print(f"sdft · {title} · {source}")
+    print("\n".join([f"sdft · {headline}", *data]))
     print(f"learns   {parts} of {plan['parameters']:,} ({share})")
     print(
         f"runs     {plan['steps']} steps × batch {' × '.join(factors)} · {plan['epochs']:g} epochs · {plan['resolution']} px"
     )
+    if plan["class_images"]:
+        print(f"prior    {plan['class_images']} class images, one beside every picture of a batch")
     print(f"on       {plan['device']} · {plan['precision']}")
     print(f"writes   {folder}")
     for line in plan["warnings"]:

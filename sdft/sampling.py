@@ -31,15 +31,20 @@ class Sampling:
 
     def __call__(self, model: StableDiffusion, prompts: list[str], resolution: int) -> Iterator[Image.Image]:
         """One RGB picture per request, in order."""
-        requests = self.requests(prompts)
-        pipeline = model.pipeline()
+        return self.pictures(model, self.requests(prompts), resolution)
+
+    def pictures(
+        self, model: StableDiffusion, requests: list[tuple[str, int]], resolution: int
+    ) -> Iterator[Image.Image]:
+        """One RGB picture of each (prompt, seed)."""
+        pipeline, device = model.pipeline(), model.unet.device
         pipeline.set_progress_bar_config(disable=True)
         for start in range(0, len(requests), self.batch_size):
             batch = requests[start : start + self.batch_size]
-            mixed = torch.autocast(pipeline.device.type, model.compute, enabled=model.compute is not torch.float32)
-            with evaluating(model), torch.no_grad(), mixed:
+            mixed = torch.autocast(device.type, model.compute, enabled=model.compute is not torch.float32)
+            with evaluating(model), together(model, device), torch.no_grad(), mixed:
                 latents = pipeline(
-                    [prompt for prompt, _ in batch],
+                    **asked(model, [prompt for prompt, _ in batch], device),
                     generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
                     height=resolution,
                     width=resolution,
@@ -49,6 +54,27 @@ class Sampling:
                 ).images
                 pictures = pipeline.image_processor.postprocess(model.decode(latents))
             yield from pictures
+
+
+def asked(model: StableDiffusion, prompts: list[str], device: torch.device) -> dict:
+    """What a pipeline takes: prompts, or of a model with several windows what it makes of them and of none."""
+    if model.windows == 1:
+        return {"prompt": prompts}
+    context, none = (model.condition(model.tokenize(texts).to(device)) for texts in (prompts, [""] * len(prompts)))
+    return {"prompt_embeds": context, "negative_prompt_embeds": none}
+
+
+@contextmanager
+def together(model: StableDiffusion, device: torch.device):
+    """All parts on `device`, and afterwards each where it was."""
+    places = {part: part.device for part in (model.vae, model.text_encoder)}
+    for part in places:
+        part.to(device)
+    try:
+        yield
+    finally:
+        for part, place in places.items():
+            part.to(place)
 
 
 @contextmanager

@@ -23,12 +23,24 @@ class Strategy:
         if self.num_nodes < 1:
             raise ValueError(f"num_nodes={self.num_nodes}: choose 1 or more")
 
+    def device(self):
+        """Where this process computes, before there is a trainer: of a machine's GPUs the one of its local rank."""
+        import os
+
+        import torch
+
+        local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))
+        return torch.device("cpu" if self.trainer()["accelerator"] == "cpu" else f"cuda:{local}")
+
     def trainer(self) -> dict:
         """What Lightning's Trainer takes. On a CPU, `auto` is one device: it already uses every core."""
         import torch
 
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ValueError("accelerator=gpu: torch finds none on this machine; choose auto or cpu")
+        cuda = 0 if self.accelerator == "cpu" else torch.cuda.device_count()
+        if cuda and self.devices != "auto" and int(self.devices) > cuda:
+            raise ValueError(f"devices={self.devices}: this machine has {cuda}; choose auto or fewer")
         cpu = self.accelerator == "cpu" or not torch.cuda.is_available()
         devices = 1 if self.devices == "auto" and cpu else self.devices
         return {

@@ -2,8 +2,6 @@
 
 import re
 import time
-import warnings
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,9 +9,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from sdft.build import build_module, build_samples, build_trainer, cheap_parts, processes
+from sdft.data.report import contact_sheet, report
+from sdft.data.view import split, worded
 from sdft.preflight import announce, inspect
 from sdft.prompts import read_prompts
-from sdft.record import Record, command
+from sdft.record import Record
 
 
 def train(cfg: DictConfig):
@@ -23,34 +24,77 @@ def train(cfg: DictConfig):
     """
     check_name(cfg.name)
     folder, choices = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().runtime.choices
-    light = ("method", "objective", "schedule", "precision", "strategy", "sampling", "stream", "loop", "metrics")
-    parts = {key: instantiate(cfg[key]) for key in light}  # cheap, so that their refusals come first
+    parts, source = cheap_parts(cfg), worded(instantiate(cfg.data), cfg.template)
+    loop, prior = parts["loop"], parts["prior"]
+    if prior:
+        prior.check_apart(cfg.data.get("path"))
     parts["precision"].check(parts["strategy"].trainer()["accelerator"])
-    checkpoint, source = parts["loop"].checkpoint(), instantiate(cfg.data)
-    prompts = read_prompts(cfg.prompts) or source.prompts()
-    if hasattr(source, "verify"):
-        source.verify()
+    checkpoint, (taught, spare) = loop.checkpoint(), split(source, cfg.held_out)
+    prompts = read_prompts(cfg.prompts) or source.prompts() + ([prior.prompt] if prior else [])
+    source.verify()
     parts["precision"].apply()
     torch.manual_seed(cfg.seed)
     model = instantiate(cfg.model)
-    samples = parts["stream"].samples(source, model)
+    model.latent_shape(cfg.resolution)
+    parts["method"].check(model, taught.captions())
+    a_step = loop.samples_per_step(processes(parts["strategy"].trainer()))
+    steps = loop.total(parts["stream"].plan(taught, model.unit, a_step))
+    parts["schedule"].check(steps)
+    check_unfinished(checkpoint, steps)
     judge = parts["metrics"].judge() if cfg.metrics else None
 
-    from sdft.data.module import Pictures
-
-    loop = parts["loop"]
-    module = build_module(cfg, parts, model)
-    trainer = build_trainer(cfg, parts, samples, folder, prompts)
-    check_unfinished(checkpoint, trainer.max_steps)
+    classes, device = None, parts["strategy"].device()
+    if prior and prior.weight:
+        model.to(device).compute = parts["precision"].dtype
+        classes = prior.source(model, parts["sampling"], cfg.resolution)
+        classes.verify()
+    module = build_module(cfg, parts, model.cpu())  # what learns begins the same on every device
+    model.to(device)
+    samples = build_samples(parts, model, taught, classes, a_step)
+    held_out = spare and parts["stream"].samples(spare, model, "held out ")
+    cache(module, [*samples.parts, *([held_out] if spare else [])])
+    trainer = build_trainer(cfg, parts, samples, held_out, folder, prompts, steps)
     plan = inspect(module, samples, loop, parts["schedule"], trainer)
     record = Record(folder)
     if trainer.is_global_zero:
-        announce(plan, title(choices, cfg), source.describe(), folder)
-        record.start(plan, cfg)
+        open_run(record, plan, cfg, f"{title(choices, cfg)} · {source.describe()}", samples.parts[0], model, trainer)
+    fit(module, samples, trainer, loop, checkpoint, record, flat(cfg, choices))
+    if trainer.is_global_zero:
+        closing(folder, cfg, module.method, judge, record.facts["validation_loss"], bool(spare))
+    return module
+
+
+def open_run(record: Record, plan: dict, cfg: DictConfig, headline: str, samples, model, trainer) -> None:
+    """Say what will happen and what the data hold, on the terminal, in the run's folder and on its dashboards."""
+    from sdft.callbacks.samples import show_sheet
+
+    found = report(samples.source, samples.sizes, samples.plan.steps_an_epoch, model.tokenizer, model.prompt_tokens)
+    plan["warnings"] += found.warnings
+    announce(plan, headline, found.lines, record.folder)
+    record.start(plan, cfg)
+    found.write(record.folder)
+    sheet = contact_sheet(samples.source, samples.sizes)
+    sheet.save(record.folder / "data.png")
+    for logger in trainer.loggers:
+        show_sheet(logger, "data", sheet, 0)
+
+
+def cache(module, streams: list) -> None:
+    """Compute once what does not learn; those parts then leave the device to the others."""
+    from sdft.data.cache import fill
+
+    learns = any(name.startswith("text_encoder.") for name in module.learned())
+    module.resting = fill(streams, module.model, text=not learns and not streams[0].stream.shuffle_tags)
+
+
+def fit(module, samples, trainer, loop, checkpoint: Path | None, record: Record, words: dict) -> None:
+    """Train, and write down how it ended."""
+    from sdft.data.module import Pictures
+
     began = time.perf_counter()
     try:
         for logger in trainer.loggers:
-            logger.log_hyperparams(flat(cfg, choices) | {"learns": sum(plan["learns"].values())})
+            logger.log_hyperparams(words | {"learns": sum(p.numel() for p in module.learned().values())})
         trainer.fit(module, Pictures(samples, loop.batch_size, loop.workers), ckpt_path=checkpoint, weights_only=True)
     except BaseException:
         if trainer.is_global_zero:
@@ -59,91 +103,11 @@ def train(cfg: DictConfig):
     finally:
         close_dashboards()
     if trainer.is_global_zero:
-        record.end("finished", seconds=round(time.perf_counter() - began, 1), **outcome(trainer))
-        closing(folder, cfg, module.method, judge, record.facts["fixed_noise_loss"])
-    return module
-
-
-def build_module(cfg: DictConfig, parts: dict, model):
-    from sdft.module import FineTuning
-
-    loop = parts["loop"]
-    return FineTuning(
-        model,
-        parts["method"],
-        parts["objective"],
-        unfused(instantiate(cfg.optimizer)) if parts["precision"].scaled else instantiate(cfg.optimizer),
-        parts["schedule"],
-        lr={"unet": loop.lr, "text_encoder": loop.text_lr},
-        clip=loop.clip,
-        compute=parts["precision"].dtype,
-        seed=cfg.seed,
-    )
-
-
-def unfused(optimizer: partial) -> partial:
-    """Fused optimizers unscale fp16 gradients themselves, after they were clipped: too late."""
-    return partial(optimizer, fused=False) if "fused" in optimizer.keywords else optimizer
-
-
-def build_trainer(cfg: DictConfig, parts: dict, images, folder: Path, prompts: list[str]):
-    """Lightning's trainer with this project's callbacks; it keeps no console of its own."""
-    import logging
-
-    from lightning import Trainer
-    from lightning.pytorch.callbacks import ModelCheckpoint
-    from lightning.pytorch.loggers import CSVLogger
-
-    from sdft.callbacks.ema import EMA
-    from sdft.callbacks.export import Export
-    from sdft.callbacks.fixed_noise import FixedNoise
-    from sdft.callbacks.gradients import FirstGradients
-    from sdft.callbacks.meters import Meters
-    from sdft.callbacks.progress import ProgressBar
-    from sdft.callbacks.samples import Samples
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    loop, strategy = parts["loop"], parts["strategy"].trainer()
-    ema, meters = EMA(loop.ema), Meters(loop.log_every)
-    samples = Samples(folder, parts["sampling"], prompts, cfg.resolution, loop.sample_every, ema, meters)
-    callbacks = [
-        meters,
-        ProgressBar(meters),
-        FirstGradients(),
-        *([ema] if loop.ema else []),
-        FixedNoise(images, meters, ema),
-        samples,
-        Export(samples, cfg.name, command()),
-    ]
-    if loop.save_every:
-        every = {"every_n_train_steps": loop.save_every, "monitor": "step", "mode": "max", "save_top_k": loop.keep}
-        names = {"filename": "step-{step:06d}", "auto_insert_metric_name": False}
-        callbacks.append(ModelCheckpoint(folder / "checkpoints", **every, **names))
-    dashboard = instantiate(cfg.logger)
-    return Trainer(
-        **strategy,
-        precision=parts["precision"].trainer,
-        max_steps=loop.total(len(images), processes(strategy)),
-        max_epochs=-1,
-        accumulate_grad_batches=loop.accumulate,
-        logger=[
-            CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1),
-            *([dashboard] if dashboard else []),
-        ],
-        callbacks=callbacks,
-        log_every_n_steps=loop.log_every,
-        enable_checkpointing=bool(loop.save_every),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-    )
-
-
-def processes(strategy: dict) -> int:
-    devices = strategy["devices"]
-    return (torch.cuda.device_count() if devices == "auto" else devices) * strategy["num_nodes"]
+        record.end(
+            "finished",
+            seconds=round(time.perf_counter() - began, 1),
+            **outcome(trainer, record.folder / module.method.result),
+        )
 
 
 def check_name(name: str) -> None:
@@ -174,13 +138,23 @@ def flat(cfg: DictConfig, choices) -> dict:
     }
 
 
-def outcome(trainer) -> dict:
-    """What the callbacks measured."""
-    from sdft.callbacks.fixed_noise import FixedNoise
+def outcome(trainer, result: Path) -> dict:
+    """What the callbacks measured, and what the result weighs."""
     from sdft.callbacks.meters import Meters
+    from sdft.callbacks.validation import Validation
 
     found = {type(callback): callback for callback in trainer.callbacks}
-    return {"last": found[Meters].last, "fixed_noise_loss": [found[FixedNoise].first, found[FixedNoise].last]}
+    meters, validation = found[Meters], found[Validation]
+    return {
+        "last": meters.last,
+        "seconds_per_step": round(meters.seconds / meters.steps, 4) if meters.steps else None,
+        "validation_loss": [validation.first, validation.last],
+        "result_mb": round(megabytes(result), 3),
+    }
+
+
+def megabytes(result: Path) -> float:
+    return sum(f.stat().st_size for f in result.rglob("*.safetensors")) / 2**20
 
 
 def close_dashboards() -> None:
@@ -191,17 +165,19 @@ def close_dashboards() -> None:
         sys.modules["wandb"].finish()
 
 
-def closing(folder: Path, cfg: DictConfig, method, judge, losses: list[float]) -> None:
+def closing(folder: Path, cfg: DictConfig, method, judge, losses: list[float], held_out: bool) -> None:
     """What improved, and where everything lies."""
-    first, last = losses
-    print(f"loss     {first:.4f} → {last:.4f} at fixed noise ({last / first - 1:+.1%})")
+    from sdft.curves import draw
+
+    (first, last), images = losses, "held-out" if held_out else "training"
+    print(f"loss     {first:.4f} → {last:.4f} at fixed noise on {images} images ({last / first - 1:+.1%})")
+    draw(folder, held_out)
     if judge:
         from sdft.evaluation import evaluate
 
         evaluate(folder, cfg, judge=judge)
     result = folder / method.result
-    size = sum(f.stat().st_size for f in result.rglob("*") if f.is_file()) / 2**20
-    print(f"look     {folder / 'samples.png'}")
-    print(f"{method.result:<8} {result}/ ({size:.1f} MB)")
+    print(f"look     {folder / 'samples.png'}   {folder / 'loss.png'}")
+    print(f"{method.result:<8} {result}/ ({megabytes(result):.1f} MB)")
     score = "python evaluate.py" if judge else "python evaluate.py metrics=clip"
     print(f"next     {score}   ·   python train.py model=sd15 data=folder data.path=PHOTOS")

@@ -11,6 +11,7 @@ class PromptScore(Metric):
     """Mean cosine of a picture's and its prompt's CLIP features, -1..1, higher is better."""
 
     higher_is_better = True
+    form = "{:.3f}"
 
     def __init__(self, clip: Clip):
         super().__init__(sync_on_compute=False)  # the first process alone evaluates

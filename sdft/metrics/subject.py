@@ -11,6 +11,7 @@ class SubjectScore(Metric):
     """Mean cosine of CLIP features over all (generated, reference) pairs, -1..1, higher is more alike."""
 
     higher_is_better = True
+    form = "{:.3f}"
 
     def __init__(self, clip: Clip, references: list[Image.Image]):
         super().__init__(sync_on_compute=False)  # the first process alone evaluates

@@ -8,11 +8,12 @@ from sdft.metrics.clip import Clip
 
 
 class ZeroShot(Metric):
-    """Share of pictures whose nearest caption says on `axis` what the prompt says, 0..1, higher is better."""
+    """Share of pictures whose nearest caption says on `axis`, or on all of them, what the prompt says; 0..1, higher is better."""
 
     higher_is_better = True
+    form = "{:.0%}"
 
-    def __init__(self, clip: Clip, answers: dict[str, dict[str, str]], axis: str):
+    def __init__(self, clip: Clip, answers: dict[str, dict[str, str]], axis: str | None = None):
         super().__init__(sync_on_compute=False)  # the first process alone evaluates
         self.clip, self.answers, self.axis = clip, answers, axis
         self.captions = list(answers)
@@ -22,10 +23,14 @@ class ZeroShot(Metric):
 
     def update(self, pictures: list[Image.Image], prompts: list[str]) -> None:
         nearest = (self.clip.images(pictures) @ self.features.T).argmax(1).tolist()
-        said = [self.answers[self.captions[i]][self.axis] for i in nearest]
-        asked = [self.answers[prompt][self.axis] for prompt in prompts]
+        said = [self.says(self.captions[i]) for i in nearest]
+        asked = [self.says(prompt) for prompt in prompts]
         self.right += sum(s == a for s, a in zip(said, asked, strict=True))
         self.count += len(pictures)
+
+    def says(self, caption: str):
+        answer = self.answers[caption]
+        return answer if self.axis is None else answer[self.axis]
 
     def compute(self) -> torch.Tensor:
         if not self.count:

@@ -1,0 +1,123 @@
+"""From a config to the objects of a run."""
+
+import logging
+import warnings
+from functools import partial
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from sdft.data.source import Source
+from sdft.record import command
+
+CHEAP = ("method", "objective", "schedule", "precision", "strategy", "sampling", "stream", "loop", "metrics", "prior")
+
+
+def cheap_parts(cfg: DictConfig) -> dict:
+    """What needs neither pictures nor weights, so that its refusals come first."""
+    return {key: instantiate(cfg[key]) for key in CHEAP}
+
+
+def build_samples(parts: dict, model, taught: Source, classes: Source | None, a_step: int):
+    """The stream that is learned from: single pictures, or each beside one of its class."""
+    from sdft.data.prior import Pairs
+
+    samples = parts["stream"].samples(taught, model, a_step=a_step)
+    if classes is None:
+        return samples
+    return Pairs(samples, parts["stream"].samples(classes, model, "class "), parts["prior"].weight)
+
+
+def build_module(cfg: DictConfig, parts: dict, model):
+    from sdft.callbacks.ema import averages
+    from sdft.module import FineTuning
+
+    loop = parts["loop"]
+    scale = loop.samples_per_step(processes(parts["strategy"].trainer())) if loop.scale_lr else 1
+    optimizer = instantiate(cfg.optimizer, _convert_="all")  # plain lists, for checkpoints hold them
+    if loop.ema and averages(optimizer.func):
+        raise ValueError(f"ema={loop.ema}: {optimizer.func.__name__} averages the weights itself; give ema=0")
+    if optimizer.func.__name__ == "Prodigy" and (
+        loop.lr < 0.1 or loop.text_lr != loop.lr or cfg.method.get("plus", 1) != 1
+    ):
+        raise ValueError(f"lr={loop.lr} text_lr={loop.text_lr}: Prodigy finds the rate of all; give lr=1.0 text_lr=1.0")
+    return FineTuning(
+        model,
+        parts["method"],
+        parts["objective"],
+        unfused(optimizer) if parts["precision"].scaled else optimizer,
+        parts["schedule"],
+        lr={"unet": loop.lr * scale, "text_encoder": loop.text_lr * scale},
+        clip=loop.clip,
+        compute=parts["precision"].dtype,
+        checkpointing=loop.gradient_checkpointing,
+        seed=cfg.seed,
+    )
+
+
+def unfused(optimizer: partial) -> partial:
+    """Fused optimizers unscale fp16 gradients themselves, after they were clipped: too late."""
+    return partial(optimizer, fused=False) if "fused" in optimizer.keywords else optimizer
+
+
+def build_trainer(cfg: DictConfig, parts: dict, samples, held_out, folder: Path, prompts: list[str], steps: int):
+    """Lightning's trainer with this project's callbacks; it keeps no console of its own.
+
+    `held_out` are samples for validation, None to validate on some of those that are learned from.
+    """
+    from lightning import Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.loggers import CSVLogger
+
+    from sdft.callbacks.ema import EMA
+    from sdft.callbacks.export import Export
+    from sdft.callbacks.gradients import FirstGradients
+    from sdft.callbacks.meters import Meters
+    from sdft.callbacks.progress import ProgressBar
+    from sdft.callbacks.samples import Samples as SampleSheets
+    from sdft.callbacks.validation import Validation
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    loop = parts["loop"]
+    ema, meters = EMA(loop.ema), Meters(loop.log_every)
+    sheets = SampleSheets(folder, parts["sampling"], prompts, cfg.resolution, loop.sample_every, ema, meters)
+    callbacks = [
+        meters,
+        ProgressBar(meters),
+        FirstGradients(),
+        *([ema] if loop.ema else []),
+        Validation(samples, held_out, loop.validate_every, meters, ema),
+        sheets,
+        Export(sheets, cfg.name, command()),
+    ]
+    if loop.save_every:
+        every = {"every_n_train_steps": loop.save_every, "monitor": "step", "mode": "max", "save_top_k": loop.keep}
+        names = {"filename": "step-{step:06d}", "auto_insert_metric_name": False}
+        callbacks.append(ModelCheckpoint(folder / "checkpoints", **every, **names))
+    dashboard = instantiate(cfg.logger)
+    return Trainer(
+        **parts["strategy"].trainer(),
+        precision=parts["precision"].trainer,
+        max_steps=steps,
+        max_epochs=-1,
+        accumulate_grad_batches=loop.accumulate,
+        logger=[
+            CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1),
+            *([dashboard] if dashboard else []),
+        ],
+        callbacks=callbacks,
+        log_every_n_steps=loop.log_every,
+        enable_checkpointing=bool(loop.save_every),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+
+
+def processes(strategy: dict) -> int:
+    devices = strategy["devices"]
+    return (torch.cuda.device_count() if devices == "auto" else devices) * strategy["num_nodes"]
