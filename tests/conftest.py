@@ -20,6 +20,7 @@ QUICK = [
     "sampling.steps=2",
     "batch_size=2",
     "log_every=1",
+    "validate_every=0",
     "model.weights=random",
     "accelerator=cpu",
 ]
@@ -44,8 +45,9 @@ def composed(*overrides: str, config: str = "train") -> DictConfig:
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
     """A function that trains in a folder of its own, in this process, and returns (module, folder)."""
+    monkeypatch.chdir(tmp_path)
     from sdft.config import check
     from sdft.training import train
 

@@ -44,6 +44,9 @@ def refused(*words: str, cwd, name: str = "train.py") -> str:
         (["resolution=30"], ["resolution=30", "multiples of 8, such as 32"]),
         (["model=sd15", "steps=1"], ["stable-diffusion-v1-5", "no such folder, and not to be had from the hub"]),
         (["precision=fp8"], ["precision/fp8", "bf16"]),
+        (["method=dreambooth_lora"], ["please set class_prompt=…, data.path=…, instance_prompt=…"]),
+        (["warmup=900"], ["warmup=900: choose fewer than the run's 50 steps"]),
+        (["sweeps=nothing"], ["sweeps=nothing: choose one of methods"]),
     ],
     ids=" ".join,
 )
@@ -93,7 +96,7 @@ def test_answers_come_quickly(tmp_path, words, seconds):
 
 def test_help_names_the_words_and_the_choices(tmp_path):
     text = program("--help", cwd=tmp_path).stdout
-    for word in ("rank: 8", "steps:", "method: lora", "sd15", "python train.py method=lora rank=32"):
+    for word in ("rank: 8", "steps:", "method: dreambooth", "sd15", "python train.py method=lora rank=32"):
         assert word in text, word
 
 

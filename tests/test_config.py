@@ -12,7 +12,17 @@ from sdft.config import check
 GROUPS = {p.parent.name: [] for p in (ROOT / "conf").glob("*/*.yaml")}
 for path in sorted((ROOT / "conf").glob("*/*.yaml")):
     GROUPS[path.parent.name].append(path.stem)
-CHOICES = [f"{group}={name}" for group, names in GROUPS.items() for name in names]
+CHOICES = [f"{group}={name}" for group, names in GROUPS.items() for name in names if group != "experiment"]
+NEEDS = {
+    "data=folder": ["data.path=photos"],
+    "data=hub": ["data.name=somebody/something"],
+    "data=shards": ["data.path=shards"],
+    "data=dreambooth": ["data.path=photos", "+instance_prompt=a sks dog"],
+    "prior=class_images": ["instance_prompt=a sks dog", "class_prompt=a dog"],
+}
+NEEDS |= {
+    f"method={name}": ["data.path=photos", *NEEDS["prior=class_images"]] for name in ("dreambooth", "dreambooth_lora")
+}
 
 
 def checked(*overrides, config="train"):
@@ -26,7 +36,17 @@ def checked(*overrides, config="train"):
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_shipped_config_composes_and_fits(choice):
-    checked(choice, *(["data.path=photos"] if choice == "data=folder" else []))
+    checked(choice, *NEEDS.get(choice, []))
+
+
+def test_a_dreambooth_run_names_all_that_it_waits_for():
+    with pytest.raises(ValueError, match="please set class_prompt=…, data.path=…, instance_prompt=…"):
+        checked("method=dreambooth")
+
+
+def test_an_optimizer_that_is_not_installed_says_what_to_install():
+    with pytest.raises(ValueError, match="optimizer: lion_pytorch.Lion needs a package .*: pip install lion_pytorch"):
+        checked("optimizer._target_=lion_pytorch.Lion")
 
 
 @pytest.mark.parametrize("metrics", GROUPS["metrics"])

@@ -23,7 +23,7 @@ def test_scores_of_base_and_fine_tuned(trained, capsys):
     assert written == json.loads(json.dumps(report))
     assert set(written["scores"]) == {"base", "fine-tuned"}
     for scores in written["scores"].values():
-        assert set(scores) == {"style", "digit", "CLIP-T", "CLIP-I"}
+        assert set(scores) == {"style", "digit", "style and digit", "CMMD", "CLIP-T", "CLIP-I"}
     assert -1 <= written["reference"]["CLIP-I"] <= 1
     assert "fine-tuned" in capsys.readouterr().out
     assert Image.open(trained / "evaluation" / "base_and_fine-tuned.png").width > 300
@@ -51,10 +51,20 @@ def test_the_newest_finished_run_is_taken(tmp_path):
 
 def test_the_table_has_shares_cosines_and_the_reference():
     text = table(
-        {"base": {"style": 0.04, "CLIP-I": 0.5}, "fine-tuned": {"style": 0.97, "CLIP-I": 0.75}}, {"CLIP-I": 0.9}
+        {"base": {"style": 0.04, "CLIP-I": 0.5}, "fine-tuned": {"style": 0.97, "CLIP-I": 0.75}},
+        {"CLIP-I": 0.9},
+        {"style": "{:.0%}", "CLIP-I": "{:.3f}"},
     )
     assert [line.split() for line in text.splitlines()] == [
         ["base", "fine-tuned", "real"],
         ["style", "4%", "97%"],
         ["CLIP-I", "0.500", "0.750", "0.900"],
     ]
+
+
+def test_a_template_words_what_is_sampled_and_the_judge_is_asked_plainly(run):
+    _, folder = run("steps=1", "model.weights=pretrained", "method=textual_inversion")
+    metrics = OmegaConf.create({"_target_": "sdft.evaluation.Scoring", "clip": "tiny-clip", "images": 1})
+    report = evaluate(folder, config_of(folder, metrics, None))
+    assert all(prompt.endswith(" <mine>") for prompt in report["prompts"])
+    assert "digit" in report["scores"]["base"]

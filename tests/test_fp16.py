@@ -7,6 +7,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 
+from sdft.build import unfused
 from sdft.data.digits import Digits
 from sdft.data.module import Pictures
 from sdft.data.stream import Stream
@@ -15,7 +16,6 @@ from sdft.module import FineTuning
 from sdft.objective import Objective
 from sdft.sampling import Sampling
 from sdft.schedule import Schedule
-from sdft.training import unfused
 
 HALF = torch.float16
 
@@ -23,7 +23,7 @@ HALF = torch.float16
 @pytest.fixture
 def trained(tiny, tmp_path):
     model = tiny()
-    samples = Stream(32, batch_size=2).samples(Digits(per_digit=2), model)
+    samples = Stream(32).samples(Digits(per_digit=2), model, a_step=2)
     optimizer = unfused(partial(torch.optim.AdamW, lr=1e-3, fused=True))
     schedule, lr = Schedule("linear"), {"unet": 1e-3, "text_encoder": 1e-3}
     module = FineTuning(model, LoRA(4, 4), Objective(), optimizer, schedule, lr, clip=1.0, compute=HALF)

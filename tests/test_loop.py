@@ -2,18 +2,20 @@
 
 import pytest
 
+from sdft.data.plan import Plan
 from sdft.loop import Loop
 
 
 def test_steps_win_over_epochs():
-    assert Loop(steps=7, epochs=100).total(50, 1) == 7
+    assert Loop(steps=7, epochs=100).total(Plan(0, [0] * 50, 1)) == 7
 
 
 @pytest.mark.parametrize(
     ("batch", "accumulate", "world", "steps"), [(1, 1, 1, 100), (2, 1, 1, 50), (2, 4, 1, 13), (2, 1, 2, 25)]
 )
 def test_epochs_become_steps_of_all_that_a_step_takes(batch, accumulate, world, steps):  # S3-16
-    assert Loop(epochs=2, batch_size=batch, accumulate=accumulate).total(50, world) == steps
+    loop = Loop(epochs=2, batch_size=batch, accumulate=accumulate)
+    assert loop.total(Plan(0, [0] * 50, loop.samples_per_step(world))) == steps
 
 
 @pytest.mark.parametrize(

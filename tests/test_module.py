@@ -31,6 +31,8 @@ def batch(model, size=2, seed=0):
         "offset": torch.randn(size, shape[1], 1, 1),
         "timestep": torch.randint(0, 1000, (size,)),
         "weight": torch.ones(size),
+        "share": torch.ones(size),
+        "mask": torch.ones(size, 1, *shape[2:]),
     }
 
 
@@ -73,7 +75,7 @@ def test_the_autoencoder_computes_in_fp32_inside_autocast(tiny):  # pitfall 7
     model.vae.encoder.conv_in.register_forward_hook(lambda m, i, out: seen.add(out.dtype))
     model.vae.decoder.conv_in.register_forward_hook(lambda m, i, out: seen.add(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        model.decode(model.encode(torch.zeros(1, 3, 32, 32), torch.zeros(1, 4, 8, 8)))
+        model.decode(model.moments(torch.zeros(1, 3, 32, 32))[0])
     assert seen == {torch.float32}
 
 
@@ -149,3 +151,24 @@ def test_a_skipped_fp16_step_does_not_advance_the_schedule(tiny):  # pitfall 7
         module.lr_scheduler_step(scheduler, None)
         optimizer.zero_grad()
         assert scheduler.last_epoch == steps
+
+
+@pytest.mark.parametrize("method", [LoRA(4, 4), SFT(text_encoder=True)])
+def test_gradient_checkpointing_changes_no_gradient(tiny, method):
+    gradients = []
+    for checkpointing in (False, True):
+        module = build(tiny(), method, checkpointing=checkpointing)
+        module.training_step(batch(module.model), 0)["loss"].backward()
+        gradients.append({name: p.grad for name, p in module.learned().items()})
+    assert module.model.unet.is_gradient_checkpointing
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
+
+
+def test_each_rate_has_a_group_of_its_own(tiny):
+    module = build(tiny(), LoRA(4, 4, plus=16.0))
+    module.__dict__["_trainer"] = type("Trainer", (), {"max_steps": 3})()
+    (optimizer,), _ = module.configure_optimizers()
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == pytest.approx({"unet": 1e-4, "unet_x16": 16e-4, "text_encoder": 5e-5, "text_encoder_x16": 80e-5})
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(module.learned())

@@ -6,6 +6,8 @@ import torch
 from sdft.loading import changed
 from sdft.objective import Objective
 
+WHOLE = {"mask": torch.ones(1, 1, 8, 8)}
+
 
 def snr(model, t):
     alpha = model.alphas_cumprod[torch.tensor(t)]
@@ -51,7 +53,7 @@ def test_a_model_that_predicts_the_target_has_no_loss(tiny, prediction_type):
     target = shifted if prediction_type == "epsilon" else reference.get_velocity(latents, shifted, timesteps)
     seen = {}
     model.predict = lambda given, t, context: seen.update(noisy=given) or target
-    draws = {"noise": noise, "offset": offset, "timestep": timesteps, "perturbation": torch.randn(2, 4, 8, 8)}
+    draws = {"noise": noise, "offset": offset, "timestep": timesteps, "perturbation": torch.randn(2, 4, 8, 8)} | WHOLE
     losses = Objective(snr_gamma=5, noise_offset=0.1)(model, latents, None, draws)
     assert torch.allclose(seen["noisy"], noisy, atol=1e-5)
     assert torch.allclose(losses, torch.zeros(2), atol=1e-9)
@@ -61,9 +63,42 @@ def test_one_loss_per_image(tiny):
     model = tiny()
     model.predict = lambda noisy, t, context: torch.zeros_like(noisy)
     noise = torch.stack([torch.ones(4, 8, 8), 2 * torch.ones(4, 8, 8)])
-    draws = {"noise": noise, "offset": torch.zeros(2, 4, 1, 1), "timestep": torch.tensor([5, 5]), "perturbation": noise}
+    draws = {
+        "noise": noise,
+        "offset": torch.zeros(2, 4, 1, 1),
+        "timestep": torch.tensor([5, 5]),
+        "perturbation": noise,
+    } | WHOLE
     losses = Objective(snr_gamma=0)(model, noise * 0, None, draws)
     assert losses.tolist() == [1, 4]
+
+
+@pytest.mark.parametrize(("unmasked", "expected"), [(0.0, [1, 4]), (0.5, [1 * 1.5 / 1.5, (4 + 0.5 * 100) / 1.5])])
+def test_a_mask_weighs_the_squared_error_once_and_every_picture_the_same(tiny, unmasked, expected):  # pitfall 11
+    model = tiny()
+    model.predict = lambda noisy, t, context: torch.zeros_like(noisy)
+    noise, mask = torch.ones(2, 4, 8, 8), torch.zeros(2, 1, 8, 8)
+    noise[1] = 10
+    noise[1, :, :, :4] = 2
+    mask[0, :, :, 1] = mask[1, :, :, :4] = 1
+    draws = {"noise": noise, "offset": torch.zeros(2, 4, 1, 1), "timestep": torch.tensor([5, 5]), "perturbation": noise}
+    losses = Objective(snr_gamma=0, unmasked=unmasked)(model, noise * 0, None, draws | {"mask": mask})
+    assert losses.tolist() == pytest.approx(expected)
+
+
+def test_the_distances_are_the_losses_before_weighting(tiny):
+    model = tiny()
+    model.predict = lambda noisy, t, context: torch.zeros_like(noisy)
+    noise = torch.randn(3, 4, 8, 8)
+    draws = {
+        "noise": noise,
+        "offset": torch.zeros(3, 4, 1, 1),
+        "timestep": torch.tensor([5, 500, 999]),
+        "perturbation": noise,
+    }
+    objective = Objective()
+    weighted, plain = (f(model, noise * 0, None, draws | WHOLE) for f in (objective, objective.distances))
+    assert torch.allclose(weighted, plain * objective.weight(model, draws["timestep"]))
 
 
 def test_epsilon_with_zero_terminal_snr_is_refused_by_name(tiny):
@@ -105,7 +140,12 @@ def test_input_perturbation_perturbs_the_input_only(tiny):  # pitfall 10
     model, seen = tiny(), {}
     latents, noise, extra = (torch.randn(1, 4, 8, 8) for _ in range(3))
     model.predict = lambda given, t, context: seen.update(noisy=given) or noise
-    draws = {"noise": noise, "offset": torch.zeros(1, 4, 1, 1), "timestep": torch.tensor([500]), "perturbation": extra}
+    draws = {
+        "noise": noise,
+        "offset": torch.zeros(1, 4, 1, 1),
+        "timestep": torch.tensor([500]),
+        "perturbation": extra,
+    } | WHOLE
     losses = Objective(input_perturbation=0.1)(model, latents, None, draws)
     alpha = model.alphas_cumprod[500]
     assert torch.allclose(seen["noisy"], alpha.sqrt() * latents + (1 - alpha).sqrt() * (noise + 0.1 * extra), atol=1e-6)
@@ -133,7 +173,7 @@ def test_zero_terminal_snr_reaches_training_and_sampling(tiny):
         Objective().check(tiny(zero_terminal_snr=True))
 
 
-BAD = {"weighting": "p2", "loss": "l3", "huber_delta": 0, "snr_gamma": -1}
+BAD = {"weighting": "p2", "loss": "l3", "huber_delta": 0, "snr_gamma": -1, "unmasked": 2}
 
 
 @pytest.mark.parametrize(("key", "value"), BAD.items())

@@ -13,7 +13,7 @@ def test_captions_that_are_cut_are_counted(run, tmp_path, capsys):  # pitfall 21
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for name, text in (("a", "short"), ("b", "one two three four five " * 8)):
-        Image.new("RGB", (32, 32)).save(pictures / f"{name}.png")
+        Image.effect_noise((32, 32), 50 + len(text)).convert("RGB").save(pictures / f"{name}.png")
         (pictures / f"{name}.txt").write_text(text)
     _, folder = run("steps=1", "data=folder", f"data.path={pictures}", "prompts=[a]")
     (line,) = told(folder)

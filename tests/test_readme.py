@@ -7,6 +7,8 @@ import pytest
 from conftest import ROOT
 from test_config import checked
 
+from sdft.sweep import jobs, read
+
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"python (train|evaluate)\.py((?: [^\n#`·]*)?)", README)
 
@@ -18,6 +20,8 @@ def words(text: str) -> list[str]:
 @pytest.mark.parametrize(("program", "rest"), COMMANDS, ids=lambda value: value.strip() or "plain")
 def test_every_command_composes_and_fits_its_signatures(program, rest):
     overrides = [w for w in words(rest) if w not in ("&&",)]
+    if overrides and overrides[0].startswith("sweeps="):
+        overrides = jobs(read(overrides[0].removeprefix("sweeps=")), overrides[1:])[0]
     if any("," in w and "[" not in w for w in overrides):  # a sweep: its first job
         overrides = [w.split(",")[0] for w in overrides]
     checked(*overrides, config=program)

@@ -1,5 +1,7 @@
 """Each metric against numpy, and its edges."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -77,3 +79,13 @@ def test_scores_start_anew_after_reset():
     metric.reset()
     metric.update([RED], ["red"])
     assert metric.compute().item() == pytest.approx(1)
+
+
+def test_cmmd_is_the_formula_and_zero_for_equal_sets():
+    from sdft.metrics.distribution import discrepancy
+
+    torch.manual_seed(0)
+    a, b = (torch.nn.functional.normalize(torch.randn(n, 8) + shift, dim=1) for n, shift in ((5, 0.0), (7, 1.0)))
+    k = lambda x, y: sum(math.exp(-float((p - q).square().sum()) / 200) for p in x for q in y) / (len(x) * len(y))  # noqa: E731
+    assert discrepancy(a, b).item() == pytest.approx(1000 * (k(a, a) + k(b, b) - 2 * k(a, b)), rel=1e-3)
+    assert discrepancy(a, a).item() == pytest.approx(0, abs=1e-6)

@@ -1,0 +1,76 @@
+"""Every recipe composes with the command in its first line, and runs on data of its format."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+from test_config import checked
+
+RECIPES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+DIGITS = ("digits_base", "digits_lora", "digits_subject")
+
+
+def command(recipe) -> list[str]:
+    """The words of the command that opens the file."""
+    header = re.match(r"# @package _global_\n# python train.py (.*)\n", recipe.read_text())
+    assert header, recipe
+    return shlex.split(header[1])
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_its_first_line_is_the_command_that_composes_it(recipe):
+    words = command(recipe)
+    assert words[0] == f"experiment={recipe.stem}"
+    assert checked(*words).name == recipe.stem
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Six captioned pictures."""
+    from sdft.data.digits import Digits
+
+    source = Digits(per_digit=2)
+    (tmp_path / "pictures").mkdir()
+    for i in range(6):
+        source[i].image.save(tmp_path / "pictures" / f"{i}.png")
+        (tmp_path / "pictures" / f"{i}.txt").write_text(source.captions()[i])
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_it_runs_two_steps_on_the_tiny_model(run, pictures, tmp_path, monkeypatch, recipe):
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in command(recipe) if not word.startswith("data.path=")]
+    words += ["model=tiny", "model.name=tiny-sd", "resolution=32", "precision=fp32", "strategy=auto", "devices=1"]
+    words += ["steps=2", "warmup=0", "sampling.images=1", "cache=off"]
+    words += [] if recipe.stem in DIGITS else [f"data.path={pictures}"]
+    if "dream" in recipe.stem or "subject" in recipe.stem:
+        words.append("class_images=2")
+    module, folder = run(*words)
+    assert (folder / module.method.result).is_dir() and module.trainer.global_step == 2
+
+
+EXACT = {
+    "homework_faces": {"seed": 1126, "batch_size": 2, "rank": 32, "alpha": 16, "lr": 1e-4, "snr_gamma": 5, "warmup": 100},
+    "dog_lora": {"resolution": 256, "flip": True, "rank": 4, "alpha": 4, "lr": 1e-4, "batch_size": 1, "epochs": 100},
+    "dog_sft": {"resolution": 256, "lr": 1e-4, "batch_size": 1, "epochs": 100},
+    "dog_dreambooth": {"class_images": 45, "epochs": 20, "instance_prompt": "a sks dog", "class_prompt": "a dog"},
+    "dreambooth_paper": {"steps": 1000, "class_images": 1000, "lr": 5e-6},
+    "captions_sft": {"steps": 15000, "accumulate": 4, "batch_size": 1, "lr": 1e-5, "clip": 1, "gradient_checkpointing": True},
+    "captions_sft_4gpu": {"steps": 4000, "devices": 4, "lr": 1e-5},
+    "captions_lora": {"seed": 1337, "steps": 15000, "accumulate": 4, "rank": 4, "save_every": 500, "prompts": ["Totoro"]},
+    "single_image": {"epochs": 200},
+    "style": {"epochs": 20, "rank": 8},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_its_numbers_are_the_published_ones(name):
+    recipe = ROOT / "conf" / "experiment" / f"{name}.yaml"
+    cfg = checked(*command(recipe))
+    assert {key: cfg[key] for key in EXACT[name]} == EXACT[name]
+    shape = {"homework_faces": "cosine_with_restarts", "captions_lora": "cosine"}.get(name, "constant")
+    assert cfg.schedule.shape == shape and cfg.optimizer.betas == [0.9, 0.999] and cfg.optimizer.weight_decay == 0.01
+    if name == "homework_faces":
+        assert cfg.schedule.cycles == 3 and cfg.precision.compute == "bfloat16" and cfg.sampling.steps == 30
