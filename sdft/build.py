@@ -70,6 +70,7 @@ def build_trainer(cfg: DictConfig, parts: dict, samples, held_out, folder: Path,
     from lightning import Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.strategies import DDPStrategy
 
     from sdft.callbacks.ema import EMA
     from sdft.callbacks.export import Export
@@ -98,8 +99,11 @@ def build_trainer(cfg: DictConfig, parts: dict, samples, held_out, folder: Path,
         names = {"filename": "step-{step:06d}", "auto_insert_metric_name": False}
         callbacks.append(ModelCheckpoint(folder / "checkpoints", **every, **names))
     dashboard = instantiate(cfg.logger)
+    strategy = parts["strategy"].trainer()
+    if strategy["strategy"] == "ddp":  # buffers never change, and those of parts that rest are not on the device
+        strategy["strategy"] = DDPStrategy(broadcast_buffers=False)
     return Trainer(
-        **parts["strategy"].trainer(),
+        **strategy,
         precision=parts["precision"].trainer,
         max_steps=steps,
         max_epochs=-1,

@@ -66,9 +66,8 @@ class FineTuning(LightningModule):
         return self.model.latents(*moments, batch["posterior"]), context
 
     def on_train_start(self):
-        if self.trainer.world_size == 1:  # processes keep their buffers alike, which they must then have on the device
-            for part in self.resting:
-                getattr(self.model, part).to("cpu")
+        for part in self.resting:
+            getattr(self.model, part).to("cpu")
         for optimizer in self.trainer.optimizers:
             if hasattr(optimizer, "train"):  # schedule-free ones start elsewhere
                 optimizer.train()

@@ -151,4 +151,4 @@ def test_the_default_run_learns_the_style_and_keeps_the_digits(tmp_path):
     scores = json.loads((run / "evaluation" / "scores.json").read_text())["scores"]
     assert scores["base"]["style"] <= 0.1 and scores["fine-tuned"]["style"] >= 0.9
     assert scores["fine-tuned"]["digit"] >= 0.9 * scores["base"]["digit"]
-    assert program("images=1", cwd=tmp_path, name="evaluate.py").stdout.count("%") == 4
+    assert program("images=1", cwd=tmp_path, name="evaluate.py").stdout.count("%") == 6

@@ -86,6 +86,7 @@ class Prior:
             "steps": sampling.steps,
             "guidance_scale": sampling.guidance_scale,
             "resolution": resolution,
+            "windows": model.windows,
             "precision": str(model.compute).removeprefix("torch."),
         }
         folder = Path(self.path).expanduser() if self.path else PLACE / place(settings)

@@ -63,7 +63,8 @@ def told(facts: dict, middle: float):
     shown = ", ".join(f"{size} ({n})" for size, n in sorted(buckets.items(), key=lambda item: -item[1])[:6])
     more = f" and {len(buckets) - 6} more" if len(buckets) > 6 else ""
     low, high = facts["sides"]
-    yield f"data     {facts['pictures']} pictures with sides of {low} to {high} px → {shown}{more}"
+    sides = f"{low} to {high}" if low < high else f"{low}"
+    yield f"data     {facts['pictures']} pictures with sides of {sides} px → {shown}{more}"
     yield (
         f"text     {facts['captions']} captions, {facts['different captions']} different, of {middle:g} tokens; "
         f"most often: {', '.join(facts['frequent words'])}"
