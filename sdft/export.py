@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdft.equivalent import Product, products
+from sdft.files import whole
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 CLIP_ROOT = "text_model."  # what every LoRA file puts before the text encoder's layers
@@ -29,10 +29,9 @@ def save_lora(adapters: dict[str, "Adapter"], folder: Path, name: str) -> None:
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     from safetensors.torch import save
 
-    whole = {key: tensor.detach().cpu().float().contiguous() for key, tensor in tensors.items()}
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(save(whole, metadata={"format": "pt", **metadata}))  # readable by whom the umask allows
-    os.replace(partial, path)
+    plain = {key: tensor.detach().cpu().float().contiguous() for key, tensor in tensors.items()}
+    with whole(path) as file:
+        file.write_bytes(save(plain, metadata={"format": "pt", **metadata}))  # readable by whom the umask allows
 
 
 @dataclass

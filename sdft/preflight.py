@@ -13,7 +13,6 @@ LATE_WARMUP = 0.2  # a longer warm-up leaves the run no time to settle
 def inspect(module, samples, loop, schedule, trainer) -> dict:
     """Facts of the run that is about to start; `warnings` is a list of lines."""
     model, steps, world = module.model, trainer.max_steps, trainer.world_size
-    schedule.check(steps)
     learned = {part: count(p for p in net.parameters() if p.requires_grad) for part, net in model.parts.items()}
     return {
         "learns": {part: n for part, n in learned.items() if n},

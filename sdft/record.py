@@ -1,7 +1,6 @@
 """The run folder's own account: what ran, with what, and how it ended."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from omegaconf import OmegaConf
+
+from sdft.files import whole
 
 LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-core", "open-clip-torch", "wandb")
 
@@ -38,9 +39,8 @@ class Record:
         self.write()
 
     def write(self) -> None:
-        partial = self.folder / ".run.json"
-        partial.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n")
-        os.replace(partial, self.folder / "run.json")
+        with whole(self.folder / "run.json") as file:
+            file.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n")
 
 
 def command() -> list[str]:

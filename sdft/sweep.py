@@ -4,7 +4,6 @@ The files are those of `wandb sweep` with `method: grid`, so agents on many mach
 """
 
 import itertools
-import os
 import subprocess
 import sys
 import time
@@ -24,15 +23,12 @@ def sweep(name: str, words: list[str]) -> int:
     """
     combinations = jobs(read(name), words)
     folder = Path("multirun") / name / time.strftime("%Y-%m-%d_%H-%M-%S")
-    codes = []
-    for number, job in enumerate(combinations):
-        tried = " ".join(changing(combinations, number))
-        print(f"job      {number + 1} of {len(combinations)}: {tried}", flush=True)
-        place = [f"hydra.run.dir={folder / str(number)}", f"sweep={folder.name}"]
-        codes.append(
-            subprocess.run([sys.executable, sys.argv[0], *job, *place], env=os.environ, check=False).returncode
-        )
     labels = {folder / str(number): " ".join(changing(combinations, number)) for number in range(len(combinations))}
+    codes = []
+    for number, (job, (place, label)) in enumerate(zip(combinations, labels.items(), strict=True), 1):
+        print(f"job      {number} of {len(combinations)}: {label}", flush=True)
+        command = [sys.executable, sys.argv[0], *job, f"hydra.run.dir={place}", f"sweep={folder.name}"]
+        codes.append(subprocess.run(command, check=False).returncode)
     compare({run: label for (run, label), code in zip(labels.items(), codes, strict=True) if not code}, folder)
     failed = [label for label, code in zip(labels.values(), codes, strict=True) if code]
     if failed:

@@ -64,6 +64,16 @@ def run(tmp_path, monkeypatch):
     return start
 
 
+def save_pictures(source, folder: Path, count: int, captions: bool = False) -> Path:
+    """The first pictures of a source as files, with their captions beside them on request."""
+    folder.mkdir()
+    for index in range(count):
+        source[index].image.save(folder / f"{index}.png")
+        if captions:
+            (folder / f"{index}.txt").write_text(source.captions()[index])
+    return folder
+
+
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory) -> Path:
     """Six real photographs with captions in `.txt` files."""

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import save_pictures
 from safetensors.torch import load_file
 from test_training import adapter, assert_same, rows
 
@@ -30,11 +31,7 @@ def subject(tmp_path):
     """Five pictures of one three."""
     from sdft.data.digits import Digits
 
-    source = Digits("candy", [3], 5)
-    (tmp_path / "subject").mkdir()
-    for i in range(len(source)):
-        source[i].image.save(tmp_path / "subject" / f"{i}.png")
-    return tmp_path / "subject"
+    return save_pictures(Digits("candy", [3], 5), tmp_path / "subject", 5)
 
 
 def dreambooth(subject, *words, images: int = 3):

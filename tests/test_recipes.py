@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, save_pictures
 from test_config import checked
 
 RECIPES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -30,12 +30,7 @@ def pictures(tmp_path):
     """Six captioned pictures."""
     from sdft.data.digits import Digits
 
-    source = Digits(per_digit=2)
-    (tmp_path / "pictures").mkdir()
-    for i in range(6):
-        source[i].image.save(tmp_path / "pictures" / f"{i}.png")
-        (tmp_path / "pictures" / f"{i}.txt").write_text(source.captions()[i])
-    return tmp_path / "pictures"
+    return save_pictures(Digits(per_digit=2), tmp_path / "pictures", 6, captions=True)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)

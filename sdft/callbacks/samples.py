@@ -1,7 +1,6 @@
 """The same prompts and seeds before, during and after training, as pictures and as one sheet that grows with the run."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from PIL import Image
 
 from sdft.callbacks.ema import EMA
 from sdft.callbacks.meters import Meters
+from sdft.files import whole
 from sdft.sampling import Sampling, labelled
 
 
@@ -54,7 +54,8 @@ class Samples(Callback):
         facts = [{"file": f"{n:03d}.png", "prompt": p, "seed": s} for n, (p, s) in enumerate(requests)]
         (step / "samples.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         growing = sheet(self.folder / "samples", self.sampling.images)
-        save_whole(growing, self.folder / "samples.png")
+        with whole(self.folder / "samples.png") as file:
+            growing.save(file, format="PNG")
         for logger in trainer.loggers:
             show(logger, pictures, [prompt for prompt, _ in requests], growing, trainer.global_step)
 
@@ -86,10 +87,3 @@ def sheet(folder: Path, per_prompt: int, most: int = 12) -> Image.Image:
         pictures = [Image.open(step / fact["file"]) for fact in facts]
         rows.append((f"step {int(step.name.removeprefix('step-'))}", pictures))
     return labelled(rows, prompts)
-
-
-def save_whole(image: Image.Image, path: Path) -> None:
-    """A picture that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}")
-    image.save(partial, format="PNG")
-    os.replace(partial, path)

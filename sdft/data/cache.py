@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdft.data.stream import Samples
 from sdft.digest import of_weights
+from sdft.files import whole
 
 PLACE = Path("outputs/cache")
 SHARD = 256  # entries in a file
@@ -57,11 +58,9 @@ class Store:
         from safetensors.torch import save
 
         tensors = {f"{key}.{name}": t.contiguous() for key, entry in entries.items() for name, t in entry.items()}
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{hashlib.sha256(repr(sorted(entries)).encode()).hexdigest()[:16]}.safetensors"
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_bytes(save(tensors))
-        os.replace(partial, path)
+        with whole(path) as file:
+            file.write_bytes(save(tensors))
         self.learn(path)
 
 

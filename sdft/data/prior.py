@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from sdft.data.source import Source
 from sdft.data.stream import Samples
 from sdft.data.view import Part
 from sdft.digest import of_file, of_weights
+from sdft.files import whole
 from sdft.sampling import Sampling
 
 PLACE = Path("outputs/class_images")
@@ -126,7 +126,6 @@ def make(sampling, model, prompt: str, resolution: int, folder: Path, names: lis
 
     if not names:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     print(f"class    {len(names)} pictures of {prompt!r} to be made in {folder}/", flush=True)
     console = Console()
     starts = range(0, len(names), sampling.batch_size)
@@ -134,15 +133,12 @@ def make(sampling, model, prompt: str, resolution: int, folder: Path, names: lis
         batch = names[start : start + sampling.batch_size]
         requests = [(prompt, sampling.seed + int(Path(name).stem)) for name in batch]
         for name, picture in zip(batch, sampling.pictures(model, requests, resolution), strict=True):
-            partial = folder / f".{os.getpid()}.{name}"
-            picture.save(partial, format="PNG")
-            os.replace(partial, folder / name)
+            with whole(folder / name) as file:
+                picture.save(file, format="PNG")
             made[name] = of_file(folder / name)
-        partial = folder / f".{os.getpid()}.{MANIFEST}"
-        partial.write_text(
-            json.dumps({**settings, "files": made}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        os.replace(partial, folder / MANIFEST)
+        with whole(folder / MANIFEST) as file:
+            told = json.dumps({**settings, "files": made}, indent=1, ensure_ascii=False)
+            file.write_text(told + "\n", encoding="utf-8")
 
 
 class Pairs(Dataset):

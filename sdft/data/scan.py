@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from sdft.files import whole
+
 PLACE = Path("outputs/cache/scans")
 
 
@@ -43,12 +45,10 @@ def scan(files: list[Path], decode: Callable[[Path], Image.Image], root: Path) -
     facts = in_threads(fact, files)
 
     def remember() -> None:
-        whole = {str(file.relative_to(root)): fact for file, fact in zip(files, facts, strict=True)}
-        if any(fact is not known.get(name) for name, fact in whole.items()):
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            partial = memory.with_name(f".{memory.name}.{os.getpid()}")
-            partial.write_text(json.dumps({name: asdict(fact) for name, fact in whole.items()}), encoding="utf-8")
-            os.replace(partial, memory)
+        found = {str(file.relative_to(root)): fact for file, fact in zip(files, facts, strict=True)}
+        if any(fact is not known.get(name) for name, fact in found.items()):
+            with whole(memory) as place:
+                place.write_text(json.dumps({name: asdict(fact) for name, fact in found.items()}), encoding="utf-8")
 
     return facts, remember
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import save_pictures
 from PIL import Image
 from test_training import adapter, assert_same, rows
 
@@ -38,12 +39,7 @@ def test_workers_read_the_same_cache(run):
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    source = Digits(per_digit=1)
-    (tmp_path / "pictures").mkdir()
-    for i in range(4):
-        source[i].image.save(tmp_path / "pictures" / f"{i}.png")
-        (tmp_path / "pictures" / f"{i}.txt").write_text(source.captions()[i])
-    return tmp_path / "pictures"
+    return save_pictures(Digits(per_digit=1), tmp_path / "pictures", 4, captions=True)
 
 
 def filled(pictures, model, capsys, **options) -> str:
