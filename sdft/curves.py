@@ -42,7 +42,7 @@ def draw(folder: Path, held_out: bool) -> Path:
         right.plot(steps, shown, color=colour, label=f"quarter {quarter} {label}".strip(), marker=".")
     right.axhline(1, color="0.6", linewidth=1, linestyle=":")
     right.set(
-        title=f"loss at fixed noise over its first value here, {'held-out' if held_out else 'training'} images",
+        title=f"loss at fixed noise, first = 1, {'held-out' if held_out else 'training'} images",
         xlabel="step",
     )
     right.legend(frameon=False, fontsize=8)
