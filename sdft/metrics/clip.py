@@ -1,4 +1,4 @@
-"""The judge of pictures and words: any open_clip model."""
+"""The judge of pictures and words: any open_clip model (Radford et al., 2021)."""
 
 from pathlib import Path
 
@@ -7,14 +7,16 @@ from PIL import Image
 from torch import Tensor
 
 from sdft.assets import TINY_CLIP
+from sdft.metrics.embedder import Embedder, Missing, batches
 
 
-class Clip:
+class Clip(Embedder):
     """`name` is tiny-clip (embedded), a folder in open_clip's layout, or an open_clip model with a `pretrained` tag or file."""
 
     def __init__(self, name: str, pretrained: str | None = None, device: str = "cpu", batch_size: int = 64):
         import open_clip
 
+        super().__init__(device, batch_size)
         folder = TINY_CLIP if name == "tiny-clip" else Path(name).expanduser()
         full = f"local-dir:{folder}" if folder.is_dir() else name
         if full == name and name not in open_clip.list_models():
@@ -25,25 +27,20 @@ class Clip:
             model, _, self.transform = open_clip.create_model_and_transforms(full, pretrained=pretrained)
         except (OSError, RuntimeError) as error:
             why = str(error).splitlines()[0]
-            raise ValueError(
-                f"metrics.clip={name}: its weights cannot be read ({why}); give a file as metrics.pretrained"
+            raise Missing(
+                f"metrics.clip={name}: its weights cannot be read ({why}); "
+                "fetch them once with the network on, or give a file as metrics.pretrained=FILE"
             ) from None
         self.model, self.tokenizer = model.eval().to(device), open_clip.get_tokenizer(full)
-        self.name, self.device, self.batch_size = name, device, batch_size
+        self.name = name
 
     @torch.no_grad()
-    def images(self, pictures: list[Image.Image]) -> Tensor:
-        """Unit features `[pictures, width]`."""
-        stacks = (torch.stack([self.transform(p) for p in batch]) for batch in batches(pictures, self.batch_size))
-        return torch.cat([self.model.encode_image(s.to(self.device), normalize=True).cpu() for s in stacks])
+    def embed(self, pictures: list[Image.Image]) -> Tensor:
+        stack = torch.stack([self.transform(picture) for picture in pictures])
+        return self.model.encode_image(stack.to(self.device)).cpu()
 
     @torch.no_grad()
     def texts(self, captions: list[str]) -> Tensor:
         """Unit features `[captions, width]`."""
         tokens = (self.tokenizer(batch) for batch in batches(captions, self.batch_size))
         return torch.cat([self.model.encode_text(t.to(self.device), normalize=True).cpu() for t in tokens])
-
-
-def batches(items: list, size: int):
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -1,46 +1,110 @@
-"""CMMD: how far generated pictures, all together, are from real ones (Jayasumana et al., 2024)."""
+"""How far generated pictures, all together, are from real ones: CMMD, and FID and KID over the features of any judge.
+
+These say something about sets: of few pictures FID is far too high, and only scores of one judge and one number of
+pictures compare.
+"""
+
+import warnings
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
-from sdft.metrics.clip import Clip
+from sdft.metrics.embedder import Embedder
 
-SIGMA, SCALE = 10.0, 1000.0  # of the paper
+SIGMA, SCALE = 10.0, 1000.0  # of CMMD's paper
 
 
-class CMMD(Metric):
-    """1000 times the squared maximum mean discrepancy of unit CLIP features under exp(-|x - y|^2 / 2 sigma^2).
-
-    0 for equal sets, lower is better; comparable only between scores of one CLIP.
-    """
+class SetMetric(Metric):
+    """A distance of two sets of features, lower is better; NaN when one of them has fewer than `least` pictures."""
 
     higher_is_better = False
-    form = "{:.2f}"
+    form, least = "{:.2f}", 2
+    what, against = "How far are all pictures together from real ones? Real: one half of those from the other.", "base"
 
-    def __init__(self, clip: Clip, real: list[Image.Image]):
+    def __init__(self, judge: Embedder, real: list[Image.Image]):
         super().__init__(sync_on_compute=False)  # the first process alone evaluates
-        self.clip, self.real = clip, clip.images(real)
+        self.judge, self.real = judge, self.seen(judge, real)
         self.add_state("made", [], dist_reduce_fx="cat")
 
+    unit = False  # features of unit length, or as the network gives them
+
+    def seen(self, judge: Embedder, pictures: list[Image.Image]) -> Tensor:
+        return judge.images(pictures) if self.unit else judge.features(pictures)
+
+    def distance(self, one: Tensor, other: Tensor) -> Tensor:
+        """`[n, width]` against `[m, width]`, both at least `least`."""
+        raise NotImplementedError
+
     def update(self, pictures: list[Image.Image], prompts: list[str]) -> None:
-        self.made.append(self.clip.images(pictures))
+        if pictures:
+            self.made.append(self.seen(self.judge, pictures))
 
     def compute(self) -> Tensor:
         if not self.made:
-            raise ValueError("CMMD of no pictures")
-        return discrepancy(self.real, torch.cat(self.made))
+            raise ValueError(f"{type(self).__name__} of no pictures")
+        made = torch.cat(self.made)
+        return (
+            self.distance(self.real, made) if min(len(self.real), len(made)) >= self.least else torch.tensor(torch.nan)
+        )
 
-    def real_vs_real(self) -> float:
-        """That of one half of the real pictures to the other: what to compare with."""
-        return float(discrepancy(self.real[::2], self.real[1::2]))
+    def reference(self) -> float | None:
+        """One half of the real pictures against the other."""
+        if len(self.real) < 4:
+            return None
+        return float(self.distance(self.real[::2], self.real[1::2]))
 
 
-def discrepancy(one: Tensor, other: Tensor) -> Tensor:
-    """`[n, width]` against `[m, width]`."""
+class CMMD(SetMetric):
+    """1000 times the squared maximum mean discrepancy of unit features under exp(-|x - y|^2 / 2 sigma^2) (Jayasumana, 2024)."""
 
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (-torch.cdist(a, b).square() / (2 * SIGMA**2)).double().exp().mean()
+    unit, least = True, 1
 
-    return SCALE * (kernel(one, one) + kernel(other, other) - 2 * kernel(one, other))
+    def distance(self, one, other):
+        def kernel(a: Tensor, b: Tensor) -> Tensor:
+            return (-torch.cdist(a.double(), b.double()).square() / (2 * SIGMA**2)).exp().mean()
+
+        return SCALE * (kernel(one, one) + kernel(other, other) - 2 * kernel(one, other))
+
+
+class FID(SetMetric):
+    """|mu - mu'|^2 + Tr(S + S' - 2 (S S')^1/2) (Heusel et al., 2017), by torchmetrics; over a CLIP it is CLIP-FID."""
+
+    def distance(self, one, other):
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        metric = FrechetInceptionDistance(AsTheyAre(one.shape[1]))
+        metric.update(one.double(), real=True)
+        metric.update(other.double(), real=False)
+        return metric.compute()
+
+
+class KID(SetMetric):
+    """1000 times the squared discrepancy under (x . y / width + 1)^3, unbiased (Binkowski et al., 2018), by torchmetrics.
+
+    The mean over random subsets of at most 100; the same ones each time.
+    """
+
+    def distance(self, one, other):
+        from torchmetrics.image.kid import KernelInceptionDistance
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that it keeps all features, which is what it is given
+            metric = KernelInceptionDistance(AsTheyAre(one.shape[1]), subset_size=min(100, len(one), len(other)))
+        metric.update(one, real=True)
+        metric.update(other, real=False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return SCALE * metric.compute()[0]
+
+
+class AsTheyAre(nn.Module):
+    """For torchmetrics, which would otherwise compute features itself."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features

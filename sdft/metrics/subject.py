@@ -1,35 +1,36 @@
-"""CLIP-I: does the picture look like the training pictures? (Ruiz et al., 2023, section 4.2.)"""
+"""CLIP-I and DINO: does the picture look like the training pictures? (Ruiz et al., 2023, section 4.2.)
 
-import torch
+Asked of pictures of the class, or of anything that is not the subject, the same number is PRES: how much of the subject has
+leaked into them, where lower is better.
+"""
+
 from PIL import Image
-from torchmetrics import Metric
 
-from sdft.metrics.clip import Clip
+from sdft.metrics.base import PictureMetric, mean_without_self
+from sdft.metrics.embedder import Embedder
 
 
-class SubjectScore(Metric):
-    """Mean cosine of CLIP features over all (generated, reference) pairs, -1..1, higher is more alike."""
+class SubjectScore(PictureMetric):
+    """Mean cosine to the features of all `real` pictures, -1..1; higher is more alike."""
 
-    higher_is_better = True
-    form = "{:.3f}"
+    what = "Does it look like the training pictures? Mean cosine to all of them."
 
-    def __init__(self, clip: Clip, references: list[Image.Image]):
-        super().__init__(sync_on_compute=False)  # the first process alone evaluates
-        self.clip, self.references = clip, clip.images(references)
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+    def __init__(self, judge: Embedder, real: list[Image.Image]):
+        super().__init__()
+        self.judge, self.real = judge, judge.images(real)
 
-    def update(self, pictures: list[Image.Image], prompts: list[str]) -> None:
-        self.total += (self.clip.images(pictures) @ self.references.T).mean(1).sum()
-        self.count += len(pictures)
+    def values(self, pictures, prompts):
+        return (self.judge.images(pictures) @ self.real.T).mean(1)
 
-    def compute(self) -> torch.Tensor:
-        if not self.count:
-            raise ValueError("CLIP-I of no pictures")
-        return self.total / self.count
+    def reference(self):
+        """Among the real pictures, without pairs of a picture with itself."""
+        if len(self.real) < 2:
+            return None
+        return float(mean_without_self(self.real @ self.real.T).mean())
 
-    def real_vs_real(self) -> float:
-        """The same mean among the references, without pairs of a picture with itself: what to compare with."""
-        n = len(self.references)
-        assert n > 1, "one picture has nothing to be compared with"
-        return float(((self.references @ self.references.T).sum() - n) / (n * (n - 1)))
+
+class Leak(SubjectScore):
+    """PRES: mean cosine to all real pictures of the subject, of pictures that should not show it; -1..1, lower is better."""
+
+    what = "How much of the training pictures has leaked into it? Mean cosine to all of them."
+    higher_is_better = False

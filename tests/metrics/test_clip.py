@@ -16,7 +16,7 @@ def judge():
 def test_features_are_unit_vectors_whatever_the_batch(judge):
     pictures = [InkedDigits()[i].image for i in range(5)]
     features = judge.images(pictures)
-    judge.batch_size = 2
+    judge.batch_size, judge.memory = 2, {}
     assert torch.allclose(judge.images(pictures), features, atol=1e-5)
     assert torch.allclose(features.norm(dim=1), torch.ones(5), atol=1e-5)
     judge.batch_size = 64
