@@ -1,159 +1,182 @@
-"""Base against fine-tuned on the same prompts and seeds: a table, `scores.json`, and the pictures side by side."""
+"""Base against fine-tuned on the same prompts and seeds: a table, `scores.json`, pictures, and a page."""
 
 import dataclasses
 import json
-from dataclasses import dataclass
+import os
 from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 
+from sdft.data.source import Questions, Source
 from sdft.data.view import split, worded
+from sdft.exam import Exam, Judges
+from sdft.files import whole
+from sdft.page import write_page
+from sdft.pictures import make, name_of, place, settings_of
 from sdft.prompts import read_prompts
+from sdft.protocol import Group, Protocol, token_and_class
 from sdft.sampling import Sampling, labelled
+from sdft.scores import difference, number, shown, table, told
+from sdft.states import BASE, State, strength
 
-ASKED = ("data", "method", "model", "metrics", "sampling", "prior")  # of a run's config; the rest was about training
-REFERENCES = 64  # training pictures that CLIP-I compares with
-
-
-@dataclass
-class Scoring:
-    """`clip` judges (see `sdft.metrics.clip.Clip`); `images` pictures are made of each prompt."""
-
-    clip: str
-    pretrained: str | None = None
-    images: int = 4
-
-    def judge(self, device: str = "cpu"):
-        from sdft.metrics.clip import Clip
-
-        return Clip(self.clip, self.pretrained, device)
-
-    def __post_init__(self):
-        if self.images < 1:
-            raise ValueError(f"metrics.images={self.images}: choose 1 or more")
+SCHEMA = 1  # of scores.json
+SHARED = Path("outputs/cache/pictures")  # the base's, for every run on it
 
 
-def evaluate(run: Path, cfg: DictConfig, prompts: list[str] | None = None, judge=None) -> dict:
-    """Score the result of `run`, whose config is `cfg`; returns and writes `RUN/evaluation/scores.json`.
+def evaluate(folder: Path, cfg: DictConfig, states: list[State], judges: Judges | None = None) -> dict:
+    """Score every state; the first is the base. Returns and writes `folder/scores.json`, with pictures and page beside it.
 
-    Prompts are those given, else the questions of the data (digits left out of the training set), else the run's.
+    `cfg` is a run's config, or has its keys model, data, metrics, protocol, sampling, resolution and seed.
     """
-    torch.manual_seed(cfg.seed)
-    scoring, source = instantiate(cfg.metrics), worded(instantiate(cfg.data), cfg.get("template"))
-    method, model = instantiate(cfg.method), instantiate(cfg.model)
+    source, protocol = worded(instantiate(cfg.data), cfg.get("template")), protocol_of(cfg)
+    questions, taught = source.questions(), split(source, cfg.get("held_out", 0))[0]
+    groups = groups_of(cfg, protocol, questions, source)
+    sampling = dataclasses.replace(instantiate(cfg.sampling), images=protocol.images)
     device = "cuda" if torch.cuda.is_available() and cfg.accelerator != "cpu" else "cpu"
-    model.to(device)
-    questions = None if prompts else source.questions()
-    classes = [cfg.prior.prompt] if cfg.get("prior") else []
-    prompts = prompts or (questions.prompts if questions else read_prompts(cfg.prompts) or source.prompts() + classes)
-    sampling = dataclasses.replace(instantiate(cfg.sampling), images=scoring.images)
-    metrics = suite(judge or scoring.judge(device), split(source, cfg.get("held_out", 0))[0], questions)
-    pictures = {"base": list(sampling(model, prompts, cfg.resolution))}
-    method.load(model, run / method.result)
-    model.to(device)
-    pictures["fine-tuned"] = list(sampling(model, prompts, cfg.resolution))
-
-    meant = (questions and questions.meant) or prompts
-    asked = [prompt for prompt, _ in sampling.requests(meant)]
-    scores = {key: score(metrics, made, asked) for key, made in pictures.items()}
-    report = {
-        "run": run.name,
-        "prompts": prompts,
-        "images_per_prompt": scoring.images,
-        "judge": scoring.clip,
-        "sampling": dataclasses.asdict(sampling),
-        "scores": scores,
-        "reference": references(metrics),
-    }
-    folder = run / "evaluation"
-    folder.mkdir(exist_ok=True)
-    (folder / "scores.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    side_by_side(pictures, prompts, sampling).save(folder / "base_and_fine-tuned.png")
-    print(table(scores, report["reference"], {name: metric.form for name, metric in metrics.items()}))
+    judges = judges or instantiate(cfg.metrics).judges(device)
+    files = {state.label: drawn for state, drawn in drawn_states(folder, cfg, states, groups, sampling, device)}
+    exam = Exam(judges, protocol, groups, taught, asked_here(questions, groups))
+    report = examined(exam, states, files, sampling, folder)
+    report["run"] = " · ".join(folder.absolute().parts[-3:-1]) if folder.name == "evaluation" else folder.name
+    with whole(folder / "scores.json") as file:
+        file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with whole(folder / "pictures.png") as file:
+        side_by_side(files, groups[0], sampling).save(file, format="PNG")
+    print(table(report))
+    write_page(folder, report, exam, files)
+    print(f"report   {folder / 'report.html'}")
     return report
 
 
-def suite(clip, source, questions) -> dict:
-    """The metrics by the name they have in the table."""
-    from sdft.metrics.distribution import CMMD
-    from sdft.metrics.prompt import PromptScore
-    from sdft.metrics.subject import SubjectScore
-    from sdft.metrics.zero_shot import ZeroShot
-
-    metrics = {}
-    if questions:
-        axes = next(iter(questions.answers.values()))
-        metrics = {axis: ZeroShot(clip, questions.answers, axis) for axis in axes}
-        metrics |= {" and ".join(axes): ZeroShot(clip, questions.answers)} if len(axes) > 1 else {}
-        if questions.real:
-            metrics["CMMD"] = CMMD(clip, [questions.real[i].image for i in range(len(questions.real))])
-    step = max(1, len(source) // REFERENCES)
-    taught = [source[i].image for i in range(0, len(source), step)][:REFERENCES]
-    return metrics | {"CLIP-T": PromptScore(clip), "CLIP-I": SubjectScore(clip, taught)}
+def protocol_of(cfg: DictConfig) -> Protocol:
+    """What the config asks, with the words of a DreamBooth run for {token} and {class}."""
+    token, noun = token_and_class(cfg.get("instance_prompt"), cfg.get("class_prompt"))
+    words = {"token": cfg.get("token") or token, "class_noun": noun}
+    return instantiate(cfg.protocol, **{key: word for key, word in words.items() if word and not cfg.protocol.get(key)})
 
 
-def references(metrics: dict) -> dict[str, float]:
-    """What real pictures score against each other, where that can be asked."""
-    alone = len(metrics["CLIP-I"].references) < 2
-    asked = {n: m for n, m in metrics.items() if hasattr(m, "real_vs_real") and not (alone and n == "CLIP-I")}
-    return {name: round(metric.real_vs_real(), 4) for name, metric in asked.items()}
+def groups_of(cfg: DictConfig, protocol: Protocol, questions: Questions | None, source: Source) -> list[Group]:
+    class_prompts = [cfg.prior.prompt] if cfg.get("prior") else []
+    return protocol.groups(questions, read_prompts(cfg.prompts) or source.prompts(), class_prompts)
 
 
-def score(metrics: dict, pictures: list[Image.Image], prompts: list[str]) -> dict[str, float]:
-    scores = {}
-    for name, metric in metrics.items():
-        metric.reset()
-        metric.update(pictures, prompts)
-        scores[name] = round(float(metric.compute()), 4)
-    return scores
+def asked_here(questions: Questions | None, groups: list[Group]) -> Questions | None:
+    """The data's questions, when the prompts are ones that it knows the answers to."""
+    return questions if questions and set(groups[0].meant) <= set(questions.answers) else None
+
+
+def drawn_states(
+    folder: Path, cfg: DictConfig, states: list[State], groups: list[Group], sampling: Sampling, device: str
+):
+    """Every state with its files by group. A model is loaded anew only where another has been put into it."""
+    model, inside = None, BASE
+    for state in states:
+        if model is None or inside not in (BASE, state.source):
+            torch.manual_seed(cfg.seed)
+            model, inside = instantiate(cfg.model), BASE
+        if inside != state.source:
+            state.load(model)
+            inside = state.source
+        model.to(device)
+        model.compute = instantiate(cfg.precision).dtype if cfg.get("precision") else torch.float32
+        with strength(model, state.scale):
+            yield state, draw(folder, state, groups, sampling, model, cfg.resolution)
+
+
+def draw(
+    folder: Path, state: State, groups: list[Group], sampling: Sampling, model, resolution: int
+) -> dict[str, list[Path]]:
+    """The files of every group's pictures, prompt by prompt; only those are made that are not there."""
+    settings = settings_of(model, sampling, resolution)
+    home = SHARED if state.source == BASE else folder / "pictures"
+    requests = {group.name: sampling.requests(group.prompts) for group in groups}
+    wanted = {name_of(*request): request for listed in requests.values() for request in listed}
+    title = f"draw     {state.label}"
+    made = make(wanted, sampling, model, resolution, home / place(state.label, settings), settings, title)
+    files = dict(zip(wanted, made, strict=True))
+    return {name: [files[name_of(*request)] for request in listed] for name, listed in requests.items()}
+
+
+def opened(files: dict[str, list[Path]]) -> dict[str, list[Image.Image]]:
+    return {group: [Image.open(path).convert("RGB") for path in paths] for group, paths in files.items()}
+
+
+def examined(
+    exam: Exam, states: list[State], files: dict[str, dict[str, list[Path]]], sampling: Sampling, folder: Path
+) -> dict:
+    """What `scores.json` holds."""
+    base, told_states = None, []
+    for state in states:
+        pictures = opened(files[state.label])
+        if base is None:
+            exam.begin(pictures)
+        scores = scored(exam, pictures)
+        base = base or scores
+        gains = {} if state is states[0] else differences(base, scores, exam.images)
+        home = files[state.label][exam.groups[0].name][0].parent
+        facts = {
+            "label": state.label,
+            "scale": state.scale,
+            "step": state.step,
+            "pictures": os.path.relpath(home, folder),
+        }
+        told_states.append(facts | {"scores": scores, "difference": gains})
+    references = {g: {n: number(v) for n, v in values.items()} for g, values in exam.references().items()}
+    return {
+        "schema": SCHEMA,
+        "judges": exam.judges.names(),
+        "images": exam.images,
+        "sampling": dataclasses.asdict(sampling),
+        "groups": {group.name: group.prompts for group in exam.groups},
+        "metrics": {
+            group: {
+                name: {key: getattr(metric, key) for key in ("form", "higher_is_better", "what", "against")}
+                for name, metric in metrics.items()
+            }
+            for group, metrics in exam.metrics.items()
+        },
+        "states": told_states,
+        "reference": references,
+        "missing": exam.judges.missing,
+    }
+
+
+def scored(exam: Exam, pictures: dict[str, list[Image.Image]]) -> dict[str, dict[str, dict]]:
+    """The scores of one state, by group and name."""
+    measured = exam.measure(pictures)
+    return {group: {name: told(m, exam.images) for name, m in metrics.items()} for group, metrics in measured.items()}
+
+
+def differences(base: dict, scores: dict, images: int) -> dict:
+    found = {g: {n: difference(base[g][n], score, images) for n, score in rows.items()} for g, rows in scores.items()}
+    return {group: {name: gain for name, gain in rows.items() if gain} for group, rows in found.items()}
 
 
 def side_by_side(
-    pictures: dict[str, list[Image.Image]], prompts: list[str], sampling: Sampling, most: int = 4
+    files: dict[str, dict[str, list[Path]]], group: Group, sampling: Sampling, most: int = 4
 ) -> Image.Image:
-    """A column a prompt (at most ten); above the base's first images, below the fine-tuned ones."""
+    """A column a prompt (at most ten); above the base's first images, below those of the other states."""
     shown = min(most, sampling.images)
     rows = [
-        (f"{name} {i + 1}" if shown > 1 else name, made[i :: sampling.images][:10])
-        for name, made in pictures.items()
+        (
+            f"{label} {i + 1}" if shown > 1 else label,
+            [Image.open(path) for path in drawn[group.name][i :: sampling.images][:10]],
+        )
+        for label, drawn in files.items()
         for i in range(shown)
     ]
-    return labelled(rows, prompts[:10], tile=96)
+    return labelled(rows, group.prompts[:10], tile=96)
 
 
-def table(scores: dict[str, dict[str, float]], reference: dict[str, float], forms: dict[str, str]) -> str:
-    """Rows of base and fine-tuned values, each in its metric's form, with what real pictures score."""
-    lines = [f"{'':<24}{'base':>10}{'fine-tuned':>13}{'real':>9}"]
-    for name, form in forms.items():
-        base, tuned = (form.format(scores[key][name]) for key in ("base", "fine-tuned"))
-        real = form.format(reference[name]) if name in reference else ""
-        lines.append(f"{name:<24}{base:>10}{tuned:>13}{real:>9}".rstrip())
+def summary(reports: dict[Path, dict]) -> str:
+    """A line a run: the last state's scores of the prompts, which all were asked in the same way or not at all."""
+    names = list(dict.fromkeys(name for report in reports.values() for name in report["metrics"]["prompts"]))
+    lines = [f"{'run':<32}" + "".join(f"{name:>16}" for name in names)]
+    for folder, report in reports.items():
+        last, facts = report["states"][-1]["scores"]["prompts"], report["metrics"]["prompts"]
+        cells = [shown(last[name]["value"], facts[name]["form"]) if name in last else "" for name in names]
+        lines.append(f"{folder.parent.name:<32}" + "".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)
-
-
-def newest_run(outputs: Path = Path("outputs")) -> Path:
-    """The run that finished last."""
-    runs = [file.parent for file in outputs.glob("*/*/run.json") if json.loads(file.read_text())["state"] == "finished"]
-    if not runs:
-        raise ValueError(f"run=null: no finished run in {outputs}/; train one first, or give run=FOLDER")
-    return max(runs, key=lambda run: (run / "run.json").stat().st_mtime)
-
-
-def config_of(run: Path, metrics, images: int | None) -> DictConfig:
-    """The config that `run` was trained with, judged by `metrics` when they are given."""
-    file = run / "config.yaml"
-    if not file.is_file():
-        raise ValueError(f"run={run}: not a run folder (no config.yaml)")
-    whole = OmegaConf.load(file)
-    cfg = OmegaConf.create({k: v for k, v in whole.items() if k in ASKED or not OmegaConf.is_dict(v)})
-    cfg.metrics = metrics or cfg.metrics
-    if not cfg.metrics:
-        raise ValueError(
-            "metrics=null: this run was trained without a judge; choose metrics=clip, or metrics=digits for digits"
-        )
-    if images is not None:
-        cfg.metrics.images = images
-    return cfg

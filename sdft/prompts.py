@@ -5,20 +5,20 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 
-def read_prompts(prompts) -> list[str]:
-    """None or a list as it is; a text file as its non-empty lines."""
+def read_prompts(prompts, key: str = "prompts") -> list[str]:
+    """None or a list as it is; a text file as its non-empty lines. `key` is what errors call it."""
     if prompts is None:
         return []
     if isinstance(prompts, str):
         file = Path(prompts).expanduser()
         if not file.is_file():
-            raise ValueError(f"prompts={prompts}: no such text file; give one, or a list as 'prompts=[a cat,a dog]'")
+            raise ValueError(f"{key}={prompts}: no such text file; give one, or a list as '{key}=[a cat,a dog]'")
         lines = [line.strip() for line in read_text(file).splitlines()]
         if not any(lines):
-            raise ValueError(f"prompts={prompts}: no prompt in it; write one a line")
+            raise ValueError(f"{key}={prompts}: no prompt in it; write one a line")
         return [line for line in lines if line]
-    if not OmegaConf.is_list(prompts):
-        raise ValueError(f"prompts={prompts}: give a text file, or a list as 'prompts=[a cat,a dog]'")
+    if not (isinstance(prompts, list) or OmegaConf.is_list(prompts)):
+        raise ValueError(f"{key}={prompts}: give a text file, or a list as '{key}=[a cat,a dog]'")
     return [str(prompt) for prompt in prompts]
 
 

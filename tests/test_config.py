@@ -20,6 +20,7 @@ NEEDS = {
     "data=dreambooth": ["data.path=photos", "+instance_prompt=a sks dog"],
     "prior=class_images": ["instance_prompt=a sks dog", "class_prompt=a dog"],
 }
+NEEDS["model=none"] = ["data.path=photos"]
 NEEDS |= {
     f"method={name}": ["data.path=photos", *NEEDS["prior=class_images"]] for name in ("dreambooth", "dreambooth_lora")
 }

@@ -1,9 +1,7 @@
 """Prior preservation: pictures of the subject's class, made by the base model, keep the class as it was (Ruiz et al., 2023)."""
 
-import hashlib
-import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,12 +13,10 @@ from sdft.data.images import ENDINGS
 from sdft.data.source import Source
 from sdft.data.stream import Samples
 from sdft.data.view import Part
-from sdft.digest import of_file, of_weights
-from sdft.files import whole
+from sdft.pictures import MANIFEST, make, place, settings_of
 from sdft.sampling import Sampling
 
 PLACE = Path("outputs/class_images")
-MANIFEST = "manifest.json"
 
 
 @dataclass
@@ -78,67 +74,13 @@ class Prior:
         """The pictures of the class; those that the manifest does not vouch for are made now, on the model's device."""
         if not self.images:
             return self.own()
-        settings = {
-            "prompt": self.prompt,
-            "model": of_weights(model),
-            "sampler": json.loads(model.scheduler.to_json_string()),
-            "seed": self.seed,
-            "steps": sampling.steps,
-            "guidance_scale": sampling.guidance_scale,
-            "resolution": resolution,
-            "windows": model.windows,
-            "precision": str(model.compute).removeprefix("torch."),
-        }
-        folder = Path(self.path).expanduser() if self.path else PLACE / place(settings)
-        made = manifest(folder, settings)
-        names = [f"{number:05d}.png" for number in range(self.images)]
-        missing = [name for name in names if name not in made or made[name] != of_file(folder / name)]
-        make(replace(sampling, seed=self.seed), model, self.prompt, resolution, folder, missing, settings, made)
+        settings = {"prompt": self.prompt, "seed": self.seed, **settings_of(model, sampling, resolution)}
+        folder = Path(self.path).expanduser() if self.path else PLACE / place(self.prompt, settings)
+        wanted = {f"{number:05d}.png": (self.prompt, self.seed + number) for number in range(self.images)}
+        title = f"class    {self.prompt!r}"
+        make(wanted, sampling, model, resolution, folder, settings, title, key="class_path")
         pictures = Folder(str(folder), caption=self.prompt)
-        return Part(pictures, [i for i, file in enumerate(pictures.files) if file.name in names])
-
-
-def place(settings: dict) -> str:
-    """A folder's name that differs wherever the pictures would."""
-    words = re.sub(r"\W+", "-", settings["prompt"].lower()).strip("-")[:40]
-    return f"{words}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
-
-
-def manifest(folder: Path, settings: dict) -> dict[str, str]:
-    """The digest of each picture that was made in `folder`; `ValueError` when it was made otherwise than `settings` say."""
-    file = folder / MANIFEST
-    if not file.is_file():
-        return {}
-    told = json.loads(file.read_text(encoding="utf-8"))
-    for key, value in settings.items():
-        if told.get(key) != value:
-            raise ValueError(
-                f"class_path={folder}: made with {key}={told.get(key)}, and this run wants {key}={value}; "
-                "give another folder, or none"
-            )
-    return told["files"]
-
-
-def make(sampling, model, prompt: str, resolution: int, folder: Path, names: list[str], settings: dict, made: dict):
-    """Sample the pictures in `names`, whose numbers are their seeds; each batch is on disk before the next begins."""
-    from rich.console import Console
-    from rich.progress import track
-
-    if not names:
-        return
-    print(f"class    {len(names)} pictures of {prompt!r} to be made in {folder}/", flush=True)
-    console = Console()
-    starts = range(0, len(names), sampling.batch_size)
-    for start in track(starts, "class images", console=console, disable=not console.is_terminal):
-        batch = names[start : start + sampling.batch_size]
-        requests = [(prompt, sampling.seed + int(Path(name).stem)) for name in batch]
-        for name, picture in zip(batch, sampling.pictures(model, requests, resolution), strict=True):
-            with whole(folder / name) as file:
-                picture.save(file, format="PNG")
-            made[name] = of_file(folder / name)
-        with whole(folder / MANIFEST) as file:
-            told = json.dumps({**settings, "files": made}, indent=1, ensure_ascii=False)
-            file.write_text(told + "\n", encoding="utf-8")
+        return Part(pictures, [i for i, file in enumerate(pictures.files) if file.name in wanted])
 
 
 class Pairs(Dataset):

@@ -1,0 +1,97 @@
+"""Pictures on disk, made once: what a manifest vouches for, with the settings it was made with, is not made again."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from sdft.digest import of_file, of_weights
+from sdft.files import whole
+from sdft.model import StableDiffusion
+from sdft.sampling import Sampling
+
+MANIFEST = "manifest.json"
+
+
+def settings_of(model: StableDiffusion, sampling: Sampling, resolution: int) -> dict:
+    """All but prompt and seed that a picture depends on; of adapters also their strength, which is no weight."""
+    from peft.tuners.lora import LoraLayer
+
+    adapted = {name: dict(module.scaling) for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return {
+        **({"adapter": hashlib.sha256(json.dumps(adapted).encode()).hexdigest()[:16]} if adapted else {}),
+        "model": of_weights(model),
+        "sampler": json.loads(model.scheduler.to_json_string()),
+        "steps": sampling.steps,
+        "guidance_scale": sampling.guidance_scale,
+        "resolution": resolution,
+        "windows": model.windows,
+        "precision": str(model.compute).removeprefix("torch."),
+    }
+
+
+def slug(text: str) -> str:
+    """Words as a file's name may hold them."""
+    return re.sub(r"\W+", "-", text.lower()).strip("-")[:40]
+
+
+def name_of(prompt: str, seed: int) -> str:
+    """The file of one picture in a folder of its settings."""
+    return f"{slug(prompt)}-{hashlib.sha256(prompt.encode()).hexdigest()[:6]}-{seed}.png"
+
+
+def place(words: str, settings: dict) -> str:
+    """A name that differs wherever the pictures would."""
+    return f"{slug(words)}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+def manifest(folder: Path, settings: dict, key: str = "folder") -> dict[str, str]:
+    """The digest of each picture that was made in `folder`; `ValueError` when it was made otherwise than `settings` say."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        return {}
+    told = json.loads(file.read_text(encoding="utf-8"))
+    for name, value in settings.items():
+        if told.get(name) != value:
+            raise ValueError(
+                f"{key}={folder}: made with {name}={told.get(name)}, and this run wants {name}={value}; "
+                "give another folder, or none"
+            )
+    return told["files"]
+
+
+def make(
+    wanted: dict[str, tuple[str, int]],
+    sampling: Sampling,
+    model: StableDiffusion,
+    resolution: int,
+    folder: Path,
+    settings: dict,
+    title: str,
+    key: str = "folder",
+) -> list[Path]:
+    """The files of `wanted`, a (prompt, seed) by name; those that are missing or changed are made now.
+
+    Each batch is on disk before the next begins, so that what was interrupted goes on where it was.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    made = manifest(folder, settings, key)
+    missing = [name for name in wanted if name not in made or made[name] != of_file(folder / name)]
+    if missing:
+        there = f" ({len(wanted) - len(missing)} are there)" if len(missing) < len(wanted) else ""
+        print(f"{title}: {len(missing)} pictures to be made in {folder}/{there}", flush=True)
+    console = Console()
+    starts = range(0, len(missing), sampling.batch_size)
+    for start in track(starts, title, console=console, disable=not console.is_terminal):
+        batch = missing[start : start + sampling.batch_size]
+        requests = [wanted[name] for name in batch]
+        for name, picture in zip(batch, sampling.pictures(model, requests, resolution), strict=True):
+            with whole(folder / name) as file:
+                picture.save(file, format="PNG")
+            made[name] = of_file(folder / name)
+        with whole(folder / MANIFEST) as file:
+            told = json.dumps({**settings, "files": made}, indent=1, ensure_ascii=False)
+            file.write_text(told + "\n", encoding="utf-8")
+    return [folder / name for name in wanted]
