@@ -1,5 +1,6 @@
 """What tests share: the tiny model, real photographs, and a whole run in this process."""
 
+import json
 import os
 from pathlib import Path
 
@@ -62,6 +63,12 @@ def run(tmp_path, monkeypatch):
         return train(cfg), folder
 
     return start
+
+
+def scores_of(folder: Path, group: str = "prompts") -> dict[str, dict[str, float]]:
+    """The values of a run's evaluation by state and name."""
+    states = json.loads((folder / "evaluation" / "scores.json").read_text())["states"]
+    return {state["label"]: {name: s["value"] for name, s in state["scores"][group].items()} for state in states}
 
 
 def save_pictures(source, folder: Path, count: int, captions: bool = False) -> Path:

@@ -5,6 +5,7 @@ import struct
 
 import pytest
 import wandb
+from conftest import scores_of
 from wandb.proto import wandb_internal_pb2
 
 from sdft import loggers
@@ -71,6 +72,37 @@ def test_an_offline_run_has_flat_columns_metrics_and_pictures(run):
     assert "a" in tags
     assert {row["trainer/global_step"] for row in history if "train/loss" in row} == {1, 2}
     assert {row["trainer/global_step"] for row in history if any(k.startswith("samples") for k in row)} == {0, 1, 2}
+
+
+def test_an_evaluation_is_a_table_pictures_and_columns(run, monkeypatch):
+    from sdft.dashboard import add_to_run, key
+
+    _, folder = run("steps=1", "logger=wandb", "logger.mode=offline", "metrics=digits", "protocol.images=2")
+    scores = scores_of(folder)["fine-tuned"]
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    summary, logged = {}, set()
+    for record in records(file):
+        if record.WhichOneof("record_type") == "summary":
+            summary |= {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.summary.update}
+        if record.WhichOneof("record_type") == "history":
+            logged |= {i.key or ".".join(i.nested_key) for i in record.history.item}
+    assert {name: summary[f"evaluation/{name}"] for name in scores} == pytest.approx(scores)
+    assert "evaluation/controls/drift" in summary and key("controls", "drift") == "controls/drift"
+    assert any(name.startswith("evaluation_pictures") for name in logged) and any(
+        n.startswith("evaluation") for n in logged
+    )
+    (table,) = folder.glob("wandb/offline-run-*/files/media/table/*.json")
+    told = json.loads(table.read_text())
+    assert told["columns"] == ["group", "score", "base", "fine-tuned", "low", "high", "real"]
+    row = next(row for row in told["data"] if row[:2] == ["prompts", "CLIP-I"])
+    assert row[3] == pytest.approx(scores["CLIP-I"]) and row[4] <= row[3] <= row[5] and row[6] > 0
+
+    identity = json.loads((folder / "run.json").read_text())["wandb"]["id"]
+    add_to_run(folder / "evaluation", json.loads((folder / "evaluation" / "scores.json").read_text()))
+    later = list(folder.glob(f"wandb/offline-run-*/run-{identity}.wandb"))
+    assert len(later) == 2  # the same run, which `wandb sync` puts together
+    with pytest.raises(ValueError, match="wandb=true: .* was not logged to W&B"):
+        add_to_run(folder / "elsewhere" / "evaluation", {})
 
 
 def test_each_run_of_a_sweep_is_a_wandb_run_of_its_own(run):

@@ -1,0 +1,91 @@
+"""Plots as SVG text for pages that stand alone."""
+
+import io
+
+COLUMNS = 4
+BLUE, GREY, AMBER = "#2563eb", "#98a2b3", "#d97706"  # fine-tuned, axes, real pictures
+COLOURS = [BLUE, "#d97706", "#15803d", "#9333ea", "#b42318", "#0e7490"]
+
+
+def multiples(panels: dict[str, tuple[list[dict], float | None]], places: list[float], axis: str) -> str:
+    """A small plot for every score: its values with their intervals over `places`, and what real pictures have, dotted."""
+    if not panels:
+        return ""
+    figure, panes = drawn(-(-len(panels) // COLUMNS), COLUMNS, 1.9)
+    for axes, (title, (scores, real)) in zip(panes, panels.items(), strict=False):
+        known = [(x, score) for x, score in zip(places, scores, strict=True) if score["value"] is not None]
+        axes.plot([x for x, _ in known], [s["value"] for _, s in known], color=BLUE, marker=".", linewidth=1.6)
+        spans = [(x, s["low"], s["high"]) for x, s in known if s.get("low") is not None]
+        if spans:
+            axes.fill_between(*zip(*spans, strict=True), color=BLUE, alpha=0.15, linewidth=0)
+        if real is not None:
+            axes.axhline(real, color=AMBER, linestyle=":", linewidth=1.4)
+        finish(axes, title, axis)
+    return svg(figure)
+
+
+def lines_with_spread(panels: dict[str, dict[str, list[tuple[float, float, list[float]]]]], axis: str) -> str:
+    """A small plot for every score: for each line's name its (place, mean, single values)."""
+    rows = -(-len(panels) // COLUMNS)
+    figure, panes = drawn(rows, min(len(panels), COLUMNS), 2.2)
+    for axes, (title, lines) in zip(panes, panels.items(), strict=False):
+        places = {x for line in lines.values() for x, _, _ in line}
+        for colour, (name, line) in zip(COLOURS * 9, lines.items(), strict=False):
+            axes.plot([x for x, _, _ in line], [y for _, y, _ in line], color=colour, linewidth=1.6, label=name)
+            dots = [(x, y) for x, _, values in line for y in values]
+            axes.plot(*zip(*dots, strict=True), ".", color=colour, markersize=4)
+        if min(places, default=0) > 0 and max(places) / min(places) > 5:
+            axes.set_xscale("log", base=2 if all(float(x).is_integer() for x in places) else 10)
+            if len(places) < 9:
+                axes.set_xticks(sorted(places), [f"{x:g}" for x in sorted(places)])
+                axes.minorticks_off()
+        finish(axes, title, axis)
+    if any(len(lines) > 1 for lines in panels.values()):
+        panes[0].legend(frameon=False, fontsize=7)
+    return svg(figure)
+
+
+def scatter(points: dict[str, tuple[float, float]], x: str, y: str, up: bool, log: bool) -> str:
+    """Settings by cost and score, and the Pareto front: those that no other beats in both."""
+    figure, (axes,) = drawn(1, 1, 3.2, width=5.2)
+    for name, (cost, score) in points.items():
+        axes.plot(cost, score, "o", color=BLUE, markersize=5)
+        axes.annotate(name, (cost, score), textcoords="offset points", xytext=(6, 3), fontsize=7)
+    better = max if up else min
+    front = [p for p in points.values() if all(better(p[1], q[1]) == p[1] for q in points.values() if q[0] <= p[0])]
+    axes.plot(*zip(*sorted(front), strict=True), color=AMBER, linewidth=1.4, zorder=0)
+    if log:
+        axes.set_xscale("log")
+    axes.margins(x=0.18)
+    finish(axes, f"{y} {'↑' if up else '↓'}", x)
+    return svg(figure)
+
+
+def drawn(rows: int, columns: int, height: float, width: float = 10.6):
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(
+        figsize=(min(width, 3.4 * columns) if columns > 1 else min(width, 5.2), height * rows), layout="constrained"
+    )
+    FigureCanvasSVG(figure)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def finish(axes, title: str, axis: str) -> None:
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.set_xlabel(axis, fontsize=8, color=GREY)
+    axes.tick_params(labelsize=7, colors=GREY, length=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+
+
+def svg(figure) -> str:
+    import matplotlib
+
+    text = io.StringIO()
+    for axes in figure.axes:
+        axes.set_visible(axes.has_data())
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sdft", "font.family": "sans-serif"}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,57 @@
+"""An evaluation on the dashboards of its run: a table, the pictures, and every score in the summary."""
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from sdft.callbacks.samples import show_sheet
+
+
+def columns(report: dict) -> tuple[list[str], list[list]]:
+    """Heads, and a row a score: group, name, every state's value, the last one's interval, real pictures."""
+    states = report["states"]
+    heads = ["group", "score", *[state["label"] for state in states], "low", "high", "real"]
+    rows = []
+    for group, metrics in report["metrics"].items():
+        for name in metrics:
+            scores = [state["scores"][group][name] for state in states]
+            last, real = scores[-1], report["reference"][group].get(name)
+            rows.append([group, name, *[s["value"] for s in scores], last.get("low"), last.get("high"), real])
+    return heads, rows
+
+
+def summary(report: dict) -> dict[str, float]:
+    """The last state's scores as flat columns, which runs are sorted by."""
+    scores = report["states"][-1]["scores"]
+    return {f"evaluation/{key(group, name)}": s["value"] for group, row in scores.items() for name, s in row.items()}
+
+
+def key(group: str, name: str) -> str:
+    """What a score is called where groups are not shown: that of the prompts by its name alone."""
+    return name if group == "prompts" else f"{group}/{name}"
+
+
+def show_report(logger, report: dict, pictures: Path) -> None:
+    heads, rows = columns(report)
+    if hasattr(logger, "log_table"):  # W&B
+        logger.log_table("evaluation", heads, rows)
+        logger.experiment.summary.update({name: value for name, value in summary(report).items() if value is not None})
+        logger.log_image("evaluation_pictures", [Image.open(pictures)])
+    elif hasattr(logger.experiment, "add_text"):  # TensorBoard
+        lines = [heads, ["---"] * len(heads), *rows]
+        logger.experiment.add_text("evaluation", "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
+        show_sheet(logger, "evaluation_pictures", Image.open(pictures), 0)
+
+
+def add_to_run(folder: Path, report: dict) -> None:
+    """The same, later: on the W&B run that the evaluated run's `run.json` names."""
+    file = folder.parent / "run.json"
+    told = json.loads(file.read_text(encoding="utf-8")).get("wandb") if file.is_file() else None
+    if not told:
+        raise ValueError(f"wandb=true: {folder.parent} was not logged to W&B, or is no run folder")
+    from sdft.loggers import wandb
+
+    logger = wandb(str(folder.parent), told["name"], told["project"], id=told["id"])
+    show_report(logger, report, folder / "pictures.png")
+    logger.experiment.finish()
