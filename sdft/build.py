@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -62,13 +63,14 @@ def unfused(optimizer: partial) -> partial:
     return partial(optimizer, fused=False) if "fused" in optimizer.keywords else optimizer
 
 
-def build_trainer(cfg: DictConfig, parts: dict, samples, held_out, folder: Path, prompts: list[str], steps: int):
+def build_trainer(
+    cfg: DictConfig, parts: dict, samples, held_out, folder: Path, prompts: list[str], steps: int, exam=None
+):
     """Lightning's trainer with this project's callbacks; it keeps no console of its own.
 
-    `held_out` are samples for validation, None to validate on some of those that are learned from.
+    `held_out` are samples for validation, None to validate on some of those that are learned from; `exam` is taken on the way.
     """
     from lightning import Trainer
-    from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import CSVLogger
     from lightning.pytorch.strategies import DDPStrategy
 
@@ -94,10 +96,10 @@ def build_trainer(cfg: DictConfig, parts: dict, samples, held_out, folder: Path,
         sheets,
         Export(sheets, cfg.name, command()),
     ]
+    if exam:
+        callbacks.insert(-1, evaluations(cfg, parts, folder, exam, ema, meters))
     if loop.save_every:
-        every = {"every_n_train_steps": loop.save_every, "monitor": "step", "mode": "max", "save_top_k": loop.keep}
-        names = {"filename": "step-{step:06d}", "auto_insert_metric_name": False}
-        callbacks.append(ModelCheckpoint(folder / "checkpoints", **every, **names))
+        callbacks.append(checkpoints(loop, folder))
     dashboard = instantiate(cfg.logger)
     strategy = parts["strategy"].trainer()
     if strategy["strategy"] == "ddp":  # buffers never change, and those of parts that rest are not on the device
@@ -120,6 +122,27 @@ def build_trainer(cfg: DictConfig, parts: dict, samples, held_out, folder: Path,
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
+
+
+def checkpoints(loop, folder: Path):
+    """The newest `keep` of them."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    every = {"every_n_train_steps": loop.save_every, "monitor": "step", "mode": "max", "save_top_k": loop.keep}
+    names = {"filename": "step-{step:06d}", "auto_insert_metric_name": False}
+    return ModelCheckpoint(folder / "checkpoints", **every, **names)
+
+
+def evaluations(cfg: DictConfig, parts: dict, folder: Path, exam, ema, meters):
+    """`exam` every so often, with other seeds than at the end."""
+    from sdft.callbacks.evaluations import SEEDS, Evaluations
+
+    loop = parts["loop"]
+    asked = replace(parts["sampling"], images=exam.images, seed=parts["sampling"].seed + SEEDS)
+    chosen = {"every": loop.evaluate_every, "choose": loop.checkpoint_metric, "patience": loop.patience}
+    before = checkpoint.parent.parent if (checkpoint := loop.checkpoint()) else None
+    about = {"ema": ema, "meters": meters, "name": cfg.name, "before": before}
+    return Evaluations(folder, exam, asked, cfg.resolution, **chosen, **about)
 
 
 def processes(strategy: dict) -> int:

@@ -20,6 +20,10 @@ class Loop:
     log_every: int = 10
     sample_every: int = 0
     validate_every: int | None = None
+    evaluate_every: int = 0
+    evaluate_images: int = 4
+    checkpoint_metric: str | None = None
+    patience: int = 0
     save_every: int = 0
     keep: int = 1
     resume: str | None = None
@@ -35,6 +39,13 @@ class Loop:
                 raise ValueError(f"{key}={value}: choose {least} or more")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: choose 0 (off), or a decay below 1 such as 0.999")
+
+        if (self.checkpoint_metric or self.patience) and not self.evaluate_every:
+            raise ValueError(
+                f"checkpoint_metric={self.checkpoint_metric} patience={self.patience}: give evaluate_every=N too"
+            )
+        if self.patience and not self.checkpoint_metric:
+            raise ValueError(f"patience={self.patience}: give checkpoint_metric=… to wait for, such as CLIP-I")
 
     def total(self, plan) -> int:
         """Optimizer steps of the run; `plan` knows how many an epoch takes."""
@@ -61,4 +72,5 @@ class Loop:
 LEAST = {
     "steps": 1, "epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0, "text_lr": 0, "clip": 0,
     "workers": 0, "log_every": 1, "sample_every": 0, "validate_every": 0, "save_every": 0, "keep": 1,
+    "evaluate_every": 0, "evaluate_images": 1, "patience": 0,
 }  # fmt: skip

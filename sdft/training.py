@@ -2,12 +2,13 @@
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from sdft.build import build_module, build_samples, build_trainer, cheap_parts, processes
 from sdft.data.report import contact_sheet, report
@@ -24,6 +25,8 @@ def train(cfg: DictConfig):
     """
     check_name(cfg.name)
     folder, choices = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().runtime.choices
+    if cfg.model == "none":
+        raise ValueError("model=none: only evaluate.py does without; choose a model")
     parts, source = cheap_parts(cfg), worded(instantiate(cfg.data), cfg.template)
     loop, prior = parts["loop"], parts["prior"]
     if prior:
@@ -41,9 +44,10 @@ def train(cfg: DictConfig):
     steps = loop.total(parts["stream"].plan(taught, model.unit, a_step))
     parts["schedule"].check(steps)
     check_unfinished(checkpoint, steps)
-    judge = parts["metrics"].judge() if cfg.metrics else None
 
     classes, device = None, parts["strategy"].device()
+    judges = parts["metrics"].judges(str(device)) if cfg.metrics else None
+    exam = exam_on_the_way(cfg, judges, source, taught) if loop.evaluate_every else None
     if prior and prior.weight:
         model.to(device).compute = parts["precision"].dtype
         classes = prior.source(model, parts["sampling"], cfg.resolution)
@@ -53,30 +57,69 @@ def train(cfg: DictConfig):
     samples = build_samples(parts, model, taught, classes, a_step)
     held_out = spare and parts["stream"].samples(spare, model, "held out ")
     cache(module, [*samples.parts, *([held_out] if spare else [])])
-    trainer = build_trainer(cfg, parts, samples, held_out, folder, prompts, steps)
+    trainer = build_trainer(cfg, parts, samples, held_out, folder, prompts, steps, exam)
     plan = inspect(module, samples, loop, parts["schedule"], trainer)
-    record = Record(folder)
+    plan["warnings"] += [f"{name} not measured: {why}" for name, why in (judges.missing if judges else {}).items()]
+    record, words = Record(folder), flat(cfg, choices)
     if trainer.is_global_zero:
-        open_run(record, plan, cfg, f"{title(choices, cfg)} · {source.describe()}", samples.parts[0], model, trainer)
-    fit(module, samples, trainer, loop, checkpoint, record, flat(cfg, choices))
-    if trainer.is_global_zero:
-        closing(folder, cfg, module.method, judge, record.facts["validation_loss"], bool(spare))
+        open_run(
+            record, plan, cfg, f"{title(choices, cfg)} · {source.describe()}", samples.parts[0], model, trainer, words
+        )
+    try:
+        fit(module, samples, trainer, loop, checkpoint, record, words)
+        release(module, trainer)
+        if trainer.is_global_zero:
+            closing(record, cfg, module.method, judges, bool(spare), trainer.loggers)
+    finally:
+        close_dashboards()
     return module
 
 
-def open_run(record: Record, plan: dict, cfg: DictConfig, headline: str, samples, model, trainer) -> None:
+def release(module, trainer) -> None:
+    """What has been trained is on disk: its memory on the device is for the evaluation."""
+    if module.device.type == "cuda":
+        module.to("cpu")
+        for optimizer in trainer.optimizers:
+            optimizer.state.clear()
+        torch.cuda.empty_cache()
+
+
+def exam_on_the_way(cfg: DictConfig, judges, source, taught):
+    """What is asked every so often, with fewer pictures of each prompt than at the end."""
+    from sdft.callbacks.evaluations import check_choice
+    from sdft.evaluation import asked_here, groups_of, protocol_of
+    from sdft.exam import Exam
+
+    if judges is None:
+        raise ValueError(
+            f"evaluate_every={cfg.evaluate_every}: no judge; choose metrics=clip, or metrics=digits for digits"
+        )
+    questions, protocol = source.questions(), replace(protocol_of(cfg), images=cfg.evaluate_images)
+    groups = groups_of(cfg, protocol, questions, source)
+    exam = Exam(judges, protocol, groups, taught, asked_here(questions, groups))
+    check_choice(cfg.checkpoint_metric, exam)
+    return exam
+
+
+def open_run(record: Record, plan: dict, cfg: DictConfig, headline: str, samples, model, trainer, words: dict) -> None:
     """Say what will happen and what the data hold, on the terminal, in the run's folder and on its dashboards."""
     from sdft.callbacks.samples import show_sheet
 
     found = report(samples.source, samples.sizes, samples.plan.steps_an_epoch, model.tokenizer, model.prompt_tokens)
     plan["warnings"] += found.warnings
     announce(plan, headline, found.lines, record.folder)
-    record.start(plan, cfg)
+    record.start(plan | dashboard_of(trainer.loggers, cfg) | {"words": words}, cfg)
     found.write(record.folder)
     sheet = contact_sheet(samples.source, samples.sizes)
     sheet.save(record.folder / "data.png")
     for logger in trainer.loggers:
         show_sheet(logger, "data", sheet, 0)
+
+
+def dashboard_of(loggers: list, cfg: DictConfig) -> dict:
+    """Where to find the run on W&B again."""
+    runs = [logger.experiment for logger in loggers if hasattr(logger, "log_table")]
+    return {"wandb": {"id": runs[0].id, "project": cfg.logger.project, "name": cfg.name}} if runs else {}
 
 
 def cache(module, streams: list) -> None:
@@ -100,8 +143,6 @@ def fit(module, samples, trainer, loop, checkpoint: Path | None, record: Record,
         if trainer.is_global_zero:
             record.end("failed")
         raise
-    finally:
-        close_dashboards()
     if trainer.is_global_zero:
         record.end(
             "finished",
@@ -132,7 +173,8 @@ def title(choices, cfg: DictConfig) -> str:
 
 def flat(cfg: DictConfig, choices) -> dict:
     """Top-level words as columns, and the chosen names of the groups."""
-    words = {key: value for key, value in cfg.items() if not hasattr(value, "items")}
+    plain = OmegaConf.to_container(cfg)
+    words = {key: value for key, value in plain.items() if not isinstance(value, dict)}
     return words | {
         key: choices[key] for key in ("method", "model", "data", "optimizer", "schedule", "precision", "strategy")
     }
@@ -140,12 +182,17 @@ def flat(cfg: DictConfig, choices) -> dict:
 
 def outcome(trainer, result: Path) -> dict:
     """What the callbacks measured, and what the result weighs."""
+    from sdft.callbacks.evaluations import Evaluations
     from sdft.callbacks.meters import Meters
     from sdft.callbacks.validation import Validation
 
     found = {type(callback): callback for callback in trainer.callbacks}
     meters, validation = found[Meters], found[Validation]
+    best = found[Evaluations].best if Evaluations in found else None
+    early = {"stopped_at": trainer.global_step} if trainer.global_step < trainer.max_steps else {}
     return {
+        **({"best": best} if best else {}),
+        **early,
         "last": meters.last,
         "seconds_per_step": round(meters.seconds / meters.steps, 4) if meters.steps else None,
         "validation_loss": [validation.first, validation.last],
@@ -165,19 +212,30 @@ def close_dashboards() -> None:
         sys.modules["wandb"].finish()
 
 
-def closing(folder: Path, cfg: DictConfig, method, judge, losses: list[float], held_out: bool) -> None:
+def closing(record: Record, cfg: DictConfig, method, judges, held_out: bool, loggers: list) -> None:
     """What improved, and where everything lies."""
     from sdft.curves import draw
 
-    (first, last), images = losses, "held-out" if held_out else "training"
+    folder, (first, last) = record.folder, record.facts["validation_loss"]
+    images = "held-out" if held_out else "training"
     print(f"loss     {first:.4f} → {last:.4f} at fixed noise on {images} images ({last / first - 1:+.1%})")
     draw(folder, held_out)
-    if judge:
+    if stopped := record.facts.get("stopped_at"):
+        print(
+            f"stopped  at step {stopped}: {cfg.patience} evaluations in a row brought no better {cfg.checkpoint_metric}"
+        )
+    if judges:
+        from sdft.dashboard import show_report
         from sdft.evaluation import evaluate
+        from sdft.states import of_run
 
-        evaluate(folder, cfg, judge=judge)
+        report = evaluate(folder / "evaluation", cfg, of_run(folder, method, [1.0], None, cfg.seed), judges)
+        for logger in loggers:
+            show_report(logger, report, folder / "evaluation" / "pictures.png")
     result = folder / method.result
     print(f"look     {folder / 'samples.png'}   {folder / 'loss.png'}")
     print(f"{method.result:<8} {result}/ ({megabytes(result):.1f} MB)")
-    score = "python evaluate.py" if judge else "python evaluate.py metrics=clip"
+    if best := record.facts.get("best"):
+        print(f"best     {folder / 'best'}/ is of step {best['step']}: {best['metric']} {best['value']:.3f}")
+    score = "python evaluate.py" if judges else "python evaluate.py metrics=clip"
     print(f"next     {score}   ·   python train.py model=sd15 data=folder data.path=PHOTOS")

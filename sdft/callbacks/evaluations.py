@@ -1,0 +1,175 @@
+"""Scores on the way: the protocol at every N steps, the best result kept, and a stop when nothing gets better."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+from lightning import Callback
+from PIL import Image
+
+from sdft.callbacks.ema import EMA
+from sdft.callbacks.meters import Meters
+from sdft.dashboard import key
+from sdft.exam import Exam
+from sdft.files import whole
+from sdft.sampling import Sampling
+from sdft.scores import told, worth
+from sdft.states import BEST
+
+SEEDS = 10_000  # beyond those of the evaluation at the end, which is then no judge of its own choice
+TIMELINE = "timeline.json"
+
+
+class Evaluations(Callback):
+    """`choose` names the score, as `CLIP-I` or `controls/drift`, whose best result is kept in `best/`.
+
+    `before` is the folder of the run that a resumed one goes on from.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        exam: Exam,
+        sampling: Sampling,
+        resolution: int,
+        every: int,
+        choose: str | None,
+        patience: int,
+        ema: EMA,
+        meters: Meters,
+        name: str,
+        before: Path | None = None,
+    ):
+        self.folder, self.exam, self.sampling, self.resolution = folder, exam, sampling, resolution
+        self.every, self.choose, self.patience = every, choose, patience
+        self.ema, self.meters, self.name, self.before = ema, meters, name, before
+        self.best: dict | None = None  # step, metric and value
+        self.since = 0  # evaluations since then
+
+    def on_train_start(self, trainer, module):
+        self.measured = trainer.global_step
+        if trainer.global_step == 0:
+            self.measure(trainer, module)
+        elif trainer.is_global_zero:
+            self.take_over()
+            first = json.loads((self.folder / "evaluation" / TIMELINE).read_text(encoding="utf-8"))[0]
+            if other := [key for key, value in self.asked().items() if first[key] != value]:
+                raise ValueError(
+                    f"evaluate_every: the run that is resumed was evaluated with other {', '.join(other)}; "
+                    "give the same words as then, or evaluate_every=0"
+                )
+            self.exam.begin(self.kept(0))
+            if self.best and self.best["metric"] != self.choose:
+                self.best, self.since = None, 0
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step % self.every == 0 and trainer.global_step != self.measured:
+            self.measure(trainer, module)
+            waited = trainer.strategy.broadcast(self.since)
+            if self.patience and waited >= self.patience:
+                trainer.should_stop = True
+
+    def on_train_end(self, trainer, module):
+        if trainer.global_step != self.measured:
+            self.measure(trainer, module)
+
+    def measure(self, trainer, module) -> None:
+        """Draw, score, write down; the first process alone."""
+        self.measured = step = trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        with self.meters.paused(), self.ema.applied(module):
+            pictures = {
+                group.name: list(self.sampling(module.model, group.prompts, self.resolution))
+                for group in self.exam.groups
+            }
+            self.keep(pictures, step)
+            if step == 0:
+                self.exam.begin(pictures)
+            measured = self.exam.measure(pictures)
+            scores = {g: {n: told(m, self.exam.images) for n, m in row.items()} for g, row in measured.items()}
+            self.write(step, scores)
+            if self.choose and step:
+                self.compare(step, scores, module)
+        flat = {f"scores/{key(g, n)}": s["value"] for g, row in scores.items() for n, s in row.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics({name: value for name, value in flat.items() if value is not None}, step)
+
+    def compare(self, step: int, scores: dict, module) -> None:
+        """Keep the result when its score is the best so far; what could not be computed never is."""
+        group, name = where(self.choose)
+        direction = self.exam.metrics[group][name].higher_is_better
+        value = scores[group][name]["value"]
+        before = self.best["value"] if self.best else None
+        if worth(value, direction) > worth(before, direction):
+            module.method.save(module.model, self.folder / BEST, self.name)
+            self.best, self.since = {"step": step, "metric": self.choose, "value": value}, 0
+        else:
+            self.since += 1
+
+    def take_over(self) -> None:
+        """What the run before has evaluated: the base's pictures among it, which this run cannot make any more."""
+        if self.place(0).is_dir():
+            return
+        if self.before is None or not (self.before / "evaluation" / "steps").is_dir():
+            raise ValueError("evaluate_every: the run that is resumed did not evaluate its base; give evaluate_every=0")
+        for part in ("evaluation/steps", BEST):
+            if (self.before / part).is_dir():
+                shutil.copytree(self.before / part, self.folder / part, dirs_exist_ok=True)
+        shutil.copy(self.before / "evaluation" / TIMELINE, self.folder / "evaluation" / TIMELINE)
+
+    def asked(self) -> dict:
+        """What the pictures of a step are of."""
+        groups = {group.name: group.prompts for group in self.exam.groups}
+        drawn = {name: value for name, value in dataclasses.asdict(self.sampling).items() if name != "batch_size"}
+        return {"groups": groups, "images": self.exam.images, "sampling": drawn}
+
+    def place(self, step: int) -> Path:
+        return self.folder / "evaluation" / "steps" / f"step-{step:06d}"
+
+    def keep(self, pictures: dict[str, list[Image.Image]], step: int) -> None:
+        for group, made in pictures.items():
+            (self.place(step) / group).mkdir(parents=True, exist_ok=True)
+            for number, picture in enumerate(made):
+                picture.save(self.place(step) / group / f"{number:04d}.png")
+
+    def kept(self, step: int) -> dict[str, list[Image.Image]]:
+        return {
+            group.name: [
+                Image.open(file).convert("RGB") for file in sorted((self.place(step) / group.name).glob("*.png"))
+            ]
+            for group in self.exam.groups
+        }
+
+    def write(self, step: int, scores: dict) -> None:
+        """One entry a step, in order; a resumed run replaces what it does again."""
+        file = self.folder / "evaluation" / TIMELINE
+        entries = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        entry = {"step": step, **self.asked(), "scores": scores}
+        entries = [earlier for earlier in entries if earlier["step"] < step] + [entry]
+        with whole(file) as partial:
+            partial.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+
+    def state_dict(self):
+        return {"best": self.best, "since": self.since}
+
+    def load_state_dict(self, state):
+        self.best, self.since = state["best"], state["since"]
+
+
+def where(choose: str) -> tuple[str, str]:
+    """Group and name of a score."""
+    group, slash, name = choose.rpartition("/")
+    return (group, name) if slash else ("prompts", choose)
+
+
+def check_choice(choose: str | None, exam: Exam) -> None:
+    """Before anything is trained: does the score exist here?"""
+    exam.begin({group.name: [Image.new("RGB", (8, 8))] for group in exam.groups})
+    if choose is None:
+        return
+    there = [key(group, name) for group, row in exam.metrics.items() for name in row]
+    if key(*where(choose)) not in there:
+        missing = "".join(f"; {name} not measured: {why}" for name, why in exam.judges.missing.items())
+        raise ValueError(f"checkpoint_metric={choose}: choose one of {', '.join(there)}{missing}")
