@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 PACKAGE = Path(__file__).parent
+MULTIRUN = ("-m", "--multirun")
 STARTED = "run.json"  # a run folder without it never started
 
 
@@ -35,11 +36,11 @@ def command(config: str) -> Callable:
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its own errors on
             with told_in_one_line(asked):
-                if named := [word for word in sys.argv[1:] if word.startswith("sweeps=")]:
+                if several := [word for word in sys.argv[1:] if word in MULTIRUN or word.startswith("sweeps=")]:
                     from sdft.sweep import sweep
 
-                    others = [word for word in sys.argv[1:] if word not in named]
-                    sys.exit(sweep(named[-1].removeprefix("sweeps="), others))
+                    named = [word.removeprefix("sweeps=") for word in several if word not in MULTIRUN]
+                    sys.exit(sweep(named[-1] if named else None, [w for w in sys.argv[1:] if w not in several]))
                 program()
 
         return main

@@ -1,58 +1,105 @@
-"""A sweep is a file of words to try: every combination runs in a fresh process of its own, and a table compares them.
+"""A sweep is a list of words to try: every combination runs in a fresh process of its own, and a page compares them.
 
-The files are those of `wandb sweep` with `method: grid`, so agents on many machines can share the same sweep.
+`python train.py -m rank=4,8` and files in `sweeps/` are the same thing; the files are those of `wandb sweep` with
+`method: grid`, so agents on many machines can share one. Hydra's own multirun is not used: it runs all jobs in one process,
+and a second rank that Lightning starts there would run the whole sweep again.
 """
 
 import itertools
-import subprocess
+import json
 import sys
 import time
 from pathlib import Path
 
 import yaml
 
-from sdft.compare import compare
+from sdft.files import whole
+from sdft.jobs import Job, run_all, usable
 
 FOLDER = Path(__file__).parent.parent / "sweeps"
+OWN = ("n_jobs",)  # words of the sweep, not of its jobs
+STATE = "sweep.json"
 
 
-def sweep(name: str, words: list[str]) -> int:
-    """Run all jobs of `sweeps/NAME.yaml`, with `words` in place of the file's own; returns the exit code.
+def sweep(name: str | None, words: list[str]) -> int:
+    """Run all jobs of `sweeps/NAME.yaml`, or of `words` alone, which replace and add to the file's; returns the exit code.
 
-    Jobs write to `multirun/NAME/STAMP/0`, `1` and so on. One that fails does not stop the others.
+    Jobs write to `multirun/NAME/STAMP/0`, `1` and so on. One that fails does not stop the others. Asked again with the same
+    words, a sweep goes on: only what is missing or failed runs.
     """
-    combinations = jobs(read(name), words)
-    folder = Path("multirun") / name / time.strftime("%Y-%m-%d_%H-%M-%S")
-    labels = {folder / str(number): " ".join(changing(combinations, number)) for number in range(len(combinations))}
-    codes = []
-    for number, (job, (place, label)) in enumerate(zip(combinations, labels.items(), strict=True), 1):
-        print(f"job      {number} of {len(combinations)}: {label}", flush=True)
-        command = [sys.executable, sys.argv[0], *job, f"hydra.run.dir={place}", f"sweep={folder.name}"]
-        codes.append(subprocess.run(command, check=False).returncode)
-    compare({run: label for (run, label), code in zip(labels.items(), codes, strict=True) if not code}, folder)
-    failed = [label for label, code in zip(labels.values(), codes, strict=True) if code]
+    from sdft.compare import compare
+
+    own = {key: value for key, value in (word.split("=", 1) for word in words if "=" in word) if key in OWN}
+    words = [word for word in words if word.split("=", 1)[0] not in OWN]
+    file = read(name) if name else {}
+    combinations = jobs(values_of(file), words)
+    name = checked(name, combinations)
+    places = usable(own.get("n_jobs"), combinations)
+    folder = earlier(name, combinations) or Path("multirun") / name / time.strftime("%Y-%m-%d_%H-%M-%S")
+    with whole(folder / STATE) as partial:
+        partial.write_text(json.dumps({"sweep": name, "jobs": combinations}, indent=1, ensure_ascii=False) + "\n")
+    labels = [" ".join(changing(combinations, number)) for number in range(len(combinations))]
+    todo = [
+        Job(folder / str(number), [*words_of_job, f"sweep={folder.name}"], label)
+        for number, (words_of_job, label) in enumerate(zip(combinations, labels, strict=True))
+    ]
+    done = [job for job in todo if job.finished()]
+    if done:
+        print(
+            f"sweep    {len(done)} of {len(todo)} jobs are finished in {folder}/; delete it to run them again",
+            flush=True,
+        )
+    failed = run_all([job for job in todo if job not in done], len(todo), places)
+    compare([job.folder for job in todo if job.finished()], folder, preferred=metric_of(file))
     if failed:
-        print(f"error: {len(failed)} of {len(codes)} jobs failed: {'; '.join(failed)}", file=sys.stderr)
+        print(f"error: {len(failed)} of {len(todo)} jobs failed: {'; '.join(j.label for j in failed)}", file=sys.stderr)
     return int(bool(failed))
 
 
-def read(name: str) -> dict[str, list]:
-    """The values that each word is to take."""
+def read(name: str) -> dict:
+    """A file in `sweeps/`."""
     file = FOLDER / f"{name}.yaml"
     if not file.is_file():
         raise ValueError(f"sweeps={name}: choose one of {', '.join(sorted(p.stem for p in FOLDER.glob('*.yaml')))}")
-    told = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def values_of(file: dict) -> dict[str, list]:
+    """The values that each word is to take."""
     return {
-        key: given["values"] if "values" in given else [given["value"]] for key, given in told["parameters"].items()
+        key: told["values"] if "values" in told else [told["value"]] for key, told in file.get("parameters", {}).items()
     }
 
 
+def metric_of(file: dict) -> str | None:
+    """The score that the sweep is about, which W&B knows as `evaluation/NAME`."""
+    return file.get("metric", {}).get("name", "").removeprefix("evaluation/") or None
+
+
 def jobs(values: dict[str, list], words: list[str]) -> list[list[str]]:
-    """The words of every job: all combinations, the last word changing fastest. `words` replace and add to `values`."""
-    given = dict(word.split("=", 1) for word in words if "=" in word)
-    keys = [key for key in values if key not in given]
-    combinations = itertools.product(*[values[key] for key in keys])
-    return [[f"{k}={text(v)}" for k, v in zip(keys, chosen, strict=True)] + words for chosen in combinations]
+    """The words of every job: all combinations, the last word changing fastest. `words` replace and add to `values`.
+
+    A word with several values, as Hydra writes them (`rank=4,8`, `seed=range(3)`), is tried with each.
+    """
+    given = [tried(word) for word in words]
+    named = {word.split("=", 1)[0] for word in words if "=" in word}
+    own = [[f"{key}={text(value)}" for value in tries] for key, tries in values.items() if key not in named]
+    return [list(chosen) for chosen in itertools.product(*own, *given)]
+
+
+def tried(word: str) -> list[str]:
+    """All single words that one with several values stands for."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if word.startswith("-"):
+        return [word]
+    override = OverridesParser.create().parse_override(word)
+    if not override.is_sweep_override():
+        return [word]
+    if not override.is_discrete_sweep():
+        raise ValueError(f"{word}: only a list of values can be tried one by one, such as {word.split('=')[0]}=1,2")
+    key = override.get_key_element()
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
 def text(value) -> str:
@@ -63,3 +110,32 @@ def text(value) -> str:
 def changing(combinations: list[list[str]], number: int) -> list[str]:
     """The words of one job that differ between jobs."""
     return [word for word in combinations[number] if any(word not in other for other in combinations)] or ["all"]
+
+
+def checked(name: str | None, combinations: list[list[str]]) -> str:
+    """Compose every job as its process will, so that none is refused after others have run; the sweep's name."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+
+    from sdft.config import check
+
+    names = []
+    with initialize_config_dir(str(FOLDER.parent / "conf"), version_base="1.3"):
+        for words in combinations:
+            plain = [word for word in words if not word.startswith("-")]
+            cfg = compose("train", [*plain, "hydra.runtime.output_dir=here"], return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+            with open_dict(cfg):
+                cfg.pop("hydra")
+            check(cfg)
+            names.append(cfg.name)
+    return name or (names[0] if len(set(names)) == 1 else "sweep")
+
+
+def earlier(name: str, combinations: list[list[str]]) -> Path | None:
+    """The newest folder of the same jobs."""
+    for file in sorted(Path("multirun", name).glob(f"*/{STATE}"), reverse=True):
+        if json.loads(file.read_text(encoding="utf-8"))["jobs"] == combinations:
+            return file.parent
+    return None

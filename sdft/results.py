@@ -1,0 +1,168 @@
+"""What runs leave for comparison: their words, costs and scores, by setting."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+COSTS = {  # of a run, with how a value is printed
+    "learns": "{:,.0f}",
+    "seconds": "{:.1f}",
+    "s/it": "{:.3f}",
+    "memory GB": "{:.2f}",
+    "file MB": "{:.2f}",
+    "validation/loss": "{:.4f}",
+}
+NO_SETTING = ("name", "seed", "sweep", "tags", "resume", "prompts")  # words that do not make a run another setting
+CHOICES = ("method", "model", "data", "optimizer", "schedule", "precision", "strategy")  # named first
+LOWER = ("validation/loss",)
+
+
+@dataclass
+class Run:
+    """A finished run: its words, what it cost, and its evaluation, if it had one."""
+
+    folder: Path
+    words: dict
+    costs: dict[str, float | None]
+    loss: float  # of the base, at fixed noise
+    device: str
+    report: dict | None
+
+    @property
+    def scores(self) -> dict[str, dict]:
+        """Those of the result, by name; of other groups than the prompts as `controls/drift`."""
+        if not self.report:
+            return {}
+        groups = self.report["states"][-1]["scores"].items()
+        return {n if g == "prompts" else f"{g}/{n}": score for g, row in groups for n, score in row.items()}
+
+    def start(self, metric: str) -> float | None:
+        """What the base has."""
+        if metric == "validation/loss":
+            return self.loss
+        group, _, name = metric.rpartition("/")
+        return self.report["states"][0]["scores"][group or "prompts"][name]["value"]
+
+    def value(self, metric: str) -> float | None:
+        return self.costs[metric] if metric in self.costs else self.scores.get(metric, {"value": None})["value"]
+
+
+@dataclass
+class Setting:
+    """Runs that differ in nothing but their seed."""
+
+    words: dict
+    runs: list[Run]
+
+    @property
+    def label(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in self.words.items()) or "all"
+
+    def values(self, metric: str) -> list[float]:
+        return [value for run in self.runs if (value := run.value(metric)) is not None]
+
+    def by_seed(self, metric: str) -> dict[int, float]:
+        return {run.words.get("seed"): value for run in self.runs if (value := run.value(metric)) is not None}
+
+    def mean(self, metric: str) -> float | None:
+        values = self.values(metric)
+        return sum(values) / len(values) if values else None
+
+    def start(self, metric: str) -> float:
+        """What the base has."""
+        return self.runs[0].start(metric)
+
+    def spread(self, metric: str) -> float | None:
+        """Standard deviation over seeds."""
+        values = self.values(metric)
+        return float(torch.tensor(values, dtype=torch.double).std()) if len(values) > 1 else None
+
+    def each(self, metric: str) -> torch.Tensor | None:
+        """The mean over runs of every picture's value; None of what has no value a picture, or of unlike evaluations."""
+        found = [run.scores.get(metric, {}).get("each") for run in self.runs]
+        if None in found or len({len(values) for values in found}) != 1:
+            return None
+        rows = torch.tensor([[torch.nan if v is None else v for v in values] for values in found], dtype=torch.double)
+        return rows.nanmean(0)
+
+
+def read(folder: Path) -> Run:
+    """A run folder, from its `run.json` and `evaluation/scores.json`."""
+    file = folder / "run.json"
+    if not file.is_file():
+        raise ValueError(f"{folder}: not a run folder (no run.json)")
+    told = json.loads(file.read_text(encoding="utf-8"))
+    if told["state"] != "finished":
+        raise ValueError(f"{folder}: did not finish ({told['state']})")
+    report = folder / "evaluation" / "scores.json"
+    nested = dict(
+        w.split("=", 1) for w in told["command"] if "=" in w and "." in w.split("=")[0] and not w.startswith("hydra")
+    )
+    costs = {
+        "learns": sum(told["learns"].values()),
+        "seconds": told["seconds"],
+        "s/it": told["seconds_per_step"],
+        "memory GB": told["last"]["memory_gb"],
+        "file MB": told["result_mb"],
+        "validation/loss": told["validation_loss"][1],
+    }
+    return Run(
+        folder,
+        told["words"] | nested,
+        costs,
+        told["validation_loss"][0],
+        told["device"],
+        json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None,
+    )
+
+
+def grouped(runs: list[Run]) -> list[Setting]:
+    """By the words that differ, but for the seed's; in the order of the runs."""
+    keys = list(dict.fromkeys([*CHOICES, *[key for run in runs for key in run.words if key not in NO_SETTING]]))
+    told = [key for key in keys if len({str(run.words.get(key)) for run in runs}) > 1]
+    theirs = [key for key in told if any(key not in run.words for run in runs)]  # of one method alone, as its rank
+    if "method" in told:
+        told = [key for key in told if key not in theirs]
+    told = [key for key in told if not copies(key, told, runs)]
+    found: dict[str, Setting] = {}
+    for run in runs:
+        words = {key: run.words.get(key) for key in told}
+        found.setdefault(str(words), Setting(words, [])).runs.append(run)
+    return list(found.values())
+
+
+def copies(key: str, told: list[str], runs: list[Run]) -> bool:
+    """Whether a word only follows an earlier one, as text_lr follows lr."""
+    before = told[: told.index(key)]
+    return any(all(run.words.get(key) == run.words.get(other) for run in runs) for other in before)
+
+
+def metrics(runs: list[Run]) -> dict[str, bool]:
+    """Scores that all runs have, and whether higher is better."""
+    first = runs[0].report
+    directions = {
+        n if g == "prompts" else f"{g}/{n}": facts["higher_is_better"]
+        for g, row in (first["metrics"] if first else {}).items()
+        for n, facts in row.items()
+    }
+    there = {name: up for name, up in directions.items() if all(name in run.scores for run in runs)}
+    return there | dict.fromkeys(LOWER, False)
+
+
+def usual(runs: list[Run]) -> str:
+    """The first score of the evaluations, which is what was asked most of all; else the validation loss."""
+    named = [name for name in metrics(runs) if " and " in name] or list(metrics(runs))
+    return named[0]
+
+
+def columns(runs: list[Run]) -> dict[str, str]:
+    """Scores and costs that are shown, with how a value is printed."""
+    first = runs[0].report
+    forms = {
+        n if g == "prompts" else f"{g}/{n}": facts["form"]
+        for g, row in (first["metrics"] if first else {}).items()
+        for n, facts in row.items()
+    }
+    return {name: forms[name] for name in metrics(runs) if name in forms} | COSTS
