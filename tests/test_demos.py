@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, scores_of
 from PIL import Image
 
 from sdft.data.digits import answers, style_words
@@ -33,7 +33,7 @@ def sampled(folder, step: int, prompt: str) -> list[Image.Image]:
 
 def test_dreambooth_learns_the_subject_and_only_the_prior_keeps_the_class(run, looks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    kept = {}
+    kept, scores = {}, {}
     for weight in (1, 0):
         words = [
             "experiment=digits_subject",
@@ -41,10 +41,13 @@ def test_dreambooth_learns_the_subject_and_only_the_prior_keeps_the_class(run, l
             "batch_size=8",
             "sampling.steps=20",
             "log_every=10",
+            "metrics=digits",
+            "sample_every=0",
         ]
-        _, folder = run(
-            *words, "sampling.images=40", "sample_every=0", f"prior_weight={weight}", name=f"weight{weight}"
-        )
+        _, folder = run(*words, "sampling.images=40", f"prior_weight={weight}", name=f"weight{weight}")
+        scores[weight] = scores_of(folder, "class")
+        gain = json.loads((folder / "evaluation" / "scores.json").read_text())["states"][1]["difference"]["prompts"]
+        assert gain["CLIP-I"]["low"] > 0.5
         subject, threes = (looks(sampled(folder, 150, p)) for p in ("a handwritten sks three", "a handwritten three"))
         assert subject.count("neon") >= 36  # of 40
         kept[weight] = threes
@@ -52,6 +55,11 @@ def test_dreambooth_learns_the_subject_and_only_the_prior_keeps_the_class(run, l
     assert base.count("neon") == 0 and len(set(base)) >= 8
     assert kept[1].count("neon") <= 2 and len(set(kept[1])) >= len(set(base)) / 2
     assert kept[0].count("neon") >= 15
+    before, the_class = scores[1]["base"], {weight: told["fine-tuned"] for weight, told in scores.items()}
+    assert the_class[1]["drift CMMD"] < 0.7 * the_class[0]["drift CMMD"]
+    assert the_class[1]["PRES"] < before["PRES"] + 0.1 < the_class[0]["PRES"]  # S1-12: the leak, as a number
+    assert the_class[1]["DIV"] > 0.8 * before["DIV"] > the_class[0]["DIV"]
+    print(before, the_class)
     print({"base": len(set(base)), **{w: (t.count("neon"), len(set(t))) for w, t in kept.items()}})
 
 
@@ -70,10 +78,51 @@ def test_two_processes_are_one_with_the_double_batch(tmp_path):  # pitfall 13
     assert all(torch.allclose(found["one"][key], found["two"][key], atol=1e-5) for key in found["one"])
 
 
+def test_each_job_of_a_sweep_is_two_processes_of_the_same_words(tmp_path):
+    """Hydra's own multirun with Lightning's launcher trains other words on the second rank, and says nothing."""
+    from safetensors.torch import load_file
+
+    words = ["steps=3", "logger=none", "metrics=none", "sample_every=0", "sampling.steps=2", "data.per_digit=3"]
+    words += ["accelerator=cpu", "optimizer.eps=1e-3"]
+    two = ["-m", *words, "rank=2,4", "batch_size=2", "devices=2", "strategy=ddp"]
+    one = [*words, "rank=4", "batch_size=4", f"hydra.run.dir={tmp_path / 'one'}"]
+    for given in (two, one):
+        command = [sys.executable, str(ROOT / "train.py"), *given]
+        subprocess.run(command, cwd=tmp_path, check=True, timeout=600, stdout=subprocess.DEVNULL)
+    (sweep,) = tmp_path.glob("multirun/lora/*")
+    file = "adapter/pytorch_lora_weights.safetensors"
+    ranks = [{w.shape[0] for k, w in load_file(sweep / job / file).items() if "lora_A" in k} for job in "01"]
+    assert ranks == [{2}, {4}] and (sweep / "compare.html").is_file()
+    alone, both = load_file(tmp_path / "one" / file), load_file(sweep / "1" / file)
+    assert all(torch.allclose(alone[key], both[key], atol=1e-5) for key in alone)
+
+
 def test_lora_on_cross_attention_makes_a_shifted_domain_clearer(run):  # S4-09
     torch.manual_seed(0)
     words = ["experiment=digits_lora", "model.weights=pretrained", "batch_size=16", "sampling.steps=20", "log_every=10"]
     _, folder = run(*words, "sample_every=0", "metrics=digits")
-    scores = json.loads((folder / "evaluation" / "scores.json").read_text())["scores"]
+    scores = scores_of(folder)
     assert scores["base"]["style and digit"] <= 0.05 and scores["fine-tuned"]["style and digit"] >= 0.8
     assert scores["fine-tuned"]["CMMD"] < scores["base"]["CMMD"] / 5
+
+
+def test_over_training_shows_as_falling_diversity_and_rising_memorisation(run):  # S3-40
+    words = [
+        "experiment=digits_subject",
+        "prior_weight=0",
+        "model.weights=pretrained",
+        "sampling.steps=20",
+        "log_every=50",
+    ]
+    words += ["sample_every=0", "sampling.images=1", "metrics=digits", "steps=300", "batch_size=8"]
+    _, folder = run(*words, "evaluate_every=50", "evaluate_images=16", "checkpoint_metric=CLIP-I")
+    timeline = json.loads((folder / "evaluation" / "timeline.json").read_text())
+    told = {entry["step"]: {n: s["value"] for n, s in entry["scores"]["prompts"].items()} for entry in timeline}
+    assert told[300]["DIV"] < told[50]["DIV"] / 1.4 < told[0]["DIV"] / 2
+    assert told[300]["nearest"] > told[50]["nearest"] + 0.02
+    real = json.loads((folder / "evaluation" / "scores.json").read_text())["reference"]["prompts"]
+    assert told[300]["nearest"] > real["nearest"] and told[300]["DIV"] < real["DIV"]
+    best = json.loads((folder / "run.json").read_text())["best"]
+    assert best["step"] < 300 and (folder / "best" / "pytorch_lora_weights.safetensors").is_file()
+    page = (folder / "evaluation" / "report.html").read_text()
+    assert page.count('class="frame') == 7 and 'id="copies"' in page

@@ -56,7 +56,7 @@ def test_alpha_survives_both_formats(tiny, tmp_path, kind, file):
     trained(model, **KINDS[kind]).save(model, tmp_path, "mine")
     fresh = tiny()
     load_lora(fresh, tmp_path / file)
-    rounding = 1e-4 if "pissa" in kind else 1e-6  # what is large on both sides of a difference
+    rounding = 1e-4 if "pissa" in kind else 1e-5  # what is large on both sides of a difference; sums in another order
     assert torch.allclose(output(fresh), output(model), atol=rounding)
     assert not torch.allclose(output(fresh), base, atol=1e-2)
 

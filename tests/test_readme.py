@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 from test_config import checked
 
-from sdft.sweep import jobs, read
+from sdft.sweep import OWN, jobs, read, values_of
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"python (train|evaluate)\.py((?: [^\n#`·]*)?)", README)
@@ -21,7 +21,8 @@ def words(text: str) -> list[str]:
 def test_every_command_composes_and_fits_its_signatures(program, rest):
     overrides = [w for w in words(rest) if w not in ("&&",)]
     if overrides and overrides[0].startswith("sweeps="):
-        overrides = jobs(read(overrides[0].removeprefix("sweeps=")), overrides[1:])[0]
+        own = [word for word in overrides[1:] if word.split("=")[0] not in OWN]
+        overrides = jobs(values_of(read(overrides[0].removeprefix("sweeps="))), own)[0]
     if any("," in w and "[" not in w for w in overrides):  # a sweep: its first job
         overrides = [w.split(",")[0] for w in overrides]
     checked(*overrides, config=program)
