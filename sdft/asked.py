@@ -13,7 +13,7 @@ from sdft.states import State, of_file, of_run
 
 # of a run's config; the rest was about training
 NEEDED = ("data", "method", "model", "metrics", "protocol", "sampling", "prior", "precision")
-OF_FILES = ("model", "resolution", "template")  # words of evaluations without a run
+OF_FILES = ("model", "resolution", "template", "seed")  # words of evaluations without a run
 PROTOCOL = ("prompts", "class_prompts", "controls", "images", "token", "class_noun")  # words that go to it
 
 
@@ -42,7 +42,7 @@ def jobs(asked: DictConfig) -> list[Job]:
         raise ValueError(f"run={asked.run} adapter={asked.adapter}: give one of them")
     path = Path(asked.adapter).expanduser()
     cfg = OmegaConf.create({k: v for k, v in asked.items() if k not in ("run", "adapter", "hydra")})
-    cfg = words_of(asked, OmegaConf.merge(cfg, {"resolution": asked.resolution or 512}))
+    cfg = words_of(asked, OmegaConf.merge(cfg, {"resolution": asked.resolution or 512, "seed": asked.seed or 0}))
     for key in ("model", "data", "metrics"):
         if not cfg.get(key):
             raise ValueError(f"adapter={path}: give {key}=… with it, such as model=sd15 data=folder metrics=clip")
@@ -77,6 +77,9 @@ def words_of(asked: DictConfig, cfg: DictConfig) -> DictConfig:
     for group in ("metrics", "protocol", "data"):
         cfg[group] = asked.get(group) or cfg.get(group)
     cfg.protocol = cfg.protocol or {"_target_": "sdft.protocol.Protocol"}
+    for key in ("instance_prompt", "class_prompt", "accelerator"):
+        cfg[key] = asked[key] or cfg.get(key)
+    cfg.accelerator = cfg.accelerator or "auto"
     cfg.protocol.update({key: asked[key] for key in PROTOCOL if asked[key] is not None})
     given = {key: value for key, value in asked.sampling.items() if value is not None}
     own = {key: value for key, value in (cfg.get("sampling") or {}).items() if value is not None}

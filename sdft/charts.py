@@ -31,7 +31,9 @@ def lines_with_spread(panels: dict[str, dict[str, list[tuple[float, float, list[
     for axes, (title, lines) in zip(panes, panels.items(), strict=False):
         places = {x for line in lines.values() for x, _, _ in line}
         for colour, (name, line) in zip(COLOURS * 9, lines.items(), strict=False):
-            axes.plot([x for x, _, _ in line], [y for _, y, _ in line], color=colour, linewidth=1.6, label=name)
+            axes.plot(
+                [x for x, _, _ in line], [y for _, y, _ in line], color=colour, linewidth=1.6, label=literal(name)
+            )
             dots = [(x, y) for x, _, values in line for y in values]
             axes.plot(*zip(*dots, strict=True), ".", color=colour, markersize=4)
         if min(places, default=0) > 0 and max(places) / min(places) > 5:
@@ -50,7 +52,7 @@ def scatter(points: dict[str, tuple[float, float]], x: str, y: str, up: bool, lo
     figure, (axes,) = drawn(1, 1, 3.2, width=5.2)
     for name, (cost, score) in points.items():
         axes.plot(cost, score, "o", color=BLUE, markersize=5)
-        axes.annotate(name, (cost, score), textcoords="offset points", xytext=(6, 3), fontsize=7)
+        axes.annotate(literal(name), (cost, score), textcoords="offset points", xytext=(6, 3), fontsize=7)
     better = max if up else min
     front = [p for p in points.values() if all(better(p[1], q[1]) == p[1] for q in points.values() if q[0] <= p[0])]
     axes.plot(*zip(*sorted(front), strict=True), color=AMBER, linewidth=1.4, zorder=0)
@@ -73,11 +75,16 @@ def drawn(rows: int, columns: int, height: float, width: float = 10.6):
 
 
 def finish(axes, title: str, axis: str) -> None:
-    axes.set_title(title, fontsize=9, loc="left")
-    axes.set_xlabel(axis, fontsize=8, color=GREY)
+    axes.set_title(literal(title), fontsize=9, loc="left")
+    axes.set_xlabel(literal(axis), fontsize=8, color=GREY)
     axes.tick_params(labelsize=7, colors=GREY, length=2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
+
+
+def literal(text: str) -> str:
+    """Dollars would begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def svg(figure) -> str:

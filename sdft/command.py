@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 PACKAGE = Path(__file__).parent
+ABOUT = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # ask, and run nothing
 MULTIRUN = ("-m", "--multirun")
 STARTED = "run.json"  # a run folder without it never started
 
@@ -36,10 +37,15 @@ def command(config: str) -> Callable:
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its own errors on
             with told_in_one_line(asked):
-                if several := [word for word in sys.argv[1:] if word in MULTIRUN or word.startswith("sweeps=")]:
+                several = [word for word in sys.argv[1:] if word in MULTIRUN or word.startswith("sweeps=")]
+                if several and not ABOUT & set(sys.argv):
+                    if config != "train":
+                        raise ValueError(f"{' '.join(several)}: only train.py runs sweeps; evaluate.py takes run=[A,B]")
                     from sdft.sweep import sweep
 
                     named = [word.removeprefix("sweeps=") for word in several if word not in MULTIRUN]
+                    if len(named) > 1:
+                        raise ValueError(f"{' '.join(several)}: give one of them")
                     sys.exit(sweep(named[-1] if named else None, [w for w in sys.argv[1:] if w not in several]))
                 program()
 

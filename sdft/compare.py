@@ -26,6 +26,8 @@ def compare(folders: list[Path], place: Path, metric: str | None = None, preferr
     metric = metric or (preferred if preferred in metrics(runs) else usual(runs))
     if metric not in metrics(runs):
         raise ValueError(f"metric={metric}: these runs have {', '.join(metrics(runs))}")
+    if len({run.asked for run in runs}) > 1:
+        print("scores   are not compared: the evaluations asked different things, or judges, of the runs")
     write_table(runs, place / "table.csv")
     print(table(settings, runs))
     verdict = answer(settings, metric)
@@ -135,7 +137,7 @@ def table(settings: list[Setting], runs: list[Run], most: int = 5) -> str:
 def write_table(runs: list[Run], file: Path) -> None:
     """One row a run, with everything."""
     words = list(dict.fromkeys(key for run in runs for key in run.words))
-    names = list(dict.fromkeys([*columns(runs)]))
+    names = [*dict.fromkeys(name for run in runs for name in run.scores), *COSTS]
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
@@ -152,7 +154,7 @@ def order(file: Path) -> tuple[int, str]:
 
 def main() -> None:
     """python -m sdft.compare FOLDER… [metric=CLIP-I]: a folder of runs, into itself, or several, into outputs/comparison/."""
-    given = [word for word in sys.argv[1:] if not word.startswith("metric=")]
+    given = [word for word in sys.argv[1:] if "=" not in word]
     metric = next((word.removeprefix("metric=") for word in sys.argv[1:] if word.startswith("metric=")), None)
     folders = [Path(word) for word in given]
     runs = [
@@ -168,7 +170,17 @@ def main() -> None:
         place = (
             folders[0] if len(folders) == 1 and not (folders[0] / "run.json").is_file() else Path("outputs/comparison")
         )
-        finished = [run for run in runs if json.loads((run / "run.json").read_text())["state"] == "finished"]
+        if wrong := [word for word in sys.argv[1:] if "=" in word and not word.startswith("metric=")]:
+            raise ValueError(f"{wrong[0]}: metric=NAME is the only word; the rest are folders")
+        if empty := [str(folder) for folder in folders if not any(run.is_relative_to(folder) for run in runs)]:
+            raise ValueError(f"{empty[0]}: no run.json there; give run folders, or a folder of them")
+        states = {run: json.loads((run / "run.json").read_text(encoding="utf-8"))["state"] for run in runs}
+        for run, state in states.items():
+            if state != "finished":
+                print(f"left out {run}: {state}")
+        finished = [run for run, state in states.items() if state == "finished"]
+        if not finished:
+            raise ValueError("no finished run among them")
         compare(finished, place, metric)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ from sdft.files import whole
 from sdft.page import environment
 from sdft.pictures import name_of
 from sdft.results import Run, Setting, columns, metrics
-from sdft.scores import shown
+from sdft.scores import result_of, shown
 
 PROMPTS, SCORES = 6, 7  # shown at most: prompts of the grid, scores against a word
 
@@ -34,11 +34,9 @@ def write_comparison(settings: list[Setting], runs: list[Run], metric: str, verd
         ],
         "against": against_words(settings, runs, metric),
         "costs": [
-            scatter(
-                {s.label: (s.mean(name), s.mean(metric)) for s in settings}, name, metric, metrics(runs)[metric], log
-            )
+            scatter(points(settings, name, metric), name, metric, metrics(runs)[metric], log)
             for name, log in (("learns", True), ("seconds", False))
-            if all(s.mean(name) is not None for s in settings)
+            if any(None not in (s.mean(name), s.mean(metric)) for s in settings)
         ],
         "grid": grid(settings),
         "folders": [str(run.folder) for run in runs],
@@ -46,6 +44,12 @@ def write_comparison(settings: list[Setting], runs: list[Run], metric: str, verd
     }
     with whole(place / "compare.html") as file:
         file.write_text(environment().get_template("compare.html").render(context), encoding="utf-8")
+
+
+def points(settings: list[Setting], name: str, metric: str) -> dict[str, tuple[float, float]]:
+    """Cost and score of the settings that have both."""
+    found = {setting.label: (setting.mean(name), setting.mean(metric)) for setting in settings}
+    return {label: point for label, point in found.items() if None not in point}
 
 
 def cell(setting: Setting, name: str, form: str) -> dict[str, str]:
@@ -89,10 +93,11 @@ def grid(settings: list[Setting]) -> dict | None:
         return None
     seed = reports[0]["sampling"]["seed"]
     prompts = [prompt for listed in reports[0]["groups"].values() for prompt in listed][:PROMPTS]
-    rows = [("base", firsts[0], 0), *[(setting.label, run, -1) for setting, run in zip(settings, firsts, strict=True)]]
+    rows = [("base", firsts[0], reports[0]["states"][0])]
+    rows += [(s.label, run, result_of(run.report)) for s, run in zip(settings, firsts, strict=True)]
     found = []
     for label, run, state in rows:
-        folder = run.folder / "evaluation" / run.report["states"][state]["pictures"]
+        folder = run.folder / "evaluation" / state["pictures"]
         files = [folder / name_of(prompt, seed) for prompt in prompts]
         if any(file.is_file() for file in files):
             found.append({"label": label, "images": [source_of(file) if file.is_file() else None for file in files]})

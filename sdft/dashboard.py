@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from sdft.callbacks.samples import show_sheet
+from sdft.scores import result_of
 
 
 def columns(report: dict) -> tuple[list[str], list[list]]:
@@ -22,8 +23,8 @@ def columns(report: dict) -> tuple[list[str], list[list]]:
 
 
 def summary(report: dict) -> dict[str, float]:
-    """The last state's scores as flat columns, which runs are sorted by."""
-    scores = report["states"][-1]["scores"]
+    """The result's scores as flat columns, which runs are sorted by."""
+    scores = result_of(report)["scores"]
     return {f"evaluation/{key(group, name)}": s["value"] for group, row in scores.items() for name, s in row.items()}
 
 

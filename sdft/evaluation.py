@@ -19,7 +19,7 @@ from sdft.pictures import make, name_of, place, settings_of
 from sdft.prompts import read_prompts
 from sdft.protocol import Group, Protocol, token_and_class
 from sdft.sampling import Sampling, labelled
-from sdft.scores import difference, number, shown, table, told
+from sdft.scores import difference, number, result_of, shown, table, told
 from sdft.states import BASE, State, strength
 
 SCHEMA = 1  # of scores.json
@@ -172,11 +172,11 @@ def side_by_side(
 
 
 def summary(reports: dict[Path, dict]) -> str:
-    """A line a run: the last state's scores of the prompts, which all were asked in the same way or not at all."""
+    """A line a run: its result's scores of the prompts, which all were asked in the same way or not at all."""
     names = list(dict.fromkeys(name for report in reports.values() for name in report["metrics"]["prompts"]))
     lines = [f"{'run':<32}" + "".join(f"{name:>16}" for name in names)]
     for folder, report in reports.items():
-        last, facts = report["states"][-1]["scores"]["prompts"], report["metrics"]["prompts"]
+        last, facts = result_of(report)["scores"]["prompts"], report["metrics"]["prompts"]
         cells = [shown(last[name]["value"], facts[name]["form"]) if name in last else "" for name in names]
         lines.append(f"{folder.parent.name:<32}" + "".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)

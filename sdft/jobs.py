@@ -56,19 +56,19 @@ def with_parent():
     return before
 
 
-def usable(asked: str | None, combinations: list[list[str]]) -> list[dict[str, str]]:
+def usable(asked: str | None, told: list[tuple[str, str]]) -> list[dict[str, str]]:
     """The environment of each job that runs at the same time: its own GPUs, or its share of the cores.
 
-    As many as `asked` for (`n_jobs=`), else as the GPUs suffice for; on a CPU one.
+    As many as `asked` for (`n_jobs=`), else as the GPUs suffice for; on a CPU one. `told` are the words `devices` and
+    `accelerator` of every job.
     """
     import torch
 
     if asked is not None and (not asked.isdigit() or int(asked) < 1):
         raise ValueError(f"n_jobs={asked}: choose 1 or more")
-    devices = [word.removeprefix("devices=") for words in combinations for word in words if word.startswith("devices=")]
-    cpu = any(word == "accelerator=cpu" for words in combinations for word in words)
-    visible = [] if cpu else gpus(torch.cuda.device_count())
-    each = max([int(count) for count in devices if count.isdigit()], default=1)
+    devices = [int(count) for count, _ in told if str(count).isdigit()]
+    visible = [] if any(accelerator == "cpu" for _, accelerator in told) else gpus(torch.cuda.device_count())
+    each = max(devices, default=1)
     if not visible:
         count = int(asked or 1)
         threads = max(1, (os.cpu_count() or 1) // count)
@@ -76,7 +76,7 @@ def usable(asked: str | None, combinations: list[list[str]]) -> list[dict[str, s
     if asked is None and not devices:
         return [{}]  # devices=auto: one job takes all
     count = int(asked or len(visible) // each)
-    if count * each > len(visible):
+    if not 0 < count * each <= len(visible):
         raise ValueError(f"n_jobs={count} devices={each}: there are {len(visible)} GPUs")
     return [{"CUDA_VISIBLE_DEVICES": ",".join(visible[i * each : (i + 1) * each])} for i in range(count)]
 
@@ -84,7 +84,7 @@ def usable(asked: str | None, combinations: list[list[str]]) -> list[dict[str, s
 def gpus(count: int) -> list[str]:
     """Their names as CUDA_VISIBLE_DEVICES has them."""
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return told.split(",") if told else [str(i) for i in range(count)]
+    return told.split(",")[:count] if told else [str(i) for i in range(count)]
 
 
 def run_all(todo: list[Job], total: int, places: list[dict[str, str]]) -> list[Job]:
@@ -110,4 +110,4 @@ def run_all(todo: list[Job], total: int, places: list[dict[str, str]]) -> list[J
 
     with ThreadPoolExecutor(len(places)) as pool:
         list(pool.map(one, todo))
-    return [job for job in todo if codes[str(job.folder)]]
+    return [job for job in todo if codes[str(job.folder)] or not job.finished()]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from sdft.scores import result_of
+
 COSTS = {  # of a run, with how a value is printed
     "learns": "{:,.0f}",
     "seconds": "{:.1f}",
@@ -35,8 +37,15 @@ class Run:
         """Those of the result, by name; of other groups than the prompts as `controls/drift`."""
         if not self.report:
             return {}
-        groups = self.report["states"][-1]["scores"].items()
+        groups = result_of(self.report)["scores"].items()
         return {n if g == "prompts" else f"{g}/{n}": score for g, row in groups for n, score in row.items()}
+
+    @property
+    def asked(self) -> str:
+        """What an evaluation must share with others to be compared with them."""
+        told = self.report or {}
+        drawn = {key: value for key, value in told.get("sampling", {}).items() if key != "batch_size"}
+        return json.dumps([told.get("judges"), told.get("groups"), told.get("images"), drawn])
 
     def start(self, metric: str) -> float | None:
         """What the base has."""
@@ -61,10 +70,12 @@ class Setting:
         return " ".join(f"{key}={value}" for key, value in self.words.items()) or "all"
 
     def values(self, metric: str) -> list[float]:
-        return [value for run in self.runs if (value := run.value(metric)) is not None]
+        """Of every run; none when one of them has none, for a seed that failed must not be averaged away."""
+        values = [run.value(metric) for run in self.runs]
+        return [] if None in values else values
 
     def by_seed(self, metric: str) -> dict[int, float]:
-        return {run.words.get("seed"): value for run in self.runs if (value := run.value(metric)) is not None}
+        return {run.words.get("seed"): value for run, value in zip(self.runs, self.values(metric), strict=False)}
 
     def mean(self, metric: str) -> float | None:
         values = self.values(metric)
@@ -122,15 +133,22 @@ def grouped(runs: list[Run]) -> list[Setting]:
     """By the words that differ, but for the seed's; in the order of the runs."""
     keys = list(dict.fromkeys([*CHOICES, *[key for run in runs for key in run.words if key not in NO_SETTING]]))
     told = [key for key in keys if len({str(run.words.get(key)) for run in runs}) > 1]
-    theirs = [key for key in told if any(key not in run.words for run in runs)]  # of one method alone, as its rank
-    if "method" in told:
-        told = [key for key in told if key not in theirs]
+    if "method" in told:  # a word that one method alone has, and has one value of, says no more than the method
+        told = [key for key in told if all(key in run.words for run in runs) or varies(key, runs)]
     told = [key for key in told if not copies(key, told, runs)]
     found: dict[str, Setting] = {}
     for run in runs:
-        words = {key: run.words.get(key) for key in told}
+        words = {key: run.words[key] for key in told if key in run.words}
         found.setdefault(str(words), Setting(words, [])).runs.append(run)
     return list(found.values())
+
+
+def varies(key: str, runs: list[Run]) -> bool:
+    """Whether a word has several values within one method."""
+    seen: dict[str, set] = {}
+    for run in runs:
+        seen.setdefault(run.words["method"], set()).add(str(run.words.get(key)))
+    return any(len(values) > 1 for values in seen.values())
 
 
 def copies(key: str, told: list[str], runs: list[Run]) -> bool:
@@ -140,8 +158,8 @@ def copies(key: str, told: list[str], runs: list[Run]) -> bool:
 
 
 def metrics(runs: list[Run]) -> dict[str, bool]:
-    """Scores that all runs have, and whether higher is better."""
-    first = runs[0].report
+    """Scores that all runs have, of evaluations that asked the same, and whether higher is better."""
+    first = runs[0].report if len({run.asked for run in runs}) == 1 else None
     directions = {
         n if g == "prompts" else f"{g}/{n}": facts["higher_is_better"]
         for g, row in (first["metrics"] if first else {}).items()

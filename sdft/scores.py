@@ -67,6 +67,11 @@ def difference(one: dict, other: dict, images: int) -> dict | None:
     return {"value": number(float(pairs.double().nanmean())), "low": number(low), "high": number(high), **count}
 
 
+def result_of(report: dict) -> dict:
+    """The state that a run ended in, at full strength, whatever was evaluated beside it."""
+    return next((state for state in report["states"] if state["label"] == "fine-tuned"), report["states"][-1])
+
+
 def number(value: float | None) -> float | None:
     """Six digits after the point; None for what is no number, which JSON cannot say."""
     return None if value is None or not math.isfinite(value) else round(value, 6)

@@ -5,6 +5,7 @@
 and a second rank that Lightning starts there would run the whole sweep again.
 """
 
+import hashlib
 import itertools
 import json
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import yaml
+from omegaconf import DictConfig, open_dict
 
 from sdft.files import whole
 from sdft.jobs import Job, run_all, usable
@@ -33,11 +35,14 @@ def sweep(name: str | None, words: list[str]) -> int:
     words = [word for word in words if word.split("=", 1)[0] not in OWN]
     file = read(name) if name else {}
     combinations = jobs(values_of(file), words)
-    name = checked(name, combinations)
-    places = usable(own.get("n_jobs"), combinations)
-    folder = earlier(name, combinations) or Path("multirun") / name / time.strftime("%Y-%m-%d_%H-%M-%S")
+    configs = checked(combinations)
+    name = name or (configs[0].name if len({cfg.name for cfg in configs}) == 1 else "sweep")
+    places = usable(own.get("n_jobs"), [(cfg.devices, cfg.accelerator) for cfg in configs])
+    state = {"sweep": name, "jobs": combinations, "configs": hashlib.sha256(repr(configs).encode()).hexdigest()}
+    folder = earlier(state) or Path("multirun") / name / time.strftime("%Y-%m-%d_%H-%M-%S")
     with whole(folder / STATE) as partial:
-        partial.write_text(json.dumps({"sweep": name, "jobs": combinations}, indent=1, ensure_ascii=False) + "\n")
+        partial.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n")
+    alone = held(folder)
     labels = [" ".join(changing(combinations, number)) for number in range(len(combinations))]
     todo = [
         Job(folder / str(number), [*words_of_job, f"sweep={folder.name}"], label)
@@ -53,6 +58,7 @@ def sweep(name: str | None, words: list[str]) -> int:
     compare([job.folder for job in todo if job.finished()], folder, preferred=metric_of(file))
     if failed:
         print(f"error: {len(failed)} of {len(todo)} jobs failed: {'; '.join(j.label for j in failed)}", file=sys.stderr)
+    alone.close()
     return int(bool(failed))
 
 
@@ -82,7 +88,7 @@ def jobs(values: dict[str, list], words: list[str]) -> list[list[str]]:
     A word with several values, as Hydra writes them (`rank=4,8`, `seed=range(3)`), is tried with each.
     """
     given = [tried(word) for word in words]
-    named = {word.split("=", 1)[0] for word in words if "=" in word}
+    named = {word.split("=", 1)[0].lstrip("+") for word in words if "=" in word}
     own = [[f"{key}={text(value)}" for value in tries] for key, tries in values.items() if key not in named]
     return [list(chosen) for chosen in itertools.product(*own, *given)]
 
@@ -112,15 +118,14 @@ def changing(combinations: list[list[str]], number: int) -> list[str]:
     return [word for word in combinations[number] if any(word not in other for other in combinations)] or ["all"]
 
 
-def checked(name: str | None, combinations: list[list[str]]) -> str:
-    """Compose every job as its process will, so that none is refused after others have run; the sweep's name."""
+def checked(combinations: list[list[str]]) -> list[DictConfig]:
+    """The config of every job as its process will compose it, so that none is refused after others have run."""
     from hydra import compose, initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import open_dict
 
     from sdft.config import check
 
-    names = []
+    configs = []
     with initialize_config_dir(str(FOLDER.parent / "conf"), version_base="1.3"):
         for words in combinations:
             plain = [word for word in words if not word.startswith("-")]
@@ -129,13 +134,28 @@ def checked(name: str | None, combinations: list[list[str]]) -> str:
             with open_dict(cfg):
                 cfg.pop("hydra")
             check(cfg)
-            names.append(cfg.name)
-    return name or (names[0] if len(set(names)) == 1 else "sweep")
+            configs.append(cfg)
+    return configs
 
 
-def earlier(name: str, combinations: list[list[str]]) -> Path | None:
-    """The newest folder of the same jobs."""
-    for file in sorted(Path("multirun", name).glob(f"*/{STATE}"), reverse=True):
-        if json.loads(file.read_text(encoding="utf-8"))["jobs"] == combinations:
+def earlier(state: dict) -> Path | None:
+    """The newest folder of the same jobs, with the same configs."""
+    for file in sorted(Path("multirun", state["sweep"]).glob(f"*/{STATE}"), reverse=True):
+        if json.loads(file.read_text(encoding="utf-8")) == state:
             return file.parent
     return None
+
+
+def held(folder: Path):
+    """The folder's lock, which is let go when the sweep ends, however it ends; `ValueError` when another one has it."""
+    file = open(folder / "lock", "w")  # noqa: SIM115
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # not on Windows
+        pass
+    except OSError:
+        file.close()
+        raise ValueError(f"{folder}: the same sweep is running there; wait for it, or change a word") from None
+    return file

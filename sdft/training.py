@@ -70,6 +70,7 @@ def train(cfg: DictConfig):
         release(module, trainer)
         if trainer.is_global_zero:
             closing(record, cfg, module.method, judges, bool(spare), trainer.loggers)
+            record.end("finished")
     finally:
         close_dashboards()
     return module
@@ -145,7 +146,7 @@ def fit(module, samples, trainer, loop, checkpoint: Path | None, record: Record,
         raise
     if trainer.is_global_zero:
         record.end(
-            "finished",
+            "trained",
             seconds=round(time.perf_counter() - began, 1),
             **outcome(trainer, record.folder / module.method.result),
         )

@@ -46,6 +46,7 @@ def refused(*words: str, cwd, name: str = "train.py") -> str:
         (["precision=fp8"], ["precision/fp8", "bf16"]),
         (["method=dreambooth_lora"], ["please set class_prompt=…, data.path=…, instance_prompt=…"]),
         (["warmup=900"], ["warmup=900: choose fewer than the run's 50 steps"]),
+        (["sweeps=seeds", "sweeps=methods"], ["sweeps=seeds sweeps=methods: give one of them"]),
         (["sweeps=nothing"], ["sweeps=nothing: choose one of learning_rate, methods"]),
     ],
     ids=" ".join,

@@ -14,10 +14,11 @@ from conftest import ROOT
 from test_config import checked
 
 from sdft import jobs as processes
+from sdft.charts import scatter
 from sdft.compare import answer, compare, differences
 from sdft.jobs import usable
-from sdft.results import Run, grouped
-from sdft.sweep import FOLDER, changing, jobs, read, sweep, values_of
+from sdft.results import Run, grouped, metrics
+from sdft.sweep import FOLDER, changing, held, jobs, read, sweep, values_of
 
 FAKE = """
 import json, os, pathlib, sys, time
@@ -125,13 +126,16 @@ def test_each_job_has_gpus_of_its_own(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     place = lambda *ids: {"CUDA_VISIBLE_DEVICES": ",".join(ids)}  # noqa: E731
-    assert usable(None, [["rank=4"]]) == [{}]  # devices=auto takes all
-    assert usable("4", [["rank=4"]]) == [place("0"), place("1"), place("2"), place("3")]
-    assert usable(None, [["devices=2"]]) == [place("0", "1"), place("2", "3")]
+    assert usable(None, [("auto", "auto")]) == [{}]  # devices=auto takes all
+    assert usable("4", [("auto", "auto")]) == [place("0"), place("1"), place("2"), place("3")]
+    assert usable(None, [(2, "auto")]) == [place("0", "1"), place("2", "3")]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,GPU-a,GPU-b")
-    assert usable("2", [["devices=2"]]) == [place("5", "7"), place("GPU-a", "GPU-b")]
+    assert usable("2", [(2, "auto")]) == [place("5", "7"), place("GPU-a", "GPU-b")]
+    assert usable(None, [(1, "cpu")]) == [{}]
+    with pytest.raises(ValueError, match="n_jobs=0 devices=8: there are 4 GPUs"):
+        usable(None, [(8, "auto")])
     with pytest.raises(ValueError, match="n_jobs=3 devices=2: there are 4 GPUs"):
-        usable("3", [["devices=2"]])
+        usable("3", [(2, "auto")])
 
 
 def test_flags_stand_before_the_words(faked, tmp_path, monkeypatch):
@@ -151,7 +155,7 @@ def made(rank: int, seed: int, values: list[float], learns: int | None = None) -
         "groups": {"prompts": [str(i) for i in range(len(values))]},
         "sampling": {"seed": 0},
         "metrics": {"prompts": {"CLIP-I": {"form": "{:.3f}", "higher_is_better": True}}},
-        "states": [{"scores": {"prompts": {"CLIP-I": value}}} for value in ({"value": 0.0}, score)],
+        "states": [{"label": "x", "scores": {"prompts": {"CLIP-I": value}}} for value in ({"value": 0.0}, score)],
     }
     costs = {
         "learns": learns or rank,
@@ -201,6 +205,45 @@ def test_little_to_go_on_is_not_enough():
     for run, loss in zip(alone, (0.8, 0.7), strict=True):
         run.costs["validation/loss"] = loss
     assert "cannot be told" in answer(grouped(alone), "validation/loss")[1]
+
+
+def test_a_seed_without_a_score_makes_its_setting_unknown():
+    runs = [
+        made(r, s, noisy(level, 37))
+        for r, s, level in ((1, 0, 0.6), (1, 1, 0.6), (4, 0, 0.5), (4, 1, 0.5), (16, 0, 0.61))
+    ]
+    runs[1].report["states"][1]["scores"]["prompts"]["CLIP-I"]["value"] = None
+    assert not any("rank=1:" in line for line in answer(grouped(runs), "CLIP-I"))
+
+
+def test_words_of_one_method_part_its_runs_when_they_vary():
+    runs = [made(r, 0, noisy(0.5, 37)) for r in (4, 64)]
+    for run in runs:
+        run.words = {"method": "lora", "rank": run.words["rank"], "seed": 0}
+    other = made(1, 0, noisy(0.5, 37))
+    other.words = {"method": "sft", "seed": 0}
+    assert [s.label for s in grouped([*runs, other])] == ["method=lora rank=4", "method=lora rank=64", "method=sft"]
+    assert [s.label for s in grouped([runs[0], other])] == ["method=lora", "method=sft"]
+
+
+def test_unlike_evaluations_are_not_compared():
+    runs = [made(r, 0, noisy(0.5, 37)) for r in (1, 4)]
+    assert set(metrics(runs)) == {"CLIP-I", "validation/loss"}
+    runs[1].report["judges"] = {"clip": "another"}
+    assert set(metrics(runs)) == {"validation/loss"}
+
+
+def test_labels_are_no_formulas():
+    assert "$a$" in scatter({"template=$a$ and $b_": (1.0, 2.0), "b": (2.0, 3.0)}, "learns", "CLIP-I", True, False)
+
+
+def test_a_sweep_that_runs_is_not_joined(faked, tmp_path):
+    assert sweep(None, ["rank=1", "seed=0"]) == 0
+    (folder,) = tmp_path.glob("multirun/lora/*")
+    lock = held(folder)
+    with pytest.raises(ValueError, match="the same sweep is running there"):
+        sweep(None, ["rank=1", "seed=0"])
+    lock.close()
 
 
 def test_training_seeds_are_paired_by_their_number():
