@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -13,6 +12,7 @@ from sdft.data.images import ENDINGS
 from sdft.files import whole
 from sdft.metrics.base import PictureMetric
 from sdft.metrics.subject import SubjectScore
+from sdft.strategy import alone
 
 PLACE = Path("outputs/evaluation/real.json")
 
@@ -31,9 +31,7 @@ def calibrate(cfg: DictConfig) -> dict[str, dict[str, float]]:
         raise ValueError(f"data.path={cfg.data.path}: no folder with two or more pictures of a subject in it")
     if not cfg.get("metrics"):
         raise ValueError("metrics=null: choose metrics=paper, or metrics=clip")
-    judges = instantiate(cfg.metrics).judges(
-        "cuda" if torch.cuda.is_available() and cfg.accelerator != "cpu" else "cpu"
-    )
+    judges = instantiate(cfg.metrics).judges(alone(cfg.accelerator))
     rows = {}
     for name, folder in subjects.items():
         source = Folder(str(folder), caption=name)

@@ -58,16 +58,24 @@ def cell(setting: Setting, name: str, form: str) -> dict[str, str]:
 
 
 def against_words(settings: list[Setting], runs: list[Run], metric: str) -> list[dict[str, str]]:
-    """A row of plots for each word that takes numbers: the metric first, then other scores; a line for each rest of the words."""
-    numeric = [k for k in settings[0].words if len({number(s.words[k]) for s in settings} - {None}) > 1]
+    """A row of plots for each word that takes numbers: the metric first, then other scores; a line for each rest of the words.
+
+    Settings without the word, such as those of another method, are left out.
+    """
+    keys = dict.fromkeys(word for setting in settings for word in setting.words)
     there = metrics(runs)
     names = [metric, *[name for name in there if name != metric and "/" not in name][: SCORES - 1]]
     found = []
-    for word in [key for key in numeric if all(number(s.words[key]) is not None for s in settings)]:
+    for word in keys:
+        those = sorted(
+            (s for s in settings if number(s.words.get(word)) is not None), key=lambda s: number(s.words[word])
+        )
+        if len({number(s.words[word]) for s in those}) < 2:
+            continue
         panels = {}
         for name in names:
             lines: dict[str, list] = {}
-            for setting in sorted(settings, key=lambda s: number(s.words[word])):
+            for setting in those:
                 rest = " ".join(f"{key}={value}" for key, value in setting.words.items() if key != word)
                 if setting.mean(name) is not None:
                     lines.setdefault(rest, []).append(

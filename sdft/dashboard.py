@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from sdft.callbacks.samples import show_sheet
-from sdft.scores import result_of
+from sdft.scores import flat, result_of
 
 
 def columns(report: dict) -> tuple[list[str], list[list]]:
@@ -24,13 +24,7 @@ def columns(report: dict) -> tuple[list[str], list[list]]:
 
 def summary(report: dict) -> dict[str, float]:
     """The result's scores as flat columns, which runs are sorted by."""
-    scores = result_of(report)["scores"]
-    return {f"evaluation/{key(group, name)}": s["value"] for group, row in scores.items() for name, s in row.items()}
-
-
-def key(group: str, name: str) -> str:
-    """What a score is called where groups are not shown: that of the prompts by its name alone."""
-    return name if group == "prompts" else f"{group}/{name}"
+    return {f"evaluation/{name}": score["value"] for name, score in flat(result_of(report)["scores"]).items()}
 
 
 def show_report(logger, report: dict, pictures: Path) -> None:

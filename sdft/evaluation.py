@@ -19,8 +19,9 @@ from sdft.pictures import make, name_of, place, settings_of
 from sdft.prompts import read_prompts
 from sdft.protocol import Group, Protocol, token_and_class
 from sdft.sampling import Sampling, labelled
-from sdft.scores import difference, number, result_of, shown, table, told
+from sdft.scores import difference, number, result_of, shown, table
 from sdft.states import BASE, State, strength
+from sdft.strategy import alone
 
 SCHEMA = 1  # of scores.json
 SHARED = Path("outputs/cache/pictures")  # the base's, for every run on it
@@ -35,7 +36,7 @@ def evaluate(folder: Path, cfg: DictConfig, states: list[State], judges: Judges 
     questions, taught = source.questions(), split(source, cfg.get("held_out", 0))[0]
     groups = groups_of(cfg, protocol, questions, source)
     sampling = dataclasses.replace(instantiate(cfg.sampling), images=protocol.images)
-    device = "cuda" if torch.cuda.is_available() and cfg.accelerator != "cpu" else "cpu"
+    device = alone(cfg.accelerator)
     judges = judges or instantiate(cfg.metrics).judges(device)
     files = {state.label: drawn for state, drawn in drawn_states(folder, cfg, states, groups, sampling, device)}
     exam = Exam(judges, protocol, groups, taught, asked_here(questions, groups))
@@ -113,7 +114,7 @@ def examined(
         pictures = opened(files[state.label])
         if base is None:
             exam.begin(pictures)
-        scores = scored(exam, pictures)
+        scores = exam.scores(pictures)
         base = base or scores
         gains = {} if state is states[0] else differences(base, scores, exam.images)
         home = files[state.label][exam.groups[0].name][0].parent
@@ -142,12 +143,6 @@ def examined(
         "reference": references,
         "missing": exam.judges.missing,
     }
-
-
-def scored(exam: Exam, pictures: dict[str, list[Image.Image]]) -> dict[str, dict[str, dict]]:
-    """The scores of one state, by group and name."""
-    measured = exam.measure(pictures)
-    return {group: {name: told(m, exam.images) for name, m in metrics.items()} for group, metrics in measured.items()}
 
 
 def differences(base: dict, scores: dict, images: int) -> dict:

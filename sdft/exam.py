@@ -23,6 +23,7 @@ from sdft.metrics.prompt import PromptScore
 from sdft.metrics.subject import Leak, SubjectScore
 from sdft.metrics.zero_shot import ZeroShot
 from sdft.protocol import PROMPTS, Group, Protocol
+from sdft.scores import told
 
 DISTANCES = {"CMMD": CMMD, "FID": FID, "KID": KID}
 COMPARED = 64  # real pictures of which all pairs are compared
@@ -142,6 +143,11 @@ class Exam:
                 metric.reset()
                 metric.update(pictures[group.name], self.meant(group))
         return self.metrics
+
+    def scores(self, pictures: dict[str, list[Image.Image]]) -> dict[str, dict[str, dict]]:
+        """The scores of one state as files hold them, by group and name."""
+        groups = self.measure(pictures)
+        return {group: {name: told(m, self.images) for name, m in metrics.items()} for group, metrics in groups.items()}
 
     def references(self) -> dict[str, dict[str, float]]:
         """What real pictures score, where that can be asked."""

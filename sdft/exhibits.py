@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from pathlib import Path
 
 from PIL import Image
@@ -10,7 +9,8 @@ from PIL import Image
 from sdft.exam import Exam
 from sdft.metrics.copies import Nearest
 from sdft.protocol import PROMPTS
-from sdft.scores import shown
+from sdft.scores import key, shown
+from sdft.timeline import Timeline
 
 LARGEST = 224  # pixels of a picture in the file
 IMAGES, TRAINING, PAIRS, FRAMES = 4, 24, 8, 40  # shown at most
@@ -72,19 +72,15 @@ def on_the_way(folder: Path, report: dict, files: Files) -> tuple[list[dict], li
         drawn = [files[label] for label in (report["states"][0]["label"], *[state["label"] for state in steps])]
         images = report["images"]
     else:
-        file = folder / "timeline.json"
-        entries = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-        drawn = [kept(folder / "steps" / f"step-{entry['step']:06d}") for entry in entries]
+        timeline = Timeline(folder)
+        entries = timeline.entries()
+        drawn = [timeline.files(entry["step"]) for entry in entries]
         images = entries[0]["images"] if entries else 1
     if len(entries) < 2:
         return [], []
     every = max(1, -(-len(entries) // FRAMES))
     frames = [frame(report, entry, made, images) for entry, made in list(zip(entries, drawn, strict=True))[::every]]
     return frames, entries
-
-
-def kept(place: Path) -> dict[str, list[Path]]:
-    return {group.name: sorted(group.glob("*.png")) for group in sorted(place.iterdir())} if place.is_dir() else {}
 
 
 def frame(report: dict, entry: dict, made: dict[str, list[Path]], images: int) -> dict:
@@ -95,7 +91,7 @@ def frame(report: dict, entry: dict, made: dict[str, list[Path]], images: int) -
         for path, text in zip(made.get(group, [])[::images], texts, strict=False)
     ]
     chips = [
-        f"{name if group == PROMPTS else f'{group}/{name}'} {shown(score['value'], report['metrics'][group][name]['form'])}"
+        f"{key(group, name)} {shown(score['value'], report['metrics'][group][name]['form'])}"
         for group, row in entry["scores"].items()
         for name, score in row.items()
         if name in report["metrics"].get(group, {})

@@ -8,8 +8,8 @@ from sdft.charts import multiples
 from sdft.exam import Exam
 from sdft.exhibits import IMAGES, TITLES, Files, group_of_pictures, nearest_pairs, on_the_way, source_of, training
 from sdft.files import whole
-from sdft.protocol import PROMPTS
-from sdft.scores import shown
+from sdft.scores import key, shown
+from sdft.states import BEST
 
 TEMPLATES = Path(__file__).parent / "pages"
 TILE, SMALLEST, WIDTH = 124, 72, 1020  # pixels of a picture on the page, and of a row of them
@@ -152,7 +152,7 @@ def bar(base: dict, tuned: dict, real: float | None) -> dict[str, float | None]:
 
 def strength_plot(report: dict) -> str:
     """Scores against the strength of the adapter, where several were asked for."""
-    of_one = [state for state in report["states"][1:] if state["step"] is None and state["label"] != "best"]
+    of_one = [state for state in report["states"][1:] if state["step"] is None and state["label"] != BEST]
     if len(of_one) < 2:
         return ""
     entries = [report["states"][0], *sorted(of_one, key=lambda state: state["scale"])]
@@ -164,7 +164,7 @@ def plot_of(report: dict, entries: list[dict], places: list[float], axis: str) -
     for group, metrics in report["metrics"].items():
         for name, told in metrics.items():
             scores = [entry["scores"].get(group, {}).get(name, {"value": None}) for entry in entries]
-            title = f"{name if group == PROMPTS else f'{group}: {name}'} {'↑' if told['higher_is_better'] else '↓'}"
+            title = f"{key(group, name)} {'↑' if told['higher_is_better'] else '↓'}"
             same = all(entry.get("groups", report["groups"]) == report["groups"] for entry in entries)
             panels[title] = (scores, report["reference"][group].get(name) if same else None)
     return multiples(panels, places, axis)

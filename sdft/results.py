@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sdft.scores import result_of
+from sdft.scores import flat, result_of
 
 COSTS = {  # of a run, with how a value is printed
     "learns": "{:,.0f}",
@@ -35,10 +35,7 @@ class Run:
     @property
     def scores(self) -> dict[str, dict]:
         """Those of the result, by name; of other groups than the prompts as `controls/drift`."""
-        if not self.report:
-            return {}
-        groups = result_of(self.report)["scores"].items()
-        return {n if g == "prompts" else f"{g}/{n}": score for g, row in groups for n, score in row.items()}
+        return flat(result_of(self.report)["scores"]) if self.report else {}
 
     @property
     def asked(self) -> str:
@@ -51,8 +48,7 @@ class Run:
         """What the base has."""
         if metric == "validation/loss":
             return self.loss
-        group, _, name = metric.rpartition("/")
-        return self.report["states"][0]["scores"][group or "prompts"][name]["value"]
+        return flat(self.report["states"][0]["scores"])[metric]["value"]
 
     def value(self, metric: str) -> float | None:
         return self.costs[metric] if metric in self.costs else self.scores.get(metric, {"value": None})["value"]
@@ -159,13 +155,8 @@ def copies(key: str, told: list[str], runs: list[Run]) -> bool:
 
 def metrics(runs: list[Run]) -> dict[str, bool]:
     """Scores that all runs have, of evaluations that asked the same, and whether higher is better."""
-    first = runs[0].report if len({run.asked for run in runs}) == 1 else None
-    directions = {
-        n if g == "prompts" else f"{g}/{n}": facts["higher_is_better"]
-        for g, row in (first["metrics"] if first else {}).items()
-        for n, facts in row.items()
-    }
-    there = {name: up for name, up in directions.items() if all(name in run.scores for run in runs)}
+    told = facts(runs[0]) if len({run.asked for run in runs}) == 1 else {}
+    there = {name: fact["higher_is_better"] for name, fact in told.items() if all(name in run.scores for run in runs)}
     return there | dict.fromkeys(LOWER, False)
 
 
@@ -177,10 +168,10 @@ def usual(runs: list[Run]) -> str:
 
 def columns(runs: list[Run]) -> dict[str, str]:
     """Scores and costs that are shown, with how a value is printed."""
-    first = runs[0].report
-    forms = {
-        n if g == "prompts" else f"{g}/{n}": facts["form"]
-        for g, row in (first["metrics"] if first else {}).items()
-        for n, facts in row.items()
-    }
-    return {name: forms[name] for name in metrics(runs) if name in forms} | COSTS
+    told = facts(runs[0])
+    return {name: told[name]["form"] for name in metrics(runs) if name in told} | COSTS
+
+
+def facts(run: Run) -> dict[str, dict]:
+    """What the run's evaluation says of each score."""
+    return flat(run.report["metrics"]) if run.report else {}

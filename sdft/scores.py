@@ -7,7 +7,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from sdft.metrics.base import PictureMetric
+from sdft.protocol import PROMPTS
 
+TUNED = "fine-tuned"  # the label of a run's result
 DRAWS, LEVEL, ENOUGH = 4000, 0.95, 5
 
 
@@ -69,7 +71,17 @@ def difference(one: dict, other: dict, images: int) -> dict | None:
 
 def result_of(report: dict) -> dict:
     """The state that a run ended in, at full strength, whatever was evaluated beside it."""
-    return next((state for state in report["states"] if state["label"] == "fine-tuned"), report["states"][-1])
+    return next((state for state in report["states"] if state["label"] == TUNED), report["states"][-1])
+
+
+def key(group: str, name: str) -> str:
+    """What a score is called where groups are not shown: that of the prompts by its name alone."""
+    return name if group == PROMPTS else f"{group}/{name}"
+
+
+def flat(groups: dict[str, dict]) -> dict:
+    """What stands by group and name, by the name where groups are not shown."""
+    return {key(group, name): value for group, row in groups.items() for name, value in row.items()}
 
 
 def number(value: float | None) -> float | None:

@@ -9,9 +9,11 @@ import torch
 
 from sdft.export import load_lora
 from sdft.methods.base import Method
+from sdft.methods.sft import SFT
 from sdft.model import StableDiffusion
+from sdft.scores import TUNED
 
-BASE, TUNED = "base", "fine-tuned"
+BASE = "base"
 BEST = "best"  # the run's folder of the result that its checkpoint_metric chose
 
 
@@ -57,14 +59,11 @@ def of_file(path: Path, scales: list[float]) -> list[State]:
         raise ValueError(f"scales={scales}: only an adapter has a strength, and adapter={path} is a pipeline")
 
     def load(model: StableDiffusion) -> None:
-        from sdft.loading import pretrained
-
-        other = pretrained(str(path))
-        for part in ("unet", "text_encoder"):
-            try:
-                getattr(model, part).load_state_dict(getattr(other, part).state_dict())
-            except RuntimeError:
-                raise ValueError(f"adapter={path}: its {part} is not shaped like that of {model.name}") from None
+        try:
+            SFT(text_encoder=True).load(model, path)
+        except RuntimeError as error:
+            part = "text_encoder" if "CLIPText" in str(error) else "unet"
+            raise ValueError(f"adapter={path}: its {part} is not shaped like that of {model.name}") from None
 
     return [State(BASE), State(named(path), str(path), load)]
 

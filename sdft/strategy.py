@@ -6,6 +6,13 @@ NAMES = ("auto", "ddp")
 ACCELERATORS = ("auto", "cpu", "gpu")
 
 
+def alone(accelerator: str) -> str:
+    """Where a single process computes: the first GPU, if there is one and it is not to be the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
+
+
 @dataclass
 class Strategy:
     name: str = "auto"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -102,3 +103,29 @@ def photographs(tmp_path_factory) -> Path:
         Image.fromarray(pixels).save(folder / f"{name}.jpg")
         (folder / f"{name}.txt").write_text(f"a photo of a {name}\n")
     return folder
+
+
+FAKE = """
+import json, os, pathlib, sys, time
+words = dict(w.split('=', 1) for w in sys.argv[1:] if '=' in w)
+folder = pathlib.Path(words.pop('hydra.run.dir'))
+with open('ran.txt', 'a') as file:
+    print(words.get('rank'), words.get('seed'), os.environ.get('OMP_NUM_THREADS'), file=file, flush=True)
+time.sleep(float(os.environ.get('NAP', 0)))
+if words.get('rank') == os.environ.get('BAD'):
+    sys.exit(3)
+rank, seed = int(words.get('rank', 8)), int(words.get('seed', 0))
+facts = {'learns': {'unet': 5 * rank}, 'seconds': 2.0, 'seconds_per_step': 0.5, 'last': {'memory_gb': 1.0}, 'result_mb': 3.0,
+         'validation_loss': [2.0, 1.0 / rank], 'device': 'cpu', 'state': 'finished', 'command': ['train.py', *sys.argv[1:]],
+         'words': {'rank': rank, 'seed': seed, 'method': 'lora'}}
+(folder / 'run.json').write_text(json.dumps(facts))
+"""
+
+
+@pytest.fixture
+def faked(tmp_path, monkeypatch):
+    """In an empty folder whose train.py only says what it was asked."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(FAKE)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py")])
+    return lambda: sorted((tmp_path / "ran.txt").read_text().split("\n")[:-1])

@@ -1,7 +1,6 @@
 """Scores on the way: the protocol at every N steps, the best result kept, and a stop when nothing gets better."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
@@ -10,15 +9,14 @@ from PIL import Image
 
 from sdft.callbacks.ema import EMA
 from sdft.callbacks.meters import Meters
-from sdft.dashboard import key
 from sdft.exam import Exam
-from sdft.files import whole
+from sdft.protocol import PROMPTS
 from sdft.sampling import Sampling
-from sdft.scores import told, worth
+from sdft.scores import flat, key, worth
 from sdft.states import BEST
+from sdft.timeline import Timeline
 
 SEEDS = 10_000  # beyond those of the evaluation at the end, which is then no judge of its own choice
-TIMELINE = "timeline.json"
 
 
 class Evaluations(Callback):
@@ -44,6 +42,7 @@ class Evaluations(Callback):
         self.folder, self.exam, self.sampling, self.resolution = folder, exam, sampling, resolution
         self.every, self.choose, self.patience = every, choose, patience
         self.ema, self.meters, self.name, self.before = ema, meters, name, before
+        self.timeline = Timeline(folder / "evaluation")
         self.best: dict | None = None  # step, metric and value
         self.since = 0  # evaluations since then
 
@@ -53,13 +52,13 @@ class Evaluations(Callback):
             self.measure(trainer, module)
         elif trainer.is_global_zero:
             self.take_over()
-            first = json.loads((self.folder / "evaluation" / TIMELINE).read_text(encoding="utf-8"))[0]
+            first = self.timeline.entries()[0]
             if other := [key for key, value in self.asked().items() if first[key] != value]:
                 raise ValueError(
                     f"evaluate_every: the run that is resumed was evaluated with other {', '.join(other)}; "
                     "give the same words as then, or evaluate_every=0"
                 )
-            self.exam.begin(self.kept(0))
+            self.exam.begin(self.timeline.kept(0))
             if self.best and self.best["metric"] != self.choose:
                 self.best, self.since = None, 0
 
@@ -84,17 +83,16 @@ class Evaluations(Callback):
                 group.name: list(self.sampling(module.model, group.prompts, self.resolution))
                 for group in self.exam.groups
             }
-            self.keep(pictures, step)
+            self.timeline.keep(pictures, step)
             if step == 0:
                 self.exam.begin(pictures)
-            measured = self.exam.measure(pictures)
-            scores = {g: {n: told(m, self.exam.images) for n, m in row.items()} for g, row in measured.items()}
-            self.write(step, scores)
+            scores = self.exam.scores(pictures)
+            self.timeline.write({"step": step, **self.asked(), "scores": scores})
             if self.choose and step:
                 self.compare(step, scores, module)
-        flat = {f"scores/{key(g, n)}": s["value"] for g, row in scores.items() for n, s in row.items()}
+        told = {f"scores/{name}": s["value"] for name, s in flat(scores).items() if s["value"] is not None}
         for logger in trainer.loggers:
-            logger.log_metrics({name: value for name, value in flat.items() if value is not None}, step)
+            logger.log_metrics(told, step)
 
     def compare(self, step: int, scores: dict, module) -> None:
         """Keep the result when its score is the best so far; what could not be computed never is."""
@@ -110,46 +108,20 @@ class Evaluations(Callback):
 
     def take_over(self) -> None:
         """What the run before has evaluated: the base's pictures among it, which this run cannot make any more."""
-        if self.place(0).is_dir():
+        if self.timeline.entries():
             return
-        if self.before is None or not (self.before / "evaluation" / "steps").is_dir():
+        before = Timeline(self.before / "evaluation") if self.before else None
+        if not before or not before.entries():
             raise ValueError("evaluate_every: the run that is resumed did not evaluate its base; give evaluate_every=0")
-        for part in ("evaluation/steps", BEST):
-            if (self.before / part).is_dir():
-                shutil.copytree(self.before / part, self.folder / part, dirs_exist_ok=True)
-        shutil.copy(self.before / "evaluation" / TIMELINE, self.folder / "evaluation" / TIMELINE)
+        self.timeline.take_over(before)
+        if (self.before / BEST).is_dir():
+            shutil.copytree(self.before / BEST, self.folder / BEST, dirs_exist_ok=True)
 
     def asked(self) -> dict:
         """What the pictures of a step are of."""
         groups = {group.name: group.prompts for group in self.exam.groups}
         drawn = {name: value for name, value in dataclasses.asdict(self.sampling).items() if name != "batch_size"}
         return {"groups": groups, "images": self.exam.images, "sampling": drawn}
-
-    def place(self, step: int) -> Path:
-        return self.folder / "evaluation" / "steps" / f"step-{step:06d}"
-
-    def keep(self, pictures: dict[str, list[Image.Image]], step: int) -> None:
-        for group, made in pictures.items():
-            (self.place(step) / group).mkdir(parents=True, exist_ok=True)
-            for number, picture in enumerate(made):
-                picture.save(self.place(step) / group / f"{number:04d}.png")
-
-    def kept(self, step: int) -> dict[str, list[Image.Image]]:
-        return {
-            group.name: [
-                Image.open(file).convert("RGB") for file in sorted((self.place(step) / group.name).glob("*.png"))
-            ]
-            for group in self.exam.groups
-        }
-
-    def write(self, step: int, scores: dict) -> None:
-        """One entry a step, in order; a resumed run replaces what it does again."""
-        file = self.folder / "evaluation" / TIMELINE
-        entries = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-        entry = {"step": step, **self.asked(), "scores": scores}
-        entries = [earlier for earlier in entries if earlier["step"] < step] + [entry]
-        with whole(file) as partial:
-            partial.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
 
     def state_dict(self):
         return {"best": self.best, "since": self.since}
@@ -161,7 +133,7 @@ class Evaluations(Callback):
 def where(choose: str) -> tuple[str, str]:
     """Group and name of a score."""
     group, slash, name = choose.rpartition("/")
-    return (group, name) if slash else ("prompts", choose)
+    return (group, name) if slash else (PROMPTS, choose)
 
 
 def check_choice(choose: str | None, exam: Exam) -> None:
