@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -36,7 +35,7 @@ def build_module(cfg: DictConfig, parts: dict, model):
     from sdft.module import FineTuning
 
     loop = parts["loop"]
-    scale = loop.samples_per_step(processes(parts["strategy"].trainer())) if loop.scale_lr else 1
+    scale = loop.samples_per_step(parts["strategy"].world()) if loop.scale_lr else 1
     optimizer = instantiate(cfg.optimizer, _convert_="all")  # plain lists, for checkpoints hold them
     if loop.ema and averages(optimizer.func):
         raise ValueError(f"ema={loop.ema}: {optimizer.func.__name__} averages the weights itself; give ema=0")
@@ -72,7 +71,6 @@ def build_trainer(
     """
     from lightning import Trainer
     from lightning.pytorch.loggers import CSVLogger
-    from lightning.pytorch.strategies import DDPStrategy
 
     from sdft.callbacks.ema import EMA
     from sdft.callbacks.export import Export
@@ -101,11 +99,8 @@ def build_trainer(
     if loop.save_every:
         callbacks.append(checkpoints(loop, folder))
     dashboard = instantiate(cfg.logger)
-    strategy = parts["strategy"].trainer()
-    if strategy["strategy"] == "ddp":  # buffers never change, and those of parts that rest are not on the device
-        strategy["strategy"] = DDPStrategy(broadcast_buffers=False)
     return Trainer(
-        **strategy,
+        **parts["strategy"].trainer(),
         precision=parts["precision"].trainer,
         max_steps=steps,
         max_epochs=-1,
@@ -143,8 +138,3 @@ def evaluations(cfg: DictConfig, parts: dict, folder: Path, exam, ema, meters):
     before = checkpoint.parent.parent if (checkpoint := loop.checkpoint()) else None
     about = {"ema": ema, "meters": meters, "name": cfg.name, "before": before}
     return Evaluations(folder, exam, asked, cfg.resolution, **chosen, **about)
-
-
-def processes(strategy: dict) -> int:
-    devices = strategy["devices"]
-    return (torch.cuda.device_count() if devices == "auto" else devices) * strategy["num_nodes"]

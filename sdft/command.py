@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -16,9 +17,14 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from sdft.processes import place, prepare
+
 PACKAGE = Path(__file__).parent
 ABOUT = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # ask, and run nothing
 MULTIRUN = ("-m", "--multirun")
+LET_SPEAK = (
+    3  # seconds in which the first of several processes tells what all of them stumbled over; they are then ended
+)
 STARTED = "run.json"  # a run folder without it never started
 
 
@@ -36,6 +42,7 @@ def command(config: str) -> Callable:
 
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its own errors on
+            prepare()
             with told_in_one_line(asked):
                 several = [word for word in sys.argv[1:] if word in MULTIRUN or word.startswith("sweeps=")]
                 if several and not ABOUT & set(sys.argv):
@@ -60,9 +67,11 @@ def told_in_one_line(asked: bool):
     try:
         yield
     except Exception as error:
+        if place().number:
+            time.sleep(LET_SPEAK)
         if asked or not explained(error):
             raise
-        print(f"error: {line(error)}", file=sys.stderr)
+        print(f"error: {f'process {place().number}: ' if place().number else ''}{line(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -79,7 +88,7 @@ def unstarted_runs_removed():
         if hydra_config.output_subdir and not (folder / STARTED).exists():
             shutil.rmtree(folder / hydra_config.output_subdir, ignore_errors=True)
             for empty in (folder, *list(folder.parents)[:2]):
-                if empty == Path.cwd() or any(empty.iterdir()):
+                if empty == Path.cwd() or not empty.is_dir() or any(empty.iterdir()):
                     break
                 empty.rmdir()
         raise

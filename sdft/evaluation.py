@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 
+from sdft import processes
 from sdft.data.source import Questions, Source
 from sdft.data.view import split, worded
 from sdft.exam import Exam, Judges
@@ -27,8 +28,10 @@ SCHEMA = 1  # of scores.json
 SHARED = Path("outputs/cache/pictures")  # the base's, for every run on it
 
 
-def evaluate(folder: Path, cfg: DictConfig, states: list[State], judges: Judges | None = None) -> dict:
+def evaluate(folder: Path, cfg: DictConfig, states: list[State], judges: Judges | None = None) -> dict | None:
     """Score every state; the first is the base. Returns and writes `folder/scores.json`, with pictures and page beside it.
+
+    Of several processes all draw, and only the first scores; the others return None.
 
     `cfg` is a run's config, or has its keys model, data, metrics, protocol, sampling, resolution and seed.
     """
@@ -37,8 +40,11 @@ def evaluate(folder: Path, cfg: DictConfig, states: list[State], judges: Judges 
     groups = groups_of(cfg, protocol, questions, source)
     sampling = dataclasses.replace(instantiate(cfg.sampling), images=protocol.images)
     device = alone(cfg.accelerator)
-    judges = judges or instantiate(cfg.metrics).judges(device)
+    if judges is None and processes.rank() == 0:
+        judges = instantiate(cfg.metrics).judges(device)
     files = {state.label: drawn for state, drawn in drawn_states(folder, cfg, states, groups, sampling, device)}
+    if processes.rank():
+        return None
     exam = Exam(judges, protocol, groups, taught, asked_here(questions, groups))
     report = examined(exam, states, files, sampling, folder)
     report["run"] = " · ".join(folder.absolute().parts[-3:-1]) if folder.name == "evaluation" else folder.name

@@ -8,6 +8,7 @@ from sdft.draws import generator
 from sdft.methods.base import Method
 from sdft.model import StableDiffusion
 from sdft.objective import Objective
+from sdft.sharding import full, shard
 
 
 class FineTuning(LightningModule):
@@ -47,6 +48,10 @@ class FineTuning(LightningModule):
             module.training = ".lora_dropout" in name or any(p.requires_grad for p in module.parameters())
         if checkpointing:
             checkpoint_gradients(model)
+
+    def configure_model(self):
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
 
     def learned(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -100,7 +105,7 @@ class FineTuning(LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
         """Clip by the norm over all that learns, and keep the norm before clipping, on the device."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.grad_norm = nn.utils.clip_grad_norm_(parameters, self.clip or float("inf")).detach()
+        self.grad_norm = full(nn.utils.clip_grad_norm_(parameters, self.clip or float("inf"))).detach()
 
     def on_before_optimizer_step(self, optimizer):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -124,6 +129,8 @@ class FineTuning(LightningModule):
                 f"resume: the method's {key} was {was.get(key)} and is {now.get(key)}; "
                 "give the method the words that it was trained with"
             )
+        if "state_dict" not in checkpoint:
+            return  # sharded weights have been read by their strategy
         saved = {name.removeprefix("model."): tuple(w.shape) for name, w in checkpoint["state_dict"].items()}
         wanted = {name: tuple(p.shape) for name, p in self.learned().items()}
         if other := sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name)):

@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+from sdft import processes
 from sdft.digest import of_file, of_weights
 from sdft.files import whole
 from sdft.model import StableDiffusion
@@ -72,26 +73,28 @@ def make(
 ) -> list[Path]:
     """The files of `wanted`, a (prompt, seed) by name; those that are missing or changed are made now.
 
-    Each batch is on disk before the next begins, so that what was interrupted goes on where it was.
+    Each batch is on disk before the next begins, so that what was interrupted goes on where it was. Processes share the work.
     """
     from rich.console import Console
     from rich.progress import track
 
-    made = manifest(folder, settings, key)
-    missing = [name for name in wanted if name not in made or made[name] != of_file(folder / name)]
-    if missing:
+    made = processes.told(manifest(folder, settings, key))
+    missing = processes.told([n for n in wanted if n not in made or made[n] != of_file(folder / n)])
+    first = processes.rank() == 0
+    if missing and first:
         there = f" ({len(wanted) - len(missing)} are there)" if len(missing) < len(wanted) else ""
         print(f"{title}: {len(missing)} pictures to be made in {folder}/{there}", flush=True)
-    console = Console()
-    starts = range(0, len(missing), sampling.batch_size)
-    for start in track(starts, title, console=console, disable=not console.is_terminal):
-        batch = missing[start : start + sampling.batch_size]
-        requests = [wanted[name] for name in batch]
-        for name, picture in zip(batch, sampling.pictures(model, requests, resolution), strict=True):
+    console, rounds = Console(), -(-len(missing) // (sampling.batch_size * processes.world()))
+    drawn = sampling.rounds(model, [wanted[name] for name in missing], resolution)
+    left = iter(missing)
+    for pictures in track(drawn, title, total=rounds, console=console, disable=not (first and console.is_terminal)):
+        for picture, name in zip(pictures, left, strict=False):
             with whole(folder / name) as file:
                 picture.save(file, format="PNG")
             made[name] = of_file(folder / name)
-        with whole(folder / MANIFEST) as file:
-            told = json.dumps({**settings, "files": made}, indent=1, ensure_ascii=False)
-            file.write_text(told + "\n", encoding="utf-8")
+        if first:
+            with whole(folder / MANIFEST) as file:
+                text = json.dumps({**settings, "files": made}, indent=1, ensure_ascii=False)
+                file.write_text(text + "\n", encoding="utf-8")
+    processes.wait()  # nobody reads before everything is written
     return [folder / name for name in wanted]

@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from sdft.files import whole
+from sdft.processes import rank
 
 LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-core", "open-clip-torch", "wandb")
 
@@ -36,7 +37,8 @@ class Record:
 
     def end(self, state: str, **facts) -> None:
         self.facts |= {"state": state, **facts}
-        self.write()
+        if rank() == 0:
+            self.write()
 
     def write(self) -> None:
         with whole(self.folder / "run.json") as file:

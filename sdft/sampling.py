@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
+from sdft import processes
 from sdft.model import StableDiffusion
 
 
@@ -29,9 +30,21 @@ class Sampling:
         """(prompt, seed) of every image, prompt by prompt."""
         return [(prompt, self.seed + i) for prompt in prompts for i in range(self.images)]
 
-    def __call__(self, model: StableDiffusion, prompts: list[str], resolution: int) -> Iterator[Image.Image]:
-        """One RGB picture per request, in order."""
-        return self.pictures(model, self.requests(prompts), resolution)
+    def __call__(self, model: StableDiffusion, prompts: list[str], resolution: int) -> list[Image.Image]:
+        """One RGB picture per request, in order: all of them in the first process, none in others, which share the work."""
+        return [p for made in self.rounds(model, self.requests(prompts), resolution) for p in made]
+
+    def rounds(self, model: StableDiffusion, requests: list[tuple[str, int]], resolution: int):
+        """The same in rounds of a batch for every process: the first one's pictures of each round are complete and in order.
+
+        Each takes part in every round, with one request again where there are too few: sharded weights need all of them.
+        """
+        first, count = processes.rank(), processes.world()
+        for start in range(0, len(requests), self.batch_size * count):
+            these = requests[start : start + self.batch_size * count]
+            mine = these[first::count]
+            shares = processes.gathered(list(self.pictures(model, mine or these[:1], resolution)))
+            yield [shares[i % count][i // count] for i in range(len(these))] if shares else []
 
     def pictures(
         self, model: StableDiffusion, requests: list[tuple[str, int]], resolution: int

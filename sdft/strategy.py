@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 
-NAMES = ("auto", "ddp")
+from sdft.processes import cluster, launched, place
+
+NAMES = ("auto", "ddp", "fsdp")
 ACCELERATORS = ("auto", "cpu", "gpu")
 
 
 def alone(accelerator: str) -> str:
-    """Where a single process computes: the first GPU, if there is one and it is not to be the CPU."""
+    """Where this process computes without a trainer: on its GPU, if there is one and it is not to be the CPU."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
+    return f"cuda:{place().local_number}" if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
 
 
 @dataclass
@@ -32,15 +34,46 @@ class Strategy:
 
     def device(self):
         """Where this process computes, before there is a trainer: of a machine's GPUs the one of its local rank."""
-        import os
-
         import torch
 
-        local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))
-        return torch.device("cpu" if self.trainer()["accelerator"] == "cpu" else f"cuda:{local}")
+        return torch.device("cpu" if self.on_cpu() else f"cuda:{place().local_number}")
+
+    def on_cpu(self) -> bool:
+        import torch
+
+        return self.accelerator == "cpu" or not torch.cuda.is_available()
+
+    def local(self) -> int:
+        """How many processes compute on each machine. On a CPU, `auto` is one: it already uses every core."""
+        import torch
+
+        if self.devices != "auto":
+            return int(self.devices)
+        if launched():
+            return place().local_count
+        return 1 if self.on_cpu() else torch.cuda.device_count()
+
+    def world(self) -> int:
+        return self.local() * self.num_nodes
+
+    def to_start(self) -> int:
+        """How many processes this one has to start and wait for; 0 when it is one of them, or alone."""
+        if not launched():
+            if self.num_nodes > 1:
+                raise ValueError(
+                    f"num_nodes={self.num_nodes}: start it on every machine, with torchrun --nnodes={self.num_nodes} "
+                    "--nproc-per-node=… --rdzv-backend=c10d --rdzv-endpoint=FIRST:29500 train.py …, or with srun"
+                )
+            return self.world() if self.world() > 1 else 0
+        if (told := place()).count != self.world():
+            raise ValueError(
+                f"devices={self.devices} num_nodes={self.num_nodes}: {told.count} processes were started, {told.local_count} on "
+                f"a machine; give devices={told.local_count} num_nodes={told.count // told.local_count}"
+            )
+        return 0
 
     def trainer(self) -> dict:
-        """What Lightning's Trainer takes. On a CPU, `auto` is one device: it already uses every core."""
+        """What Lightning's Trainer takes."""
         import torch
 
         if self.accelerator == "gpu" and not torch.cuda.is_available():
@@ -48,11 +81,27 @@ class Strategy:
         cuda = 0 if self.accelerator == "cpu" else torch.cuda.device_count()
         if cuda and self.devices != "auto" and int(self.devices) > cuda:
             raise ValueError(f"devices={self.devices}: this machine has {cuda}; choose auto or fewer")
-        cpu = self.accelerator == "cpu" or not torch.cuda.is_available()
-        devices = 1 if self.devices == "auto" and cpu else self.devices
         return {
-            "accelerator": "cpu" if cpu and self.accelerator == "auto" else self.accelerator,
-            "devices": devices if devices == "auto" else int(devices),
+            "accelerator": "cpu" if self.on_cpu() and self.accelerator == "auto" else self.accelerator,
+            "devices": self.local(),
             "num_nodes": self.num_nodes,
-            "strategy": self.name,
+            "strategy": self.lightning(),
+            "plugins": [cluster()],
         }
+
+    def check(self, result: str, precision: str) -> None:
+        """`result` is what the method leaves: an adapter or a pipeline."""
+        if self.name == "fsdp" and result != "pipeline":
+            raise ValueError("strategy=fsdp: spreads weights that learn, and an adapter's are few; choose strategy=ddp")
+        if self.name == "fsdp" and precision == "16-mixed":
+            raise ValueError("strategy=fsdp: does not scale fp16 gradients; choose precision=bf16 or fp32")
+
+    def lightning(self):
+        """How the processes share the work; one alone needs nothing of it."""
+        if self.world() == 1:
+            return "auto"
+        from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
+        if self.name == "fsdp":
+            return ModelParallelStrategy(self.world(), 1, save_distributed_checkpoint=False)
+        return DDPStrategy(broadcast_buffers=False)  # they never change, and those of parts that rest are elsewhere

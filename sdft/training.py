@@ -1,6 +1,7 @@
 """Build a run from its config, say what will happen, train, and tell what improved."""
 
 import re
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from sdft.build import build_module, build_samples, build_trainer, cheap_parts, processes
+from sdft import processes
+from sdft.build import build_module, build_samples, build_trainer, cheap_parts
 from sdft.data.report import contact_sheet, report
 from sdft.data.view import split, worded
 from sdft.preflight import announce, inspect
@@ -28,10 +30,17 @@ def train(cfg: DictConfig):
     if cfg.model == "none":
         raise ValueError("model=none: only evaluate.py does without; choose a model")
     parts, source = cheap_parts(cfg), worded(instantiate(cfg.data), cfg.template)
-    loop, prior = parts["loop"], parts["prior"]
+    loop, prior, strategy = parts["loop"], parts["prior"], parts["strategy"]
     if prior:
         prior.check_apart(cfg.data.get("path"))
-    parts["precision"].check(parts["strategy"].trainer()["accelerator"])
+    parts["precision"].check(strategy.trainer()["accelerator"])
+    strategy.check(parts["method"].result, parts["precision"].trainer)
+    if count := strategy.to_start():
+        if status := processes.start(count, folder):
+            sys.exit(status)
+        return None
+    processes.meet(strategy.on_cpu())
+    folder = seen_by_all(processes.told(folder))
     checkpoint, (taught, spare) = loop.checkpoint(), split(source, cfg.held_out)
     prompts = read_prompts(cfg.prompts) or source.prompts() + ([prior.prompt] if prior else [])
     source.verify()
@@ -40,13 +49,14 @@ def train(cfg: DictConfig):
     model = instantiate(cfg.model)
     model.latent_shape(cfg.resolution)
     parts["method"].check(model, taught.captions())
-    a_step = loop.samples_per_step(processes(parts["strategy"].trainer()))
+    a_step = loop.samples_per_step(strategy.world())
     steps = loop.total(parts["stream"].plan(taught, model.unit, a_step))
     parts["schedule"].check(steps)
     check_unfinished(checkpoint, steps)
 
-    classes, device = None, parts["strategy"].device()
-    judges = parts["metrics"].judges(str(device)) if cfg.metrics else None
+    classes, device = None, strategy.device()
+    judging = processes.rank() == 0 or loop.evaluate_every
+    judges = parts["metrics"].judges(str(device)) if cfg.metrics and judging else None
     exam = exam_on_the_way(cfg, judges, source, taught) if loop.evaluate_every else None
     if prior and prior.weight:
         model.to(device).compute = parts["precision"].dtype
@@ -68,12 +78,20 @@ def train(cfg: DictConfig):
     try:
         fit(module, samples, trainer, loop, checkpoint, record, words)
         release(module, trainer)
-        if trainer.is_global_zero:
-            closing(record, cfg, module.method, judges, bool(spare), trainer.loggers)
-            record.end("finished")
+        closing(record, cfg, module.method, judges, bool(spare), trainer.loggers)
+        record.end("finished")
     finally:
         close_dashboards()
     return module
+
+
+def seen_by_all(folder: Path) -> Path:
+    """`ValueError` when a process on another machine has no way to the run's folder."""
+    if hidden := [str(number) for number, seen in enumerate(processes.everywhere(folder.is_dir())) if not seen]:
+        raise ValueError(
+            f"{folder}: process {', '.join(hidden)} does not see it; run where all machines share the files"
+        )
+    return folder
 
 
 def release(module, trainer) -> None:
@@ -141,15 +159,14 @@ def fit(module, samples, trainer, loop, checkpoint: Path | None, record: Record,
             logger.log_hyperparams(words | {"learns": sum(p.numel() for p in module.learned().values())})
         trainer.fit(module, Pictures(samples, loop.batch_size, loop.workers), ckpt_path=checkpoint, weights_only=True)
     except BaseException:
-        if trainer.is_global_zero:
-            record.end("failed")
+        record.end("failed")
         raise
-    if trainer.is_global_zero:
-        record.end(
-            "trained",
-            seconds=round(time.perf_counter() - began, 1),
-            **outcome(trainer, record.folder / module.method.result),
-        )
+    processes.wait()  # for the first one's files
+    record.end(
+        "trained",
+        seconds=round(time.perf_counter() - began, 1),
+        **outcome(trainer, record.folder / module.method.result),
+    )
 
 
 def check_name(name: str) -> None:
@@ -219,20 +236,22 @@ def closing(record: Record, cfg: DictConfig, method, judges, held_out: bool, log
 
     folder, (first, last) = record.folder, record.facts["validation_loss"]
     images = "held-out" if held_out else "training"
-    print(f"loss     {first:.4f} → {last:.4f} at fixed noise on {images} images ({last / first - 1:+.1%})")
-    draw(folder, held_out)
-    if stopped := record.facts.get("stopped_at"):
-        print(
-            f"stopped  at step {stopped}: {cfg.patience} evaluations in a row brought no better {cfg.checkpoint_metric}"
-        )
-    if judges:
+    if first_of_all := processes.rank() == 0:
+        print(f"loss     {first:.4f} → {last:.4f} at fixed noise on {images} images ({last / first - 1:+.1%})")
+        draw(folder, held_out)
+        if stopped := record.facts.get("stopped_at"):
+            waited = f"{cfg.patience} evaluations in a row"
+            print(f"stopped  at step {stopped}: {waited} brought no better {cfg.checkpoint_metric}")
+    if cfg.metrics:
         from sdft.dashboard import show_report
         from sdft.evaluation import evaluate
         from sdft.states import of_run
 
         report = evaluate(folder / "evaluation", cfg, of_run(folder, method, [1.0], None, cfg.seed), judges)
-        for logger in loggers:
+        for logger in loggers if report else ():
             show_report(logger, report, folder / "evaluation" / "pictures.png")
+    if not first_of_all:
+        return
     result = folder / method.result
     print(f"look     {folder / 'samples.png'}   {folder / 'loss.png'}")
     print(f"{method.result:<8} {result}/ ({megabytes(result):.1f} MB)")

@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "sdft"
 # lowest first; a module imports only what stands before its own layer
 LAYERS = [
+    ["processes"],
     [
         "draws",
         "config",
@@ -20,9 +21,10 @@ LAYERS = [
         "assets",
         "files",
         "jobs",
+        "launchers",
     ],
     ["record", "data.scan", "prompts", "digest", "equivalent", "curves", "charts", "model", "objective"],
-    ["metrics.embedder", "metrics.base"],
+    ["metrics.embedder", "metrics.base", "sharding"],
     ["data.images", "data.buckets", "data.plan", "data.source"],
     ["data.tables", "data.view"],
     ["loading", "data.folder", "data.digits", "data.stream", "sampling", "export", "protocol"],
@@ -38,7 +40,8 @@ LAYERS = [
     ["page"],
     ["results"],
     ["compare_page"],
-    ["compare"],
+    ["compare", "search"],
+    ["combinations"],
     ["sweep"],
     ["command"],
     ["callbacks.meters", "callbacks.ema", "callbacks.gradients", "card", "preflight"],

@@ -1,12 +1,10 @@
 """What the recipes on the embedded model claim, measured."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, scores_of
+from conftest import scores_of
 from PIL import Image
 
 from sdft.data.digits import answers, style_words
@@ -61,40 +59,6 @@ def test_dreambooth_learns_the_subject_and_only_the_prior_keeps_the_class(run, l
     assert the_class[1]["DIV"] > 0.8 * before["DIV"] > the_class[0]["DIV"]
     print(before, the_class)
     print({"base": len(set(base)), **{w: (t.count("neon"), len(set(t))) for w, t in kept.items()}})
-
-
-def test_two_processes_are_one_with_the_double_batch(tmp_path):  # pitfall 13
-    from safetensors.torch import load_file
-
-    words = ["steps=3", "logger=none", "metrics=none", "sample_every=0", "sampling.steps=2", "data.per_digit=3"]
-    words += ["accelerator=cpu", "optimizer.eps=1e-3", "schedule=cosine", "accumulate=2"]
-    found = {}
-    for name, more in {"one": ["batch_size=4"], "two": ["batch_size=2", "devices=2", "strategy=ddp"]}.items():
-        command = [sys.executable, str(ROOT / "train.py"), *words, *more, f"hydra.run.dir={tmp_path / name}"]
-        subprocess.run(command, cwd=tmp_path, check=True, timeout=600, stdout=subprocess.DEVNULL)
-        found[name] = load_file(tmp_path / name / "adapter" / "pytorch_lora_weights.safetensors")
-        rates = (tmp_path / name / "metrics.csv").read_text()
-        assert rates.count("\n") > 2
-    assert all(torch.allclose(found["one"][key], found["two"][key], atol=1e-5) for key in found["one"])
-
-
-def test_each_job_of_a_sweep_is_two_processes_of_the_same_words(tmp_path):
-    """Hydra's own multirun with Lightning's launcher trains other words on the second rank, and says nothing."""
-    from safetensors.torch import load_file
-
-    words = ["steps=3", "logger=none", "metrics=none", "sample_every=0", "sampling.steps=2", "data.per_digit=3"]
-    words += ["accelerator=cpu", "optimizer.eps=1e-3"]
-    two = ["-m", *words, "rank=2,4", "batch_size=2", "devices=2", "strategy=ddp"]
-    one = [*words, "rank=4", "batch_size=4", f"hydra.run.dir={tmp_path / 'one'}"]
-    for given in (two, one):
-        command = [sys.executable, str(ROOT / "train.py"), *given]
-        subprocess.run(command, cwd=tmp_path, check=True, timeout=600, stdout=subprocess.DEVNULL)
-    (sweep,) = tmp_path.glob("multirun/lora/*")
-    file = "adapter/pytorch_lora_weights.safetensors"
-    ranks = [{w.shape[0] for k, w in load_file(sweep / job / file).items() if "lora_A" in k} for job in "01"]
-    assert ranks == [{2}, {4}] and (sweep / "compare.html").is_file()
-    alone, both = load_file(tmp_path / "one" / file), load_file(sweep / "1" / file)
-    assert all(torch.allclose(alone[key], both[key], atol=1e-5) for key in alone)
 
 
 def test_lora_on_cross_attention_makes_a_shifted_domain_clearer(run):  # S4-09

@@ -5,10 +5,18 @@ from contextlib import contextmanager
 import torch
 from lightning import Callback
 
+from sdft.sharding import full, is_sharded, placed
+
 
 def averages(optimizer) -> bool:
     """Whether an optimizer, or its class, keeps averaged weights of its own, as the schedule-free ones do."""
     return hasattr(optimizer, "eval") and hasattr(optimizer, "train")
+
+
+@torch.no_grad()
+def put(weights: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> None:
+    for name, value in values.items():
+        weights[name].copy_(value)
 
 
 class EMA(Callback):
@@ -19,9 +27,10 @@ class EMA(Callback):
 
     def on_train_start(self, trainer, module):
         self.steps = trainer.global_step
+        weights = module.learned()
         if not self.average:
-            self.average = {name: p.detach().clone() for name, p in module.learned().items()}
-        self.average = {name: average.to(module.device) for name, average in self.average.items()}
+            self.average = {name: p.detach().clone() for name, p in weights.items()}
+        self.average = {name: placed(average, weights[name]) for name, average in self.average.items()}
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
@@ -38,9 +47,12 @@ class EMA(Callback):
         """The averaged weights, these or the optimizer's own, in the model's place; afterwards the raw ones, to the bit."""
         optimizers = [o for o in module.trainer.optimizers if averages(o)]
         weights = module.learned() if self.average or optimizers else {}
-        raw = {name: p.data for name, p in weights.items()}
-        for name, p in weights.items():
+        sharded = is_sharded(module.model)  # whose storage must stay where it is
+        raw = {name: p.detach().clone() if sharded else p.data for name, p in weights.items()}
+        for name, p in weights.items() if not sharded else ():
             p.data = self.average[name] if self.average else p.data.clone()
+        if sharded:
+            put(weights, self.average)
         for optimizer in optimizers:
             optimizer.eval()
         try:
@@ -48,11 +60,13 @@ class EMA(Callback):
         finally:
             for optimizer in optimizers:
                 optimizer.train()
-            for name, p in weights.items():
+            for name, p in weights.items() if not sharded else ():
                 p.data = raw[name]
+            if sharded:
+                put(weights, raw)
 
     def state_dict(self):
-        return {"average": self.average, "updates": self.updates}
+        return {"average": {name: full(average) for name, average in self.average.items()}, "updates": self.updates}
 
     def load_state_dict(self, state):
         self.average, self.updates = state["average"], state["updates"]

@@ -7,12 +7,14 @@ from pathlib import Path
 from lightning import Callback
 from PIL import Image
 
+from sdft import processes
 from sdft.callbacks.ema import EMA
 from sdft.callbacks.meters import Meters
 from sdft.exam import Exam
 from sdft.protocol import PROMPTS
 from sdft.sampling import Sampling
 from sdft.scores import flat, key, worth
+from sdft.sharding import whole
 from sdft.states import BEST
 from sdft.timeline import Timeline
 
@@ -59,14 +61,13 @@ class Evaluations(Callback):
                     "give the same words as then, or evaluate_every=0"
                 )
             self.exam.begin(self.timeline.kept(0))
-            if self.best and self.best["metric"] != self.choose:
-                self.best, self.since = None, 0
+        if self.best and self.best["metric"] != self.choose:
+            self.best, self.since = None, 0
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if trainer.global_step % self.every == 0 and trainer.global_step != self.measured:
             self.measure(trainer, module)
-            waited = trainer.strategy.broadcast(self.since)
-            if self.patience and waited >= self.patience:
+            if self.patience and self.since >= self.patience:
                 trainer.should_stop = True
 
     def on_train_end(self, trainer, module):
@@ -74,25 +75,25 @@ class Evaluations(Callback):
             self.measure(trainer, module)
 
     def measure(self, trainer, module) -> None:
-        """Draw, score, write down; the first process alone."""
+        """Draw, in all processes; score and write down, in the first; compare, in all."""
         self.measured = step = trainer.global_step
-        if not trainer.is_global_zero:
-            return
         with self.meters.paused(), self.ema.applied(module):
-            pictures = {
-                group.name: list(self.sampling(module.model, group.prompts, self.resolution))
-                for group in self.exam.groups
-            }
-            self.timeline.keep(pictures, step)
-            if step == 0:
-                self.exam.begin(pictures)
-            scores = self.exam.scores(pictures)
-            self.timeline.write({"step": step, **self.asked(), "scores": scores})
+            draw = lambda group: self.sampling(module.model, group.prompts, self.resolution)  # noqa: E731
+            pictures = {group.name: draw(group) for group in self.exam.groups}
+            scores = processes.told(self.score(pictures, step) if trainer.is_global_zero else None)
             if self.choose and step:
                 self.compare(step, scores, module)
         told = {f"scores/{name}": s["value"] for name, s in flat(scores).items() if s["value"] is not None}
         for logger in trainer.loggers:
             logger.log_metrics(told, step)
+
+    def score(self, pictures: dict[str, list[Image.Image]], step: int) -> dict:
+        self.timeline.keep(pictures, step)
+        if step == 0:
+            self.exam.begin(pictures)
+        scores = self.exam.scores(pictures)
+        self.timeline.write({"step": step, **self.asked(), "scores": scores})
+        return scores
 
     def compare(self, step: int, scores: dict, module) -> None:
         """Keep the result when its score is the best so far; what could not be computed never is."""
@@ -101,7 +102,9 @@ class Evaluations(Callback):
         value = scores[group][name]["value"]
         before = self.best["value"] if self.best else None
         if worth(value, direction) > worth(before, direction):
-            module.method.save(module.model, self.folder / BEST, self.name)
+            model = whole(module.model)
+            if processes.rank() == 0:
+                module.method.save(model, self.folder / BEST, self.name)
             self.best, self.since = {"step": step, "metric": self.choose, "value": value}, 0
         else:
             self.since += 1

@@ -4,6 +4,7 @@ from lightning import Callback
 
 from sdft.callbacks.samples import Samples
 from sdft.card import write_card
+from sdft.sharding import whole
 
 
 class Export(Callback):
@@ -13,8 +14,11 @@ class Export(Callback):
     def on_train_end(self, trainer, module):
         samples, folder = self.samples, self.samples.folder
         trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
-        if trainer.is_global_zero:
-            result = folder / module.method.result
-            with samples.ema.applied(module):
-                module.method.save(module.model, result, self.name)
-            write_card(result, self.name, module, samples.sampling, samples.prompts, samples.resolution, self.command)
+        result = folder / module.method.result
+        with samples.ema.applied(module):
+            model = whole(module.model)
+            if trainer.is_global_zero:
+                module.method.save(model, result, self.name)
+                write_card(
+                    result, self.name, module, samples.sampling, samples.prompts, samples.resolution, self.command
+                )

@@ -4,6 +4,8 @@ import re
 
 from lightning import Callback
 
+from sdft.sharding import full
+
 ADAPTER = re.compile(r"\.(?:lora|hada|lokr)_")  # what stands between a layer's name and its adapter's tensors
 
 PATIENCE = {"embedding": 50}  # steps: a word is not in every caption
@@ -24,7 +26,7 @@ class FirstGradients(Callback):
         for name, p in module.learned().items():
             layer = ADAPTER.split(name)[0] if ADAPTER.search(name) else name.rsplit(".", 1)[0]
             layers.add(layer)
-            if layer not in self.moved and p.grad is not None and bool(p.grad.any()):
+            if layer not in self.moved and p.grad is not None and bool(full(p.grad).any()):
                 self.moved.add(layer)
         still = sorted(layers - self.moved)
         if not still:

@@ -42,10 +42,10 @@ class Samples(Callback):
 
     def sample(self, trainer, module) -> None:
         self.sampled = trainer.global_step
+        with self.meters.paused(), self.ema.applied(module):
+            pictures = self.sampling(module.model, self.prompts, self.resolution)
         if not trainer.is_global_zero:
             return
-        with self.meters.paused(), self.ema.applied(module):
-            pictures = list(self.sampling(module.model, self.prompts, self.resolution))
         step = self.folder / "samples" / f"step-{trainer.global_step:06d}"
         step.mkdir(parents=True, exist_ok=True)
         requests = self.sampling.requests(self.prompts)

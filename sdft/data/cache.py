@@ -1,13 +1,13 @@
 """What is frozen is computed once: the moments of latents and the contexts of captions, by content, in memory or in files."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sdft import processes
 from sdft.data.stream import Samples
 from sdft.digest import of_weights
 from sdft.files import whole
@@ -51,10 +51,25 @@ class Store:
         path, names = self.places[key]
         return {name.rsplit(".", 1)[1]: self.open(path).get_tensor(name) for name in names}
 
-    def add(self, entries: dict[str, Entry]) -> None:
+    def share(self, entries: dict[str, Entry]) -> None:
+        """What every process adds is then in all of their stores; the first one writes the files."""
         if self.folder is None:
-            self.memory |= entries
+            for part in processes.everywhere(entries):
+                self.memory |= part
             return
+        parts = processes.gathered(entries)
+        path = processes.told(
+            self.add({key: entry for part in parts for key, entry in part.items()}) if parts else None
+        )
+        if not path.is_file():
+            raise ValueError(
+                f"{path}: written by another process and not seen here; give cache=ram, or share the folder"
+            )
+        if path not in self.files:
+            self.learn(path)
+
+    def add(self, entries: dict[str, Entry]) -> Path:
+        """Write a file of them."""
         from safetensors.torch import save
 
         tensors = {f"{key}.{name}": t.contiguous() for key, entry in entries.items() for name, t in entry.items()}
@@ -62,6 +77,7 @@ class Store:
         with whole(path) as file:
             file.write_bytes(save(tensors))
         self.learn(path)
+        return path
 
 
 def fill(streams: list[Samples], model, text: bool) -> list[str]:
@@ -87,27 +103,28 @@ def fill(streams: list[Samples], model, text: bool) -> list[str]:
             samples.contexts = store
         rest.append("text_encoder")
     told = ", ".join(f"{total} {what} ({new} made now)" for (total, new), what in counts)
-    if counts and os.environ.get("LOCAL_RANK", "0") == "0":
+    if counts and processes.rank() == 0:
         print(f"cache    {told} " + (f"in {PLACE}/" if stream.cache == "disk" else "in memory"), flush=True)
     return rest
 
 
 def make(store: Store, wanted: dict[str, tuple], compute, what: str) -> tuple[int, int]:
-    """Let `compute` make what `store` lacks, a shard at a time; returns how many there are, and how many were made now."""
+    """Let `compute` make what `store` lacks, a shard at a time in every process; returns how many there are, and how many were
+    made now."""
     from rich.console import Console
     from rich.progress import Progress
 
-    missing = [key for key in wanted if key not in store]
+    missing = processes.told([key for key in wanted if key not in store])
     missing.sort(key=lambda key: wanted[key][0])  # equal sizes together
-    console = Console()
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+    console, hidden = Console(), processes.rank() > 0
+    with Progress(console=console, disable=hidden or not console.is_terminal, transient=True) as bar:
         task = bar.add_task(what, total=len(missing))
-        for start in range(0, len(missing), SHARD):
-            entries = {}
-            for batch in alike(missing[start : start + SHARD], wanted):
+        for start in range(0, len(missing), SHARD * processes.world()):
+            share, entries = missing[start : start + SHARD * processes.world()], {}
+            for batch in alike(share[processes.rank() :: processes.world()], wanted):
                 entries |= dict(zip(batch, compute([wanted[key] for key in batch]), strict=True))
-                bar.advance(task, len(batch))
-            store.add(entries)
+                bar.advance(task, len(batch) * processes.world())
+            store.share(entries)
     return len(wanted), len(missing)
 
 
