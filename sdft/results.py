@@ -18,7 +18,8 @@ COSTS = {  # of a run, with how a value is printed
 }
 NO_SETTING = ("name", "seed", "sweep", "tags", "resume", "prompts")  # words that do not make a run another setting
 CHOICES = ("method", "model", "data", "optimizer", "schedule", "precision", "strategy")  # named first
-LOWER = ("validation/loss",)
+LOSS = "validation/loss"
+LOWER_IS_BETTER = (LOSS, "nearest", "PRES", "drift", "drift CMMD", "drift LPIPS", "face L2", "CMMD", "FID", "KID")
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Run:
 
     def start(self, metric: str) -> float | None:
         """What the base has."""
-        if metric == "validation/loss":
+        if metric == LOSS:
             return self.loss
         return flat(self.report["states"][0]["scores"])[metric]["value"]
 
@@ -157,7 +158,7 @@ def metrics(runs: list[Run]) -> dict[str, bool]:
     """Scores that all runs have, of evaluations that asked the same, and whether higher is better."""
     told = facts(runs[0]) if len({run.asked for run in runs}) == 1 else {}
     there = {name: fact["higher_is_better"] for name, fact in told.items() if all(name in run.scores for run in runs)}
-    return there | dict.fromkeys(LOWER, False)
+    return there | {LOSS: False}
 
 
 def usual(runs: list[Run]) -> str:

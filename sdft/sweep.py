@@ -1,65 +1,138 @@
-"""A sweep is a list of words to try: every combination runs in a fresh process of its own, and a page compares them.
+"""A sweep is words to try: every job runs in a fresh process of its own, and a page compares them.
 
-`python train.py -m rank=4,8` and files in `sweeps/` are the same thing; the files are those of `wandb sweep` with
-`method: grid`, so agents on many machines can share one. Hydra's own multirun is not used: it runs all jobs in one process,
-and a second rank that Lightning starts there would run the whole sweep again.
+`python train.py -m rank=4,8` and files in `sweeps/` are the same thing; the files are those of `wandb sweep`, so agents on
+many machines can share one. Hydra's own multirun is not used: it runs all jobs in one process, and a second rank that
+Lightning starts there would run the whole sweep again.
 """
 
 import hashlib
-import itertools
 import json
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
+from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
+from sdft.combinations import changing, corners, jobs, space_of, spread_out, text, values_of
 from sdft.files import whole
-from sdft.jobs import Job, run_all, usable
+from sdft.jobs import Job, Launcher, Listed, run_all
 
 FOLDER = Path(__file__).parent.parent / "sweeps"
-OWN = ("n_jobs",)  # words of the sweep, not of its jobs
 STATE = "sweep.json"
+TRIALS = 20  # of a search that is not told how many
+METHODS = {"grid": None, "bayes": "tpe", "random": "random"}  # of `wandb sweep`, and who proposes the words here
 
 
 def sweep(name: str | None, words: list[str]) -> int:
-    """Run all jobs of `sweeps/NAME.yaml`, or of `words` alone, which replace and add to the file's; returns the exit code.
+    """Run the jobs of `sweeps/NAME.yaml`, or of `words` alone, which replace and add to the file's; returns the exit code.
 
     Jobs write to `multirun/NAME/STAMP/0`, `1` and so on. One that fails does not stop the others. Asked again with the same
     words, a sweep goes on: only what is missing or failed runs.
     """
-    from sdft.compare import compare
-
-    own = {key: value for key, value in (word.split("=", 1) for word in words if "=" in word) if key in OWN}
-    words = [word for word in words if word.split("=", 1)[0] not in OWN]
+    own, words = told_to_the_sweep(words)
     file = read(name) if name else {}
-    combinations = jobs(values_of(file), words)
+    parameters = file.get("parameters", {})
+    looking = METHODS[file.get("method", "grid")] or any(spread_out(word) for word in words)
+    plan = searched if looking else listed
+    return plan(name, file, parameters, words, own)
+
+
+def listed(name: str | None, file: dict, parameters: dict, words: list[str], own: DictConfig) -> int:
+    """Every combination of the values."""
+    if given := [key for key in ("trials", "objectives") if own[key] is not None]:
+        raise ValueError(
+            f"{given[0]}={own[given[0]]}: of a search, and no word here has a range, such as lr=interval(1e-5,1e-3)"
+        )
+    combinations = jobs(values_of(parameters), words)
     configs = checked(combinations)
     name = name or (configs[0].name if len({cfg.name for cfg in configs}) == 1 else "sweep")
-    places = usable(own.get("n_jobs"), [(cfg.devices, cfg.accelerator) for cfg in configs])
-    state = {"sweep": name, "jobs": combinations, "configs": hashlib.sha256(repr(configs).encode()).hexdigest()}
-    folder = earlier(state) or Path("multirun") / name / time.strftime("%Y-%m-%d_%H-%M-%S")
-    with whole(folder / STATE) as partial:
-        partial.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n")
-    alone = held(folder)
+    launcher: Launcher = instantiate(own.launcher)
+    state = {"sweep": name, "jobs": combinations, "configs": digest(configs)}
+    folder, alone = begun(state, launcher, configs)
     labels = [" ".join(changing(combinations, number)) for number in range(len(combinations))]
     todo = [
         Job(folder / str(number), [*words_of_job, f"sweep={folder.name}"], label)
         for number, (words_of_job, label) in enumerate(zip(combinations, labels, strict=True))
     ]
     done = [job for job in todo if job.finished()]
+    tell_done(len(done), len(todo), folder)
+    feed = Listed([job for job in todo if job not in done], len(todo))
+    run_all(feed, launcher)
+    return closed(folder, [job.folder for job in todo if job.finished()], metric_of(file), feed, alone)
+
+
+def searched(name: str | None, file: dict, parameters: dict, words: list[str], own: DictConfig) -> int:
+    """As many jobs as `trials` says, with words that Optuna picks."""
+    if find_spec("optuna") is None:
+        raise ValueError('a range of values: needs optuna, which is not installed; pip install "sdft[sweeps]"')
+    from sdft.search import Search, objectives_of
+
+    space, fixed = space_of(parameters, words)
+    ends = [
+        [*fixed, *(f"{key}={text(end)}" for key, end in zip(space, picked, strict=True))] for picked in corners(space)
+    ]
+    configs = checked(ends)
+    trials, name = own.trials or file.get("run_cap") or TRIALS, name or configs[0].name
+    goal = {metric_of(file): file["metric"]["goal"]} if metric_of(file) else {}
+    named = [own.objectives] if isinstance(own.objectives, str) else own.objectives or list(goal) or ["validation/loss"]
+    objectives = objectives_of(list(named), goal)
+    launcher: Launcher = instantiate(own.launcher)
+    sampler = METHODS[file.get("method", "grid")] or own.sampler
+    state = {"sweep": name, "fixed": fixed, "space": {key: repr(values) for key, values in space.items()}}
+    folder, alone = begun(state | {"objectives": objectives, "configs": digest(configs)}, launcher, configs)
+    fixed = [*fixed, f"sweep={folder.name}"]
+    feed = Search(folder, space, fixed, objectives, trials, sampler, own.prune, configs[0].seed)
+    tell_done(feed.done, trials, folder)
+    run_all(feed, launcher)
+    print("\n".join(feed.verdict()))
+    return closed(folder, feed.finished(), next(iter(objectives)), feed, alone)
+
+
+def begun(state: dict, launcher: Launcher, configs: list[DictConfig]) -> tuple[Path, object]:
+    """The sweep's folder, an earlier one of the same jobs or a new one, and its lock."""
+    folder = earlier(state) or Path("multirun") / state["sweep"] / time.strftime("%Y-%m-%d_%H-%M-%S")
+    launcher.prepare(folder, configs)
+    with whole(folder / STATE) as partial:
+        partial.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n")
+    return folder, held(folder)
+
+
+def tell_done(done: int, total: int, folder: Path) -> None:
     if done:
-        print(
-            f"sweep    {len(done)} of {len(todo)} jobs are finished in {folder}/; delete it to run them again",
-            flush=True,
-        )
-    failed = run_all([job for job in todo if job not in done], len(todo), places)
-    compare([job.folder for job in todo if job.finished()], folder, preferred=metric_of(file))
-    if failed:
-        print(f"error: {len(failed)} of {len(todo)} jobs failed: {'; '.join(j.label for j in failed)}", file=sys.stderr)
+        print(f"sweep    {done} of {total} jobs are finished in {folder}/; delete it to run them again", flush=True)
+
+
+def closed(folder: Path, finished: list[Path], metric: str | None, feed: Listed, alone) -> int:
+    """Compare what finished, name what failed; the exit code."""
+    from sdft.compare import compare
+
+    compare(finished, folder, preferred=metric)
+    if feed.failed:
+        labels = "; ".join(job.label for job in feed.failed)
+        print(f"error: {len(feed.failed)} of {feed.total} jobs failed: {labels}", file=sys.stderr)
     alone.close()
-    return int(bool(failed))
+    return int(bool(feed.failed))
+
+
+def told_to_the_sweep(words: list[str]) -> tuple[DictConfig, list[str]]:
+    """What `conf/sweep.yaml` makes of the words that are the sweep's own, and the others."""
+    from hydra import compose, initialize_config_dir
+
+    from sdft.config import check
+
+    with initialize_config_dir(str(FOLDER.parent / "conf"), version_base="1.3"):
+        known = {*compose("sweep"), "launcher"}
+        mine = [word for word in words if word.split("=", 1)[0].split(".")[0].lstrip("+") in known]
+        cfg = compose("sweep", mine)
+    check(cfg)
+    return cfg, [word for word in words if word not in mine]
+
+
+def digest(configs: list[DictConfig]) -> str:
+    return hashlib.sha256(repr(configs).encode()).hexdigest()
 
 
 def read(name: str) -> dict:
@@ -70,52 +143,9 @@ def read(name: str) -> dict:
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
-def values_of(file: dict) -> dict[str, list]:
-    """The values that each word is to take."""
-    return {
-        key: told["values"] if "values" in told else [told["value"]] for key, told in file.get("parameters", {}).items()
-    }
-
-
 def metric_of(file: dict) -> str | None:
     """The score that the sweep is about, which W&B knows as `evaluation/NAME`."""
     return file.get("metric", {}).get("name", "").removeprefix("evaluation/") or None
-
-
-def jobs(values: dict[str, list], words: list[str]) -> list[list[str]]:
-    """The words of every job: all combinations, the last word changing fastest. `words` replace and add to `values`.
-
-    A word with several values, as Hydra writes them (`rank=4,8`, `seed=range(3)`), is tried with each.
-    """
-    given = [tried(word) for word in words]
-    named = {word.split("=", 1)[0].lstrip("+") for word in words if "=" in word}
-    own = [[f"{key}={text(value)}" for value in tries] for key, tries in values.items() if key not in named]
-    return [list(chosen) for chosen in itertools.product(*own, *given)]
-
-
-def tried(word: str) -> list[str]:
-    """All single words that one with several values stands for."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    if word.startswith("-"):
-        return [word]
-    override = OverridesParser.create().parse_override(word)
-    if not override.is_sweep_override():
-        return [word]
-    if not override.is_discrete_sweep():
-        raise ValueError(f"{word}: only a list of values can be tried one by one, such as {word.split('=')[0]}=1,2")
-    key = override.get_key_element()
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
-
-
-def text(value) -> str:
-    """As a command line says it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def changing(combinations: list[list[str]], number: int) -> list[str]:
-    """The words of one job that differ between jobs."""
-    return [word for word in combinations[number] if any(word not in other for other in combinations)] or ["all"]
 
 
 def checked(combinations: list[list[str]]) -> list[DictConfig]:

@@ -12,17 +12,24 @@ import yaml
 from conftest import ROOT
 from test_config import checked
 
-from sdft import jobs as processes
-from sdft.jobs import usable
-from sdft.sweep import FOLDER, changing, held, jobs, read, sweep, values_of
+from sdft.combinations import changing, corners, jobs, space_of, values_of
+from sdft.jobs import Job
+from sdft.launchers import usable
+from sdft.sweep import FOLDER, METHODS, held, read, sweep
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_sweep_is_one_of_wandb_too_and_its_jobs_compose(file):
     told = yaml.safe_load(file.read_text())
-    assert told["program"] == "train.py" and told["method"] == "grid" and "${args_no_hyphens}" in told["command"]
+    assert told["program"] == "train.py" and told["method"] in METHODS and "${args_no_hyphens}" in told["command"]
     assert file.read_text().startswith(f"# python train.py sweeps={file.stem} ")
-    for job in jobs(values_of(read(file.stem)), []):
+    parameters = read(file.stem)["parameters"]
+    if told["method"] == "grid":
+        words = jobs(values_of(parameters), [])
+    else:
+        space, fixed = space_of(parameters, [])
+        words = [[*fixed, *(f"{key}={value}" for key, value in zip(space, end, strict=True))] for end in corners(space)]
+    for job in words:
         checked(*job)
 
 
@@ -39,16 +46,18 @@ def test_words_with_several_values_are_hydras():
     ]
     assert jobs({"rank": [1]}, ["rank=2,3"]) == [["rank=2"], ["rank=3"]]
     assert jobs({}, ["prompts=[a cat,a dog]"]) == [["prompts=[a cat,a dog]"]]  # a list is one value
-    with pytest.raises(ValueError, match=r"lr=interval\(0,1\): only a list of values"):
-        jobs({}, ["lr=interval(0,1)"])
 
 
 def test_a_bad_word_is_refused_before_any_job_runs(faked, tmp_path):
     with pytest.raises(Exception, match="rank"):
         sweep(None, ["rank=4,many"])
     assert not (tmp_path / "ran.txt").exists() and not (tmp_path / "multirun").exists()
-    with pytest.raises(ValueError, match="n_jobs=some: choose 1 or more"):
+    with pytest.raises(ValueError, match="n_jobs=some: Local takes a whole number or null"):
         sweep(None, ["rank=4,8", "n_jobs=some"])
+    with pytest.raises(ValueError, match="n_jobs=0: choose 1 or more"):
+        sweep(None, ["rank=4,8", "n_jobs=0"])
+    with pytest.raises(ValueError, match="trials=5: of a search, and no word here has a range"):
+        sweep(None, ["rank=4,8", "trials=5"])
 
 
 def test_a_failed_job_stops_no_other_and_only_it_runs_again(faked, tmp_path, monkeypatch, capfd):
@@ -98,24 +107,21 @@ def test_each_job_has_gpus_of_its_own(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     place = lambda *ids: {"CUDA_VISIBLE_DEVICES": ",".join(ids)}  # noqa: E731
     assert usable(None, [("auto", "auto")]) == [{}]  # devices=auto takes all
-    assert usable("4", [("auto", "auto")]) == [place("0"), place("1"), place("2"), place("3")]
+    assert usable(4, [("auto", "auto")]) == [place("0"), place("1"), place("2"), place("3")]
     assert usable(None, [(2, "auto")]) == [place("0", "1"), place("2", "3")]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,GPU-a,GPU-b")
-    assert usable("2", [(2, "auto")]) == [place("5", "7"), place("GPU-a", "GPU-b")]
+    assert usable(2, [(2, "auto")]) == [place("5", "7"), place("GPU-a", "GPU-b")]
     assert usable(None, [(1, "cpu")]) == [{}]
     with pytest.raises(ValueError, match="n_jobs=0 devices=8: there are 4 GPUs"):
         usable(None, [(8, "auto")])
     with pytest.raises(ValueError, match="n_jobs=3 devices=2: there are 4 GPUs"):
-        usable("3", [(2, "auto")])
+        usable(3, [(2, "auto")])
 
 
-def test_flags_stand_before_the_words(faked, tmp_path, monkeypatch):
+def test_flags_stand_before_the_words(tmp_path):
     """Overrides behind flags are lost on the ranks that Lightning starts."""
-    seen = []
-    done = subprocess.CompletedProcess([], 0)
-    monkeypatch.setattr(processes.subprocess, "run", lambda command, **_: seen.append(command) or done)
-    processes.Job(tmp_path / "0", ["rank=4", "--config-name=train"], "").run({}, shared=False)
-    assert seen[0][2:] == ["--config-name=train", "rank=4", f"hydra.run.dir={tmp_path / '0'}"]
+    command = Job(tmp_path / "0", ["rank=4", "--config-name=train"], "").cleared()
+    assert command[2:] == ["--config-name=train", "rank=4", f"hydra.run.dir={tmp_path / '0'}"]
 
 
 def test_a_sweep_that_runs_is_not_joined(faked, tmp_path):
