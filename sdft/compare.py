@@ -23,7 +23,7 @@ def compare(folders: list[Path], place: Path, metric: str | None = None, preferr
     if not runs:
         return []
     settings = grouped(runs)
-    metric = metric or (preferred if preferred in metrics(runs) else usual(runs))
+    metric = metric or judged(runs, preferred)
     if metric not in metrics(runs):
         raise ValueError(f"metric={metric}: these runs have {', '.join(metrics(runs))}")
     if len({run.asked for run in runs}) > 1:
@@ -41,6 +41,18 @@ def compare(folders: list[Path], place: Path, metric: str | None = None, preferr
     return settings
 
 
+def judged(runs: list[Run], preferred: str | None = None) -> str:
+    """The score that settings are judged by: `preferred`, if the runs have it, else what their evaluation asks most."""
+    return preferred if preferred in metrics(runs) else usual(runs)
+
+
+def foremost(settings: list[Setting], metric: str) -> Setting | None:
+    """The best of the settings whose every run has the score."""
+    known = [setting for setting in settings if setting.mean(metric) is not None]
+    up = metrics([run for setting in settings for run in setting.runs])[metric]
+    return max(known, key=lambda setting: worth(setting.mean(metric), up), default=None)
+
+
 def answer(settings: list[Setting], metric: str) -> list[str]:
     """Which setting is best, and which is the cheapest that surely keeps most of what the best gained over the base.
 
@@ -51,7 +63,7 @@ def answer(settings: list[Setting], metric: str) -> list[str]:
     if len(known) < 2:
         return []
     up = metrics([run for setting in settings for run in setting.runs])[metric]
-    best = max(known, key=lambda setting: worth(setting.mean(metric), up))
+    best = foremost(settings, metric)
     seeds = min(len(setting.runs) for setting in known)
     lines = [f"best     {best.label}: {metric} {told(best, metric)}, over {seeds} seed{'s' * (seeds > 1)} each"]
     base, cheaper = best.start(metric), sorted((s for s in known if s is not best and cost(s) < cost(best)), key=cost)

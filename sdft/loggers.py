@@ -13,6 +13,7 @@ def wandb(
     tags: list[str] = (),
     mode: str | None = None,
     id: str | None = None,
+    job_type: str | None = None,
 ):
     """Weights & Biases: online with a login, else offline in the run folder (later: `wandb sync`); `id` goes on with a run."""
     from lightning.pytorch.loggers import WandbLogger
@@ -22,10 +23,8 @@ def wandb(
     if mode not in ("online", "offline", "disabled"):
         raise ValueError(f"logger.mode={mode}: choose online, offline or disabled")
     settings = Settings(silent=True, console="off", mode=mode)
-    run = {"id": id, "resume": "allow"} if id else {}
-    logger = WandbLogger(
-        name=name, project=project, group=group, tags=list(tags), save_dir=folder, settings=settings, **run
-    )
+    run = {"group": group, "job_type": job_type, "tags": list(tags)} | ({"id": id, "resume": "allow"} if id else {})
+    logger = WandbLogger(name=name, project=project, save_dir=folder, settings=settings, **run)
     logger._wandb_init.pop("anonymous", None)  # Lightning passes what wandb no longer takes, and wandb warns
     return logger
 

@@ -61,7 +61,7 @@ def listed(name: str | None, file: dict, parameters: dict, words: list[str], own
     tell_done(len(done), len(todo), folder)
     feed = Listed([job for job in todo if job not in done], len(todo))
     run_all(feed, launcher)
-    return closed(folder, [job.folder for job in todo if job.finished()], metric_of(file), feed, alone)
+    return closed(folder, name, [job.folder for job in todo if job.finished()], metric_of(file), feed, alone)
 
 
 def searched(name: str | None, file: dict, parameters: dict, words: list[str], own: DictConfig) -> int:
@@ -88,7 +88,7 @@ def searched(name: str | None, file: dict, parameters: dict, words: list[str], o
     tell_done(feed.done, trials, folder)
     run_all(feed, launcher)
     print("\n".join(feed.verdict()))
-    return closed(folder, feed.finished(), next(iter(objectives)), feed, alone)
+    return closed(folder, name, feed.finished(), next(iter(objectives)), feed, alone)
 
 
 def begun(state: dict, launcher: Launcher, configs: list[DictConfig]) -> tuple[Path, object]:
@@ -105,11 +105,13 @@ def tell_done(done: int, total: int, folder: Path) -> None:
         print(f"sweep    {done} of {total} jobs are finished in {folder}/; delete it to run them again", flush=True)
 
 
-def closed(folder: Path, finished: list[Path], metric: str | None, feed: Listed, alone) -> int:
-    """Compare what finished, name what failed; the exit code."""
+def closed(folder: Path, name: str, finished: list[Path], metric: str | None, feed: Listed, alone) -> int:
+    """Compare what finished, here and on W&B, name what failed; the exit code."""
     from sdft.compare import compare
+    from sdft.overview import overview
 
     compare(finished, folder, preferred=metric)
+    overview(finished, feed.total, folder, name, metric)
     if feed.failed:
         labels = "; ".join(job.label for job in feed.failed)
         print(f"error: {len(feed.failed)} of {feed.total} jobs failed: {labels}", file=sys.stderr)

@@ -138,7 +138,9 @@ def open_run(record: Record, plan: dict, cfg: DictConfig, headline: str, samples
 def dashboard_of(loggers: list, cfg: DictConfig) -> dict:
     """Where to find the run on W&B again."""
     runs = [logger.experiment for logger in loggers if hasattr(logger, "log_table")]
-    return {"wandb": {"id": runs[0].id, "project": cfg.logger.project, "name": cfg.name}} if runs else {}
+    if not runs:
+        return {}
+    return {"wandb": {"id": runs[0].id, "project": cfg.logger.project, "name": cfg.name, "mode": cfg.logger.mode}}
 
 
 def cache(module, streams: list) -> None:

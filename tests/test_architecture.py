@@ -41,6 +41,7 @@ LAYERS = [
     ["results"],
     ["compare_page"],
     ["compare", "search"],
+    ["overview"],
     ["combinations"],
     ["sweep"],
     ["command"],
@@ -50,7 +51,8 @@ LAYERS = [
     ["callbacks.evaluations"],
     ["callbacks.export"],
     ["build"],
-    ["training", "apps.inspect"],
+    ["training", "panels", "apps.inspect"],
+    ["apps.dashboard"],
 ]
 LAYER = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 

@@ -75,7 +75,8 @@ def test_an_offline_run_has_flat_columns_metrics_and_pictures(run):
 
 
 def test_an_evaluation_is_a_table_pictures_and_columns(run, monkeypatch):
-    from sdft.dashboard import add_to_run, key
+    from sdft.dashboard import add_to_run
+    from sdft.scores import key
 
     _, folder = run("steps=1", "logger=wandb", "logger.mode=offline", "metrics=digits", "protocol.images=2")
     scores = scores_of(folder)["fine-tuned"]
