@@ -12,7 +12,7 @@ HOME = "wandb.json"  # which run the sweep is, for when it goes on
 
 
 def overview(finished: list[Path], jobs: int, place: Path, name: str, preferred: str | None = None) -> None:
-    """Log what finished of the `jobs` of a sweep, and `place/compare.html`, where they were logged themselves; nothing when nowhere.
+    """Log what finished of a sweep's `jobs`, and `place/compare.html`, where they were logged themselves; if nowhere, nothing.
 
     Asked again, it goes on with the same W&B run.
     """

@@ -22,6 +22,7 @@ from sdft.jobs import Job, Launcher, Listed, run_all
 
 FOLDER = Path(__file__).parent.parent / "sweeps"
 STATE = "sweep.json"
+OPEN = "launcher.slurm."  # whatever sbatch takes
 TRIALS = 20  # of a search that is not told how many
 METHODS = {"grid": None, "bayes": "tpe", "random": "random"}  # of `wandb sweep`, and who proposes the words here
 
@@ -128,7 +129,7 @@ def told_to_the_sweep(words: list[str]) -> tuple[DictConfig, list[str]]:
     with initialize_config_dir(str(FOLDER.parent / "conf"), version_base="1.3"):
         known = {*compose("sweep"), "launcher"}
         mine = [word for word in words if word.split("=", 1)[0].split(".")[0].lstrip("+") in known]
-        cfg = compose("sweep", mine)
+        cfg = compose("sweep", [f"++{word}" if word.startswith(OPEN) else word for word in mine])
     check(cfg)
     return cfg, [word for word in words if word not in mine]
 

@@ -20,12 +20,13 @@ with open("script.txt", "w") as copy:
 words = dict(l[8:].strip().lstrip("-").partition("=")[::2] for l in open(script) if l.startswith("#SBATCH"))
 told = {{"SLURM_JOB_ID": str(number), "SLURM_JOB_NUM_NODES": words["nodes"], "SLURM_NTASKS": words["ntasks-per-node"]}}
 told |= dict.fromkeys(("SLURM_JOB_NODELIST", "SLURM_NODELIST"), "localhost")
-subprocess.Popen(["bash", script], env=os.environ | told, start_new_session=True)
+quiet = {{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}}
+subprocess.Popen(["bash", "script.txt"], env=os.environ | told, start_new_session=True, **quiet)
 print("Submitted batch job", number)
 """
 SRUN = """#!{python}
 import os, subprocess, sys
-start = next(i for i, word in enumerate(sys.argv) if i and not word.startswith("-"))
+start = sys.argv.index(sys.executable)
 count = int(os.environ["SLURM_NTASKS"])
 told = os.environ | {{"SLURM_NODEID": "0", "SLURM_STEP_NUM_TASKS": str(count), "SLURM_STEP_NUM_NODES": "1"}}
 numbers = [{{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}} for i in range(count)]
@@ -71,9 +72,9 @@ def test_slurm_is_asked_for_what_a_job_needs(faked, slurm, tmp_path):
         "devices=2",
         "launcher=submitit",
         "launcher.minutes=7",
-        "+launcher.slurm.partition=gpu",
+        "launcher.slurm.partition=gpu",
     ]
-    assert sweep(None, [*given, "accelerator=cpu"]) == 0
+    assert sweep(None, [*given, "accelerator=cpu", "launcher.slurm.partition=gpu"]) == 0
     told = (tmp_path / "script.txt").read_text()
     for line in ("--ntasks-per-node=2", "--nodes=1", "--time=7", "--partition=gpu", "--cpus-per-task=8", "--mem=32GB"):
         assert f"#SBATCH {line}" in told

@@ -8,10 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 from safetensors.torch import load_file
+from test_launchers import SRUN
 
 pytestmark = pytest.mark.slow
 WORDS = ["logger=none", "metrics=none", "sample_every=0", "sampling.steps=2", "data.per_digit=3", "accelerator=cpu"]
@@ -82,26 +85,17 @@ def test_pictures_of_the_class_caches_and_scores_are_made_once_by_all(tmp_path):
         place = tmp_path / name
         place.mkdir()
         folder = trained(place, "run", *words, *more)
-        pictures = {p.name: p.read_bytes() for p in place.glob("outputs/class_images/*/*.png")}
-        manifest = json.loads(next(place.glob("outputs/class_images/*/manifest.json")).read_text())
-        cached = [load_file(p) for p in sorted(place.glob("outputs/cache/latents/*/*.safetensors"))]
-        scores = json.loads((folder / "evaluation" / "scores.json").read_text())
-        assert set(manifest["files"]) == set(pictures)
-        found[name] = (
-            pictures,
-            {k: v for part in cached for k, v in part.items()},
-            sum(map(len, cached)),
-            scores["states"],
-        )
-    (ours, one, size, states), (theirs, two, same, others) = found.values()
-    assert len(ours) == 6 and ours.keys() == theirs.keys()
-    assert one.keys() == two.keys() and size == same == len(one)  # no latent twice
-    assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)
-    names = states[1]["scores"]["prompts"]
-    assert all(
-        names[n]["value"] == pytest.approx(others[1]["scores"]["prompts"][n]["value"], abs=0.02)
-        for n in ("CLIP-I", "CLIP-T")
-    )
+        (made,) = place.glob("outputs/class_images/*")
+        pictures = {p.name: np.asarray(Image.open(p)).astype(int) for p in made.glob("*.png")}
+        assert set(json.loads((made / "manifest.json").read_text())["files"]) == set(pictures)
+        cached = [key for p in place.glob("outputs/cache/latents/*/*.safetensors") for key in load_file(p)]
+        assert len(cached) == len(set(cached))  # no latent twice
+        states = json.loads((folder / "evaluation" / "scores.json").read_text())["states"]
+        found[name] = pictures, len(cached), states[1]["scores"]["prompts"]
+    (ours, one, scores), (theirs, two, others) = found.values()
+    assert len(ours) == 6 and ours.keys() == theirs.keys() and one == two
+    assert all(abs(ours[name] - theirs[name]).max() <= 2 for name in ours)  # other batches, sums in another order
+    assert all(scores[n]["value"] == pytest.approx(others[n]["value"], abs=0.02) for n in ("CLIP-I", "CLIP-T"))
 
 
 @pytest.mark.parametrize("search", [False, True], ids=["list", "search"])
@@ -161,6 +155,17 @@ def test_two_machines_train_and_when_one_dies_the_other_ends_and_a_restart_goes_
     assert len(list(tmp_path.glob("outputs/lora/*"))) == 2  # the second machine leaves no folder of its own
     alone = trained(tmp_path, "alone", "steps=40", "batch_size=4", "validate_every=0")
     assert alike(alone, resumed, ADAPTER)
+
+
+def test_srun_starts_the_same_command(tmp_path):
+    script = tmp_path / "srun"
+    script.write_text(SRUN.format(python=sys.executable))
+    words = ["steps=3", "batch_size=2", "devices=2", "strategy=ddp"]
+    told = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SLURM_NODELIST": "localhost", "SLURM_JOB_NODELIST": "localhost"}
+    command = [sys.executable, str(script), sys.executable, str(ROOT / "train.py"), *WORDS, *words]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=400, env=os.environ | told, stdout=subprocess.DEVNULL)
+    (two,) = tmp_path.glob("outputs/lora/*")
+    assert alike(trained(tmp_path, "one", "steps=3", "batch_size=4"), two, ADAPTER)
 
 
 def test_a_process_that_dies_ends_the_others_and_the_run(tmp_path):
