@@ -3,6 +3,7 @@
 import io
 
 COLUMNS = 4
+NAMED = 8  # lines at most, of which each has its name
 BLUE, GREY, AMBER = "#2563eb", "#98a2b3", "#d97706"  # fine-tuned, axes, real pictures
 COLOURS = [BLUE, "#d97706", "#15803d", "#9333ea", "#b42318", "#0e7490"]
 
@@ -30,19 +31,18 @@ def lines_with_spread(panels: dict[str, dict[str, list[tuple[float, float, list[
     figure, panes = drawn(rows, min(len(panels), COLUMNS), 2.2)
     for axes, (title, lines) in zip(panes, panels.items(), strict=False):
         places = {x for line in lines.values() for x, _, _ in line}
-        for colour, (name, line) in zip(COLOURS * 9, lines.items(), strict=False):
-            axes.plot(
-                [x for x, _, _ in line], [y for _, y, _ in line], color=colour, linewidth=1.6, label=literal(name)
-            )
-            dots = [(x, y) for x, _, values in line for y in values]
-            axes.plot(*zip(*dots, strict=True), ".", color=colour, markersize=4)
+        alone = not any(len(line) > 1 for line in lines.values())  # settings that share no line with another
+        for colour, (name, line) in zip([BLUE] * len(lines) if alone else COLOURS * 9, lines.items(), strict=False):
+            means, dots = [(x, y) for x, y, _ in line], [(x, y) for x, _, values in line for y in values]
+            axes.plot(*zip(*means, strict=True), color=colour, linewidth=1.6, label=None if alone else literal(name))
+            axes.plot(*zip(*dots, strict=True), ".", color=colour, markersize=7 if alone else 4)
         if min(places, default=0) > 0 and max(places) / min(places) > 5:
             axes.set_xscale("log", base=2 if all(float(x).is_integer() for x in places) else 10)
             if len(places) < 9:
                 axes.set_xticks(sorted(places), [f"{x:g}" for x in sorted(places)])
                 axes.minorticks_off()
         finish(axes, title, axis)
-    if any(len(lines) > 1 for lines in panels.values()):
+    if any(1 < len(lines) <= NAMED for lines in panels.values()) and panes[0].get_legend_handles_labels()[0]:
         panes[0].legend(frameon=False, fontsize=7)
     return svg(figure)
 

@@ -42,11 +42,13 @@ def show_report(logger, report: dict, pictures: Path) -> None:
 def add_to_run(folder: Path, report: dict) -> None:
     """The same, later: on the W&B run that the evaluated run's `run.json` names."""
     file = folder.parent / "run.json"
-    told = json.loads(file.read_text(encoding="utf-8")).get("wandb") if file.is_file() else None
-    if not told:
+    record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not (told := record.get("wandb")):
         raise ValueError(f"wandb=true: {folder.parent} was not logged to W&B, or is no run folder")
     from sdft.loggers import wandb
 
-    logger = wandb(str(folder.parent), told["name"], told["project"], id=told["id"])
+    words = record.get("words", {})
+    about = {"group": words.get("sweep"), "tags": words.get("tags", []), "id": told["id"]}
+    logger = wandb(str(folder.parent), told["name"], told["project"], **about)
     show_report(logger, report, folder / "pictures.png")
     logger.experiment.finish()

@@ -34,10 +34,12 @@ def logged_in() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     from netrc import NetrcParseError, netrc
+    from urllib.parse import urlparse
 
     file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
     try:
-        return file.is_file() and netrc(file).authenticators("api.wandb.ai") is not None
+        return file.is_file() and netrc(file).authenticators(server) is not None
     except NetrcParseError:
         return False
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from sdft.jobs import Job
-from sdft.results import LOWER_IS_BETTER, read
+from sdft.results import LOWER_IS_BETTER, facts, read
 from sdft.scores import flat, worth
 from sdft.timeline import Timeline
 
@@ -116,6 +116,12 @@ class Search:
         if unknown := [name for name in self.objectives if name not in run.costs and name not in run.scores]:
             there = ", ".join([*run.scores, "validation/loss"])
             raise ValueError(f"objectives={unknown[0]}: the jobs have {there}; choose among them, or give metrics=…")
+        told = facts(run)
+        for name, up in self.objectives.items():
+            if name in told and told[name]["higher_is_better"] != up:
+                raise ValueError(
+                    f"objectives={name}: {'lower' if up else 'higher'} is better, and this search wants the other"
+                )
         values = [run.value(name) for name in self.objectives]
         return None if None in values else values
 

@@ -11,7 +11,8 @@ from conftest import ROOT
 from sdft.charts import scatter
 from sdft.compare import answer, compare, differences
 from sdft.compare_page import against_words
-from sdft.results import Run, grouped, metrics
+from sdft.results import Run, facts, grouped, metrics, read
+from sdft.search import objectives_of
 from sdft.sweep import sweep
 
 
@@ -136,6 +137,8 @@ def test_the_table_and_page_are_those_of_the_lab_report(run, capsys):  # S1-14..
         assert column in told
     assert "66,304" in told and "2,380,516" in told and "cpu (" in told and "without the first step" in told
     assert "\nmethod=lora lr=0.001 " in told and "best     method=lora" in told
+    told = facts(read(folders[0]))
+    assert all(fact["higher_is_better"] == objectives_of([name], {})[name] for name, fact in told.items())
     page = (place / "compare.html").read_text()
     assert page.count("<svg") == 3 and page.count("data:image/png") == 18  # base and two settings, six prompts
     rows = list(csv.DictReader((place / "table.csv").open()))

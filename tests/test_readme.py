@@ -7,10 +7,12 @@ import pytest
 from conftest import ROOT
 from test_config import checked
 
-from sdft.sweep import OWN, jobs, read, values_of
+from sdft.combinations import corners, jobs, space_of, spread_out, values_of
+from sdft.sweep import read, told_to_the_sweep
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"python (train|evaluate)\.py((?: [^\n#`·]*)?)", README)
+PAGES = README + "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+COMMANDS = re.findall(r"python (train|evaluate)\.py((?: [^\n#`·]*)?)", PAGES)
 
 
 def words(text: str) -> list[str]:
@@ -19,13 +21,19 @@ def words(text: str) -> list[str]:
 
 @pytest.mark.parametrize(("program", "rest"), COMMANDS, ids=lambda value: value.strip() or "plain")
 def test_every_command_composes_and_fits_its_signatures(program, rest):
-    overrides = [w for w in words(rest) if w not in ("&&",)]
-    if overrides and overrides[0].startswith("sweeps="):
-        own = [word for word in overrides[1:] if word.split("=")[0] not in OWN]
-        overrides = jobs(values_of(read(overrides[0].removeprefix("sweeps="))), own)[0]
-    if any("," in w and "[" not in w for w in overrides):  # a sweep: its first job
-        overrides = [w.split(",")[0] for w in overrides]
-    checked(*overrides, config=program)
+    overrides = [w for w in words(rest) if w not in ("&&", "…")]
+    checked(*(first_job(overrides) if program == "train" else overrides), config=program)
+
+
+def first_job(given: list[str]) -> list[str]:
+    """Its words, if they are those of a sweep or a search; else the words themselves."""
+    named = [read(word.removeprefix("sweeps=")) for word in given if word.startswith("sweeps=")]
+    file = named[0] if named else {"method": "grid", "parameters": {}}
+    _, rest = told_to_the_sweep([word for word in given if not word.startswith("sweeps=")])
+    if file["method"] == "grid" and not any(spread_out(word) for word in rest):
+        return jobs(values_of(file["parameters"]), rest)[0]
+    space, fixed = space_of(file["parameters"], rest)
+    return [*fixed, *(f"{key}={value}" for key, value in zip(space, corners(space)[0], strict=True))]
 
 
 def test_there_are_commands_to_check():

@@ -24,9 +24,10 @@ WORDS = ["rank=int(interval(1,64))", "seed=0", "trials=6"]
 def search(tmp_path):
     """A function that begins a search over `rank`, or goes on with it."""
 
-    def begin(trials=9, objectives=None, **more):
+    def begin(trials=9, objectives=None, place="", **more):
         space = {"rank": IntDistribution(1, 64)}
-        return Search(tmp_path, space, ["seed=0"], objectives or {"validation/loss": False}, trials, **more)
+        (tmp_path / place).mkdir(exist_ok=True)
+        return Search(tmp_path / place, space, ["seed=0"], objectives or {"validation/loss": False}, trials, **more)
 
     return begin
 
@@ -47,7 +48,7 @@ def finish(job, loss: float, **scores: float) -> None:
         (job.folder / "evaluation").mkdir()
         told = {name: {"value": value} for name, value in scores.items()}
         facts = {
-            "metrics": {"prompts": {name: {} for name in told}},
+            "metrics": {"prompts": {name: {"higher_is_better": name != "drift"} for name in told}},
             "states": [{"label": "x", "scores": {"prompts": told}}],
         }
         (job.folder / "evaluation" / "scores.json").write_text(json.dumps(facts))
@@ -163,6 +164,11 @@ def test_scores_that_are_not_there_are_named(search):
     job = feed.next()
     finish(job, 1.0, **{"CLIP-I": 0.5})
     with pytest.raises(ValueError, match="objectives=CLIP: the jobs have CLIP-I, validation/loss; choose among them"):
+        feed.ended(job, 0)
+    feed = search(objectives={"drift": True}, place="other")
+    job = feed.next()
+    finish(job, 1.0, drift=0.5)
+    with pytest.raises(ValueError, match="objectives=drift: lower is better"):
         feed.ended(job, 0)
     with pytest.raises(ValueError, match="sampler=best: choose one of tpe, random"):
         search(sampler="best")
