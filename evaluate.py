@@ -5,6 +5,7 @@ from sdft.command import command
 
 @command("evaluate")
 def main(cfg):
+    import sdft.processes as processes
     from sdft.asked import jobs
     from sdft.calibration import calibrate
     from sdft.dashboard import add_to_run
@@ -13,13 +14,15 @@ def main(cfg):
     if cfg.get("model") == "none":
         calibrate(cfg)
         return
+    processes.meet(cfg.accelerator == "cpu")
     reports = {}
     for job in jobs(cfg):
-        print(f"sdft · {job.folder}", flush=True)
+        if processes.rank() == 0:
+            print(f"sdft · {job.folder}", flush=True)
         reports[job.folder] = evaluate(job.folder, job.cfg, job.states)
-        if cfg.wandb:
+        if cfg.wandb and processes.rank() == 0:
             add_to_run(job.folder, reports[job.folder])
-    if len(reports) > 1:
+    if len(reports) > 1 and processes.rank() == 0:
         print(summary(reports))
 
 

@@ -79,6 +79,7 @@ def build_trainer(
     from sdft.callbacks.progress import ProgressBar
     from sdft.callbacks.samples import Samples as SampleSheets
     from sdft.callbacks.validation import Validation
+    from sdft.checkpoints import WholeFiles
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
@@ -99,8 +100,9 @@ def build_trainer(
     if loop.save_every:
         callbacks.append(checkpoints(loop, folder))
     dashboard = instantiate(cfg.logger)
+    place = parts["strategy"].trainer()
     return Trainer(
-        **parts["strategy"].trainer(),
+        **place | {"plugins": [*place["plugins"], WholeFiles()]},
         precision=parts["precision"].trainer,
         max_steps=steps,
         max_epochs=-1,

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 
-from sdft import processes
+import sdft.processes as processes
 from sdft.data.source import Questions, Source
 from sdft.data.view import split, worded
 from sdft.exam import Exam, Judges

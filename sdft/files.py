@@ -11,5 +11,9 @@ def whole(path: Path) -> Iterator[Path]:
     """A place beside `path` to write to, each process's own, which takes the name of `path` once everything is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    yield partial
-    os.replace(partial, path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -52,18 +52,22 @@ class Loop:
         return self.steps or plan.steps(self.epochs)
 
     def checkpoint(self) -> Path | None:
-        """The checkpoint to go on from: the file itself, or the newest of a run folder."""
+        """The checkpoint to go on from: the file itself, or the newest of a run folder that is whole."""
         if self.resume is None:
             return None
+        from sdft.checkpoints import damage, newest
+
         given = Path(self.resume).expanduser()
-        found = (
-            [given] if given.is_file() else sorted(given.glob("checkpoints/*.ckpt"), key=lambda p: p.stat().st_mtime)
-        )
+        if given.is_file() and (fault := damage(given)):
+            raise ValueError(
+                f"resume={self.resume}: {fault}; give another, or the run's folder for its newest whole one"
+            )
+        found = given if given.is_file() else newest(given / "checkpoints")
         if not found:
             raise ValueError(
                 f"resume={self.resume}: no checkpoint there; give a .ckpt file, or a run folder that has one"
             )
-        return found[-1]
+        return found
 
     def samples_per_step(self, world: int) -> int:
         return self.batch_size * self.accumulate * world

@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-from sdft import processes
+import sdft.processes as processes
 from sdft.digest import of_file, of_weights
 from sdft.files import whole
 from sdft.model import StableDiffusion

@@ -101,13 +101,14 @@ def start(count: int, folder) -> int:
 
 def meet(on_cpu: bool) -> None:
     """Let the processes know each other; does nothing in one that is alone, or has met the others."""
+    import torch
     import torch.distributed as group
 
     if not launched() or group.is_initialized():
         return
     others = cluster()
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = others.main_address, str(others.main_port)
-    backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
+    backend = "gloo" if on_cpu or not torch.cuda.is_available() else "cpu:gloo,cuda:nccl"
     group.init_process_group(backend, rank=others.global_rank(), world_size=others.world_size())
     atexit.register(part)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from sdft import processes
+import sdft.processes as processes
 from sdft.model import StableDiffusion
 
 

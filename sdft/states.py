@@ -96,7 +96,9 @@ def chosen(run: Path, checkpoints: str | list[int] | None) -> list[tuple[int, Pa
 
 def load_checkpoint(model: StableDiffusion, method: Method, file: Path, seed: int) -> None:
     """What learned as it was at that step, averaged where the run averaged its weights."""
-    told = torch.load(file, map_location="cpu", weights_only=True)
+    from sdft.checkpoints import read
+
+    told = read(file)
     if any("train_mode" in group for state in told["optimizer_states"] for group in state["param_groups"]):
         raise ValueError(
             f"checkpoints: {file} holds no averaged weights, which a schedule-free optimizer makes at the end"

@@ -12,7 +12,6 @@ LAYERS = [
     [
         "draws",
         "config",
-        "loop",
         "schedule",
         "precision",
         "strategy",
@@ -21,8 +20,10 @@ LAYERS = [
         "assets",
         "files",
         "jobs",
-        "launchers",
     ],
+    ["checkpoints", "launchers.local", "launchers.call"],
+    ["launchers.pool", "launchers.slurm", "launchers.ray_cluster"],
+    ["loop"],
     ["record", "data.scan", "prompts", "digest", "equivalent", "curves", "charts", "model", "objective"],
     ["metrics.embedder", "metrics.base", "sharding"],
     ["data.images", "data.buckets", "data.plan", "data.source"],
@@ -50,7 +51,7 @@ LAYERS = [
     ["dashboard"],
     ["callbacks.evaluations"],
     ["callbacks.export"],
-    ["build"],
+    ["build", "closing"],
     ["training", "panels", "apps.inspect"],
     ["apps.dashboard"],
 ]

@@ -88,6 +88,6 @@ def test_what_cannot_be_launched_is_refused_in_one_line(faked, monkeypatch):
         sweep(None, ["rank=1,2", "launcher=submitit"])
     with pytest.raises(ValueError, match="give all jobs the same num_nodes, devices and accelerator"):
         sweep(None, ["devices=1,2", "accelerator=cpu", "launcher=submitit", "launcher.cluster=local"])
-    monkeypatch.setattr("sdft.launchers.find_spec", lambda package: None)
+    monkeypatch.setattr("sdft.launchers.call.find_spec", lambda package: None)
     with pytest.raises(ValueError, match="launcher=ray: not installed; pip install"):
         sweep(None, ["rank=1,2", "launcher=ray"])

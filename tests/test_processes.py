@@ -161,7 +161,13 @@ def test_srun_starts_the_same_command(tmp_path):
     script = tmp_path / "srun"
     script.write_text(SRUN.format(python=sys.executable))
     words = ["steps=3", "batch_size=2", "devices=2", "strategy=ddp"]
-    told = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SLURM_NODELIST": "localhost", "SLURM_JOB_NODELIST": "localhost"}
+    told = {
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_JOB_ID": "7",
+        "SLURM_NODELIST": "localhost",
+        "SLURM_JOB_NODELIST": "localhost",
+    }
     command = [sys.executable, str(script), sys.executable, str(ROOT / "train.py"), *WORDS, *words]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=400, env=os.environ | told, stdout=subprocess.DEVNULL)
     (two,) = tmp_path.glob("outputs/lora/*")

@@ -14,7 +14,7 @@ from test_config import checked
 
 from sdft.combinations import changing, corners, jobs, space_of, values_of
 from sdft.jobs import Job
-from sdft.launchers import usable
+from sdft.launchers.local import usable
 from sdft.sweep import FOLDER, METHODS, held, read, sweep
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning import Callback
 from PIL import Image
 
-from sdft import processes
+import sdft.processes as processes
 from sdft.callbacks.ema import EMA
 from sdft.callbacks.meters import Meters
 from sdft.exam import Exam

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdft import processes
+import sdft.processes as processes
 from sdft.data.stream import Samples
 from sdft.digest import of_weights
 from sdft.files import whole

@@ -1,0 +1,80 @@
+"""How a run ends: what was measured, what improved, and where everything lies."""
+
+import sys
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+import sdft.processes as processes
+from sdft.record import Record
+
+
+def outcome(trainer, result: Path) -> dict:
+    """What the callbacks measured, and what the result weighs."""
+    from sdft.callbacks.evaluations import Evaluations
+    from sdft.callbacks.meters import Meters
+    from sdft.callbacks.validation import Validation
+
+    found = {type(callback): callback for callback in trainer.callbacks}
+    meters, validation = found[Meters], found[Validation]
+    best = found[Evaluations].best if Evaluations in found else None
+    early = {"stopped_at": trainer.global_step} if trainer.global_step < trainer.max_steps else {}
+    return {
+        **({"best": best} if best else {}),
+        **early,
+        "last": meters.last,
+        "seconds_per_step": round(meters.seconds / meters.steps, 4) if meters.steps else None,
+        "validation_loss": [validation.first, validation.last],
+        "result_mb": round(megabytes(result), 3),
+    }
+
+
+def closing(record: Record, cfg: DictConfig, method, judges, held_out: bool, loggers: list) -> None:
+    """What improved, and where everything lies."""
+    from sdft.curves import draw
+
+    folder, (first, last) = record.folder, record.facts["validation_loss"]
+    images = "held-out" if held_out else "training"
+    if first_of_all := processes.rank() == 0:
+        print(f"loss     {first:.4f} → {last:.4f} at fixed noise on {images} images ({last / first - 1:+.1%})")
+        draw(folder, held_out)
+        if stopped := record.facts.get("stopped_at"):
+            waited = f"{cfg.patience} evaluations in a row"
+            print(f"stopped  at step {stopped}: {waited} brought no better {cfg.checkpoint_metric}")
+    if cfg.metrics:
+        from sdft.dashboard import show_report
+        from sdft.evaluation import evaluate
+        from sdft.states import of_run
+
+        report = evaluate(folder / "evaluation", cfg, of_run(folder, method, [1.0], None, cfg.seed), judges)
+        for logger in loggers if report else ():
+            show_report(logger, report, folder / "evaluation" / "pictures.png")
+    if not first_of_all:
+        return
+    result = folder / method.result
+    print(f"look     {folder / 'samples.png'}   {folder / 'loss.png'}")
+    print(f"{method.result:<8} {result}/ ({megabytes(result):.1f} MB)")
+    if best := record.facts.get("best"):
+        print(f"best     {folder / 'best'}/ is of step {best['step']}: {best['metric']} {best['value']:.3f}")
+    score = "python evaluate.py" if judges else "python evaluate.py metrics=clip"
+    print(f"next     {score}   ·   python train.py model=sd15 data=folder data.path=PHOTOS")
+
+
+def megabytes(result: Path) -> float:
+    return sum(f.stat().st_size for f in result.rglob("*.safetensors")) / 2**20
+
+
+def release(module, trainer) -> None:
+    """What has been trained is on disk: its memory on the device is for the evaluation."""
+    if module.device.type == "cuda":
+        module.to("cpu")
+        for optimizer in trainer.optimizers:
+            optimizer.state.clear()
+        torch.cuda.empty_cache()
+
+
+def close_dashboards() -> None:
+    """Each run of a sweep in this process is a W&B run of its own."""
+    if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
+        sys.modules["wandb"].finish()
