@@ -78,8 +78,9 @@ def build_trainer(
     from sdft.callbacks.meters import Meters
     from sdft.callbacks.progress import ProgressBar
     from sdft.callbacks.samples import Samples as SampleSheets
+    from sdft.callbacks.stops import Stops
     from sdft.callbacks.validation import Validation
-    from sdft.checkpoints import WholeFiles
+    from sdft.checkpoint_io import WholeFiles
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
@@ -99,6 +100,7 @@ def build_trainer(
         callbacks.insert(-1, evaluations(cfg, parts, folder, exam, ema, meters))
     if loop.save_every:
         callbacks.append(checkpoints(loop, folder))
+    callbacks.append(Stops(folder))
     dashboard = instantiate(cfg.logger)
     place = parts["strategy"].trainer()
     return Trainer(

@@ -10,7 +10,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from sdft.files import whole
 
@@ -79,11 +78,3 @@ def newest(folder: Path) -> Path | None:
             return path
         print(f"warning  {path}: {fault}; going back to the one before", flush=True)
     return None
-
-
-class WholeFiles(TorchCheckpointIO):
-    def save_checkpoint(self, checkpoint, path, storage_options=None):
-        write(checkpoint, Path(path))
-
-    def load_checkpoint(self, path, map_location=None, weights_only=None):
-        return read(Path(path))

@@ -74,7 +74,7 @@ def release(module, trainer) -> None:
         torch.cuda.empty_cache()
 
 
-def close_dashboards() -> None:
-    """Each run of a sweep in this process is a W&B run of its own."""
+def close_dashboards(status: int = 0) -> None:
+    """Before the process ends, with the exit status that it will have."""
     if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
-        sys.modules["wandb"].finish()
+        sys.modules["wandb"].finish(exit_code=status)

@@ -86,7 +86,13 @@ def run_all(feed: Listed, launcher: Launcher) -> None:
             running[job] = launcher.start(job)
         if not running:
             return
-        time.sleep(LOOK)
+        try:
+            time.sleep(LOOK)
+        except KeyboardInterrupt:  # which the jobs of this terminal have heard, too: they save
+            print("stopping: the jobs save what they have; once more ends them at once", flush=True)
+            while any(handle.code() is None for handle in running.values()):
+                time.sleep(LOOK)
+            raise
         for job, handle in list(running.items()):
             code = handle.code()
             if code is None and job not in stopped and feed.hopeless(job):

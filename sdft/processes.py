@@ -84,7 +84,7 @@ def start(count: int, folder) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     rendezvous = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
     config = LaunchConfig(
-        1, 1, count, **rendezvous, max_restarts=0, monitor_interval=0.2, local_addr="localhost", shutdown_timeout=10
+        1, 1, count, **rendezvous, max_restarts=0, monitor_interval=0.2, local_addr="localhost", shutdown_timeout=45
     )
     try:
         elastic_launch(config, sys.executable)("-u", *sys.argv)

@@ -24,6 +24,7 @@ from sdft.record import Record
 def train(cfg: DictConfig):
     """One run in the folder that Hydra made; returns the trained module.
 
+    Where several processes are to compute, this one starts them, waits, and exits with their status.
     What a user can get wrong is refused before anything is written there.
     """
     check_name(cfg.name)
@@ -37,9 +38,7 @@ def train(cfg: DictConfig):
     parts["precision"].check(strategy.trainer()["accelerator"])
     strategy.check(parts["method"].result, parts["precision"].trainer)
     if count := strategy.to_start():
-        if status := processes.start(count, folder):
-            sys.exit(status)
-        return None
+        sys.exit(processes.start(count, folder))
     processes.meet(strategy.on_cpu())
     folder = seen_by_all(processes.told(folder))
     checkpoint, (taught, spare) = loop.checkpoint(), split(source, cfg.held_out)
@@ -56,8 +55,8 @@ def train(cfg: DictConfig):
     check_unfinished(checkpoint, steps)
 
     classes, device = None, strategy.device()
-    judging = processes.rank() == 0 or loop.evaluate_every
-    judges = parts["metrics"].judges(str(device)) if cfg.metrics and judging else None
+    judging = cfg.metrics and (loop.evaluate_every or processes.rank() == 0)
+    judges = parts["metrics"].judges(str(device)) if judging else None
     exam = exam_on_the_way(cfg, judges, source, taught) if loop.evaluate_every else None
     if prior and prior.weight:
         model.to(device).compute = parts["precision"].dtype
@@ -71,11 +70,9 @@ def train(cfg: DictConfig):
     trainer = build_trainer(cfg, parts, samples, held_out, folder, prompts, steps, exam)
     plan = inspect(module, samples, loop, parts["schedule"], trainer)
     plan["warnings"] += [f"{name} not measured: {why}" for name, why in (judges.missing if judges else {}).items()]
-    record, words = Record(folder), flat(cfg, choices)
+    record, words, headline = Record(folder), flat(cfg, choices), f"{title(choices, cfg)} · {source.describe()}"
     if trainer.is_global_zero:
-        open_run(
-            record, plan, cfg, f"{title(choices, cfg)} · {source.describe()}", samples.parts[0], model, trainer, words
-        )
+        open_run(record, plan, cfg, headline, samples.parts[0], model, trainer, words)
     try:
         fit(module, samples, trainer, loop, checkpoint, record, words)
         release(module, trainer)
@@ -145,6 +142,7 @@ def cache(module, streams: list) -> None:
 
 def fit(module, samples, trainer, loop, checkpoint: Path | None, record: Record, words: dict) -> None:
     """Train, and write down how it ended."""
+    from sdft.callbacks.stops import Stopped
     from sdft.data.module import Pictures
 
     began = time.perf_counter()
@@ -152,6 +150,12 @@ def fit(module, samples, trainer, loop, checkpoint: Path | None, record: Record,
         for logger in trainer.loggers:
             logger.log_hyperparams(words | {"learns": sum(p.numel() for p in module.learned().values())})
         trainer.fit(module, Pictures(samples, loop.batch_size, loop.workers), ckpt_path=checkpoint, weights_only=True)
+    except Stopped as stop:
+        record.end("stopped", stopped_at=stop.step)
+        if processes.rank() == 0:
+            print(f"stopped  by {stop}; go on with resume={record.folder} and the words of before", flush=True)
+        close_dashboards(stop.status)
+        sys.exit(stop.status)
     except BaseException:
         record.end("failed")
         raise

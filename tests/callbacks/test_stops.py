@@ -1,0 +1,69 @@
+"""A signal ends a run at its next step, saved, with the status that says so."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import QUICK, ROOT
+from safetensors.torch import load_file
+
+ADAPTER = "adapter/pytorch_lora_weights.safetensors"
+WORDS = [*QUICK, "batch_size=1", "data.per_digit=2", "log_every=1000", "validate_every=0", "ema=0.9"]
+
+
+def started(place, *words: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "train.py"), *WORDS, *words, f"hydra.run.dir={place}"]
+    return subprocess.Popen(command, cwd=place.parent, stdout=subprocess.PIPE, text=True)
+
+
+def stepping(place) -> None:
+    deadline = time.monotonic() + 120
+    while not list(place.glob("checkpoints/step-*.ckpt")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+def test_a_signal_saves_and_ends_with_its_status(tmp_path, number, status):
+    one = started(tmp_path / "one", "steps=3000", "save_every=5", "keep=1")
+    stepping(tmp_path / "one")
+    one.send_signal(number)
+    told = one.communicate(timeout=60)[0]
+    record = json.loads((tmp_path / "one" / "run.json").read_text())
+    assert one.returncode == status and f"stopped  by {signal.Signals(number).name} at step" in told
+    assert record["state"] == "stopped" and (tmp_path / "one" / "checkpoints" / "last.ckpt").is_file()
+    assert not (tmp_path / "one" / "adapter").exists()
+
+
+def test_what_was_stopped_and_resumed_is_what_never_stopped(tmp_path):
+    one = started(tmp_path / "one", "steps=60", "save_every=5", "keep=1")
+    stepping(tmp_path / "one")
+    one.terminate()
+    one.communicate(timeout=60)
+    stopped = json.loads((tmp_path / "one" / "run.json").read_text())["stopped_at"]
+    assert one.returncode == 143 and 5 <= stopped < 60
+    resumed = started(tmp_path / "two", "steps=60", f"resume={tmp_path / 'one'}")
+    resumed.communicate(timeout=120)
+    whole = started(tmp_path / "whole", "steps=60")
+    whole.communicate(timeout=120)
+    assert resumed.returncode == whole.returncode == 0
+    assert (tmp_path / "two" / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()
+    assert load_file(tmp_path / "two" / ADAPTER)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_go_on(tmp_path):
+    both = ["devices=2", "strategy=ddp", "steps=40"]
+    one = started(tmp_path / "one", *both, "save_every=5", "keep=1")
+    stepping(tmp_path / "one")
+    os.kill(one.pid, signal.SIGTERM)
+    one.communicate(timeout=90)
+    assert one.returncode == 143
+    assert json.loads((tmp_path / "one" / "run.json").read_text())["state"] == "stopped"
+    for name, more in {"two": [f"resume={tmp_path / 'one'}"], "whole": []}.items():
+        assert started(tmp_path / name, *both, *more).wait(300) == 0
+    assert (tmp_path / "two" / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()
