@@ -12,7 +12,8 @@ def main(cfg):
     from sdft.evaluation import evaluate, summary
 
     if cfg.get("model") == "none":
-        calibrate(cfg)
+        if not processes.place().number:
+            calibrate(cfg)
         return
     processes.meet(cfg.accelerator == "cpu")
     reports = {}
@@ -24,6 +25,8 @@ def main(cfg):
             add_to_run(job.folder, reports[job.folder])
     if len(reports) > 1 and processes.rank() == 0:
         print(summary(reports))
+    processes.wait()
+    processes.part()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ def tried(word: str) -> list[str]:
 
 def values_of(parameters: dict) -> dict[str, list]:
     """The values that each word is to take."""
+    if ranges := [key for key, told in parameters.items() if not {"value", "values"} & set(told)]:
+        raise ValueError(f"{ranges[0]}: method: grid tries values; give values, or method: bayes")
     return {key: told["values"] if "values" in told else [told["value"]] for key, told in parameters.items()}
 
 

@@ -17,7 +17,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sdft.processes import place, prepare
+from sdft.processes import met, place, prepare
 
 PACKAGE = Path(__file__).parent
 ABOUT = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # ask, and run nothing
@@ -70,6 +70,10 @@ def told_in_one_line(asked: bool):
         if place().number:
             time.sleep(LET_SPEAK)
         if asked or not explained(error):
+            if met():  # whoever fails must not wait for the others on its way out
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(1)
             raise
         print(f"error: {f'process {place().number}: ' if place().number else ''}{line(error)}", file=sys.stderr)
         sys.exit(1)

@@ -19,17 +19,26 @@ class Job:
     words: list[str]
     label: str
 
-    def finished(self) -> bool:
+    def state(self) -> str | None:
+        """As its run says."""
         file = self.folder / "run.json"
-        return file.is_file() and json.loads(file.read_text(encoding="utf-8"))["state"] == "finished"
+        return json.loads(file.read_text(encoding="utf-8"))["state"] if file.is_file() else None
+
+    def finished(self) -> bool:
+        return self.state() == "finished"
 
     def cleared(self) -> list[str]:
-        """Its command line, once its folder is empty."""
+        """Its command line, once its folder is empty. What was stopped and saved lies beside it then, and is gone on from."""
+        saved = self.folder.with_name(f"{self.folder.name}.stopped")
+        if self.state() == "stopped":
+            shutil.rmtree(saved, ignore_errors=True)
+            self.folder.rename(saved)
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        resume = [f"resume={saved}"] if (saved / "checkpoints" / "last.ckpt").is_file() else []
         flags = [word for word in self.words if word.startswith("-")]  # behind other words they would end them
         words = [word for word in self.words if word not in flags]
-        return [sys.executable, os.path.abspath(sys.argv[0]), *flags, *words, f"hydra.run.dir={self.folder}"]
+        return [sys.executable, os.path.abspath(sys.argv[0]), *flags, *words, *resume, f"hydra.run.dir={self.folder}"]
 
 
 class Handle(Protocol):
@@ -43,10 +52,12 @@ class Handle(Protocol):
 
 
 class Launcher(Protocol):
-    """Where jobs run: `slots` of them at a time, in the order they are started in; `logs` when they write to files."""
+    """Where jobs run: `slots` of them at a time, in the order they are started in; `logs` when they write to files, `here` when
+    they hear the Ctrl-C of this terminal."""
 
     slots: int
     logs: bool
+    here: bool
 
     def prepare(self, folder: Path, configs: list) -> None:
         """Before the first job; `configs` are what jobs will compose, `ValueError` when there is no room for one."""
@@ -82,16 +93,17 @@ def run_all(feed: Listed, launcher: Launcher) -> None:
     while True:
         while len(running) < launcher.slots and (job := feed.next()):
             where = f", log in {job.folder / LOG}" if launcher.logs else ""
-            print(f"job      {int(job.folder.name) + 1} of {feed.total}: {job.label}{where}", flush=True)
+            print(f"job      {nth(job, feed)}: {job.label}{where}", flush=True)
             running[job] = launcher.start(job)
         if not running:
             return
         try:
             time.sleep(LOOK)
-        except KeyboardInterrupt:  # which the jobs of this terminal have heard, too: they save
-            print("stopping: the jobs save what they have; once more ends them at once", flush=True)
-            while any(handle.code() is None for handle in running.values()):
-                time.sleep(LOOK)
+        except KeyboardInterrupt:
+            if launcher.here:
+                print("stopping: the jobs save what they have; once more ends them at once", flush=True)
+                while any(handle.code() is None for handle in running.values()):
+                    time.sleep(LOOK)
             raise
         for job, handle in list(running.items()):
             code = handle.code()
@@ -102,4 +114,9 @@ def run_all(feed: Listed, launcher: Launcher) -> None:
                 del running[job]
                 how = feed.ended(job, code)
                 if launcher.logs or how != "finished":
-                    print(f"{how:<8} {int(job.folder.name) + 1} of {feed.total}: {job.label}", flush=True)
+                    print(f"{how:<8} {nth(job, feed)}: {job.label}", flush=True)
+
+
+def nth(job: Job, feed: Listed) -> str:
+    number = int(job.folder.name) + 1
+    return f"{number} of {max(number, feed.total)}"

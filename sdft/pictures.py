@@ -78,9 +78,9 @@ def make(
     from rich.console import Console
     from rich.progress import track
 
-    made = processes.told(manifest(folder, settings, key))
-    missing = processes.told([n for n in wanted if n not in made or made[n] != of_file(folder / n)])
     first = processes.rank() == 0
+    made = manifest(folder, settings, key) if first else {}
+    missing = processes.told([n for n in wanted if n not in made or made[n] != of_file(folder / n)] if first else None)
     if missing and first:
         there = f" ({len(wanted) - len(missing)} are there)" if len(missing) < len(wanted) else ""
         print(f"{title}: {len(missing)} pictures to be made in {folder}/{there}", flush=True)

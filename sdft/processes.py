@@ -3,15 +3,15 @@
 Whoever starts them (this program, torchrun, srun), each computes its share and hands it to the first, which alone writes.
 """
 
-import atexit
 import ctypes
 import os
-import shutil
 import signal
 import sys
-import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
+PATIENCE = timedelta(hours=6)  # with the first, which scores while the others wait
 FOLDER = "SDFT_FOLDER"  # the environment's word for the run's folder, the same in all processes
 
 
@@ -54,19 +54,31 @@ def prepare() -> None:
     """Before anything else in a launched process: end with whoever started it, and leave the run's folder to the first."""
     if not launched():
         return
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with(os.getppid())
+    if "TORCHELASTIC_RUN_ID" in os.environ and (tie := tied(os.getppid())):
+        tie()
     if place().number:
-        os.environ[FOLDER] = tempfile.mkdtemp(prefix="sdft-")
-        atexit.register(shutil.rmtree, os.environ[FOLDER], ignore_errors=True)
+        given = [word for word in sys.argv[1:] if not word.startswith("hydra.run.dir=")]
+        first = next((i for i, word in enumerate(given) if not word.startswith("-")), len(given))
+        sys.argv[1:] = [*given[:first], "hydra.run.dir=.", "hydra.output_subdir=null", *given[first:]]
 
 
-def end_with(parent: int) -> None:
-    """On Linux, be killed when `parent` ends, however it ends: nobody would read what this process does then."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+def tied(parent: int) -> Callable[[], None] | None:
+    """On Linux, what makes a process be killed when `parent` ends, however that ends: nobody reads what it does then."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+
+    def tie() -> None:
+        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
             os._exit(1)
+
+    return tie
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start(count: int, folder) -> int:
@@ -81,11 +93,10 @@ def start(count: int, folder) -> int:
     for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.distributed.run"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[FOLDER] = str(folder)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     rendezvous = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
-    config = LaunchConfig(
-        1, 1, count, **rendezvous, max_restarts=0, monitor_interval=0.2, local_addr="localhost", shutdown_timeout=45
-    )
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "45")  # seconds in which the others may save
+    config = LaunchConfig(1, 1, count, **rendezvous, max_restarts=0, monitor_interval=0.2, local_addr="localhost")
     try:
         elastic_launch(config, sys.executable)("-u", *sys.argv)
     except ChildFailedError as error:
@@ -106,14 +117,28 @@ def meet(on_cpu: bool) -> None:
 
     if not launched() or group.is_initialized():
         return
+    if "SLURM_STEP_NODELIST" in os.environ:
+        os.environ["SLURM_NODELIST"] = os.environ[
+            "SLURM_STEP_NODELIST"
+        ]  # Lightning asks for the job's, of which this is part
     others = cluster()
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = others.main_address, str(others.main_port)
     backend = "gloo" if on_cpu or not torch.cuda.is_available() else "cpu:gloo,cuda:nccl"
-    group.init_process_group(backend, rank=others.global_rank(), world_size=others.world_size())
-    atexit.register(part)
+    if backend != "gloo":
+        torch.cuda.set_device(gpu())
+    about = {"rank": others.global_rank(), "world_size": others.world_size()}
+    group.init_process_group(backend, timeout=PATIENCE, **about)
+
+
+def gpu() -> int:
+    """The number of this process's GPU: the only one that it sees, or that of its place."""
+    import torch
+
+    return 0 if torch.cuda.device_count() == 1 else place().local_number
 
 
 def part() -> None:
+    """Once all have done their work; a process that failed must not wait here for the others."""
     import torch.distributed as group
 
     if group.is_initialized():
@@ -156,6 +181,17 @@ def gathered(thing) -> list:
     boxes = [None] * world() if rank() == 0 else None
     sys.modules["torch.distributed"].gather_object(thing, boxes, dst=0)
     return boxes or []
+
+
+def most(count: int) -> int:
+    """The largest of every process's numbers, in all of them."""
+    if world() == 1:
+        return count
+    import torch
+
+    box = torch.tensor(count)
+    torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MAX)
+    return int(box)
 
 
 def everywhere(thing) -> list:

@@ -45,6 +45,15 @@ class Record:
             file.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n")
 
 
+def failed_at(folder: Path, status: int) -> int:
+    """The same status; a run that several processes left unfinished has failed."""
+    file = folder / "run.json"
+    if status and file.is_file() and (told := json.loads(file.read_text()))["state"] in ("running", "trained"):
+        with whole(file) as partial:
+            partial.write_text(json.dumps(told | {"state": "failed"}, indent=2, ensure_ascii=False) + "\n")
+    return status
+
+
 def command() -> list[str]:
     """The command line of this run, without the folder of the program."""
     return [Path(sys.argv[0]).name, *sys.argv[1:]]

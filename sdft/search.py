@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 from sdft.jobs import Job
@@ -11,6 +12,7 @@ from sdft.timeline import Timeline
 
 STUDY = "study.log"  # Optuna's journal: what was tried and how it went, written line by line
 SAMPLERS = ("tpe", "random")
+KINDS = ("", "uniform", "int_uniform", "q_uniform", "log_uniform_values")  # of ranges in files of `wandb sweep`
 STARTS = 4  # jobs that are never stopped early
 
 
@@ -34,16 +36,16 @@ class Search:
     ):
         import optuna
         from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        journal = folder / STUDY
+        journal = (folder / STUDY).absolute()
         known = len(journal.read_text().splitlines()) if journal.is_file() else 0
         self.folder, self.space, self.fixed, self.objectives = folder, space, fixed, objectives
         self.total, self.prune, self.failed = trials, prune and len(objectives) == 1, []
         self.optuna, self.trials, self.reported, self.hopeless_ones = optuna, {}, {}, set()
         self.study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(journal))),
+            storage=JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal)))),
             study_name="sweep",
             load_if_exists=True,
             directions=["maximize" if up else "minimize" for up in objectives.values()],
@@ -89,11 +91,11 @@ class Search:
         if not self.prune:
             return False
         trial, seen = self.trials[job], self.reported.setdefault(job, set())
-        for step, value in on_the_way(job.folder, next(iter(self.objectives))).items():
-            if step not in seen:
-                seen.add(step)
-                trial.report(value, step)
-        if trial.should_prune():
+        new = {s: v for s, v in on_the_way(job.folder, next(iter(self.objectives))).items() if s not in seen}
+        for step, value in new.items():
+            seen.add(step)
+            trial.report(value, step)
+        if new and trial.should_prune():
             self.hopeless_ones.add(job)
         return job in self.hopeless_ones
 
@@ -123,7 +125,7 @@ class Search:
                     f"objectives={name}: {'lower' if up else 'higher'} is better, and this search wants the other"
                 )
         values = [run.value(name) for name in self.objectives]
-        return None if None in values else values
+        return values if all(value is not None and math.isfinite(value) for value in values) else None
 
     def finished(self) -> list[Path]:
         """Folders of all jobs that ended with a score."""
@@ -189,8 +191,10 @@ def distribution(told: dict):
         return None
     if "values" in told:
         return CategoricalDistribution(told["values"])
+    if "min" not in told or told.get("distribution", "") not in KINDS:
+        raise ValueError(f"{told}: give values, or min and max with one of the distributions {', '.join(KINDS[1:])}")
     low, high, kind = told["min"], told["max"], told.get("distribution", "")
-    log = kind.startswith(("log_uniform_values", "q_log_uniform_values"))
+    log = kind == "log_uniform_values"
     if kind.startswith("int") or (not kind and isinstance(low, int) and isinstance(high, int)):
         return IntDistribution(low, high, log=log)
     return FloatDistribution(float(low), float(high), log=log, step=told.get("q"))

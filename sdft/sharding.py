@@ -29,18 +29,19 @@ def blocks(part: nn.Module) -> list[nn.Module]:
     return [layer for stack in part.modules() if isinstance(stack, nn.ModuleList) for layer in stack]
 
 
-def is_sharded(model: StableDiffusion) -> bool:
-    return any(hasattr(p, "full_tensor") for p in model.parameters())
+def is_part(tensor: Tensor) -> bool:
+    """Whether this process holds only a part of it."""
+    return hasattr(tensor, "full_tensor")
 
 
 def full(tensor: Tensor) -> Tensor:
     """All of a tensor of which this process may hold a part; every process must ask."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return tensor.full_tensor() if is_part(tensor) else tensor
 
 
 def placed(tensor: Tensor, weight: Tensor) -> Tensor:
     """Where `weight` is: on its device, and of a sharded one the same part."""
-    if not hasattr(weight, "full_tensor") or hasattr(tensor, "full_tensor"):
+    if not is_part(weight) or is_part(tensor):
         return tensor.to(weight.device)
     from torch.distributed.tensor import distribute_tensor
 
@@ -48,21 +49,24 @@ def placed(tensor: Tensor, weight: Tensor) -> Tensor:
 
 
 def whole(model: StableDiffusion) -> StableDiffusion:
-    """The model as one process alone would have it; in others than the first its weights mean nothing. All must ask."""
-    if not is_sharded(model):
+    """In the first process, the model as one alone would have it. All must ask."""
+    if not any(map(is_part, model.parameters())):
         return model
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     parts = {}
     for name, part in model.parts.items():
         parts[name] = part
-        if any(hasattr(p, "full_tensor") for p in part.parameters()):
+        if any(map(is_part, part.parameters())):
             state = get_model_state_dict(part, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            if rank():
+                continue
             plain = type(part).__bases__[1]  # the class that fully_shard made a sharded one of
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=[]):
                 parts[name] = plain.from_config(part.config) if hasattr(plain, "from_config") else plain(part.config)
-            if rank() == 0:
-                parts[name].load_state_dict(state)
+            parts[name].load_state_dict(state)
+    if rank():
+        return model
     vae, scheduler = model.vae, model.scheduler
     found = StableDiffusion(parts["unet"], vae, parts["text_encoder"], model.tokenizer, scheduler)
     found.name, found.windows, found.vocabulary = model.name, model.windows, model.vocabulary

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sdft.processes import cluster, launched, place
+from sdft.processes import cluster, gpu, launched, place
 
 NAMES = ("auto", "ddp", "fsdp")
 ACCELERATORS = ("auto", "cpu", "gpu")
@@ -12,7 +12,7 @@ def alone(accelerator: str) -> str:
     """Where this process computes without a trainer: on its GPU, if there is one and it is not to be the CPU."""
     import torch
 
-    return f"cuda:{place().local_number}" if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
+    return f"cuda:{gpu()}" if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Strategy:
         """Where this process computes, before there is a trainer: of a machine's GPUs the one of its local rank."""
         import torch
 
-        return torch.device("cpu" if self.on_cpu() else f"cuda:{place().local_number}")
+        return torch.device("cpu" if self.on_cpu() else f"cuda:{gpu()}")
 
     def on_cpu(self) -> bool:
         import torch

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, open_dict
 from sdft.combinations import changing, corners, jobs, space_of, spread_out, text, values_of
 from sdft.files import whole
 from sdft.jobs import Job, Launcher, Listed, run_all
+from sdft.results import COSTS
 
 FOLDER = Path(__file__).parent.parent / "sweeps"
 STATE = "sweep.json"
@@ -80,6 +81,8 @@ def searched(name: str | None, file: dict, parameters: dict, words: list[str], o
     goal = {metric_of(file): file["metric"]["goal"]} if metric_of(file) else {}
     named = [own.objectives] if isinstance(own.objectives, str) else own.objectives or list(goal) or ["validation/loss"]
     objectives = objectives_of(list(named), goal)
+    if (asked := [name for name in objectives if name not in COSTS]) and not configs[0].metrics:
+        raise ValueError(f"objectives={asked[0]}: no judge; choose metrics=clip, or metrics=digits for digits")
     launcher: Launcher = instantiate(own.launcher)
     sampler = METHODS[file.get("method", "grid")] or own.sampler
     state = {"sweep": name, "fixed": fixed, "space": {key: repr(values) for key, values in space.items()}}
@@ -188,7 +191,9 @@ def held(folder: Path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:  # not on Windows
         pass
-    except OSError:
+    except BlockingIOError:
         file.close()
         raise ValueError(f"{folder}: the same sweep is running there; wait for it, or change a word") from None
+    except OSError:  # a file system without locks
+        pass
     return file

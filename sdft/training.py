@@ -18,7 +18,7 @@ from sdft.data.report import contact_sheet, report
 from sdft.data.view import split, worded
 from sdft.preflight import announce, inspect
 from sdft.prompts import read_prompts
-from sdft.record import Record
+from sdft.record import Record, failed_at
 
 
 def train(cfg: DictConfig):
@@ -38,7 +38,7 @@ def train(cfg: DictConfig):
     parts["precision"].check(strategy.trainer()["accelerator"])
     strategy.check(parts["method"].result, parts["precision"].trainer)
     if count := strategy.to_start():
-        sys.exit(processes.start(count, folder))
+        sys.exit(failed_at(folder, processes.start(count, folder)))
     processes.meet(strategy.on_cpu())
     folder = seen_by_all(processes.told(folder))
     checkpoint, (taught, spare) = loop.checkpoint(), split(source, cfg.held_out)
@@ -56,7 +56,7 @@ def train(cfg: DictConfig):
 
     classes, device = None, strategy.device()
     judging = cfg.metrics and (loop.evaluate_every or processes.rank() == 0)
-    judges = parts["metrics"].judges(str(device)) if judging else None
+    judges = parts["metrics"].judges(str(device) if processes.rank() == 0 else "cpu") if judging else None
     exam = exam_on_the_way(cfg, judges, source, taught) if loop.evaluate_every else None
     if prior and prior.weight:
         model.to(device).compute = parts["precision"].dtype
@@ -78,6 +78,8 @@ def train(cfg: DictConfig):
         release(module, trainer)
         closing(record, cfg, module.method, judges, bool(spare), trainer.loggers)
         record.end("finished")
+        processes.wait()  # the first still scores
+        processes.part()
     finally:
         close_dashboards()
     return module

@@ -22,7 +22,7 @@ LAYERS = [
         "jobs",
     ],
     ["checkpoints", "launchers.local", "launchers.call"],
-    ["launchers.pool", "launchers.slurm", "launchers.ray_cluster"],
+    ["launchers.slurm", "launchers.ray_cluster"],
     ["loop", "checkpoint_io"],
     ["record", "data.scan", "prompts", "digest", "equivalent", "curves", "charts", "model", "objective"],
     ["metrics.embedder", "metrics.base", "sharding"],

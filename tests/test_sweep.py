@@ -96,7 +96,7 @@ def test_a_killed_sweep_goes_on_where_it_was(faked, tmp_path):
 
 
 def test_jobs_side_by_side_share_the_cores_and_write_logs(faked, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr("sdft.launchers.local.cores", lambda: 4)
     assert sweep(None, ["rank=1,2,4", "seed=0", "n_jobs=2", "accelerator=cpu"]) == 0
     assert [line.split()[2] for line in faked()] == ["2", "2", "2"]
     assert len(list(tmp_path.glob("multirun/lora/*/*/log.txt"))) == 3

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import torch
 from lightning import Callback
 
-from sdft.sharding import full, is_sharded, placed
+from sdft.sharding import full, is_part, placed
 
 
 def averages(optimizer) -> bool:
@@ -47,7 +47,7 @@ class EMA(Callback):
         """The averaged weights, these or the optimizer's own, in the model's place; afterwards the raw ones, to the bit."""
         optimizers = [o for o in module.trainer.optimizers if averages(o)]
         weights = module.learned() if self.average or optimizers else {}
-        sharded = is_sharded(module.model)  # whose storage must stay where it is
+        sharded = any(map(is_part, weights.values()))  # whose storage must stay where it is
         raw = {name: p.detach().clone() if sharded else p.data for name, p in weights.items()}
         for name, p in weights.items() if not sharded else ():
             p.data = self.average[name] if self.average else p.data.clone()

@@ -19,7 +19,7 @@ class Meters(Callback):
 
     def on_train_start(self, trainer, module):
         self.first_batch = trainer.global_step * trainer.accumulate_grad_batches
-        self.timesteps = len(module.model.alphas_cumprod)
+        self.timesteps, self.reported = len(module.model.alphas_cumprod), trainer.global_step
         self.restart(module.device)
 
     def restart(self, device) -> None:
@@ -51,11 +51,12 @@ class Meters(Callback):
             self.report(trainer, module, counts=not first)
 
     def on_train_end(self, trainer, module):
-        if self.sums[:, 1].any():
+        if trainer.global_step != self.reported:  # in all processes, whoever has samples that count
             self.report(trainer, module)
 
     def report(self, trainer, module, counts: bool = True) -> None:
         """Read the sums, which waits for the device, and hand them to every logger; `counts` as time of the run's steps."""
+        self.reported = trainer.global_step
         totals, numbers = trainer.strategy.reduce(self.sums, reduce_op="sum").T.tolist()
         seconds = time.perf_counter() - self.since - self.idle
         if counts:

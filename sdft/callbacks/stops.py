@@ -49,7 +49,7 @@ class Stops(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        told = max(processes.everywhere(self.told))
+        told = processes.most(self.told)
         if told and trainer.global_step < trainer.max_steps:
             trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
             raise Stopped(told, trainer.global_step)

@@ -80,7 +80,12 @@ class Prior:
         title = f"class    {self.prompt!r}"
         make(wanted, sampling, model, resolution, folder, settings, title, key="class_path")
         pictures = Folder(str(folder), caption=self.prompt)
-        return Part(pictures, [i for i, file in enumerate(pictures.files) if file.name in wanted])
+        found = [i for i, file in enumerate(pictures.files) if file.name in wanted]
+        if len(found) < len(wanted):
+            raise ValueError(
+                f"class_path={folder}: {len(wanted) - len(found)} of its pictures are not seen by this process"
+            )
+        return Part(pictures, found)
 
 
 class Pairs(Dataset):

@@ -3,11 +3,10 @@
 import os
 import subprocess
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from sdft.jobs import LOG, Job
-from sdft.processes import end_with
+from sdft.processes import cores, tied
 
 
 @dataclass
@@ -15,8 +14,11 @@ class Local:
     """Processes of this machine, `n_jobs` at a time, each with GPUs or cores of its own."""
 
     n_jobs: int | None = None
+    here = True
 
     def prepare(self, folder: Path, configs: list) -> None:
+        if spread := [cfg.num_nodes for cfg in configs if cfg.num_nodes > 1]:
+            raise ValueError(f"num_nodes={spread[0]}: this machine is one; choose launcher=submitit")
         self.free = usable(self.n_jobs, [(cfg.devices, cfg.accelerator) for cfg in configs])
         self.slots, self.logs = len(self.free), len(self.free) > 1
 
@@ -31,8 +33,7 @@ class Process:
         command, self.free, self.place = job.cleared(), free, free.pop(0)
         self.log = open(job.folder / LOG, "w") if logs else None  # noqa: SIM115
         told = {"stdout": self.log, "stderr": subprocess.STDOUT} if logs else {}
-        before = partial(end_with, os.getpid())
-        self.process = subprocess.Popen(command, env=os.environ | self.place, preexec_fn=before, **told)
+        self.process = subprocess.Popen(command, env=os.environ | self.place, preexec_fn=tied(os.getpid()), **told)
 
     def code(self) -> int | None:
         code = self.process.poll()
@@ -62,7 +63,7 @@ def usable(asked: int | None, told: list[tuple[str, str]]) -> list[dict[str, str
     each = max(devices, default=1)
     if not visible:
         count = asked or 1
-        threads = max(1, (os.cpu_count() or 1) // (count * each))
+        threads = max(1, cores() // (count * each))
         return [{"OMP_NUM_THREADS": str(threads)} if count > 1 else {} for _ in range(count)]
     if asked is None and not devices:
         return [{}]  # devices=auto: one job takes all
