@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from contextlib import chdir
+from functools import cache, partial
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -28,7 +30,7 @@ QUICK = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     """A function that builds tiny-sd, by default with random weights, always the same ones."""
     from sdft.loading import load
@@ -46,22 +48,37 @@ def composed(*overrides: str, config: str = "train") -> DictConfig:
         return compose(config, list(overrides), return_hydra_config=True)
 
 
+def trained(home: Path, *overrides: str, name: str = "run"):
+    """Train in `home`, where this process works, in a folder of that name; returns (module, folder)."""
+    from sdft.config import check
+    from sdft.training import train
+
+    folder = home / name
+    (folder / ".hydra").mkdir(parents=True)
+    cfg = composed(*QUICK, *overrides, f"hydra.runtime.output_dir={folder}")
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        cfg.pop("hydra")
+    check(cfg)
+    return train(cfg), folder
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A function that trains in a folder of its own, in this process, and returns (module, folder)."""
     monkeypatch.chdir(tmp_path)
-    from sdft.config import check
-    from sdft.training import train
+    return partial(trained, tmp_path)
 
-    def start(*overrides: str, name: str = "run"):
-        folder = tmp_path / name
-        (folder / ".hydra").mkdir(parents=True)
-        cfg = composed(*QUICK, *overrides, f"hydra.runtime.output_dir={folder}")
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            cfg.pop("hydra")
-        check(cfg)
-        return train(cfg), folder
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """As `run`, but the same words are trained once for all tests of a file, which only read what it returns."""
+    home = tmp_path_factory.mktemp("shared")
+
+    @cache
+    def start(*overrides: str):
+        with chdir(home):
+            return trained(home, *overrides, name=f"run{len(list(home.glob('run*')))}")
 
     return start
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from sdft.charts import scatter
-from sdft.compare import answer, compare, differences
+from sdft.compare import answer, compare, differences, main
 from sdft.compare_page import against_words
 from sdft.results import Run, facts, grouped, metrics, read
 from sdft.search import objectives_of
@@ -125,7 +125,7 @@ def test_the_table_and_page_are_those_of_the_lab_report(run, capsys):  # S1-14..
             "log_every=2",
             "metrics=digits",
         ]
-        _, folder = run(*words, "protocol.images=2", "model.weights=pretrained", name=method)
+        _, folder = run(*words, "protocol.images=1", "model.weights=pretrained", name=method)
         folders.append(folder)
         record = json.loads((folder / "run.json").read_text())
         assert 0 < record["seconds_per_step"] < record["seconds"] and record["result_mb"] > 0.1
@@ -145,7 +145,7 @@ def test_the_table_and_page_are_those_of_the_lab_report(run, capsys):  # S1-14..
     assert [row["method"] for row in rows] == ["lora", "sft"] and float(rows[0]["CLIP-I"]) < 1
 
 
-def test_compare_is_a_command_of_its_own(faked, tmp_path):
+def test_compare_is_a_command_of_its_own(faked, tmp_path, monkeypatch, capsys):
     assert sweep(None, ["rank=1,2", "seed=0,1"]) == 0
     (folder,) = tmp_path.glob("multirun/lora/*")
     for file in ("table.csv", "compare.html"):
@@ -158,5 +158,8 @@ def test_compare_is_a_command_of_its_own(faked, tmp_path):
         (["nowhere"], "nowhere: no run.json there"),
         ([folder, "metric=x"], "metric=x: these runs have"),
     ):
-        done = subprocess.run([*command, *words], capture_output=True, text=True)
-        assert done.returncode == 1 and done.stderr.startswith(f"error: {error}") and done.stderr.count("\n") == 1
+        monkeypatch.setattr(sys, "argv", ["compare", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr().err
+        assert ended.value.code == 1 and told.startswith(f"error: {error}") and told.count("\n") == 1

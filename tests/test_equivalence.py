@@ -26,12 +26,12 @@ def test_scale_lr_multiplies_by_what_a_step_takes(run):  # S2-16
     assert_same(adapter(plain), adapter(scaled), 1e-8)
 
 
-@pytest.fixture
-def subject(tmp_path):
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
     """Five pictures of one three."""
     from sdft.data.digits import Digits
 
-    return save_pictures(Digits("candy", [3], 5), tmp_path / "subject", 5)
+    return save_pictures(Digits("candy", [3], 5), tmp_path_factory.mktemp("pictures") / "subject", 5)
 
 
 def dreambooth(subject, *words, images: int = 3):
@@ -39,15 +39,14 @@ def dreambooth(subject, *words, images: int = 3):
     return ["method=dreambooth_lora", f"data.path={subject}", "steps=2", "lr=1e-3", *given, *EXACT, *words]
 
 
-def test_prior_weight_0_is_no_prior(run, subject, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_prior_weight_0_is_no_prior(run, shared, subject, tmp_path):
     _, without = run(
         "data=folder", f"data.path={subject}", "data.caption=a sks three", "steps=2", "lr=1e-3", *EXACT, name="a"
     )
     _, zero = run(*dreambooth(subject, "prior_weight=0"), name="b")
     assert not (tmp_path / "outputs" / "class_images").exists()  # nothing was sampled for nothing
     _, vanishing = run(*dreambooth(subject, "prior_weight=1e-12"), name="c")
-    _, one = run(*dreambooth(subject), name="d")
+    _, one = shared(*dreambooth(subject))
     assert_same(adapter(without), adapter(zero))
     assert_same(adapter(without), adapter(vanishing), 1e-5)
     assert any(
@@ -56,12 +55,11 @@ def test_prior_weight_0_is_no_prior(run, subject, tmp_path, monkeypatch):
     )
 
 
-def test_a_dreambooth_run_shows_subject_and_class(run, subject, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    _, folder = run(*dreambooth(subject))
+def test_a_dreambooth_run_shows_subject_and_class(shared, subject):
+    _, folder = shared(*dreambooth(subject))
     facts = json.loads((folder / "samples" / "step-000002" / "samples.json").read_text())
     assert [fact["prompt"] for fact in facts] == ["a sks three", "a handwritten three"]
-    assert len(list((tmp_path / "outputs" / "class_images").glob("*/*.png"))) == 3
+    assert len(list((folder.parent / "outputs" / "class_images").glob("*/*.png"))) == 3
 
 
 def test_a_lora_of_full_rank_can_be_a_full_update(tiny):  # S4-06

@@ -1,6 +1,7 @@
 """Base against fine-tuned: the table, the file, the pictures, the page."""
 
 import json
+from shutil import copytree
 
 import pytest
 from conftest import composed
@@ -13,11 +14,14 @@ from sdft.asked import jobs, newest_run
 from sdft.evaluation import evaluate, summary
 from sdft.sampling import Sampling
 
+WORDS = ("steps=1", "lr=0.05", "model.weights=pretrained", "protocol.controls=[a handwritten one]")
+
 
 @pytest.fixture
-def trained(run):
-    _, folder = run("steps=1", "lr=0.05", "model.weights=pretrained", "protocol.controls=[a handwritten one]")
-    return folder
+def trained(shared, tmp_path, monkeypatch):
+    """A copy of the same run for every test, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return copytree(shared(*WORDS)[1], tmp_path / "run")
 
 
 def asked(*words):
@@ -63,29 +67,31 @@ def test_scores_of_base_and_fine_tuned(trained, capsys):
 def test_pictures_are_made_once_and_the_base_once_for_all_runs(trained, monkeypatch):
     made, whole = [], Sampling.pictures
     monkeypatch.setattr(Sampling, "pictures", lambda s, m, r, px: made.extend(r) or whole(s, m, r, px))
-    (first,) = evaluated(f"run={trained}", "images=2")
+    words = [f"run={trained}", "prompts=[one,two,three,four,five]"]
+    (first,) = evaluated(*words, "images=2")
     assert len(made) == 24
     made.clear()
-    (again,) = evaluated(f"run={trained}", "images=2")
+    (again,) = evaluated(*words, "images=2")
     assert made == [] and again == first
-    (fewer,) = evaluated(f"run={trained}", "images=1")
+    (fewer,) = evaluated(*words, "images=1")
     assert made == [] and fewer["images"] == 1
-    evaluated(f"run={trained}", "images=3")
+    evaluated(*words, "images=3")
     assert len(made) == 12 and {seed for _, seed in made} == {2}
     made.clear()
-    evaluated(f"run={trained}", "images=2", "scales=[0.5]")
+    evaluated(*words, "images=2", "scales=[0.5]")
     assert len(made) == 12  # the base is there
     made.clear()
-    evaluated(f"run={trained}", "images=2", "sampling.steps=3")
+    evaluated(*words, "images=2", "sampling.steps=1")
     assert len(made) == 24
 
 
 def test_a_picture_that_was_cut_off_is_made_again(trained):
-    (first,) = evaluated(f"run={trained}", "images=1")
+    words = [f"run={trained}", "images=1", "prompts=[a handwritten one]"]
+    (first,) = evaluated(*words)
     victim = next((trained / "evaluation" / "pictures").glob("*/*.png"))
     whole = victim.read_bytes()
     victim.write_bytes(whole[:100])
-    assert evaluated(f"run={trained}", "images=1") == [first]
+    assert evaluated(*words) == [first]
     assert victim.read_bytes() == whole
 
 
@@ -107,44 +113,45 @@ def test_strengths_and_checkpoints_stand_beside_each_other(run):
     assert 'id="strength"' in page and 'id="timeline"' in page and page.count('class="frame') == 3
 
 
-def test_a_file_from_elsewhere_and_a_pipeline_folder(run):
-    _, folder = run("steps=1", "lr=0.05", "model.weights=pretrained")
-    words = ["model=tiny", "data=digits", "images=1", "sampling.steps=2"]
-    (report,) = evaluated(f"adapter={folder / 'adapter' / 'lora-kohya.safetensors'}", *words)
-    (ours,) = evaluated(f"run={folder}", "images=1")
+ONE = ["prompts=[a handwritten one]", "images=1", "sampling.steps=2"]
+
+
+def test_a_file_from_elsewhere_and_a_pipeline_folder(trained, shared):
+    words = ["model=tiny", "data=digits", *ONE]
+    (report,) = evaluated(f"adapter={trained / 'adapter' / 'lora-kohya.safetensors'}", *words)
+    (ours,) = evaluated(f"run={trained}", *ONE)
     tuned = [r["states"][1]["scores"]["prompts"]["CLIP-T"]["value"] for r in (report, ours)]
     assert tuned[0] == pytest.approx(tuned[1], abs=1e-3)
     assert report["states"][1]["label"] == "lora-kohya"
-    _, other = run("steps=1", "method=sft", "model.weights=pretrained", name="other")
+    _, other = shared("steps=1", "method=sft", "model.weights=pretrained")
     (report,) = evaluated(f"adapter={other / 'pipeline'}", *words)
     assert [state["label"] for state in report["states"]] == ["base", "pipeline"]
     with pytest.raises(ValueError, match="adapter=x.safetensors: give model=… with it"):
         jobs(asked("adapter=x.safetensors"))
 
 
-def test_adapters_of_other_strength_or_place_are_told_apart(run):
+def test_adapters_of_other_strength_or_place_are_told_apart(trained, tmp_path):
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
-    _, folder = run("steps=1", "lr=0.05", "model.weights=pretrained")
-    file = folder / "adapter" / "pytorch_lora_weights.safetensors"
+    file = trained / "adapter" / "pytorch_lora_weights.safetensors"
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
     louder = metadata["lora_adapter_metadata"].replace('"unet.lora_alpha": 8', '"unet.lora_alpha": 80')
     assert louder != metadata["lora_adapter_metadata"]
-    (folder / "louder").mkdir()
-    other = folder / "louder" / "base.safetensors"
+    (tmp_path / "louder").mkdir()
+    other = tmp_path / "louder" / "base.safetensors"
     save_file(load_file(file), other, metadata | {"lora_adapter_metadata": louder})
-    words = ["model=tiny", "data=digits", "images=1", "sampling.steps=2"]
+    words = ["model=tiny", "data=digits", *ONE]
     one, two = (evaluated(f"adapter={path}", *words)[0] for path in (file, other))
     assert [state["label"] for state in two["states"]] == ["base", "base (adapter)"]
     drift = [report["states"][1]["scores"]["controls"]["drift"]["value"] for report in (one, two)]
     assert 0 < drift[0] < drift[1]
-    assert len(list((folder.parent / "outputs" / "evaluation").iterdir())) == 2
+    assert len(list((tmp_path / "outputs" / "evaluation").iterdir())) == 2
 
 
 def test_without_any_judge_there_is_still_a_page(trained):
-    (report,) = evaluated("metrics=clip", f"run={trained}", "images=1", "scales=[0.5,1]")
+    (report,) = evaluated("metrics=clip", f"run={trained}", *ONE, "scales=[0.5,1]")
     assert list(report["missing"]) == ["CLIP"] and report["states"][1]["scores"] == {"prompts": {}, "controls": {}}
     page = (trained / "evaluation" / "report.html").read_text()
     assert "its weights cannot be read" in page and 'id="strength"' not in page
@@ -171,7 +178,7 @@ def test_what_cannot_be_is_told_in_a_line(trained, words, told):
 
 def test_several_runs_end_in_one_table(run, capsys):
     folders = [run("steps=1", "model.weights=pretrained", f"rank={r}", name=f"rank{r}")[1] for r in (1, 2)]
-    reports = evaluated(f"run=[{folders[0]},{folders[1]}]", "images=1")
+    reports = evaluated(f"run=[{folders[0]},{folders[1]}]", *ONE)
     lines = summary(dict(zip([f / "evaluation" for f in folders], reports, strict=True))).splitlines()
     assert [line.split()[0] for line in lines] == ["run", "rank1", "rank2"] and "CLIP-T" in lines[0]
 
@@ -184,17 +191,17 @@ def test_a_metric_without_its_weights_says_what_to_fetch_and_the_rest_goes_on(tr
     assert "hf download facebook/dino-vits16" in (trained / "evaluation" / "report.html").read_text()
 
 
-def test_the_page_stands_alone_and_escapes_what_users_wrote(run):
-    _, folder = run("steps=1", "model.weights=pretrained")
-    evaluated(f"run={folder}", "images=1", 'prompts=["<script>alert(1)</script> three"]')
-    page = (folder / "evaluation" / "report.html").read_text()
+def test_the_page_stands_alone_and_escapes_what_users_wrote(trained, shared):
+    evaluated(f"run={trained}", "images=1", 'prompts=["<script>alert(1)</script> three"]')
+    page = (trained / "evaluation" / "report.html").read_text()
     assert "<script>alert(1)" not in page and "&lt;script&gt;alert(1)" in page
     for outside in ("http://", "https://", 'src="/', "url("):
         assert outside not in page.replace("http://www.w3.org", "").replace("https://www.w3.org", ""), outside
     for anchor in ("scores", "pictures", "copies", "provenance"):
         assert f'id="{anchor}"' in page and f'href="#{anchor}"' in page
     assert page.count("data:image/png;base64,") > 10
-    assert str(folder.parent) not in page
+    for place in (trained, shared(*WORDS)[1]):
+        assert str(place.parent) not in page
 
 
 def test_a_run_without_a_judge_says_how_to_choose_one(trained):

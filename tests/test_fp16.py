@@ -20,8 +20,8 @@ from sdft.schedule import Schedule
 HALF = torch.float16
 
 
-@pytest.fixture
-def trained(tiny, tmp_path):
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
     model = tiny()
     samples = Stream(32).samples(Digits(per_digit=2), model, a_step=2)
     optimizer = unfused(partial(torch.optim.AdamW, lr=1e-3, fused=True))
@@ -37,7 +37,7 @@ def trained(tiny, tmp_path):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=tmp_path,
+        default_root_dir=tmp_path_factory.mktemp("fp16"),
     )
     trainer.fit(module, Pictures(samples, batch_size=2))
     return module, trainer

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import pytest
 import wandb
@@ -40,13 +41,25 @@ def test_a_bad_mode_is_refused(tmp_path):
 
 
 def records(path):
-    """The protobuf records of a `.wandb` file, which is a LevelDB log of 32 kB blocks."""
+    """The protobuf records of a `.wandb` file, once wandb's own process has written the last one."""
+    for _ in range(100):
+        found = list(parsed(path))
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            break
+        time.sleep(0.1)
+    return found
+
+
+def parsed(path):
+    """What is in a `.wandb` file so far, which is a LevelDB log of 32 kB blocks."""
     data, at, parts = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:
             at += 32768 - at % 32768
             continue
         length, kind = struct.unpack_from("<HB", data, at + 4)
+        if at + 7 + length > len(data):
+            return
         parts = data[at + 7 : at + 7 + length] if kind in (1, 2) else parts + data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):

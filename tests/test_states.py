@@ -18,9 +18,9 @@ def noise_of(model):
 
 
 @pytest.fixture
-def trained(run):
+def trained(shared):
     """A function from words to (module, folder) of a run with checkpoints at steps 1 and 2 of 3."""
-    return lambda *words: run("steps=3", "lr=0.05", "save_every=1", "keep=9", "model.weights=pretrained", *words)
+    return lambda *words: shared("steps=3", "lr=0.05", "save_every=1", "keep=9", "model.weights=pretrained", *words)
 
 
 def fresh():
@@ -29,7 +29,7 @@ def fresh():
     return load("tiny-sd")
 
 
-def test_strength_scales_the_change_and_leaves_the_adapter_as_it_was(trained):
+def test_strength_scales_the_change_and_leaves_the_adapter_as_it_was(trained, tmp_path):
     module, folder = trained()
     model = fresh()
     states = of_run(folder, module.method, [0.5, 1.0], None, 0)
@@ -50,9 +50,9 @@ def test_strength_scales_the_change_and_leaves_the_adapter_as_it_was(trained):
     file = folder / "adapter" / DIFFUSERS_FILE  # B halved is dW halved
     halved = {k: w / 2 if ".lora_B." in k else w for k, w in load_file(file).items()}
     with __import__("safetensors").safe_open(file, "pt") as opened:
-        save_file(halved, folder / "half.safetensors", opened.metadata())
+        save_file(halved, tmp_path / "half.safetensors", opened.metadata())
     other = fresh()
-    load_lora(other, folder / "half.safetensors")
+    load_lora(other, tmp_path / "half.safetensors")
     assert torch.allclose(noise_of(other), half, atol=1e-5)
 
 
@@ -84,8 +84,8 @@ def test_checkpoints_that_are_not_there_are_told(trained):
     assert [step for step, _ in chosen(folder, [2])] == [2]
 
 
-def test_only_an_adapter_has_a_strength(run, tmp_path):
-    module, folder = run("steps=1", "method=sft")
+def test_only_an_adapter_has_a_strength(trained):
+    module, folder = trained("method=sft")
     with pytest.raises(ValueError, match=r"scales=\[0.5\]: only an adapter has a strength, and this run"):
         of_run(folder, module.method, [0.5], None, 0)
     with pytest.raises(ValueError, match="only an adapter has a strength, and adapter=.* is a pipeline"):

@@ -25,8 +25,14 @@ def rows(folder):
         return [row for row in csv.DictReader(file) if row["train/loss"]]
 
 
-def test_equal_seeds_give_bit_identical_adapters_and_workers_change_nothing(run):
-    _, one = run("steps=4", name="one")
+FOUR = ("steps=4",)
+SAMPLED = ("steps=4", "sample_every=1")
+PRETRAINED = ("steps=2", "lr=0.05", "alpha=3", "model.weights=pretrained")
+FULL = ("steps=2", "method=sft", "lr=1e-3", "model.weights=pretrained")
+
+
+def test_equal_seeds_give_bit_identical_adapters_and_workers_change_nothing(run, shared):
+    _, one = shared(*FOUR)
     torch.manual_seed(99)
     _, two = run("steps=4", "workers=2", name="two")
     _, other = run("steps=4", "seed=1", name="other")
@@ -44,9 +50,9 @@ def test_accumulation_equals_the_larger_batch(run):  # pitfall 12
         assert a["train/lr_unet"] == b["train/lr_unet"]
 
 
-def test_sampling_leaves_training_untouched(run):  # pitfall 18
-    module, often = run("steps=4", "sample_every=1", name="often")
-    _, never = run("steps=4", name="never")
+def test_sampling_leaves_training_untouched(shared):  # pitfall 18
+    module, often = shared(*SAMPLED)
+    _, never = shared(*FOUR)
     assert_same(adapter(often), adapter(never))
     assert len(list((often / "samples").glob("step-*"))) == 5
     assert (
@@ -83,10 +89,10 @@ def test_the_loss_at_fixed_noise_falls_and_is_the_same_for_equal_weights(run, ca
     assert f"loss     {first:.4f} → {last:.4f} at fixed noise on training images" in capsys.readouterr().out
 
 
-def test_a_run_is_a_folder(run):
-    _, folder = run("steps=2", "sample_every=1")
+def test_a_run_is_a_folder(shared):
+    _, folder = shared(*SAMPLED)
     record = json.loads((folder / "run.json").read_text())
-    assert record["state"] == "finished" and record["steps"] == 2 and record["seed"] == 0
+    assert record["state"] == "finished" and record["steps"] == 4 and record["seed"] == 0
     assert record["device"].startswith("cpu") and record["versions"]["torch"]
     assert record["learns"] == {"unet": 66_304, "text_encoder": 8_192}
     for name in (
@@ -102,11 +108,11 @@ def test_a_run_is_a_folder(run):
 
 
 @pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "lora-kohya.safetensors"])
-def test_the_sampled_picture_comes_from_the_exported_file_too(run, file):  # pitfall 29
+def test_the_sampled_picture_comes_from_the_exported_file_too(shared, file):  # pitfall 29
     from diffusers import StableDiffusionPipeline
     from PIL import Image
 
-    _, folder = run("steps=2", "lr=0.05", "alpha=3", "model.weights=pretrained")
+    _, folder = shared(*PRETRAINED)
     facts = json.loads((folder / "samples" / "step-000002" / "samples.json").read_text())[0]
     plain = StableDiffusionPipeline.from_pretrained(ROOT / "sdft" / "assets" / "tiny-sd")
     plain.load_lora_weights(folder / "adapter", weight_name=file)
@@ -149,38 +155,36 @@ def test_bf16_trains_and_what_it_leaves_opens_in_fp32(run, method, frozen):
         assert len(opened("a handwritten one", num_inference_steps=1, height=32, width=32).images) == 1
 
 
-def test_dropout_drops_and_depends_on_the_seed_alone(run):
-    adapters = {}
+def test_dropout_drops_and_depends_on_the_seed_alone(run, shared):
+    adapters = {"plain": adapter(shared(*FOUR)[1])}
     for name, words in {
-        "plain": [],
         "one": ["method.dropout=0.5"],
         "two": ["method.dropout=0.5", "sample_every=1"],
     }.items():
-        torch.manual_seed(len(name))
-        adapters[name] = adapter(run("steps=3", *words, name=name)[1])
+        torch.manual_seed(len(words))
+        adapters[name] = adapter(run("steps=4", *words, name=name)[1])
     assert_same(adapters["one"], adapters["two"])
     assert any(not torch.equal(adapters["one"][key], adapters["plain"][key]) for key in adapters["one"])
 
 
-def test_a_finished_run_is_not_resumed_and_another_method_is_named(run):
-    _, folder = run("steps=2", name="whole")
-    with pytest.raises(ValueError, match=r"resume=.*last.ckpt: already at step 2 of 2; give more steps"):
-        run("steps=2", f"resume={folder}", name="again")
+def test_a_finished_run_is_not_resumed_and_another_method_is_named(run, shared):
+    _, folder = shared(*FOUR)
+    with pytest.raises(ValueError, match=r"resume=.*last.ckpt: already at step 4 of 4; give more steps"):
+        run("steps=4", f"resume={folder}", name="again")
     with pytest.raises(ValueError, match="resume: the method's alpha was 8 and is 4; give the method the words"):
-        run("steps=3", f"resume={folder}", "rank=4", name="other")
+        run("steps=5", f"resume={folder}", "rank=4", name="other")
 
 
-def test_nothing_that_is_exported_names_a_folder_of_this_machine(run):
-    for method, name in (("lora", "one"), ("sft", "two")):
-        _, folder = run("steps=1", f"method={method}", "model.weights=pretrained", name=name)
-        for file in (folder / ("adapter" if method == "lora" else "pipeline")).rglob("*"):
+def test_nothing_that_is_exported_names_a_folder_of_this_machine(shared):
+    for words, result in ((PRETRAINED, "adapter"), (FULL, "pipeline")):
+        for file in (shared(*words)[1] / result).rglob("*"):
             assert not file.is_file() or str(ROOT).encode() not in file.read_bytes(), file
 
 
-def test_full_fine_tuning_writes_a_pipeline_that_opens(run):
+def test_full_fine_tuning_writes_a_pipeline_that_opens(shared):
     from diffusers import StableDiffusionPipeline
 
-    module, folder = run("steps=2", "method=sft", "lr=1e-3")
+    module, folder = shared(*FULL)
     opened = StableDiffusionPipeline.from_pretrained(folder / "pipeline", safety_checker=None)
     assert torch.equal(opened.unet.conv_in.weight, module.model.unet.conv_in.weight)
 

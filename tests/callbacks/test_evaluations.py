@@ -2,6 +2,7 @@
 
 import csv
 import json
+from shutil import copytree
 
 import pytest
 from hydra.errors import InstantiationException
@@ -23,8 +24,8 @@ def rows(folder):
         return [row for row in csv.DictReader(file) if row.get("scores/CLIP-T")]
 
 
-def test_every_evaluation_is_logged_and_written_down(run):
-    _, folder = run(*WORDS, "steps=3")
+def test_every_evaluation_is_logged_and_written_down(shared):
+    _, folder = shared(*WORDS, "steps=3")
     timeline = json.loads((folder / "evaluation" / "timeline.json").read_text())
     assert [entry["step"] for entry in timeline] == [0, 1, 2, 3] == [int(row["step"]) for row in rows(folder)]
     assert float(rows(folder)[2]["scores/controls/drift"]) == timeline[2]["scores"]["controls"]["drift"]["value"] > 0
@@ -34,8 +35,8 @@ def test_every_evaluation_is_logged_and_written_down(run):
     assert 'id="timeline"' in (folder / "evaluation" / "report.html").read_text()
 
 
-def test_seeds_on_the_way_are_not_those_at_the_end(run):
-    _, folder = run(*WORDS, "steps=1")
+def test_seeds_on_the_way_are_not_those_at_the_end(shared):
+    _, folder = shared(*WORDS, "steps=3")
     on_the_way = (folder / "evaluation/steps/step-000000/prompts/0000.png").read_bytes()
     at_the_end = [path.read_bytes() for path in folder.parent.glob("outputs/cache/pictures/*/*.png")]
     assert at_the_end and on_the_way not in at_the_end
@@ -100,10 +101,11 @@ def test_a_resumed_run_that_asks_for_something_else(run):
         run(*resumed, "protocol.controls=[a handwritten two]", name="others")
 
 
-def test_frames_say_what_they_were_drawn_for(run):
+def test_frames_say_what_they_were_drawn_for(shared, tmp_path, monkeypatch):
     from test_evaluation import evaluated
 
-    _, folder = run(*WORDS, "steps=1")
+    monkeypatch.chdir(tmp_path)
+    folder = copytree(shared(*WORDS, "steps=3")[1], tmp_path / "run")
     evaluated(f"run={folder}", "prompts=[a thing unlike those]", "images=1")
     page = (folder / "evaluation" / "report.html").read_text()
     frames = page[page.index('class="frame') : page.index('id="copies"')]

@@ -26,23 +26,26 @@ def test_the_curve_has_its_points_by_quarter(run):
     assert Image.open(folder / "loss.png").width > 800
 
 
-def test_ten_times_unless_told_otherwise_and_never_twice_at_a_step(run):
+WHOLE = ("steps=4", "save_every=2", "keep=2", "snr_gamma=5")
+
+
+def test_ten_times_unless_told_otherwise_and_never_twice_at_a_step(run, shared):
     _, often = run("steps=20", "accumulate=2", "batch_size=1", "validate_every=null", name="often")
-    _, seldom = run("steps=3", "validate_every=0", "batch_size=1", name="seldom")
+    _, seldom = shared(*WHOLE)
     assert [int(row["step"]) for row in rows(often)] == list(range(0, 21, 2))
-    assert [int(row["step"]) for row in rows(seldom)] == [0, 3]
+    assert [int(row["step"]) for row in rows(seldom)] == [0, 4]
 
 
-def test_weightings_are_compared_by_the_same_number(run):
+def test_weightings_are_compared_by_the_same_number(shared):
     firsts = []
-    for words in (["snr_gamma=5"], ["snr_gamma=0"], ["weighting=debiased"]):
-        _, folder = run("steps=1", *words, name=words[0].replace("=", "_"))
+    for words in (WHOLE, ("steps=1", "snr_gamma=0"), ("steps=1", "weighting=debiased")):
+        _, folder = shared(*words)
         firsts.append(rows(folder)[0]["validation/loss"])
     assert len(set(firsts)) == 1
 
 
-def test_a_resumed_run_keeps_the_first_loss(run):
-    _, whole = run("steps=4", "save_every=2", "keep=2", name="whole")
-    _, resumed = run("steps=4", f"resume={whole / 'checkpoints' / 'step-000002.ckpt'}", name="resumed")
+def test_a_resumed_run_keeps_the_first_loss(run, shared):
+    _, whole = shared(*WHOLE)
+    _, resumed = run(*WHOLE, f"resume={whole / 'checkpoints' / 'step-000002.ckpt'}", name="resumed")
     a, b = (json.loads((folder / "run.json").read_text())["validation_loss"] for folder in (whole, resumed))
     assert a == b and rows(resumed)[0]["step"] != "2"

@@ -22,17 +22,17 @@ EXACT = [
 
 
 @pytest.mark.parametrize("cache", ["disk", "ram"])
-def test_cached_and_uncached_training_give_the_same_losses_and_weights(run, cache):  # pitfall 24
-    _, plain = run(*EXACT, "cache=off", name="plain")
-    _, cached = run(*EXACT, f"cache={cache}", name="cached")
+def test_cached_and_uncached_training_give_the_same_losses_and_weights(shared, cache):  # pitfall 24
+    _, plain = shared(*EXACT, "cache=off")
+    _, cached = shared(*EXACT, f"cache={cache}")
     assert_same(adapter(plain), adapter(cached), 1e-5)
     for a, b in zip(rows(plain), rows(cached), strict=True):
         assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), abs=1e-5)
 
 
-def test_workers_read_the_same_cache(run):
-    _, one = run(*EXACT, name="one")
-    _, two = run(*EXACT, "workers=2", name="two")
+def test_workers_read_the_same_cache(shared):
+    _, one = shared(*EXACT, "cache=disk")
+    _, two = shared(*EXACT, "cache=disk", "workers=2")
     assert_same(adapter(one), adapter(two))
 
 
@@ -71,11 +71,11 @@ def test_only_what_has_changed_is_computed_again(pictures, tiny, capsys):  # pit
     assert "4 latents (1 made now)" in filled(pictures, model, capsys)
 
 
-def test_random_crops_and_learned_or_shuffled_text_are_not_cached(pictures, tiny, run):
+def test_random_crops_and_learned_or_shuffled_text_are_not_cached(pictures, tiny, run, shared):
     model = tiny()
     samples = Stream(32, crop="random").samples(Folder(str(pictures)), model)
     assert fill([samples], model, text=False) == [] and samples.latents is None and samples.contexts is None
-    module, _ = run("steps=1", "method.text_encoder=false")
+    module, _ = shared(*EXACT, "cache=disk")
     assert module.resting == ["vae", "text_encoder"]
     assert run("steps=1", name="text")[0].resting == ["vae"]
     assert run("steps=1", "method.text_encoder=false", "shuffle_tags=true", name="tags")[0].resting == ["vae"]
