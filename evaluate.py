@@ -25,7 +25,6 @@ def main(cfg):
             add_to_run(job.folder, reports[job.folder])
     if len(reports) > 1 and processes.rank() == 0:
         print(summary(reports))
-    processes.wait()
     processes.part()
 
 

@@ -72,35 +72,11 @@ def build_trainer(
     from lightning import Trainer
     from lightning.pytorch.loggers import CSVLogger
 
-    from sdft.callbacks.ema import EMA
-    from sdft.callbacks.export import Export
-    from sdft.callbacks.gradients import FirstGradients
-    from sdft.callbacks.meters import Meters
-    from sdft.callbacks.progress import ProgressBar
-    from sdft.callbacks.samples import Samples as SampleSheets
-    from sdft.callbacks.stops import Stops
-    from sdft.callbacks.validation import Validation
     from sdft.checkpoint_io import WholeFiles
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     loop = parts["loop"]
-    ema, meters = EMA(loop.ema), Meters(loop.log_every)
-    sheets = SampleSheets(folder, parts["sampling"], prompts, cfg.resolution, loop.sample_every, ema, meters)
-    callbacks = [
-        meters,
-        ProgressBar(meters),
-        FirstGradients(),
-        *([ema] if loop.ema else []),
-        Validation(samples, held_out, loop.validate_every, meters, ema),
-        sheets,
-        Export(sheets, cfg.name, command()),
-    ]
-    if exam:
-        callbacks.insert(-1, evaluations(cfg, parts, folder, exam, ema, meters))
-    if loop.save_every:
-        callbacks.append(checkpoints(loop, folder))
-    callbacks.append(Stops(folder))
     dashboard = instantiate(cfg.logger)
     place = parts["strategy"].trainer()
     return Trainer(
@@ -113,7 +89,7 @@ def build_trainer(
             CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1),
             *([dashboard] if dashboard else []),
         ],
-        callbacks=callbacks,
+        callbacks=callbacks_of(cfg, parts, samples, held_out, folder, prompts, exam),
         log_every_n_steps=loop.log_every,
         enable_checkpointing=bool(loop.save_every),
         enable_progress_bar=False,
@@ -121,6 +97,38 @@ def build_trainer(
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
+
+
+def callbacks_of(cfg: DictConfig, parts: dict, samples, held_out, folder: Path, prompts: list[str], exam) -> list:
+    """In the order in which they act; Lightning puts checkpoints last."""
+    from sdft.callbacks.ema import EMA
+    from sdft.callbacks.export import Export
+    from sdft.callbacks.gradients import FirstGradients
+    from sdft.callbacks.meters import Meters
+    from sdft.callbacks.numbers import Numbers
+    from sdft.callbacks.progress import ProgressBar
+    from sdft.callbacks.samples import Samples as SampleSheets
+    from sdft.callbacks.stops import Stops
+    from sdft.callbacks.validation import Validation
+
+    loop = parts["loop"]
+    ema, meters = EMA(loop.ema), Meters(loop.log_every)
+    sheets = SampleSheets(folder, parts["sampling"], prompts, cfg.resolution, loop.sample_every, ema, meters)
+    found = [
+        Numbers(samples, loop.on_nan, loop.log_every, folder),
+        meters,
+        ProgressBar(meters),
+        FirstGradients(),
+        *([ema] if loop.ema else []),
+        Validation(samples, held_out, loop.validate_every, meters, ema),
+        sheets,
+        Export(sheets, cfg.name, command()),
+    ]
+    if exam:
+        found.insert(-1, evaluations(cfg, parts, folder, exam, ema, meters))
+    if loop.save_every:
+        found.append(checkpoints(loop, folder))
+    return [*found, Stops(folder)]
 
 
 def checkpoints(loop, folder: Path):

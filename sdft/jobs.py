@@ -65,6 +65,21 @@ class Launcher(Protocol):
     def start(self, job: Job) -> Handle: ...
 
 
+class Feed(Protocol):
+    """Where jobs come from: about `total` of them; `failed` are those that did not end well."""
+
+    total: int
+    failed: list[Job]
+
+    def next(self) -> Job | None: ...
+
+    def hopeless(self, job: Job) -> bool:
+        """Whether it may be stopped before its end."""
+
+    def ended(self, job: Job, code: int) -> str:
+        """How it went, in a word."""
+
+
 class Listed:
     """Jobs that are known beforehand."""
 
@@ -75,18 +90,16 @@ class Listed:
         return self.left.pop(0) if self.left else None
 
     def hopeless(self, job: Job) -> bool:
-        """Whether it may be stopped before its end."""
         return False
 
     def ended(self, job: Job, code: int) -> str:
-        """How it went, in a word."""
         if code == 0 and job.finished():
             return "finished"
         self.failed.append(job)
         return "failed"
 
 
-def run_all(feed: Listed, launcher: Launcher) -> None:
+def run_all(feed: Feed, launcher: Launcher) -> None:
     """Start jobs while `feed` has some and there is room, and tell it how each ended."""
     running: dict[Job, Handle] = {}
     stopped: set[Job] = set()
@@ -117,6 +130,6 @@ def run_all(feed: Listed, launcher: Launcher) -> None:
                     print(f"{how:<8} {nth(job, feed)}: {job.label}", flush=True)
 
 
-def nth(job: Job, feed: Listed) -> str:
+def nth(job: Job, feed: Feed) -> str:
     number = int(job.folder.name) + 1
     return f"{number} of {max(number, feed.total)}"

@@ -15,6 +15,7 @@ class Loop:
     lr: float = 1e-4
     text_lr: float = 1e-4
     clip: float = 1.0
+    on_nan: str = "stop"
     ema: float = 0.0
     workers: int = 0
     log_every: int = 10
@@ -37,6 +38,8 @@ class Loop:
         for key, least in LEAST.items():
             if (value := getattr(self, key)) is not None and value < least:
                 raise ValueError(f"{key}={value}: choose {least} or more")
+        if self.on_nan not in ("stop", "skip"):
+            raise ValueError(f"on_nan={self.on_nan}: choose stop or skip")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: choose 0 (off), or a decay below 1 such as 0.999")
 

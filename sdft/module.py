@@ -8,7 +8,7 @@ from sdft.draws import generator
 from sdft.methods.base import Method
 from sdft.model import StableDiffusion
 from sdft.objective import Objective
-from sdft.sharding import full, shard
+from sdft.sharding import full, is_part, shard
 
 
 class FineTuning(LightningModule):
@@ -40,6 +40,7 @@ class FineTuning(LightningModule):
         self.optimizer, self.schedule, self.lr, self.clip = optimizer, schedule, lr, clip
         self.seed = seed
         self.grad_norm: Tensor | None = None
+        self.held_back: Tensor | None = None  # steps whose gradient was no number, and the last of them
         self.resting: list[str] = []  # parts that training does without
         if not self.learned():
             raise ValueError(f"{type(method).__name__} leaves nothing to learn; turn on a part of the method")
@@ -106,6 +107,23 @@ class FineTuning(LightningModule):
         """Clip by the norm over all that learns, and keep the norm before clipping, on the device."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.grad_norm = full(nn.utils.clip_grad_norm_(parameters, self.clip or float("inf"))).detach()
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # which does the same
+            self.hold_back(optimizer, parameters, ~self.grad_norm.isfinite())
+
+    def hold_back(self, optimizer, parameters: list[nn.Parameter], bad: Tensor) -> None:
+        """Leave the weights as they are when the gradient is no number; `held_back` counts, on the device where it can."""
+        if all(group.get("fused") for group in optimizer.param_groups) and not any(map(is_part, parameters)):
+            optimizer.grad_scale, optimizer.found_inf = None, bad.float()
+        elif bad:
+            for parameter in parameters:
+                parameter.grad = None
+        if self.held_back is None:
+            self.held_back, self.last_held = (
+                torch.zeros_like(bad, dtype=torch.long),
+                torch.zeros_like(bad, dtype=torch.long),
+            )
+        self.held_back += bad
+        self.last_held = torch.where(bad, self.trainer.global_step, self.last_held)
 
     def on_before_optimizer_step(self, optimizer):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)

@@ -117,10 +117,8 @@ def meet(on_cpu: bool) -> None:
 
     if not launched() or group.is_initialized():
         return
-    if "SLURM_STEP_NODELIST" in os.environ:
-        os.environ["SLURM_NODELIST"] = os.environ[
-            "SLURM_STEP_NODELIST"
-        ]  # Lightning asks for the job's, of which this is part
+    if "SLURM_STEP_NODELIST" in os.environ:  # Lightning asks for the machines of the job, of which these are some
+        os.environ["SLURM_NODELIST"] = os.environ["SLURM_STEP_NODELIST"]
     others = cluster()
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = others.main_address, str(others.main_port)
     backend = "gloo" if on_cpu or not torch.cuda.is_available() else "cpu:gloo,cuda:nccl"
@@ -138,11 +136,10 @@ def gpu() -> int:
 
 
 def part() -> None:
-    """Once all have done their work; a process that failed must not wait here for the others."""
-    import torch.distributed as group
-
-    if group.is_initialized():
-        group.destroy_process_group()
+    """Once all have done their work, which the first does last; one that failed must not come here and wait for the others."""
+    if met():
+        wait()
+        sys.modules["torch.distributed"].destroy_process_group()
 
 
 def met() -> bool:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, open_dict
 
 from sdft.combinations import changing, corners, jobs, space_of, spread_out, text, values_of
 from sdft.files import whole
-from sdft.jobs import Job, Launcher, Listed, run_all
+from sdft.jobs import Feed, Job, Launcher, Listed, run_all
 from sdft.results import COSTS
 
 FOLDER = Path(__file__).parent.parent / "sweeps"
@@ -109,7 +109,7 @@ def tell_done(done: int, total: int, folder: Path) -> None:
         print(f"sweep    {done} of {total} jobs are finished in {folder}/; delete it to run them again", flush=True)
 
 
-def closed(folder: Path, name: str, finished: list[Path], metric: str | None, feed: Listed, alone) -> int:
+def closed(folder: Path, name: str, finished: list[Path], metric: str | None, feed: Feed, alone) -> int:
     """Compare what finished, here and on W&B, name what failed; the exit code."""
     from sdft.compare import compare
     from sdft.overview import overview

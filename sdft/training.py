@@ -27,10 +27,8 @@ def train(cfg: DictConfig):
     Where several processes are to compute, this one starts them, waits, and exits with their status.
     What a user can get wrong is refused before anything is written there.
     """
-    check_name(cfg.name)
+    check_words(cfg)
     folder, choices = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().runtime.choices
-    if cfg.model == "none":
-        raise ValueError("model=none: only evaluate.py does without; choose a model")
     parts, source = cheap_parts(cfg), worded(instantiate(cfg.data), cfg.template)
     loop, prior, strategy = parts["loop"], parts["prior"], parts["strategy"]
     if prior:
@@ -78,7 +76,6 @@ def train(cfg: DictConfig):
         release(module, trainer)
         closing(record, cfg, module.method, judges, bool(spare), trainer.loggers)
         record.end("finished")
-        processes.wait()  # the first still scores
         processes.part()
     finally:
         close_dashboards()
@@ -169,10 +166,12 @@ def fit(module, samples, trainer, loop, checkpoint: Path | None, record: Record,
     )
 
 
-def check_name(name: str) -> None:
-    """It names folders and files."""
-    if not re.fullmatch(r"[\w+-][\w .+-]*", name):
-        raise ValueError(f"name={name}: choose letters, digits, spaces and . _ + - for it")
+def check_words(cfg: DictConfig) -> None:
+    """The name is one of folders and files."""
+    if not re.fullmatch(r"[\w+-][\w .+-]*", cfg.name):
+        raise ValueError(f"name={cfg.name}: choose letters, digits, spaces and . _ + - for it")
+    if cfg.model == "none":
+        raise ValueError("model=none: only evaluate.py does without; choose a model")
 
 
 def check_unfinished(checkpoint: Path | None, steps: int) -> None:

@@ -1,6 +1,7 @@
 """Sweeps become jobs, each a process of its own; jobs become a table, a page and an answer."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -116,6 +117,16 @@ def test_each_job_has_gpus_of_its_own(monkeypatch):
         usable(None, [(8, "auto")])
     with pytest.raises(ValueError, match="n_jobs=3 devices=2: there are 4 GPUs"):
         usable(3, [(2, "auto")])
+
+
+def test_a_job_that_was_stopped_goes_on_from_what_it_saved(tmp_path):
+    job, saved = Job(tmp_path / "0", ["rank=4"], ""), tmp_path / "0.stopped"
+    (job.folder / "checkpoints").mkdir(parents=True)
+    (job.folder / "checkpoints" / "last.ckpt").touch()
+    for state in ("stopped", "running"):  # and killed after that
+        (job.folder / "run.json").write_text(json.dumps({"state": state}))
+        assert job.cleared()[2:] == ["rank=4", f"resume={saved}", f"hydra.run.dir={job.folder}"]
+        assert not list(job.folder.iterdir()) and (saved / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_flags_stand_before_the_words(tmp_path):

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import torch
 from lightning import Callback
+from torch import Tensor
 
 from sdft.sharding import full, is_part, placed
 
@@ -13,10 +14,16 @@ def averages(optimizer) -> bool:
     return hasattr(optimizer, "eval") and hasattr(optimizer, "train")
 
 
+def exchanged(weights: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        weight.data = values[name]
+
+
 @torch.no_grad()
-def put(weights: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> None:
-    for name, value in values.items():
-        weights[name].copy_(value)
+def copied(weights: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    """Of sharded weights, whose memory others know, too."""
+    for name, weight in weights.items():
+        weight.copy_(values[name])
 
 
 class EMA(Callback):
@@ -47,12 +54,10 @@ class EMA(Callback):
         """The averaged weights, these or the optimizer's own, in the model's place; afterwards the raw ones, to the bit."""
         optimizers = [o for o in module.trainer.optimizers if averages(o)]
         weights = module.learned() if self.average or optimizers else {}
-        sharded = any(map(is_part, weights.values()))  # whose storage must stay where it is
+        sharded = any(map(is_part, weights.values()))
+        put = copied if sharded else exchanged
         raw = {name: p.detach().clone() if sharded else p.data for name, p in weights.items()}
-        for name, p in weights.items() if not sharded else ():
-            p.data = self.average[name] if self.average else p.data.clone()
-        if sharded:
-            put(weights, self.average)
+        put(weights, self.average or {name: p.detach().clone() for name, p in weights.items()})
         for optimizer in optimizers:
             optimizer.eval()
         try:
@@ -60,10 +65,7 @@ class EMA(Callback):
         finally:
             for optimizer in optimizers:
                 optimizer.train()
-            for name, p in weights.items() if not sharded else ():
-                p.data = raw[name]
-            if sharded:
-                put(weights, raw)
+            put(weights, raw)
 
     def state_dict(self):
         return {"average": {name: full(average) for name, average in self.average.items()}, "updates": self.updates}
