@@ -37,7 +37,7 @@ def checked(*overrides, config="train"):
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_shipped_config_composes_and_fits(choice):
-    checked(choice, *NEEDS.get(choice, []))
+    checked(choice, *NEEDS.get(choice, []), config="sweep" if choice.startswith("launcher=") else "train")
 
 
 def test_a_dreambooth_run_names_all_that_it_waits_for():

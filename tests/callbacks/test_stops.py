@@ -40,15 +40,15 @@ def test_a_signal_saves_and_ends_with_its_status(tmp_path, number, status):
 
 
 def test_what_was_stopped_and_resumed_is_what_never_stopped(tmp_path):
-    one = started(tmp_path / "one", "steps=60", "save_every=5", "keep=1")
+    one = started(tmp_path / "one", "steps=200", "save_every=5", "keep=1")
     stepping(tmp_path / "one")
     one.terminate()
     one.communicate(timeout=60)
     stopped = json.loads((tmp_path / "one" / "run.json").read_text())["stopped_at"]
-    assert one.returncode == 143 and 5 <= stopped < 60
-    resumed = started(tmp_path / "two", "steps=60", f"resume={tmp_path / 'one'}")
+    assert one.returncode == 143 and 5 <= stopped < 200
+    resumed = started(tmp_path / "two", "steps=200", f"resume={tmp_path / 'one'}")
     resumed.communicate(timeout=120)
-    whole = started(tmp_path / "whole", "steps=60")
+    whole = started(tmp_path / "whole", "steps=200")
     whole.communicate(timeout=120)
     assert resumed.returncode == whole.returncode == 0
     assert (tmp_path / "two" / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()

@@ -85,7 +85,7 @@ def test_a_store_gives_back_what_it_was_given_in_every_process(tmp_path):
     entries = {f"k{i}": {"a": torch.randn(2, i + 1), "b": torch.randn(1)} for i in range(3)}
     for folder in (tmp_path / "s", None):
         store = Store(folder)
-        store.add(entries)
+        store.share(entries)
         assert "k1" in store and "k9" not in store
         for key, entry in entries.items():
             assert all(torch.equal(store[key][name], tensor) for name, tensor in entry.items())
