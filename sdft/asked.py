@@ -98,7 +98,11 @@ def config_of(run: Path) -> DictConfig:
 
 def newest_run(outputs: Path = Path("outputs")) -> Path:
     """The run that finished last."""
-    runs = [file.parent for file in outputs.glob("*/*/run.json") if json.loads(file.read_text())["state"] == "finished"]
+    runs = [
+        file.parent
+        for file in outputs.glob("*/*/run.json")
+        if json.loads(file.read_text(encoding="utf-8"))["state"] == "finished"
+    ]
     if not runs:
         raise ValueError(f"run=null: no finished run in {outputs}/; train one first, or give run=FOLDER")
     return max(runs, key=lambda run: (run / "run.json").stat().st_mtime)

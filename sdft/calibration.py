@@ -41,7 +41,10 @@ def calibrate(cfg: DictConfig) -> dict[str, dict[str, float]]:
         rows[name] = {key: metric.reference() for key, metric in metrics.items()}
     rows["mean"] = {key: sum(row[key] for row in rows.values()) / len(subjects) for key in rows[next(iter(rows))]}
     with whole(PLACE) as file:
-        file.write_text(json.dumps({"judges": judges.names(), "scores": rows}, indent=1, ensure_ascii=False) + "\n")
+        file.write_text(
+            json.dumps({"judges": judges.names(), "scores": rows}, indent=1, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
     print(f"{'real photographs':<30}" + "".join(f"{key:>10}" for key in rows["mean"]))
     for name, row in rows.items():
         print(f"{name:<30}" + "".join(f"{value:>10.3f}" for value in row.values()))

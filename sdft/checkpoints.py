@@ -7,6 +7,7 @@ but would not notice a changed byte.
 import hashlib
 import os
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -31,7 +32,8 @@ def write(checkpoint: dict, path: Path) -> None:
             os.fsync(file.fileno())
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the new name, too
+        with suppress(OSError):  # of mounts that cannot
+            os.fsync(folder)  # the new name, too
         os.close(folder)
 
 

@@ -1,6 +1,7 @@
 """How a run ends: what was measured, what improved, and where everything lies."""
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -72,6 +73,17 @@ def release(module, trainer) -> None:
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def dashboards():
+    """Closed at the end, with the exit status that the process will have."""
+    try:
+        yield
+    except BaseException:
+        close_dashboards(1)
+        raise
+    close_dashboards()
 
 
 def close_dashboards(status: int = 0) -> None:

@@ -3,11 +3,15 @@
 import json
 import os
 import shutil
+import signal
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from sdft.checkpoints import newest
 
 LOG = "log.txt"
 LOOK = 0.2  # seconds between looks at what runs
@@ -28,17 +32,22 @@ class Job:
         return self.state() == "finished"
 
     def cleared(self) -> list[str]:
-        """Its command line, once its folder is empty. What was stopped and saved lies beside it then, and is gone on from."""
-        saved = self.folder.with_name(f"{self.folder.name}.stopped")
-        if self.state() == "stopped":
-            shutil.rmtree(saved, ignore_errors=True)
-            self.folder.rename(saved)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        resume = [f"resume={saved}"] if (saved / "checkpoints" / "last.ckpt").is_file() else []
+        """Its command line, once its folder is empty."""
+        resume = set_aside(self.folder)
         flags = [word for word in self.words if word.startswith("-")]  # behind other words they would end them
         words = [word for word in self.words if word not in flags]
         return [sys.executable, os.path.abspath(sys.argv[0]), *flags, *words, *resume, f"hydra.run.dir={self.folder}"]
+
+
+def set_aside(folder: Path) -> list[str]:
+    """Empty a job's folder; what it has saved lies beside it then. Returns the word that goes on from there, if any."""
+    saved = folder.with_name(f"{folder.name}.stopped")
+    if newest(folder / "checkpoints"):
+        shutil.rmtree(saved, ignore_errors=True)
+        folder.rename(saved)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [f"resume={saved}"] if newest(saved / "checkpoints") else []
 
 
 class Handle(Protocol):
@@ -102,6 +111,35 @@ class Listed:
 def run_all(feed: Feed, launcher: Launcher) -> None:
     """Start jobs while `feed` has some and there is room, and tell it how each ended."""
     running: dict[Job, Handle] = {}
+    try:
+        with told_to_end():
+            keep_running(feed, launcher, running)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if launcher.here and running:
+            print("stopping: the jobs save what they have; once more ends them at once", flush=True)
+            told = isinstance(end, KeyboardInterrupt)  # by the terminal, themselves
+            for handle in running.values() if not told else ():
+                handle.stop()
+            while any(handle.code() is None for handle in running.values()):
+                time.sleep(LOOK)
+        raise
+
+
+@contextmanager
+def told_to_end():
+    """SIGTERM ends a sweep as Ctrl-C does, with 143."""
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    except ValueError:  # not the main thread, which alone hears signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def keep_running(feed: Feed, launcher: Launcher, running: dict[Job, Handle]) -> None:
     stopped: set[Job] = set()
     while True:
         while len(running) < launcher.slots and (job := feed.next()):
@@ -110,14 +148,7 @@ def run_all(feed: Feed, launcher: Launcher) -> None:
             running[job] = launcher.start(job)
         if not running:
             return
-        try:
-            time.sleep(LOOK)
-        except KeyboardInterrupt:
-            if launcher.here:
-                print("stopping: the jobs save what they have; once more ends them at once", flush=True)
-                while any(handle.code() is None for handle in running.values()):
-                    time.sleep(LOOK)
-            raise
+        time.sleep(LOOK)
         for job, handle in list(running.items()):
             code = handle.code()
             if code is None and job not in stopped and feed.hopeless(job):

@@ -40,6 +40,7 @@ class FineTuning(LightningModule):
         self.optimizer, self.schedule, self.lr, self.clip = optimizer, schedule, lr, clip
         self.seed = seed
         self.grad_norm: Tensor | None = None
+        self.odd: Tensor | bool = False  # whether a loss of this step was no number
         self.held_back: Tensor | None = None  # steps whose gradient was no number, and the last of them
         self.resting: list[str] = []  # parts that training does without
         if not self.learned():
@@ -84,8 +85,10 @@ class FineTuning(LightningModule):
 
     def training_step(self, batch: dict, _) -> dict:
         losses = self.losses(batch)
+        loss = (losses * batch["weight"] * batch["share"]).mean()
+        self.odd = ~loss.detach().isfinite() | self.odd
         return {
-            "loss": (losses * batch["weight"] * batch["share"]).mean(),
+            "loss": loss,
             "losses": losses.detach(),
             "timestep": batch["timestep"],
         }
@@ -107,23 +110,22 @@ class FineTuning(LightningModule):
         """Clip by the norm over all that learns, and keep the norm before clipping, on the device."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.grad_norm = full(nn.utils.clip_grad_norm_(parameters, self.clip or float("inf"))).detach()
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # which does the same
-            self.hold_back(optimizer, parameters, ~self.grad_norm.isfinite())
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        bad, self.odd = self.odd if scaled else ~self.grad_norm.isfinite(), False
+        if not scaled:  # a scaler holds back itself; gradients that overflow are its trade, losses are not
+            self.hold_back(optimizer, parameters, bad)
+        if self.held_back is None:
+            self.held_back, self.last_held = (torch.zeros_like(bad, dtype=torch.long) for _ in range(2))
+        self.held_back += bad
+        self.last_held = torch.where(bad, self.trainer.global_step, self.last_held)
 
     def hold_back(self, optimizer, parameters: list[nn.Parameter], bad: Tensor) -> None:
-        """Leave the weights as they are when the gradient is no number; `held_back` counts, on the device where it can."""
+        """Leave the weights as they are when the gradient is no number; without asking the device, where it can."""
         if all(group.get("fused") for group in optimizer.param_groups) and not any(map(is_part, parameters)):
             optimizer.grad_scale, optimizer.found_inf = None, bad.float()
         elif bad:
             for parameter in parameters:
                 parameter.grad = None
-        if self.held_back is None:
-            self.held_back, self.last_held = (
-                torch.zeros_like(bad, dtype=torch.long),
-                torch.zeros_like(bad, dtype=torch.long),
-            )
-        self.held_back += bad
-        self.last_held = torch.where(bad, self.trainer.global_step, self.last_held)
 
     def on_before_optimizer_step(self, optimizer):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)

@@ -58,7 +58,8 @@ def prepare() -> None:
         tie()
     if place().number:
         given = [word for word in sys.argv[1:] if not word.startswith("hydra.run.dir=")]
-        first = next((i for i, word in enumerate(given) if not word.startswith("-")), len(given))
+        words = (i for i, word in enumerate(given) if word[0] in "+~" or ("=" in word and word[0] != "-"))
+        first = next(words, len(given))  # flags may have words of their own
         sys.argv[1:] = [*given[:first], "hydra.run.dir=.", "hydra.output_subdir=null", *given[first:]]
 
 
@@ -96,7 +97,10 @@ def start(count: int, folder) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     rendezvous = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "45")  # seconds in which the others may save
-    config = LaunchConfig(1, 1, count, **rendezvous, max_restarts=0, monitor_interval=0.2, local_addr="localhost")
+    about = {"max_restarts": 0, "monitor_interval": 0.2, "local_addr": "localhost"}
+    if "signals_to_handle" in LaunchConfig.__dataclass_fields__:
+        about["signals_to_handle"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # which it hands on
+    config = LaunchConfig(1, 1, count, **rendezvous, **about)
     try:
         elastic_launch(config, sys.executable)("-u", *sys.argv)
     except ChildFailedError as error:

@@ -42,15 +42,21 @@ class Record:
 
     def write(self) -> None:
         with whole(self.folder / "run.json") as file:
-            file.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n")
+            file.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def failed_at(folder: Path, status: int) -> int:
     """The same status; a run that several processes left unfinished has failed."""
     file = folder / "run.json"
-    if status and file.is_file() and (told := json.loads(file.read_text()))["state"] in ("running", "trained"):
+    if (
+        status
+        and file.is_file()
+        and (told := json.loads(file.read_text(encoding="utf-8")))["state"] in ("running", "trained")
+    ):
         with whole(file) as partial:
-            partial.write_text(json.dumps(told | {"state": "failed"}, indent=2, ensure_ascii=False) + "\n")
+            partial.write_text(
+                json.dumps(told | {"state": "failed"}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
     return status
 
 

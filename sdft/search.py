@@ -191,7 +191,7 @@ def distribution(told: dict):
         return None
     if "values" in told:
         return CategoricalDistribution(told["values"])
-    if "min" not in told or told.get("distribution", "") not in KINDS:
+    if not {"min", "max"} <= told.keys() or told.get("distribution", "") not in KINDS:
         raise ValueError(f"{told}: give values, or min and max with one of the distributions {', '.join(KINDS[1:])}")
     low, high, kind = told["min"], told["max"], told.get("distribution", "")
     log = kind == "log_uniform_values"

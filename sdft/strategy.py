@@ -81,6 +81,10 @@ class Strategy:
         cuda = 0 if self.accelerator == "cpu" else torch.cuda.device_count()
         if cuda and self.devices != "auto" and int(self.devices) > cuda:
             raise ValueError(f"devices={self.devices}: this machine has {cuda}; choose auto or fewer")
+        if launched() and 0 < cuda < self.local():
+            raise ValueError(
+                f"{self.local()} processes on a machine see {cuda} GPU of it each; give srun --gpus-per-node"
+            )
         return {
             "accelerator": "cpu" if self.on_cpu() and self.accelerator == "auto" else self.accelerator,
             "devices": self.local(),

@@ -100,7 +100,7 @@ def begun(state: dict, launcher: Launcher, configs: list[DictConfig]) -> tuple[P
     folder = earlier(state) or Path("multirun") / state["sweep"] / time.strftime("%Y-%m-%d_%H-%M-%S")
     launcher.prepare(folder, configs)
     with whole(folder / STATE) as partial:
-        partial.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n")
+        partial.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return folder, held(folder)
 
 

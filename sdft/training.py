@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import sdft.processes as processes
 from sdft.build import build_module, build_samples, build_trainer, cheap_parts
-from sdft.closing import close_dashboards, closing, outcome, release
+from sdft.closing import close_dashboards, closing, dashboards, outcome, release
 from sdft.data.report import contact_sheet, report
 from sdft.data.view import split, worded
 from sdft.preflight import announce, inspect
@@ -71,14 +71,12 @@ def train(cfg: DictConfig):
     record, words, headline = Record(folder), flat(cfg, choices), f"{title(choices, cfg)} · {source.describe()}"
     if trainer.is_global_zero:
         open_run(record, plan, cfg, headline, samples.parts[0], model, trainer, words)
-    try:
+    with dashboards():
         fit(module, samples, trainer, loop, checkpoint, record, words)
         release(module, trainer)
         closing(record, cfg, module.method, judges, bool(spare), trainer.loggers)
         record.end("finished")
         processes.part()
-    finally:
-        close_dashboards()
     return module
 
 
@@ -154,6 +152,7 @@ def fit(module, samples, trainer, loop, checkpoint: Path | None, record: Record,
         if processes.rank() == 0:
             print(f"stopped  by {stop}; go on with resume={record.folder} and the words of before", flush=True)
         close_dashboards(stop.status)
+        processes.wait()
         sys.exit(stop.status)
     except BaseException:
         record.end("failed")

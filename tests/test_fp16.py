@@ -54,6 +54,10 @@ def test_the_scaler_skips_what_overflows_and_the_schedule_waits(trained):  # pit
     assert 0 < module.grad_norm < 100  # of unscaled gradients
 
 
+def test_what_overflows_is_not_taken_for_a_loss_that_is_no_number(trained):
+    assert int(trained[0].held_back) == 0
+
+
 def test_the_scaler_is_checkpointed(trained, tmp_path):
     _, trainer = trained
     trainer.save_checkpoint(tmp_path / "a.ckpt")

@@ -13,6 +13,7 @@ import yaml
 from conftest import ROOT
 from test_config import checked
 
+from sdft.checkpoints import write
 from sdft.combinations import changing, corners, jobs, space_of, values_of
 from sdft.jobs import Job
 from sdft.launchers.local import usable
@@ -96,6 +97,17 @@ def test_a_killed_sweep_goes_on_where_it_was(faked, tmp_path):
     assert [row["rank"] for row in csv.DictReader(table.open())] == ["1", "2", "4"]
 
 
+def test_a_sweep_that_is_told_to_end_ends_its_jobs_and_says_so(faked, tmp_path):
+    program = "import sys; from sdft.sweep import sweep; sys.argv = ['train.py']; sys.exit(sweep(None, ['rank=1,2', 'seed=0']))"
+    first = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"NAP": "60"})
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ran.txt").exists() or not faked():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.terminate()
+    assert first.wait(30) == 143 and len(faked()) == 1
+
+
 def test_jobs_side_by_side_share_the_cores_and_write_logs(faked, tmp_path, monkeypatch):
     monkeypatch.setattr("sdft.launchers.local.cores", lambda: 4)
     assert sweep(None, ["rank=1,2,4", "seed=0", "n_jobs=2", "accelerator=cpu"]) == 0
@@ -121,8 +133,7 @@ def test_each_job_has_gpus_of_its_own(monkeypatch):
 
 def test_a_job_that_was_stopped_goes_on_from_what_it_saved(tmp_path):
     job, saved = Job(tmp_path / "0", ["rank=4"], ""), tmp_path / "0.stopped"
-    (job.folder / "checkpoints").mkdir(parents=True)
-    (job.folder / "checkpoints" / "last.ckpt").touch()
+    write({"global_step": 3}, job.folder / "checkpoints" / "last.ckpt")
     for state in ("stopped", "running"):  # and killed after that
         (job.folder / "run.json").write_text(json.dumps({"state": state}))
         assert job.cleared()[2:] == ["rank=4", f"resume={saved}", f"hydra.run.dir={job.folder}"]

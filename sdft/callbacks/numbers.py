@@ -26,9 +26,7 @@ class Numbers(Callback):
             return
         told = f"step {int(module.last_held) + 1}: loss or gradient is no number; {self.batch(int(module.last_held))}"
         if self.on_nan == "stop":
-            raise ValueError(
-                f"{told}; the weights are as before it, {self.kept()}; lower lr, or look at these pictures"
-            )
+            raise ValueError(f"{told}; that step changed no weight, {self.kept()}; lower lr, or look at these pictures")
         if not self.known and trainer.is_global_zero:
             print(f"warning  {told}; left out, as every one from here on (train/skipped)", flush=True)
         self.known = count

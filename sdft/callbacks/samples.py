@@ -52,7 +52,7 @@ class Samples(Callback):
         for number, picture in enumerate(pictures):
             picture.save(step / f"{number:03d}.png")
         facts = [{"file": f"{n:03d}.png", "prompt": p, "seed": s} for n, (p, s) in enumerate(requests)]
-        (step / "samples.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        (step / "samples.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         growing = sheet(self.folder / "samples", self.sampling.images)
         with whole(self.folder / "samples.png") as file:
             growing.save(file, format="PNG")
@@ -82,7 +82,7 @@ def sheet(folder: Path, per_prompt: int, most: int = 12) -> Image.Image:
         steps = [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
     rows, prompts = [], []
     for step in steps:
-        facts = json.loads((step / "samples.json").read_text())[::per_prompt]
+        facts = json.loads((step / "samples.json").read_text(encoding="utf-8"))[::per_prompt]
         prompts = [fact["prompt"] for fact in facts]
         pictures = [Image.open(step / fact["file"]) for fact in facts]
         rows.append((f"step {int(step.name.removeprefix('step-'))}", pictures))

@@ -1,14 +1,15 @@
 """A job that runs elsewhere: what is sent there, and what comes back."""
 
 import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
-from sdft.jobs import LOG, Job
+from sdft.jobs import LOG, Job, set_aside
 from sdft.processes import tied
 
+SAVING = 60  # seconds that a job has for it; submitit is told 90 before the end
 MANY = 16  # jobs at a time, where a queue sorts them out
 
 
@@ -29,15 +30,17 @@ class Call:
         return 0
 
     def checkpoint(self):
-        """What submitit sends again, from its beginning, when a cluster takes the machine away."""
+        """What submitit sends again when a cluster takes the machine away: it goes on from what the job saves now."""
         from submitit.helpers import DelayedSubmission
 
-        self.process.kill()
-        self.process.wait()
-        folder = os.path.join(self.home, os.path.dirname(self.log))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.makedirs(folder, exist_ok=True)
-        return DelayedSubmission(Call(self.command, self.log, self.home))
+        self.process.terminate()
+        try:
+            self.process.wait(SAVING)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        words = [word for word in self.command if not word.startswith("resume=")]
+        return DelayedSubmission(Call([*words, *set_aside(Path(self.home, self.log).parent)], self.log, self.home))
 
 
 def call(job: Job) -> Call:
