@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 from conftest import QUICK, ROOT
 from safetensors.torch import load_file
 
@@ -25,6 +26,12 @@ def stepping(place) -> None:
     while not list(place.glob("checkpoints/step-*.ckpt")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def same(one, other) -> bool:
+    """To the bit; the order of what a file's header tells is its library's."""
+    ours, theirs = load_file(one / ADAPTER), load_file(other / ADAPTER)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
@@ -51,8 +58,7 @@ def test_what_was_stopped_and_resumed_is_what_never_stopped(tmp_path):
     whole = started(tmp_path / "whole", "steps=200")
     whole.communicate(timeout=120)
     assert resumed.returncode == whole.returncode == 0
-    assert (tmp_path / "two" / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()
-    assert load_file(tmp_path / "two" / ADAPTER)
+    assert same(tmp_path / "two", tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -66,4 +72,4 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
     assert json.loads((tmp_path / "one" / "run.json").read_text())["state"] == "stopped"
     for name, more in {"two": [f"resume={tmp_path / 'one'}"], "whole": []}.items():
         assert started(tmp_path / name, *both, *more).wait(300) == 0
-    assert (tmp_path / "two" / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()
+    assert same(tmp_path / "two", tmp_path / "whole")
