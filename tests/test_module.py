@@ -1,6 +1,7 @@
 """The training step: what learns, in which precision, clipped, accumulated."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,8 +45,14 @@ def groups(module):
     return torch.optim.AdamW([{"params": [p for p in module.parameters() if p.requires_grad]}])
 
 
+def attached(module):
+    """To a trainer that has not begun."""
+    module._trainer = SimpleNamespace(global_step=0, precision_plugin=None)
+    return module
+
+
 def test_clipping_clips_and_the_logged_norm_is_that_before(tiny):  # pitfall 1
-    module = build(tiny(), clip=1e-3)
+    module = attached(build(tiny(), clip=1e-3))
     module.training_step(batch(module.model), 0)["loss"].backward()
     before = norm(module)
     module.configure_gradient_clipping(groups(module))
@@ -55,7 +62,7 @@ def test_clipping_clips_and_the_logged_norm_is_that_before(tiny):  # pitfall 1
 
 
 def test_clip_zero_only_measures(tiny):
-    module = build(tiny(), clip=0)
+    module = attached(build(tiny(), clip=0))
     module.training_step(batch(module.model), 0)["loss"].backward()
     before = norm(module)
     module.configure_gradient_clipping(groups(module))
