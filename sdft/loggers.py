@@ -24,6 +24,7 @@ def wandb(
         raise ValueError(f"logger.mode={mode}: choose online, offline or disabled")
     settings = Settings(silent=True, console="off", mode=mode)
     run = {"group": group, "job_type": job_type, "tags": list(tags)} | ({"id": id, "resume": "allow"} if id else {})
+    folder = os.path.abspath(folder)  # W&B's own process may have started elsewhere
     logger = WandbLogger(name=name, project=project, save_dir=folder, settings=settings, **run)
     logger._wandb_init.pop("anonymous", None)  # Lightning passes what wandb no longer takes, and wandb warns
     return logger

@@ -1,6 +1,7 @@
 """A sweep on W&B: a run of its own in the group of its jobs, with the tables, the page and the verdict."""
 
 import json
+import os
 from pathlib import Path
 from uuid import uuid4
 
@@ -46,7 +47,7 @@ def overview(finished: list[Path], jobs: int, place: Path, name: str, preferred:
         run.log(tables | {"compare": page})
         run.summary.update(summary(settings, metric))
         if not run.disabled:
-            print(f"wandb    {Path(run.settings.sync_dir) if run.offline else run.url}")
+            print(f"wandb    {os.path.relpath(run.settings.sync_dir) if run.offline else run.url}")
         run.finish()
     except Error as error:
         print(f"wandb    the sweep is not there: {error}")

@@ -98,6 +98,14 @@ def test_a_sweep_that_was_not_logged_to_wandb_does_not_import_it(faked, tmp_path
     assert not list(tmp_path.glob(f"multirun/lora/*/{HOME}"))
 
 
+def test_a_folder_is_found_from_wherever_wandb_itself_was_started(tmp_path, monkeypatch):
+    for folder in ("one", "two"):  # the second run is asked of the process that the first one started
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        loggers.wandb("runs", "run", mode="offline").experiment.finish()
+        assert list((tmp_path / folder).glob("runs/wandb/offline-run-*/run-*.wandb"))
+
+
 def test_a_server_that_refuses_leaves_the_sweep_as_it_is(faked_on_wandb, monkeypatch, capsys):
     from wandb.errors import CommError
 
