@@ -63,44 +63,48 @@ def unfused(optimizer: partial) -> partial:
 
 
 def build_trainer(
-    cfg: DictConfig, parts: dict, samples, held_out, folder: Path, prompts: list[str], steps: int, exam=None
+    cfg: DictConfig, parts: dict, samples, held_out, folder: Path, prompts: list[str], steps: int, exam, before
 ):
     """Lightning's trainer with this project's callbacks; it keeps no console of its own.
 
-    `held_out` are samples for validation, None to validate on some of those that are learned from; `exam` is taken on the way.
+    `held_out` are samples for validation, None to validate on some of those that are learned from; `exam` is taken on the way;
+    `before` is the run as it was when it goes on.
     """
     from lightning import Trainer
-    from lightning.pytorch.loggers import CSVLogger
 
     from sdft.checkpoint_io import WholeFiles
+    from sdft.fitting import Fitting
+    from sdft.metrics_file import MetricsFile
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     loop = parts["loop"]
-    dashboard = instantiate(cfg.logger)
-    place = parts["strategy"].trainer()
-    return Trainer(
-        **place | {"plugins": [*place["plugins"], WholeFiles()]},
+    dashboard = instantiate(cfg.logger, **(before.wandb() if before and "wandb" in str(cfg.logger) else {}))
+    place, metrics = parts["strategy"].trainer(), MetricsFile(folder)
+    if not loop.checkpoint(folder):
+        metrics.keep(0)
+    trainer = Trainer(
+        **place | {"plugins": [*place["plugins"], WholeFiles(loop.keep)]},
         precision=parts["precision"].trainer,
         max_steps=steps,
         max_epochs=-1,
         accumulate_grad_batches=loop.accumulate,
-        logger=[
-            CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1),
-            *([dashboard] if dashboard else []),
-        ],
-        callbacks=callbacks_of(cfg, parts, samples, held_out, folder, prompts, exam),
+        logger=[metrics, *([dashboard] if dashboard else [])],
+        callbacks=callbacks_of(cfg, parts, samples, held_out, folder, prompts, exam, metrics),
         log_every_n_steps=loop.log_every,
-        enable_checkpointing=bool(loop.save_every),
+        enable_checkpointing=True,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
+    trainer.fit_loop = Fitting.of(trainer)
+    return trainer
 
 
-def callbacks_of(cfg: DictConfig, parts: dict, samples, held_out, folder: Path, prompts: list[str], exam) -> list:
+def callbacks_of(cfg: DictConfig, parts: dict, samples, held_out, folder, prompts: list[str], exam, metrics) -> list:
     """In the order in which they act; Lightning puts checkpoints last."""
+    from sdft.callbacks.checkpoints import Checkpoints
     from sdft.callbacks.ema import EMA
     from sdft.callbacks.export import Export
     from sdft.callbacks.gradients import FirstGradients
@@ -126,18 +130,8 @@ def callbacks_of(cfg: DictConfig, parts: dict, samples, held_out, folder: Path, 
     ]
     if exam:
         found.insert(-1, evaluations(cfg, parts, folder, exam, ema, meters))
-    if loop.save_every:
-        found.append(checkpoints(loop, folder))
-    return [*found, Stops(folder)]
-
-
-def checkpoints(loop, folder: Path):
-    """The newest `keep` of them."""
-    from lightning.pytorch.callbacks import ModelCheckpoint
-
-    every = {"every_n_train_steps": loop.save_every, "monitor": "step", "mode": "max", "save_top_k": loop.keep}
-    names = {"filename": "step-{step:06d}", "auto_insert_metric_name": False}
-    return ModelCheckpoint(folder / "checkpoints", **every, **names)
+    saves = Checkpoints(folder / "checkpoints", loop.save_steps(), loop.save_seconds(), metrics)
+    return [*found, Stops(folder), saves]
 
 
 def evaluations(cfg: DictConfig, parts: dict, folder: Path, exam, ema, meters):
@@ -147,6 +141,6 @@ def evaluations(cfg: DictConfig, parts: dict, folder: Path, exam, ema, meters):
     loop = parts["loop"]
     asked = replace(parts["sampling"], images=exam.images, seed=parts["sampling"].seed + SEEDS)
     chosen = {"every": loop.evaluate_every, "choose": loop.checkpoint_metric, "patience": loop.patience}
-    before = checkpoint.parent.parent if (checkpoint := loop.checkpoint()) else None
+    before = checkpoint.parent.parent if (checkpoint := loop.checkpoint(folder)) else None
     about = {"ema": ema, "meters": meters, "name": cfg.name, "before": before}
     return Evaluations(folder, exam, asked, cfg.resolution, **chosen, **about)

@@ -1,11 +1,12 @@
 """Checkpoint files that appear whole, are on the disk before training goes on, and tell when a byte of them has changed.
 
-A file is what `torch.save` writes, with its SHA-256 as the comment of the zip archive that it is: plain `torch.load` opens it,
-but would not notice a changed byte.
+A file is what `torch.save` writes, with its step and SHA-256 as the comment of the zip archive that it is: plain `torch.load`
+opens it, but would not notice a changed byte.
 """
 
 import hashlib
 import os
+import re
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +15,8 @@ import torch
 
 from sdft.files import whole
 
-NOTE = b"sdft sha256="
-SIZE = len(NOTE) + 64  # of the comment, whose own size stands in the two bytes before it
+NOTE = "sdft step={:012d} sha256={}"
+SIZE = len(NOTE.format(0, "0" * 64))  # of the comment, whose own size stands in the two bytes before it
 BLOCK = 2**22
 
 
@@ -24,7 +25,7 @@ def write(checkpoint: dict, path: Path) -> None:
     with whole(path) as partial:
         torch.save(checkpoint, partial)
         size = partial.stat().st_size
-        note = NOTE + digest(partial, size - 2).encode()
+        note = NOTE.format(checkpoint["global_step"], digest(partial, size - 2)).encode()
         with open(partial, "r+b") as file:
             file.seek(size - 2)
             file.write(SIZE.to_bytes(2, "little") + note)
@@ -49,15 +50,18 @@ def digest(path: Path, size: int) -> str:
 
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint file, if anything; of one without a checksum, whether it is an archive at all."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        file.seek(max(0, size - SIZE))
-        note = file.read()
-    if note.startswith(NOTE):
-        return (
-            None if note == NOTE + digest(path, size - SIZE - 2).encode() else "its checksum does not fit its content"
-        )
+    if told := note(path):
+        fits = told[1] == digest(path, path.stat().st_size - SIZE - 2)
+        return None if fits else "its checksum does not fit its content"
     return None if zipfile.is_zipfile(path) else "it is cut off, or no checkpoint"
+
+
+def note(path: Path) -> tuple[int, str] | None:
+    """Step and SHA-256, as a file of this project tells them."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - SIZE))
+        told = re.fullmatch(rb"sdft step=(\d{12}) sha256=(.{64})", file.read(), re.DOTALL)
+    return (int(told[1]), told[2].decode("latin-1")) if told else None
 
 
 def read(path: Path) -> dict:
@@ -73,10 +77,33 @@ def read(path: Path) -> dict:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder that is whole; damaged ones are named and passed over."""
-    for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True):
+    """The checkpoint of the latest step that is whole, whatever the clock said; damaged ones are named and passed over."""
+    for path in sorted(folder.glob("*.ckpt"), key=place, reverse=True):
         fault = damage(path)
         if not fault:
             return path
         print(f"warning  {path}: {fault}; going back to the one before", flush=True)
     return None
+
+
+def place(path: Path) -> tuple[int, float]:
+    """In the order of checkpoints: of files without a note, which others write, by their age."""
+    told = note(path)
+    return (told[0] if told else -1, path.stat().st_mtime)
+
+
+def named(step: int) -> str:
+    return f"step-{step:06d}.ckpt"
+
+
+def of_step(path: Path) -> int:
+    """As its name says; 0 of others, such as the last one of a run."""
+    found = re.fullmatch(r"step-(\d+)\.ckpt", path.name)
+    return int(found[1]) if found else 0
+
+
+def prune(path: Path, keep: int) -> None:
+    """Remove all but the `keep` newest of the checkpoints of steps up to that of `path`, which is one of them."""
+    there = [file for file in path.parent.iterdir() if 0 < of_step(file) <= of_step(path)]
+    for file in sorted(there, key=of_step)[:-keep]:
+        file.unlink()

@@ -24,6 +24,7 @@ def outcome(trainer, result: Path) -> dict:
     return {
         **({"best": best} if best else {}),
         **early,
+        "seconds": round(meters.elapsed(), 1),
         "last": meters.last,
         "seconds_per_step": round(meters.seconds / meters.steps, 4) if meters.steps else None,
         "validation_loss": [validation.first, validation.last],

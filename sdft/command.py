@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sdft.processes import met, place, prepare
+from sdft.resume import words
 
 PACKAGE = Path(__file__).parent
 ABOUT = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # ask, and run nothing
@@ -42,8 +43,10 @@ def command(config: str) -> Callable:
 
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its own errors on
-            prepare()
             with told_in_one_line(asked):
+                if config == "train":
+                    sys.argv[1:] = words(sys.argv[1:])
+                prepare()
                 several = [word for word in sys.argv[1:] if word in MULTIRUN or word.startswith("sweeps=")]
                 if several and not ABOUT & set(sys.argv):
                     if config != "train":

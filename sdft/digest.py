@@ -12,6 +12,14 @@ def of_file(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
+def of_source(source) -> str:
+    """SHA-256 of all pictures and their captions, in their order, in 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for index, captions in enumerate(source.variants()):
+        digest.update(f"{source.digest(index)} {captions!r}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 def of_weights(model: nn.Module) -> str:
     """SHA-256 of all weights and buffers, with their names, types and shapes, in 16 hexadecimal digits."""
     digest = hashlib.sha256()

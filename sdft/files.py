@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,3 +19,10 @@ def whole(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed process has not finished writing in a folder that is nobody else's."""
+    for partial in folder.rglob(".*"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}", partial.name) and partial.is_file():
+            partial.unlink()

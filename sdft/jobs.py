@@ -31,23 +31,21 @@ class Job:
     def finished(self) -> bool:
         return self.state() == "finished"
 
-    def cleared(self) -> list[str]:
-        """Its command line, once its folder is empty."""
-        resume = set_aside(self.folder)
+    def prepared(self) -> list[str]:
+        """Its command line, once its folder is ready."""
+        resume = ready(self.folder)
         flags = [word for word in self.words if word.startswith("-")]  # behind other words they would end them
         words = [word for word in self.words if word not in flags]
         return [sys.executable, os.path.abspath(sys.argv[0]), *flags, *words, *resume, f"hydra.run.dir={self.folder}"]
 
 
-def set_aside(folder: Path) -> list[str]:
-    """Empty a job's folder; what it has saved lies beside it then. Returns the word that goes on from there, if any."""
-    saved = folder.with_name(f"{folder.name}.stopped")
-    if newest(folder / "checkpoints"):
-        shutil.rmtree(saved, ignore_errors=True)
-        folder.rename(saved)
+def ready(folder: Path) -> list[str]:
+    """The word by which a job goes on with what it has saved; without any, nothing is left of what it has begun."""
+    if (folder / "run.json").is_file() and newest(folder / "checkpoints"):
+        return [f"resume={folder}"]
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    return [f"resume={saved}"] if newest(saved / "checkpoints") else []
+    folder.mkdir(parents=True)
+    return []
 
 
 class Handle(Protocol):

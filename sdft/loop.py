@@ -1,5 +1,6 @@
 """The arithmetic of a run: steps, epochs, rates, and how often things happen."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ class Loop:
     evaluate_images: int = 4
     checkpoint_metric: str | None = None
     patience: int = 0
-    save_every: int = 0
+    save_every: int | str = 0
     keep: int = 1
     resume: str | None = None
     scale_lr: bool = False
@@ -36,10 +37,12 @@ class Loop:
         if not self.steps and not self.epochs:
             raise ValueError(f"steps={self.steps} epochs={self.epochs}: give one of them, 1 or more")
         for key, least in LEAST.items():
-            if (value := getattr(self, key)) is not None and value < least:
+            if isinstance(value := getattr(self, key), int | float) and value < least:
                 raise ValueError(f"{key}={value}: choose {least} or more")
         if self.on_nan not in ("stop", "skip"):
             raise ValueError(f"on_nan={self.on_nan}: choose stop or skip")
+        if isinstance(self.save_every, str) and not self.save_seconds():
+            raise ValueError(f"save_every={self.save_every}: choose steps, or minutes such as 10min")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: choose 0 (off), or a decay below 1 such as 0.999")
 
@@ -54,13 +57,26 @@ class Loop:
         """Optimizer steps of the run; `plan` knows how many an epoch takes."""
         return self.steps or plan.steps(self.epochs)
 
-    def checkpoint(self) -> Path | None:
-        """The checkpoint to go on from: the file itself, or the newest of a run folder that is whole."""
+    def save_seconds(self) -> float:
+        """Of `save_every` in minutes; 0 of one in steps."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?min", str(self.save_every))
+        return 60 * float(found[1]) if found else 0.0
+
+    def save_steps(self) -> int:
+        return self.save_every if isinstance(self.save_every, int) else 0
+
+    def checkpoint(self, folder: Path | None = None) -> Path | None:
+        """The checkpoint to go on from: the file itself, or the newest of a run folder that is whole.
+
+        The run in `folder` goes on by itself, without one from its start.
+        """
         if self.resume is None:
             return None
         from sdft.checkpoints import damage, newest
 
         given = Path(self.resume).expanduser()
+        if folder and given.is_dir() and given.samefile(folder):
+            return newest(given / "checkpoints")
         if given.is_file() and (fault := damage(given)):
             raise ValueError(
                 f"resume={self.resume}: {fault}; give another, or the run's folder for its newest whole one"

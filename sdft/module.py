@@ -10,6 +10,12 @@ from sdft.model import StableDiffusion
 from sdft.objective import Objective
 from sdft.sharding import full, is_part, shard
 
+MEASURED = {
+    "grad_norm": torch.float32,
+    "held_back": torch.long,
+    "last_held": torch.long,
+}  # that a resumed run goes on with
+
 
 class FineTuning(LightningModule):
     """What learns is fp32 and in train mode; what is frozen is in evaluation mode, and beside an adapter in `compute`."""
@@ -140,8 +146,11 @@ class FineTuning(LightningModule):
         learned = {f"model.{name}" for name in self.learned()}
         checkpoint["state_dict"] = {n: w for n, w in checkpoint["state_dict"].items() if n in learned}
         checkpoint["method"] = self.method.words()
+        checkpoint["measured"] = {name: float(getattr(self, name)) for name in MEASURED}
 
     def on_load_checkpoint(self, checkpoint):
+        for name, kind in MEASURED.items():
+            setattr(self, name, torch.tensor(checkpoint["measured"][name], dtype=kind, device=self.device))
         was, now = checkpoint["method"], self.method.words()
         if other := [key for key in was.keys() | now.keys() if was.get(key) != now.get(key)]:
             key = sorted(other)[0]

@@ -22,13 +22,22 @@ class Record:
     def __init__(self, folder: Path):
         self.folder, self.facts = folder, {}
 
-    def start(self, plan: dict, cfg) -> None:
-        OmegaConf.save(cfg, self.folder / "config.yaml")
+    def start(self, plan: dict, cfg, overrides: list[str], before: dict | None = None, **resumed) -> None:
+        """`before` is what it said when the run was here last, and `resumed` how it goes on."""
+        with whole(self.folder / "config.yaml") as partial:
+            OmegaConf.save(cfg, partial)
+        before = before or {}
+        came = {"when": now(), "commit_before": before.get("commit")}
         self.facts = {
             "command": command(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "overrides": overrides,
+            "started": before.get("started", now()),
+            "resumed": [
+                *before.get("resumed", []),
+                *([came | resumed] if before else []),
+            ],
             "state": "running",
-            "commit": commit(),
+            "commit": commit(self.folder / "changes.diff"),
             "python": platform.python_version(),
             "versions": {name: version(name) for name in LIBRARIES},
             **plan,
@@ -36,13 +45,17 @@ class Record:
         self.write()
 
     def end(self, state: str, **facts) -> None:
-        self.facts |= {"state": state, **facts}
+        self.facts |= {"state": state, "ended": now(), **facts}
         if rank() == 0:
             self.write()
 
     def write(self) -> None:
         with whole(self.folder / "run.json") as file:
             file.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def failed_at(folder: Path, status: int) -> int:
@@ -65,12 +78,19 @@ def command() -> list[str]:
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
-def commit() -> str | None:
-    """The commit of this checkout, `+` when it has changes; None outside one."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+def commit(changes: Path) -> str | None:
+    """The commit of this checkout, `+` when it has changes, which are then written to a file; None outside one."""
+    git = ["git", "-C", str(Path(__file__).parent.parent)]
+    told = {"capture_output": True, "timeout": 5}
     try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5)
-        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+        if Path(__file__).parent.parent.name == "site-packages":
+            return None  # installed; whatever checkout it lies in is another project's
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], text=True, **told)
+        diff = subprocess.run([*git, "diff", "HEAD", "--", "."], **told)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return head.stdout.strip() + "+" * bool(dirty.stdout.strip()) if head.returncode == 0 else None
+    if head.returncode:
+        return None
+    if diff.stdout:
+        changes.write_bytes(diff.stdout)
+    return head.stdout.strip() + "+" * bool(diff.stdout)

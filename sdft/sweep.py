@@ -19,6 +19,7 @@ from omegaconf import DictConfig, open_dict
 from sdft.combinations import changing, corners, jobs, space_of, spread_out, text, values_of
 from sdft.files import whole
 from sdft.jobs import Feed, Job, Launcher, Listed, run_all
+from sdft.lock import Lock
 from sdft.results import COSTS
 
 FOLDER = Path(__file__).parent.parent / "sweeps"
@@ -101,7 +102,7 @@ def begun(state: dict, launcher: Launcher, configs: list[DictConfig]) -> tuple[P
     launcher.prepare(folder, configs)
     with whole(folder / STATE) as partial:
         partial.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return folder, held(folder)
+    return folder, Lock(folder, "the same sweep")
 
 
 def tell_done(done: int, total: int, folder: Path) -> None:
@@ -119,7 +120,7 @@ def closed(folder: Path, name: str, finished: list[Path], metric: str | None, fe
     if feed.failed:
         labels = "; ".join(job.label for job in feed.failed)
         print(f"error: {len(feed.failed)} of {feed.total} jobs failed: {labels}", file=sys.stderr)
-    alone.close()
+    alone.release()
     return int(bool(feed.failed))
 
 
@@ -180,20 +181,3 @@ def earlier(state: dict) -> Path | None:
         if json.loads(file.read_text(encoding="utf-8")) == state:
             return file.parent
     return None
-
-
-def held(folder: Path):
-    """The folder's lock, which is let go when the sweep ends, however it ends; `ValueError` when another one has it."""
-    file = open(folder / "lock", "w")  # noqa: SIM115
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # not on Windows
-        pass
-    except BlockingIOError:
-        file.close()
-        raise ValueError(f"{folder}: the same sweep is running there; wait for it, or change a word") from None
-    except OSError:  # a file system without locks
-        pass
-    return file

@@ -2,7 +2,7 @@
 
 import re
 import sys
-import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +16,14 @@ from sdft.build import build_module, build_samples, build_trainer, cheap_parts
 from sdft.closing import close_dashboards, closing, dashboards, outcome, release
 from sdft.data.report import contact_sheet, report
 from sdft.data.view import split, worded
+from sdft.digest import of_source, of_weights
+from sdft.files import tidy
+from sdft.lock import Lock
 from sdft.preflight import announce, inspect
 from sdft.prompts import read_prompts
 from sdft.record import Record, failed_at
+from sdft.repeat import check, verdict
+from sdft.resume import Before, going_on
 
 
 def train(cfg: DictConfig):
@@ -28,9 +33,11 @@ def train(cfg: DictConfig):
     What a user can get wrong is refused before anything is written there.
     """
     check_words(cfg)
-    folder, choices = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().runtime.choices
+    if cfg.repeat:
+        check(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
     parts, source = cheap_parts(cfg), worded(instantiate(cfg.data), cfg.template)
-    loop, prior, strategy = parts["loop"], parts["prior"], parts["strategy"]
+    prior, strategy = parts["prior"], parts["strategy"]
     if prior:
         prior.check_apart(cfg.data.get("path"))
     parts["precision"].check(strategy.trainer()["accelerator"])
@@ -39,7 +46,18 @@ def train(cfg: DictConfig):
         sys.exit(failed_at(folder, processes.start(count, folder)))
     processes.meet(strategy.on_cpu())
     folder = seen_by_all(processes.told(folder))
-    checkpoint, (taught, spare) = loop.checkpoint(), split(source, cfg.held_out)
+    with Lock(folder, "a run") if processes.rank() == 0 else nullcontext() as lock:
+        if lock:
+            tidy(folder)
+        return alone(cfg, folder, parts, source)
+
+
+def alone(cfg: DictConfig, folder: Path, parts: dict, source):
+    """The run, whose folder is nobody else's now."""
+    loop, prior, strategy = parts["loop"], parts["prior"], parts["strategy"]
+    a_step = loop.samples_per_step(strategy.world())
+    before, (taught, spare) = going_on(cfg, folder, a_step), split(source, cfg.held_out)
+    checkpoint = loop.checkpoint(folder)
     prompts = read_prompts(cfg.prompts) or source.prompts() + ([prior.prompt] if prior else [])
     source.verify()
     parts["precision"].apply()
@@ -47,10 +65,10 @@ def train(cfg: DictConfig):
     model = instantiate(cfg.model)
     model.latent_shape(cfg.resolution)
     parts["method"].check(model, taught.captions())
-    a_step = loop.samples_per_step(strategy.world())
+    digests = {"model": of_weights(model), "data": of_source(taught)} if processes.rank() == 0 else {}
     steps = loop.total(parts["stream"].plan(taught, model.unit, a_step))
     parts["schedule"].check(steps)
-    check_unfinished(checkpoint, steps)
+    done = check_unfinished(cfg, checkpoint, steps, before)
 
     classes, device = None, strategy.device()
     judging = cfg.metrics and (loop.evaluate_every or processes.rank() == 0)
@@ -65,19 +83,32 @@ def train(cfg: DictConfig):
     samples = build_samples(parts, model, taught, classes, a_step)
     held_out = spare and parts["stream"].samples(spare, model, "held out ")
     cache(module, [*samples.parts, *([held_out] if spare else [])])
-    trainer = build_trainer(cfg, parts, samples, held_out, folder, prompts, steps, exam)
-    plan = inspect(module, samples, loop, parts["schedule"], trainer)
+    trainer = build_trainer(cfg, parts, samples, held_out, folder, prompts, steps, exam, before)
+    plan = inspect(module, samples, loop, parts["schedule"], trainer) | {"digests": digests}
     plan["warnings"] += [f"{name} not measured: {why}" for name, why in (judges.missing if judges else {}).items()]
-    record, words, headline = Record(folder), flat(cfg, choices), f"{title(choices, cfg)} · {source.describe()}"
+    record, words = Record(folder), flat(cfg, HydraConfig.get().runtime.choices)
     if trainer.is_global_zero:
-        open_run(record, plan, cfg, headline, samples.parts[0], model, trainer, words)
+        open_run(record, plan, cfg, source.describe(), samples.parts[0], model, trainer, words, before, done)
     with dashboards():
         fit(module, samples, trainer, loop, checkpoint, record, words)
         release(module, trainer)
         closing(record, cfg, module.method, judges, bool(spare), trainer.loggers)
         record.end("finished")
+        same = tell_whether_same(record, cfg.repeat) if cfg.repeat and processes.rank() == 0 else True
         processes.part()
+    if not same:
+        sys.exit(1)
     return module
+
+
+def tell_whether_same(record: Record, before: str) -> bool:
+    """As the run that this one repeats."""
+    same, lines = verdict(Path(before).expanduser(), record.folder)
+    print(f"repeat   {'bit-identical to' if same else 'not what came of'} {before}", flush=True)
+    for line in lines:
+        print(f"         {line}", flush=True)
+    record.end("finished", repeats={"run": before, "identical": same})
+    return same
 
 
 def seen_by_all(folder: Path) -> Path:
@@ -106,14 +137,22 @@ def exam_on_the_way(cfg: DictConfig, judges, source, taught):
     return exam
 
 
-def open_run(record: Record, plan: dict, cfg: DictConfig, headline: str, samples, model, trainer, words: dict) -> None:
+def open_run(record, plan, cfg, pictures: str, samples, model, trainer, words: dict, before, done: int) -> None:
     """Say what will happen and what the data hold, on the terminal, in the run's folder and on its dashboards."""
+    told = HydraConfig.get()
     from sdft.callbacks.samples import show_sheet
 
     found = report(samples.source, samples.sizes, samples.plan.steps_an_epoch, model.tokenizer, model.prompt_tokens)
     plan["warnings"] += found.warnings
-    announce(plan, headline, found.lines, record.folder)
-    record.start(plan | dashboard_of(trainer.loggers, cfg) | {"words": words}, cfg)
+    announce(plan, f"{title(told.runtime.choices, cfg)} · {pictures}", found.lines, record.folder)
+    plan |= dashboard_of(trainer.loggers, cfg) | {"words": words}
+    if before:
+        print(f"resumes  at step {done} of {trainer.max_steps}", flush=True)
+        for name, (old, new) in before.changed.items():
+            print(f"changed  {name} from {old} to {new}", flush=True)
+        record.start(plan, cfg, list(told.overrides.task), before.record, step=done, changed=before.changed)
+    else:
+        record.start(plan, cfg, list(told.overrides.task))
     found.write(record.folder)
     sheet = contact_sheet(samples.source, samples.sizes)
     sheet.save(record.folder / "data.png")
@@ -142,7 +181,6 @@ def fit(module, samples, trainer, loop, checkpoint: Path | None, record: Record,
     from sdft.callbacks.stops import Stopped
     from sdft.data.module import Pictures
 
-    began = time.perf_counter()
     try:
         for logger in trainer.loggers:
             logger.log_hyperparams(words | {"learns": sum(p.numel() for p in module.learned().values())})
@@ -160,7 +198,6 @@ def fit(module, samples, trainer, loop, checkpoint: Path | None, record: Record,
     processes.wait()  # for the first one's files
     record.end(
         "trained",
-        seconds=round(time.perf_counter() - began, 1),
         **outcome(trainer, record.folder / module.method.result),
     )
 
@@ -173,15 +210,16 @@ def check_words(cfg: DictConfig) -> None:
         raise ValueError("model=none: only evaluate.py does without; choose a model")
 
 
-def check_unfinished(checkpoint: Path | None, steps: int) -> None:
-    """Going on from a finished run would train nothing and look like success."""
+def check_unfinished(cfg: DictConfig, checkpoint: Path | None, steps: int, before: Before | None) -> int:
+    """The step to go on from. From the end of a finished run it would train nothing and look like success."""
     from sdft.checkpoints import read
 
-    if checkpoint is None:
-        return
-    done = read(checkpoint)["global_step"]
-    if done >= steps:
-        raise ValueError(f"resume={checkpoint}: already at step {done} of {steps}; give more steps")
+    done = read(checkpoint)["global_step"] if checkpoint else 0
+    ended = before is None or before.record["state"] == "finished"
+    if done > steps or (checkpoint and done == steps and ended):
+        more = "give more steps, and confirm=true" if before else "give more steps"
+        raise ValueError(f"resume={cfg.resume}: already at step {done} of {steps}; {more}")
+    return done
 
 
 def title(choices, cfg: DictConfig) -> str:

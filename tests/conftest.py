@@ -18,6 +18,9 @@ from hydra import compose, initialize_config_dir  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from omegaconf import DictConfig, open_dict  # noqa: E402
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # of several test processes, each has a core
+
 QUICK = [
     "logger=none",
     "metrics=none",
@@ -54,7 +57,7 @@ def trained(home: Path, *overrides: str, name: str = "run"):
     from sdft.training import train
 
     folder = home / name
-    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra").mkdir(parents=True, exist_ok=f"resume={folder}" in overrides)
     cfg = composed(*QUICK, *overrides, f"hydra.runtime.output_dir={folder}")
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):

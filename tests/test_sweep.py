@@ -17,7 +17,7 @@ from sdft.checkpoints import write
 from sdft.combinations import changing, corners, jobs, space_of, values_of
 from sdft.jobs import Job
 from sdft.launchers.local import usable
-from sdft.sweep import FOLDER, METHODS, held, read, sweep
+from sdft.sweep import FOLDER, METHODS, read, sweep
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
@@ -132,27 +132,33 @@ def test_each_job_has_gpus_of_its_own(monkeypatch):
 
 
 def test_a_job_that_was_stopped_goes_on_from_what_it_saved(tmp_path):
-    job, saved = Job(tmp_path / "0", ["rank=4"], ""), tmp_path / "0.stopped"
-    write({"global_step": 3}, job.folder / "checkpoints" / "last.ckpt")
+    job = Job(tmp_path / "0", ["rank=4"], "")
+    last = job.folder / "checkpoints" / "last.ckpt"
+    write({"global_step": 3}, last)
     for state in ("stopped", "running"):  # and killed after that
         (job.folder / "run.json").write_text(json.dumps({"state": state}))
-        assert job.cleared()[2:] == ["rank=4", f"resume={saved}", f"hydra.run.dir={job.folder}"]
-        assert not list(job.folder.iterdir()) and (saved / "checkpoints" / "last.ckpt").is_file()
+        assert job.prepared()[2:] == ["rank=4", f"resume={job.folder}", f"hydra.run.dir={job.folder}"]
+    last.write_bytes(last.read_bytes()[:-100])
+    assert job.prepared()[2:] == ["rank=4", f"hydra.run.dir={job.folder}"]
+    assert not list(job.folder.iterdir())
 
 
 def test_flags_stand_before_the_words(tmp_path):
     """Overrides behind flags are lost on the ranks that Lightning starts."""
-    command = Job(tmp_path / "0", ["rank=4", "--config-name=train"], "").cleared()
+    command = Job(tmp_path / "0", ["rank=4", "--config-name=train"], "").prepared()
     assert command[2:] == ["--config-name=train", "rank=4", f"hydra.run.dir={tmp_path / '0'}"]
 
 
 def test_a_sweep_that_runs_is_not_joined(faked, tmp_path):
     assert sweep(None, ["rank=1", "seed=0"]) == 0
     (folder,) = tmp_path.glob("multirun/lora/*")
-    lock = held(folder)
-    with pytest.raises(ValueError, match="the same sweep is running there"):
+    program = f"from pathlib import Path; from sdft.lock import Lock; it = Lock(Path({str(folder)!r}), 'it'); "
+    program += "print(flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    with pytest.raises(ValueError, match=f"the same sweep is running there, process {other.pid} on "):
         sweep(None, ["rank=1", "seed=0"])
-    lock.close()
+    other.communicate()
 
 
 def test_the_readme_names_every_sweep():

@@ -47,9 +47,9 @@ class Evaluations(Callback):
         self.timeline = Timeline(folder / "evaluation")
         self.best: dict | None = None  # step, metric and value
         self.since = 0  # evaluations since then
+        self.measured: int | None = None  # step
 
     def on_train_start(self, trainer, module):
-        self.measured = trainer.global_step
         if trainer.global_step == 0:
             self.measure(trainer, module)
         elif trainer.is_global_zero:
@@ -63,12 +63,16 @@ class Evaluations(Callback):
             self.exam.begin(self.timeline.kept(0))
         if self.best and self.best["metric"] != self.choose:
             self.best, self.since = None, 0
+        self.stop(trainer)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if trainer.global_step % self.every == 0 and trainer.global_step != self.measured:
             self.measure(trainer, module)
-            if self.patience and self.since >= self.patience:
-                trainer.should_stop = True
+            self.stop(trainer)
+
+    def stop(self, trainer) -> None:
+        if self.patience and self.since >= self.patience:
+            trainer.should_stop = True
 
     def on_train_end(self, trainer, module):
         if trainer.global_step != self.measured:
@@ -127,10 +131,10 @@ class Evaluations(Callback):
         return {"groups": groups, "images": self.exam.images, "sampling": drawn}
 
     def state_dict(self):
-        return {"best": self.best, "since": self.since}
+        return {"best": self.best, "since": self.since, "measured": self.measured}
 
     def load_state_dict(self, state):
-        self.best, self.since = state["best"], state["since"]
+        self.best, self.since, self.measured = state["best"], state["since"], state["measured"]
 
 
 def where(choose: str) -> tuple[str, str]:

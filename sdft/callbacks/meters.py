@@ -16,11 +16,33 @@ class Meters(Callback):
     def __init__(self, every: int):
         self.every, self.last, self.idle = every, {}, 0.0
         self.steps, self.seconds = 0, 0.0  # optimizer steps and the time they took, without the first
+        self.reported, self.before, self.resumed = (
+            0,
+            0.0,
+            None,
+        )  # step; seconds of earlier processes; sums of one of them
 
     def on_train_start(self, trainer, module):
+        self.began, self.trainer = time.perf_counter(), trainer
         self.first_batch = trainer.global_step * trainer.accumulate_grad_batches
-        self.timesteps, self.reported = len(module.model.alphas_cumprod), trainer.global_step
+        self.timesteps = len(module.model.alphas_cumprod)
         self.restart(module.device)
+        if self.resumed is not None and trainer.is_global_zero:
+            self.sums += torch.tensor(self.resumed, device=module.device)
+
+    def elapsed(self) -> float:
+        """Seconds of training, those before a resume among them."""
+        return self.before + time.perf_counter() - self.began
+
+    def state_dict(self):
+        sums = self.trainer.strategy.reduce(self.sums.clone(), reduce_op="sum").tolist()
+        plain = {key: getattr(self, key) for key in ("last", "steps", "seconds", "reported")}
+        return plain | {"sums": sums, "elapsed": self.elapsed()}
+
+    def load_state_dict(self, state):
+        for key in ("last", "steps", "seconds", "reported"):
+            setattr(self, key, state[key])
+        self.resumed, self.before = state["sums"], state["elapsed"]
 
     def restart(self, device) -> None:
         self.sums = torch.zeros(QUARTERS, 2, device=device)

@@ -33,6 +33,12 @@ class Numbers(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({"train/skipped": count}, trainer.global_step)
 
+    def state_dict(self):
+        return {"known": self.known}
+
+    def load_state_dict(self, state):
+        self.known = state["known"]
+
     def batch(self, step: int) -> str:
         """Pictures and timesteps of a step's samples."""
         samples = self.samples.parts[0]

@@ -1,6 +1,7 @@
 """The same prompts and seeds before, during and after training, as pictures and as one sheet that grows with the run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,11 @@ class Samples(Callback):
     ):
         self.folder, self.sampling, self.prompts, self.resolution = folder, sampling, prompts, resolution
         self.every, self.ema, self.meters = every, ema, meters
+        self.sampled: int | None = None  # step
 
     def on_train_start(self, trainer, module):
-        self.sampled = trainer.global_step
+        if trainer.is_global_zero:
+            forget_after(self.folder / "samples", trainer.global_step)
         if trainer.global_step == 0:
             self.sample(trainer, module)
 
@@ -58,6 +61,19 @@ class Samples(Callback):
             growing.save(file, format="PNG")
         for logger in trainer.loggers:
             show(logger, pictures, [prompt for prompt, _ in requests], growing, trainer.global_step)
+
+    def state_dict(self):
+        return {"sampled": self.sampled}
+
+    def load_state_dict(self, state):
+        self.sampled = state["sampled"]
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """What an earlier process sampled after its last checkpoint is sampled again."""
+    for place in folder.glob("step-*"):
+        if int(place.name.removeprefix("step-")) > step:
+            shutil.rmtree(place)
 
 
 def show(logger, pictures: list[Image.Image], prompts: list[str], growing: Image.Image, step: int) -> None:

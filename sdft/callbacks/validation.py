@@ -25,11 +25,11 @@ class Validation(Callback):
         self.count = min(MOST if held_out else IMAGES, len(self.samples))
         self.meters, self.ema = meters, ema
         self.first = self.last = float("nan")
+        self.measured: int | None = None  # step
 
     def on_train_start(self, trainer, module):
         if self.every is None:
             self.every = max(1, trainer.max_steps // TIMES)
-        self.measured = trainer.global_step or None  # a resumed run has measured where it goes on
         if trainer.global_step == 0:
             self.first = self.measure(trainer, module)
 
@@ -60,7 +60,7 @@ class Validation(Callback):
         return self.last
 
     def state_dict(self):
-        return {"first": self.first}
+        return {"first": self.first, "last": self.last, "measured": self.measured}
 
     def load_state_dict(self, state):
-        self.first = state["first"]
+        self.first, self.last, self.measured = state["first"], state["last"], state["measured"]

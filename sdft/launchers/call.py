@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from sdft.jobs import LOG, Job, set_aside
+from sdft.jobs import LOG, Job, ready
 from sdft.processes import tied
 
 SAVING = 60  # seconds that a job has for it; submitit is told 90 before the end
@@ -40,11 +40,11 @@ class Call:
             self.process.kill()
             self.process.wait()
         words = [word for word in self.command if not word.startswith("resume=")]
-        return DelayedSubmission(Call([*words, *set_aside(Path(self.home, self.log).parent)], self.log, self.home))
+        return DelayedSubmission(Call([*words, *ready(Path(self.home, self.log).parent)], self.log, self.home))
 
 
 def call(job: Job) -> Call:
-    return Call(job.cleared(), str(job.folder / LOG), os.getcwd())
+    return Call(job.prepared(), str(job.folder / LOG), os.getcwd())
 
 
 def need(package: str) -> None:

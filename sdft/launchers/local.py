@@ -30,8 +30,8 @@ class Process:
     """A job in a process of this machine; of several, each writes to its own log."""
 
     def __init__(self, job: Job, free: list[dict[str, str]], logs: bool):
-        command, self.free, self.place = job.cleared(), free, free.pop(0)
-        self.log = open(job.folder / LOG, "w") if logs else None  # noqa: SIM115
+        command, self.free, self.place = job.prepared(), free, free.pop(0)
+        self.log = open(job.folder / LOG, "a") if logs else None  # noqa: SIM115
         told = {"stdout": self.log, "stderr": subprocess.STDOUT} if logs else {}
         self.process = subprocess.Popen(command, env=os.environ | self.place, preexec_fn=tied(os.getpid()), **told)
 
