@@ -5,6 +5,7 @@ opens it, but would not notice a changed byte.
 """
 
 import hashlib
+import math
 import os
 import re
 import zipfile
@@ -86,10 +87,11 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def place(path: Path) -> tuple[int, float]:
-    """In the order of checkpoints: of files without a note, which others write, by their age."""
-    told = note(path)
-    return (told[0] if told else -1, path.stat().st_mtime)
+def place(path: Path) -> float:
+    """Its step; what cannot say is looked at first, and found damaged."""
+    if told := note(path):
+        return told[0]
+    return of_step(path) or (math.inf if damage(path) else read(path)["global_step"])
 
 
 def named(step: int) -> str:

@@ -12,7 +12,8 @@ import zipfile
 import pytest
 import torch
 
-from sdft.checkpoints import damage, newest, read, write
+from sdft.checkpoint_io import WholeFiles
+from sdft.checkpoints import damage, named, newest, read, write
 from sdft.loop import Loop
 
 STATE = {"global_step": 3, "state_dict": {"w": torch.arange(4000.0)}, "plain": [1, {"a": None}]}
@@ -22,10 +23,34 @@ def test_what_is_written_is_read_by_us_and_by_torch(tmp_path):
     write(STATE, tmp_path / "a.ckpt")
     for found in (read(tmp_path / "a.ckpt"), torch.load(tmp_path / "a.ckpt", weights_only=True, mmap=True)):
         assert torch.equal(found["state_dict"]["w"], STATE["state_dict"]["w"]) and found["plain"] == STATE["plain"]
-    assert zipfile.ZipFile(tmp_path / "a.ckpt").comment.startswith(b"sdft sha256=")
+    assert zipfile.ZipFile(tmp_path / "a.ckpt").comment.startswith(b"sdft step=000000000003 sha256=")
     assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
     torch.save(STATE, tmp_path / "b.ckpt")  # of others, without a checksum
     assert damage(tmp_path / "b.ckpt") is None and read(tmp_path / "b.ckpt")["global_step"] == 3
+
+
+def test_the_newest_ones_are_kept_and_what_goes_wrong_in_the_background_is_told(tmp_path):
+    files = WholeFiles(keep=2)
+    for step in (2, 4, 6):
+        weights = torch.full((3,), float(step))
+        files.save_checkpoint({"global_step": step, "w": weights}, tmp_path / named(step))
+        weights.zero_()  # as training goes on
+    files.save_checkpoint({"global_step": 6}, tmp_path / "last.ckpt")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "step-000004.ckpt", "step-000006.ckpt"]
+    assert read(tmp_path / "step-000004.ckpt")["w"].tolist() == [4.0] * 3
+    files.save_checkpoint(
+        {"global_step": 3}, tmp_path / named(3)
+    )  # gone back to: later ones are still to be overwritten
+    files.wait()
+    assert sorted(p.name for p in tmp_path.glob("step*")) == [
+        "step-000003.ckpt",
+        "step-000004.ckpt",
+        "step-000006.ckpt",
+    ]
+    (tmp_path / "file").touch()
+    files.save_checkpoint({"global_step": 8}, tmp_path / "file" / named(8))
+    with pytest.raises(OSError):
+        files.save_checkpoint({"global_step": 10}, tmp_path / named(10))
 
 
 @pytest.mark.parametrize("where", [0, 30, 5000, -100, -60, -1])
@@ -40,19 +65,25 @@ def test_a_changed_byte_is_noticed(tmp_path, where):
 
 
 def test_the_newest_whole_one_is_gone_on_from(tmp_path, capsys):
+    """By its step: the clock may have been set back."""
     place = tmp_path / "checkpoints"
     for step in (1, 2, 3):
-        write(STATE, place / f"step-{step}.ckpt")
-        os.utime(place / f"step-{step}.ckpt", (step, step))
-    content = (place / "step-3.ckpt").read_bytes()
-    (place / "step-3.ckpt").write_bytes(content[: len(content) // 2])
-    os.utime(place / "step-3.ckpt", (3, 3))
+        write(STATE | {"global_step": step}, place / f"step-00000{step}.ckpt")
+        os.utime(place / f"step-00000{step}.ckpt", (9 - step, 9 - step))
+    content = (place / "step-000003.ckpt").read_bytes()
+    (place / "step-000003.ckpt").write_bytes(content[: len(content) // 2])
+    os.utime(place / "step-000003.ckpt", (9, 9))
     assert (
-        newest(place).name == "step-2.ckpt" and Loop(steps=9, resume=str(tmp_path)).checkpoint().name == "step-2.ckpt"
+        newest(place).name == "step-000002.ckpt"
+        and Loop(steps=9, resume=str(tmp_path)).checkpoint().name == "step-000002.ckpt"
     )
-    assert "step-3.ckpt: it is cut off, or no checkpoint; going back to the one before" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"resume=.*step-3\.ckpt: it is cut off, or no checkpoint; give another"):
-        Loop(steps=9, resume=str(place / "step-3.ckpt")).checkpoint()
+    assert "step-000003.ckpt: it is cut off, or no checkpoint; going back to the one before" in capsys.readouterr().out
+    (place / "last.ckpt").write_bytes(content[:-200])
+    (place / "step-000003.ckpt").write_bytes(content)
+    assert newest(place).name == "step-000003.ckpt" and "last.ckpt: it is cut off" in capsys.readouterr().out
+    (place / "step-000003.ckpt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"resume=.*step-000003\.ckpt: it is cut off, or no checkpoint; give another"):
+        Loop(steps=9, resume=str(place / "step-000003.ckpt")).checkpoint()
 
 
 class Bomb:
