@@ -89,5 +89,7 @@ def dashboards():
 
 def close_dashboards(status: int = 0) -> None:
     """Before the process ends, with the exit status that it will have."""
-    if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
-        sys.modules["wandb"].finish(exit_code=status)
+    if "wandb" in sys.modules:
+        from sdft.tracking import close
+
+        close(status)

@@ -31,7 +31,7 @@ def show_report(logger, report: dict, pictures: Path) -> None:
     heads, rows = columns(report)
     if hasattr(logger, "log_table"):  # W&B
         logger.log_table("evaluation", heads, rows)
-        logger.experiment.summary.update({name: value for name, value in summary(report).items() if value is not None})
+        logger.log_summary({name: value for name, value in summary(report).items() if value is not None})
         logger.log_image("evaluation_pictures", [Image.open(pictures)])
     elif hasattr(logger.experiment, "add_text"):  # TensorBoard
         lines = [heads, ["---"] * len(heads), *rows]
@@ -46,9 +46,10 @@ def add_to_run(folder: Path, report: dict) -> None:
     if not (told := record.get("wandb")):
         raise ValueError(f"wandb=true: {folder.parent} was not logged to W&B, or is no run folder")
     from sdft.loggers import wandb
+    from sdft.tracking import close
 
     words = record.get("words", {})
     about = {"group": words.get("sweep"), "tags": words.get("tags", []), "id": told["id"]}
     logger = wandb(str(folder.parent), told["name"], told["project"], **about)
     show_report(logger, report, folder / "pictures.png")
-    logger.experiment.finish()
+    close()

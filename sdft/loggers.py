@@ -16,18 +16,20 @@ def wandb(
     job_type: str | None = None,
 ):
     """Weights & Biases: online with a login, else offline in the run folder (later: `wandb sync`); `id` goes on with a run."""
-    from lightning.pytorch.loggers import WandbLogger
     from wandb import Settings
+
+    from sdft.tracking import END, START, Tracker
 
     mode = mode or os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
     if mode not in ("online", "offline", "disabled"):
         raise ValueError(f"logger.mode={mode}: choose online, offline or disabled")
-    settings = Settings(silent=True, console="off", mode=mode)
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own crashes are not reported to its makers
+    bounds = {"init_timeout": START, "finish_timeout": END, "finish_timeout_raises": True}
+    untold = {"disable_git": True, "disable_code": True, "x_save_requirements": False}  # run.json has what is needed
+    settings = Settings(silent=True, console="off", mode=mode, **bounds, **untold)
     run = {"group": group, "job_type": job_type, "tags": list(tags)} | ({"id": id, "resume": "allow"} if id else {})
     folder = os.path.abspath(folder)  # W&B's own process may have started elsewhere
-    logger = WandbLogger(name=name, project=project, save_dir=folder, settings=settings, **run)
-    logger._wandb_init.pop("anonymous", None)  # Lightning passes what wandb no longer takes, and wandb warns
-    return logger
+    return Tracker(name=name, project=project, save_dir=folder, settings=settings, **run)
 
 
 def logged_in() -> bool:
@@ -37,10 +39,13 @@ def logged_in() -> bool:
     from netrc import NetrcParseError, netrc
     from urllib.parse import urlparse
 
+    from wandb import Settings
+
     file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    own = os.environ.get("WANDB_BASE_URL")  # wandb's default has moved; keys of before stay valid
+    servers = [urlparse(url).hostname for url in ([own] if own else [Settings().base_url, "https://api.wandb.ai"])]
     try:
-        return file.is_file() and netrc(file).authenticators(server) is not None
+        return file.is_file() and any(netrc(file).authenticators(server) for server in servers)
     except NetrcParseError:
         return False
 

@@ -26,6 +26,7 @@ def overview(finished: list[Path], jobs: int, place: Path, name: str, preferred:
     from wandb.errors import Error
 
     from sdft.loggers import wandb
+    from sdft.tracking import close
 
     settings, metric, home = grouped(runs), judged(runs, preferred), home_of(place, homes[0]["project"], name)
     tags = dict.fromkeys(tag for run in runs for tag in run.words.get("tags", []))
@@ -44,11 +45,11 @@ def overview(finished: list[Path], jobs: int, place: Path, name: str, preferred:
         run = logger.experiment
         page = Html(str(place / "compare.html"), inject=False)
         tables = {"settings": Table(*of_settings(settings, runs)), "runs": Table(*of_runs(settings, runs))}
-        run.log(tables | {"compare": page})
-        run.summary.update(summary(settings, metric))
+        logger.log_metrics(tables | {"compare": page})
+        logger.log_summary(summary(settings, metric))
         if not run.disabled:
             print(f"wandb    {os.path.relpath(run.settings.sync_dir) if run.offline else run.url}")
-        run.finish()
+        close()
     except Error as error:
         print(f"wandb    the sweep is not there: {error}")
 
