@@ -66,6 +66,7 @@ def write_card(
     """Write `README.md` and `samples.png` into the result's folder. What users wrote is data: it stands in quotes."""
     result, model = folder.name, module.model
     base = Path(model.name).name if Path(model.name).expanduser().is_absolute() else model.name
+    base = "".join(mark for mark in base if mark.isprintable() and mark != "`")
     dora = " (a DoRA: not diffusers)" if getattr(module.method, "dora", False) else ""
     tags = ["stable-diffusion", "text-to-image", type(module.method).__name__.lower()]
     card = CARD.format(

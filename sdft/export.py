@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdft.equivalent import Product, products
-from sdft.files import whole
+from sdft.files import check_tensors, whole
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 CLIP_ROOT = "text_model."  # what every LoRA file puts before the text encoder's layers
@@ -149,14 +149,11 @@ def lora_file(path: Path) -> Path:
 
 def load_lora(model, path: Path) -> None:
     """Load a diffusers or kohya file into a model without adapters; every tensor must find its layer, or `ValueError`."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = lora_file(path)
-    try:
-        given = load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"adapter={file}: not a safetensors file ({error})") from None
+    check_tensors(file, "adapter")
+    given = load_file(file)
     if any(key.endswith(".dora_scale") for key in given):
         raise ValueError(
             f"adapter={file}: a DoRA in the kohya format, which diffusers does not open; give {DIFFUSERS_FILE}"

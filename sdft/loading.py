@@ -1,15 +1,15 @@
 """Where a model comes from: a folder, the hub, the package, or a configuration without weights."""
 
-from inspect import signature
+from inspect import isclass, signature
 from pathlib import Path
 
 import torch
 
 from sdft.assets import FOLDER
+from sdft.layout import check_code, check_layout
 from sdft.model import PREDICTIONS, StableDiffusion, noise_levels
 
 WEIGHTS = ("pretrained", "random")
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 def load(
@@ -73,6 +73,7 @@ def pretrained(name: str, revision: str | None = None, variant: str | None = Non
         raise ValueError(f"model.name={name}: no such folder")
     else:
         folder = from_hub(name, revision, variant)
+        check_layout(folder)
     fp32 = {"torch_dtype": torch.float32, "variant": variant, "local_files_only": True, "use_safetensors": True}
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **fp32)
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **fp32)
@@ -111,23 +112,21 @@ def from_hub(name: str, revision: str | None, variant: str | None) -> Path:
         ) from None
 
 
-def check_layout(folder: Path) -> None:
-    for part in PARTS:
-        if not (folder / part).is_dir():
-            raise ValueError(f"model.name={folder}: no {part}/ in it; a model folder holds {', '.join(PARTS)}")
-
-
 def shipped_scheduler(folder: Path):
     """The sampler named by scheduler_config.json."""
     import diffusers
 
     config = diffusers.DDPMScheduler.load_config(folder, subfolder="scheduler")
-    return getattr(diffusers, config["_class_name"]).from_config(config)
+    kind = getattr(diffusers, str(config.get("_class_name")), None)
+    if not (isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise ValueError(f"{folder / 'scheduler'}: {config.get('_class_name')} is no scheduler of diffusers")
+    return kind.from_config(config)
 
 
 def configurations(name: str, architecture: str | None) -> Path:
     """The folder whose config.json files describe the networks."""
     if Path(name).expanduser().is_dir():
+        check_code(Path(name).expanduser())
         return Path(name).expanduser()
     if architecture is None or not (FOLDER / architecture).is_dir():
         known = sorted(p.parent.name for p in FOLDER.glob("*/unet"))

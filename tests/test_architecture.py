@@ -23,7 +23,7 @@ LAYERS = [
         "resume",
         "fitting",
     ],
-    ["checkpoints", "metrics_file", "loggers"],
+    ["checkpoints", "metrics_file", "loggers", "layout"],
     ["loop", "checkpoint_io", "jobs", "repeat"],
     ["launchers.local", "launchers.call"],
     ["launchers.slurm", "launchers.ray_cluster"],

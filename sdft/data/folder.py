@@ -47,6 +47,9 @@ class Folder(Source):
         if not self.root.is_dir():
             raise ValueError(f"data.path={self.path}: no such folder")
         pictures, texts, masks = inventory(self.root)
+        beside = [*texts.values(), *masks.values(), *([file] if (file := table(self.root)) else [])]
+        if links := [fault for file in beside if (fault := outside(file, self.root))]:
+            raise ValueError(some(links, "; "))
         if not pictures:
             raise ValueError(f"data.path={self.path}: no pictures in it ({' '.join(ENDINGS)})")
         captions, self.faults = self.found_captions(pictures, texts)

@@ -49,6 +49,8 @@ class Shards(Source):
         try:
             with tarfile.open(file) as shard:
                 for member in shard:
+                    if not member.isreg():
+                        continue  # links lead elsewhere
                     folder, _, base = member.name.rpartition("/")
                     stem, _, ending = base.partition(".")
                     key, ending = (folder, stem), f".{ending.lower()}"

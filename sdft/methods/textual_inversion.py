@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdft.files import check_tensors
 from sdft.methods.base import Method
 
 FILE = "learned_embeds.safetensors"
@@ -64,7 +65,8 @@ class TextualInversion(Method):
         write(folder / FILE, {self.token: rows}, {})
 
     def load(self, model, folder: Path):
-        model.pipeline().load_textual_inversion(folder, weight_name=FILE, local_files_only=True)
+        check_tensors(folder / FILE, "embedding")
+        model.pipeline().load_textual_inversion(folder, weight_name=FILE, local_files_only=True, use_safetensors=True)
 
 
 class WithRows(nn.Module):

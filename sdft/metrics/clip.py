@@ -1,6 +1,7 @@
 """The judge of pictures and words: any open_clip model (Radford et al., 2021)."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from PIL import Image
@@ -24,7 +25,11 @@ class Clip(Embedder):
                 f"metrics.clip={name}: no such folder or open_clip model; tiny-clip is embedded, ViT-L-14-quickgelu is usual"
             )
         try:
-            model, _, self.transform = open_clip.create_model_and_transforms(full, pretrained=pretrained)
+            model, _, self.transform = open_clip.create_model_and_transforms(
+                full, pretrained=pretrained, weights_only=True
+            )
+        except UnpicklingError:
+            raise ValueError(f"metrics.clip={name}: its weights hold more than tensors, and are not opened") from None
         except (OSError, RuntimeError) as error:
             why = str(error).splitlines()[0]
             raise Missing(

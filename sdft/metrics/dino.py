@@ -1,6 +1,7 @@
 """The judge of subjects: a self-supervised vision transformer (DINO, Caron et al., 2021), as DreamBooth's score uses it."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from PIL import Image
@@ -22,7 +23,10 @@ class Dino(Embedder):
         super().__init__(device, batch_size)
         logging.disable_progress_bar()
         try:
-            self.model = AutoModel.from_pretrained(Path(name).expanduser() if Path(name).exists() else name)
+            place = Path(name).expanduser() if Path(name).exists() else name
+            self.model = AutoModel.from_pretrained(place, trust_remote_code=False)
+        except UnpicklingError:
+            raise ValueError(f"metrics.dino={name}: its weights hold more than tensors, and are not opened") from None
         except (OSError, ValueError):
             raise Missing(
                 f"metrics.dino={name}: no such folder, and not to be had from the hub; "

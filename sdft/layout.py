@@ -1,0 +1,53 @@
+"""What a model folder holds: five parts by name, weights as safetensors, and no code of its own."""
+
+import json
+from pathlib import Path
+
+from sdft.files import check_tensors
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+NETWORKS = ("unet", "vae", "text_encoder")
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # whose classes a pipeline names
+
+
+def check_layout(folder: Path) -> None:
+    """`ValueError` before anything of it is opened."""
+    for part in PARTS:
+        if not (folder / part).is_dir():
+            raise ValueError(f"model.name={folder}: no {part}/ in it; a model folder holds {', '.join(PARTS)}")
+    check_code(folder)
+    for part in NETWORKS:
+        files = sorted((folder / part).glob("*.safetensors"))
+        if not files:
+            there = ", ".join(file.name for file in sorted((folder / part).iterdir())) or "nothing"
+            raise ValueError(
+                f"model.name={folder}: no .safetensors in {part}/, which holds {there}; pickles can hold code, "
+                "and are not opened"
+            )
+        for file in files:
+            check_tensors(file, "model.name")
+
+
+def check_code(folder: Path) -> None:
+    """`ValueError` for configurations that name code outside of the libraries, which would otherwise be passed over."""
+    index = told(folder / "model_index.json")
+    classes = {key: value for key, value in index.items() if isinstance(value, list)}
+    foreign = [key for key, value in classes.items() if value[:1] != [None] and value[0] not in LIBRARIES]
+    if foreign or isinstance(index.get("_class_name"), list):
+        key = (foreign or ["_class_name"])[0]
+        raise ValueError(f"model.name={folder}: its model_index.json names code of its own ({key}), which is not run")
+    for part in PARTS:
+        for file in sorted((folder / part).glob("*config.json")):
+            if "auto_map" in told(file):
+                raise ValueError(f"model.name={folder}: {part}/{file.name} names code of its own (auto_map), which is not run")
+
+
+def told(file: Path) -> dict:
+    """A file of JSON; empty where there is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError:
+        raise ValueError(f"{file}: not a file of JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: not an object of JSON")
+    return found
