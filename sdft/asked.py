@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from sdft.config import check
+from sdft.config import check, check_origin
 from sdft.states import State, of_file, of_run
 
 # of a run's config; the rest was about training
@@ -93,7 +93,9 @@ def config_of(run: Path) -> DictConfig:
     if not file.is_file():
         raise ValueError(f"run={run}: not a run folder (no config.yaml)")
     whole = OmegaConf.load(file)
-    return OmegaConf.create({k: v for k, v in whole.items() if k in NEEDED or not OmegaConf.is_dict(v)})
+    kept = OmegaConf.create({k: v for k, v in whole.items() if k in NEEDED or not OmegaConf.is_dict(v)})
+    check_origin(kept, run)
+    return kept
 
 
 def newest_run(outputs: Path = Path("outputs")) -> Path:

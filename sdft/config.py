@@ -1,8 +1,11 @@
 """Fail before the first picture is read: every config node is checked against the signature that it will call."""
 
 import inspect
+import os
+import re
 from dataclasses import field, make_dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -13,6 +16,20 @@ from omegaconf.errors import OmegaConfBaseException
 SCALARS = {int, float, str, bool}
 KIND = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 
+CONF = Path(__file__).parent.parent / "conf"
+SECRETS = {
+    "KEY",
+    "APIKEY",
+    "TOKEN",
+    "SECRET",
+    "PASSWORD",
+    "PASSWD",
+    "PASSPHRASE",
+    "CREDENTIAL",
+    "CREDENTIALS",
+}  # in names
+LEAST = 8  # characters of a secret
+
 
 def check(cfg: DictConfig) -> None:
     """Resolve the config in place, or raise one `ValueError` that names the key to mend."""
@@ -22,8 +39,31 @@ def check(cfg: DictConfig) -> None:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
+    check_secrets(OmegaConf.to_container(cfg))
     for path, node in targets(cfg):
         check_node(path, node)
+
+
+def check_secrets(node, path: str = "") -> None:
+    """`ValueError` for a value of the environment that is one to keep: no word takes one, and every word is written down."""
+    if isinstance(node, dict | list):
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+            check_secrets(child, f"{path}.{key}" if path else str(key))
+        return
+    for name, value in os.environ.items():
+        if set(name.upper().split("_")) & SECRETS and len(value) >= LEAST and value in str(node):
+            raise ValueError(
+                f"{path}: holds the value of ${name}, which would be written down; no word here takes a secret"
+            )
+
+
+def check_origin(cfg: DictConfig, where: Path) -> None:
+    """`ValueError` for a config from a folder that would build what no file of `conf/` names: it could call anything."""
+    files = CONF.rglob("*.yaml")
+    known = {name for file in files for name in re.findall(r"_target_: *(\S+)", file.read_text(encoding="utf-8"))}
+    for path, node in targets(cfg):
+        if node._target_ not in known:
+            raise ValueError(f"{where}: its {path} is {node._target_}, which no file of conf/ names; it is not run")
 
 
 def unset(node, path: str = ""):

@@ -39,7 +39,9 @@ def check_code(folder: Path) -> None:
     for part in PARTS:
         for file in sorted((folder / part).glob("*config.json")):
             if "auto_map" in told(file):
-                raise ValueError(f"model.name={folder}: {part}/{file.name} names code of its own (auto_map), which is not run")
+                raise ValueError(
+                    f"model.name={folder}: {part}/{file.name} names code of its own (auto_map), which is not run"
+                )
 
 
 def told(file: Path) -> dict:
