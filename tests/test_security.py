@@ -7,8 +7,10 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
 import tarfile
 import tomllib
+import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -337,7 +339,7 @@ def test_a_run_writes_no_secret_of_its_environment_down(told):
 @pytest.mark.parametrize("name", HOLDERS[:-1])
 def test_a_secret_in_a_word_is_refused_and_not_repeated(name, monkeypatch):
     monkeypatch.setenv(name, SECRET)
-    for word in (f"tags=['${{oc.env:{name}}}']", f"tags=[x,{SECRET}]", f"+logger.project=at-${{oc.env:{name}}}"):
+    for word in (f"tags=['${{oc.env:{name}}}']", f"tags=[x,{SECRET}]", f"logger.project=at-${{oc.env:{name}}}"):
         line = refused(lambda word=word: check(plain(composed(word))))
         assert f"holds the value of ${name}" in line and SECRET not in line
     monkeypatch.setenv(name, "short")
@@ -357,3 +359,37 @@ def test_malicious_releases_are_shut_out(package):
     assert not asked.specifier.contains("2.6.2") and not asked.specifier.contains("2.6.3")
     (pinned,) = re.findall(rf"^{package}==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert asked.specifier.contains(pinned)
+
+
+STUB = """
+import json, sys
+def main():
+    json.dump({"dependencies": FOUND}, open(sys.argv[sys.argv.index("-o") + 1], "w"))
+    sys.exit(1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("found", "line", "status"),
+    [
+        (None, "pip-audit: not reachable; nothing was audited", 0),
+        ([{"name": "a", "skip_reason": "unknown"}], "pip-audit: not reachable; nothing was audited", 0),
+        ([{"name": "a", "version": "1", "vulns": [{"id": "X", "fix_versions": []}]}], "mended in no release", 0),
+        ([{"name": "a", "version": "1", "vulns": [{"id": "X", "fix_versions": ["2"]}]}], "a 1: X; mended in 2", 1),
+    ],
+)
+def test_an_audit_fails_for_what_can_be_mended_alone(found, line, status, tmp_path):
+    if found is not None:
+        about, facts = "pip_audit-1.0.dist-info", "Metadata-Version: 2.1\nName: pip-audit\nVersion: 1.0\n"
+        with zipfile.ZipFile(tmp_path / "pip_audit-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("stub.py", STUB.replace("FOUND", repr(found)))
+            wheel.writestr(f"{about}/METADATA", facts)
+            wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{about}/entry_points.txt", "[console_scripts]\npip-audit = stub:main\n")
+            wheel.writestr(f"{about}/RECORD", "")
+    away = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}  # no test asks a registry
+    done = subprocess.run(
+        [ROOT / ".ci/audit"], env=os.environ | away, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert line in done.stdout and done.returncode == status, done.stdout + done.stderr
