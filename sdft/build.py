@@ -111,7 +111,9 @@ def callbacks_of(cfg: DictConfig, parts: dict, samples, held_out, folder, prompt
     from sdft.callbacks.meters import Meters
     from sdft.callbacks.numbers import Numbers
     from sdft.callbacks.progress import ProgressBar
+    from sdft.callbacks.rescue import Rescue
     from sdft.callbacks.samples import Samples as SampleSheets
+    from sdft.callbacks.spikes import Spikes
     from sdft.callbacks.stops import Stops
     from sdft.callbacks.validation import Validation
 
@@ -121,6 +123,7 @@ def callbacks_of(cfg: DictConfig, parts: dict, samples, held_out, folder, prompt
     found = [
         Numbers(samples, loop.on_nan, loop.log_every, folder),
         meters,
+        Spikes(meters),
         ProgressBar(meters),
         FirstGradients(),
         *([ema] if loop.ema else []),
@@ -131,7 +134,7 @@ def callbacks_of(cfg: DictConfig, parts: dict, samples, held_out, folder, prompt
     if exam:
         found.insert(-1, evaluations(cfg, parts, folder, exam, ema, meters))
     saves = Checkpoints(folder / "checkpoints", loop.save_steps(), loop.save_seconds(), metrics)
-    return [*found, Stops(folder), saves]
+    return [*found, Rescue(folder), Stops(folder), saves]
 
 
 def evaluations(cfg: DictConfig, parts: dict, folder: Path, exam, ema, meters):

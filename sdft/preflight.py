@@ -7,13 +7,16 @@ from pathlib import Path
 
 import torch
 
+from sdft.memory import GB, Step, amount, needs, room
+
 LATE_WARMUP = 0.2  # a longer warm-up leaves the run no time to settle
 
 
-def inspect(module, samples, loop, schedule, trainer) -> dict:
-    """Facts of the run that is about to start; `warnings` is a list of lines."""
+def inspect(module, samples, loop, schedule, trainer, step: Step) -> dict:
+    """Facts of the run that is about to start; `warnings` is a list of lines, `step` its largest."""
     model, steps, world = module.model, trainer.max_steps, trainer.world_size
     learned = {part: count(p for p in net.parameters() if p.requires_grad) for part, net in model.parts.items()}
+    memories, lines = memory(module, step) if trainer.is_global_zero else ({}, [])
     return {
         "learns": {part: n for part, n in learned.items() if n},
         "parameters": module.size,
@@ -28,7 +31,8 @@ def inspect(module, samples, loop, schedule, trainer) -> dict:
         "precision": str(trainer.precision),
         "device": device_name(trainer.strategy.root_device),
         "seed": loop.seed,
-        "warnings": list(warnings(schedule, steps)),
+        **memories,
+        "warnings": [*warnings(schedule, steps), *lines],
     }
 
 
@@ -36,6 +40,20 @@ def warnings(schedule, steps: int):
     """What a user should know before waiting for hours."""
     if (warmup := schedule.warmup_steps(steps)) > LATE_WARMUP * steps:
         yield f"warm-up takes {warmup} of {steps} steps; more than a fifth leaves little time at the full rate"
+
+
+def memory(module, step: Step) -> tuple[dict, list[str]]:
+    """Gigabytes that training needs on the device, and that it has, None where that cannot be known; and what to warn about."""
+    try:
+        need = needs(module, step)
+    except RuntimeError as error:  # a network may do what cannot be done without content
+        return {"memory_gb_expected": None}, [f"memory is not estimated: {str(error).splitlines()[0]}"]
+    facts = {"memory_gb_expected": round(need.total / GB, 4), "memory_gb_device": None}
+    if (there := room(step.device, need.weights)) is None:
+        return facts, []
+    free, size = there
+    short = f"about {amount(need.total)} of memory are needed and {amount(free)} are free: training may stop for it"
+    return facts | {"memory_gb_device": round(size / GB, 2)}, [short] if need.total > free else []
 
 
 def count(parameters) -> int:
@@ -63,6 +81,10 @@ def announce(plan: dict, headline: str, data: list[str], folder: Path) -> None:
     if plan["class_images"]:
         print(f"prior    {plan['class_images']} class images, one beside every picture of a batch")
     print(f"on       {plan['device']} · {plan['precision']}")
+    if plan["memory_gb_expected"] is not None:
+        device = "machine" if plan["device"].startswith("cpu") else "device"
+        of = f" of the {device}'s {amount(plan['memory_gb_device'] * GB)}" if plan["memory_gb_device"] else ""
+        print(f"needs    about {amount(plan['memory_gb_expected'] * GB)}{of}")
     print(f"writes   {folder}")
     for line in plan["warnings"]:
         print(f"warning  {line}", file=sys.stderr)

@@ -4,6 +4,7 @@ import re
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,13 +13,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import sdft.processes as processes
+from sdft.advice import advised
 from sdft.build import build_module, build_samples, build_trainer, cheap_parts
 from sdft.closing import close_dashboards, closing, dashboards, outcome, release
 from sdft.data.report import contact_sheet, report
 from sdft.data.view import split, worded
 from sdft.digest import of_source, of_weights
+from sdft.disk import check_room, run_size
 from sdft.files import tidy
 from sdft.lock import Lock
+from sdft.memory import step_of
 from sdft.preflight import announce, inspect
 from sdft.prompts import read_prompts
 from sdft.record import Record, failed_at
@@ -82,14 +86,16 @@ def alone(cfg: DictConfig, folder: Path, parts: dict, source):
     model.to(device)
     samples = build_samples(parts, model, taught, classes, a_step)
     held_out = spare and parts["stream"].samples(spare, model, "held out ")
-    cache(module, [*samples.parts, *([held_out] if spare else [])])
+    size = run_size(module, loop, parts["sampling"], prompts, cfg.resolution, steps)
+    cache(module, [*samples.parts, *([held_out] if spare else [])], partial(check_room, folder, size, loop=loop))
     trainer = build_trainer(cfg, parts, samples, held_out, folder, prompts, steps, exam, before)
-    plan = inspect(module, samples, loop, parts["schedule"], trainer) | {"digests": digests}
+    step = step_of(samples, loop, parts["sampling"], cfg.resolution, trainer)
+    plan = inspect(module, samples, loop, parts["schedule"], trainer, step) | {"digests": digests}
     plan["warnings"] += [f"{name} not measured: {why}" for name, why in (judges.missing if judges else {}).items()]
     record, words = Record(folder), flat(cfg, HydraConfig.get().runtime.choices)
     if trainer.is_global_zero:
         open_run(record, plan, cfg, source.describe(), samples.parts[0], model, trainer, words, before, done)
-    with dashboards():
+    with dashboards(), advised(module, step, cfg, folder, trainer):
         fit(module, samples, trainer, loop, checkpoint, record, words)
         release(module, trainer)
         closing(record, cfg, module.method, judges, bool(spare), trainer.loggers)
@@ -168,12 +174,12 @@ def dashboard_of(loggers: list, cfg: DictConfig) -> dict:
     return {"wandb": {"id": runs[0].id, "project": cfg.logger.project, "name": cfg.name, "mode": cfg.logger.mode}}
 
 
-def cache(module, streams: list) -> None:
-    """Compute once what does not learn; those parts then leave the device to the others."""
+def cache(module, streams: list, check) -> None:
+    """Compute once what does not learn; those parts then leave the device to the others. `check` is told the missing bytes."""
     from sdft.data.cache import fill
 
     learns = any(name.startswith("text_encoder.") for name in module.learned())
-    module.resting = fill(streams, module.model, text=not learns and not streams[0].stream.shuffle_tags)
+    module.resting = fill(streams, module.model, text=not learns and not streams[0].stream.shuffle_tags, check=check)
 
 
 def fit(module, samples, trainer, loop, checkpoint: Path | None, record: Record, words: dict) -> None:

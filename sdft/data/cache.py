@@ -1,7 +1,7 @@
 """What is frozen is computed once: the moments of latents and the contexts of captions, by content, in memory or in files."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -80,32 +80,41 @@ class Store:
         return path
 
 
-def fill(streams: list[Samples], model, text: bool) -> list[str]:
+def fill(streams: list[Samples], model, text: bool, check: Callable[[int], None] = lambda size: None) -> list[str]:
     """Give the samples their latents, unless crops are random, and with `text` their contexts; compute only what is missing.
 
-    Returns the parts of the model that training then does without.
+    Returns the parts of the model that training then does without. `check` is told first how many bytes of files are missing.
     """
-    stream, rest = streams[0].stream, []
-    if stream.cache == "off":
-        return rest
-    counts = []
-    if stream.crop != "random":
+    stream, rest, kinds = streams[0].stream, [], []
+    if stream.cache != "off" and stream.crop != "random":
         store = Store(None if stream.cache == "ram" else PLACE / "latents" / of_weights(model.vae))
-        counts.append((make(store, wanted_latents(streams), latents(model), "latents"), "latents"))
+        kinds.append((store, wanted_latents(streams), latents(model), "latents"))
         for samples in streams:
             samples.latents = store
         rest.append("vae")
-    if text:
+    if stream.cache != "off" and text:
         known = f"{of_weights(model.text_encoder)}-{str(model.compute).removeprefix('torch.')}"
         store = Store(None if stream.cache == "ram" else PLACE / "text" / known)
-        counts.append((make(store, wanted_texts(streams), contexts(model), "captions"), "captions"))
+        kinds.append((store, wanted_texts(streams), contexts(model), "captions"))
         for samples in streams:
             samples.contexts = store
         rest.append("text_encoder")
+    check(sum(missing_bytes(store, wanted, model) for store, wanted, *_ in kinds) if stream.cache == "disk" else 0)
+    counts = [(make(*kind), kind[-1]) for kind in kinds]
     told = ", ".join(f"{total} {what} ({new} made now)" for (total, new), what in counts)
     if counts and processes.rank() == 0:
         print(f"cache    {told} " + (f"in {PLACE}/" if stream.cache == "disk" else "in memory"), flush=True)
     return rest
+
+
+def missing_bytes(store: Store, wanted: dict[str, tuple], model) -> int:
+    """Of entries that `store` lacks: fp32 moments and a mask of every latent, or a context."""
+    facts = [fact for key, fact in wanted.items() if key not in store]
+    numbers, width = 2 * model.vae.config.latent_channels + 1, model.text_encoder.config.hidden_size
+    return sum(
+        4 * (numbers * fact[0][0] * fact[0][1] // model.factor**2 if fact[0] else len(fact[1]) * width)
+        for fact in facts
+    )
 
 
 def make(store: Store, wanted: dict[str, tuple], compute, what: str) -> tuple[int, int]:
