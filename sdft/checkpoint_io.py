@@ -24,7 +24,7 @@ class WholeFiles(TorchCheckpointIO):
         self.wait()
         if later:
             checkpoint = tree_map(copied, checkpoint)
-        self.last: Future | None = self.writer.submit(put, checkpoint, path, self.keep if later else 0)
+        self.last: Future | None = self.writer.submit(put, checkpoint, path, self.keep)
         if not later:
             self.wait()
 
@@ -47,5 +47,4 @@ def copied(value):
 
 def put(checkpoint: dict, path: Path, keep: int) -> None:
     write(checkpoint, path)
-    if keep:
-        prune(path, keep)
+    prune(path.parent, checkpoint["global_step"], keep)

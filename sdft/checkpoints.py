@@ -104,8 +104,8 @@ def of_step(path: Path) -> int:
     return int(found[1]) if found else 0
 
 
-def prune(path: Path, keep: int) -> None:
-    """Remove all but the `keep` newest of the checkpoints of steps up to that of `path`, which is one of them."""
-    there = [file for file in path.parent.iterdir() if 0 < of_step(file) <= of_step(path)]
+def prune(folder: Path, step: int, keep: int) -> None:
+    """Remove all but the `keep` newest of the checkpoints of steps up to `step`; later ones are of another life of the run."""
+    there = [file for file in folder.glob("*.ckpt") if 0 < of_step(file) <= step]
     for file in sorted(there, key=of_step)[:-keep]:
         file.unlink()

@@ -27,7 +27,8 @@ def result_size(module: FineTuning) -> int:
 
 def run_size(module: FineTuning, loop, sampling, prompts: list[str], resolution: int, steps: int) -> int:
     """Bytes that the run's folder holds at its fullest: a new checkpoint stands beside the `keep` that are there."""
-    checkpoints = 1 + (min(loop.keep, steps // loop.save_every) if loop.save_every else 0)
+    every = loop.save_steps()
+    checkpoints = 1 + (min(loop.keep, steps // every) if every else loop.keep if loop.save_every else 0)
     sampled = 2 + (steps // loop.sample_every if loop.sample_every else 0)
     pictures = sampled * len(sampling.requests(prompts)) * PER_PIXEL * resolution**2
     results = (1 + bool(loop.checkpoint_metric)) * result_size(module)

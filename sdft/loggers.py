@@ -14,8 +14,10 @@ def wandb(
     mode: str | None = None,
     id: str | None = None,
     job_type: str | None = None,
+    known: int = 0,
 ):
-    """Weights & Biases: online with a login, else offline in the run folder (later: `wandb sync`); `id` goes on with a run."""
+    """Weights & Biases: online with a login, else offline in the run folder (later: `wandb sync`); `id` goes on with a run
+    that has logged all before step `known`."""
     from wandb import Settings
 
     from sdft.tracking import END, START, Tracker
@@ -29,7 +31,7 @@ def wandb(
     settings = Settings(silent=True, console="off", mode=mode, **bounds, **untold)
     run = {"group": group, "job_type": job_type, "tags": list(tags)} | ({"id": id, "resume": "allow"} if id else {})
     folder = os.path.abspath(folder)  # W&B's own process may have started elsewhere
-    return Tracker(name=name, project=project, save_dir=folder, settings=settings, **run)
+    return Tracker(known, name=name, project=project, save_dir=folder, settings=settings, **run)
 
 
 def logged_in() -> bool:

@@ -65,10 +65,13 @@ class Before:
 
     record: dict
     changed: dict[str, tuple]
+    known: int  # the last step of `metrics.csv`
 
     def wandb(self) -> dict[str, str]:
-        """What names its run there."""
-        return {"id": self.record["wandb"]["id"]} if "wandb" in self.record else {}
+        """What names its run there, and the step before which all is there, if it is the same that would come again."""
+        if "wandb" not in self.record:
+            return {}
+        return {"id": self.record["wandb"]["id"], "known": 0 if self.changed else self.known}
 
 
 def going_on(cfg: DictConfig, folder: Path, a_step: int) -> Before | None:
@@ -80,6 +83,8 @@ def going_on(cfg: DictConfig, folder: Path, a_step: int) -> Before | None:
         return None
     if cfg.resume is None or not (given := Path(cfg.resume).expanduser()).is_dir() or not given.samefile(folder):
         raise ValueError(f"{folder}: holds a run already; resume={folder} goes on with it")
+    from sdft.metrics_file import NAME, read
+
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     changed = changes(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), OmegaConf.to_container(cfg))
     batch = record["batch"]
@@ -88,7 +93,7 @@ def going_on(cfg: DictConfig, folder: Path, a_step: int) -> Before | None:
     if changed and not cfg.confirm:
         told = ", ".join(f"{name} was {old} and is {new}" for name, (old, new) in changed.items())
         raise ValueError(f"resume={folder}: {told}; add confirm=true to go on like that")
-    return Before(record, changed)
+    return Before(record, changed, max((int(row["step"]) for row in read(folder / NAME)[1]), default=0))
 
 
 def changes(old: dict, new: dict) -> dict[str, tuple]:

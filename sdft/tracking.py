@@ -34,8 +34,10 @@ def guarded(method):
 class Tracker(WandbLogger):
     """Lightning's logger with a beginning, a middle and an end that cannot fail."""
 
-    def __init__(self, **words):
+    def __init__(self, known: int = 0, **words):
+        """What was logged at steps before `known` is not logged again."""
         super().__init__(**words)
+        self.known = known
         self._wandb_init.pop("anonymous", None)  # Lightning passes what wandb no longer takes, and wandb warns
 
     @property
@@ -59,10 +61,18 @@ class Tracker(WandbLogger):
         self._wandb_init["settings"].mode = mode
         return self.experiment
 
-    log_metrics = guarded(WandbLogger.log_metrics)
     log_hyperparams = guarded(WandbLogger.log_hyperparams)
-    log_image = guarded(WandbLogger.log_image)
     log_table = guarded(WandbLogger.log_table)
+
+    @guarded
+    def log_metrics(self, metrics: dict, step: int | None = None) -> None:
+        if step is None or step >= self.known:
+            super().log_metrics(metrics, step)
+
+    @guarded
+    def log_image(self, key: str, images: list, step: int | None = None, **about) -> None:
+        if step is None or step >= self.known:
+            super().log_image(key, images, step, **about)
 
     @guarded
     def log_summary(self, values: dict) -> None:
