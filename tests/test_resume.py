@@ -12,6 +12,7 @@ import torch
 from conftest import QUICK, ROOT, save_pictures
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from test_loggers import records
 
 from sdft.callbacks.ema import EMA
 from sdft.callbacks.export import Export
@@ -218,3 +219,23 @@ def test_a_second_run_in_a_folder_is_refused_with_who_is_there(tmp_path):
     third = subprocess.run([*again, "steps=4000", "lr=1"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert third.returncode == 1 and "lr was 0.001 and is 1" in third.stderr
     assert not (tmp_path / "a" / "lock").exists()
+
+
+def test_a_resumed_run_is_the_same_run_on_wandb_and_logs_nothing_twice(run, tmp_path, monkeypatch):
+    """But for the last step before it was cut, which may be there in part."""
+    given = [*FEW, "rank=2", "steps=5", "save_every=2", "log_every=1", "logger=wandb", "sample_every=2", "ema=0.9"]
+    with monkeypatch.context() as patched, pytest.raises(PowerCut):
+        cut(patched, EMA, "on_train_batch_end", 4)
+        run(*given, name="cut")
+    folder = tmp_path / "cut"
+    run(*given, f"resume={folder}", name="cut")
+    one, other = (list(records(file)) for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")))
+    names = [{record.run.run_id for record in run if record.HasField("run")} for run in (one, other)]
+    assert names[0] == names[1] == {json.loads((folder / "run.json").read_text())["wandb"]["id"]}
+    steps = [[step_of(r.history) for r in run if r.HasField("history")] for run in (one, other)]
+    assert max(steps[0]) == 4 and min(steps[1]) == 4 and {*steps[0], *steps[1]} == {0, 1, 2, 3, 4, 5}
+
+
+def step_of(history) -> int:
+    told = {item.key or ".".join(item.nested_key): item.value_json for item in history.item}
+    return int(told["trainer/global_step"])
