@@ -58,8 +58,9 @@ def go_on(folder: Path) -> str:
 def memory_line(module, step: Step, cfg, drawn: bool, at: int) -> str:
     what = f"{step.pictures} pictures drawn at once" if drawn else f"batch {step.batch_size} at {cfg.resolution} px"
     told = f"out of memory at step {at} with {what}"
+    step = step if drawn else replace(step, pictures=0)  # each beside what it is that did not fit
     try:
-        need = needs(module, step).total
+        need = after(module, step, [])
     except RuntimeError:  # as where weights are sharded
         return f"{told}; give gradient_checkpointing=true, or a smaller batch_size or resolution"
     free, _ = room(step.device, needs(module, step).weights) or (need, None)
@@ -105,7 +106,7 @@ def after(module, step: Step, together: list[Change]) -> int:
     found = needs(module, replace(step, **fields))
     if any(change.lora for change in together):
         found = replace(found, gradients=0, states=0, average=0)
-    return found.total
+    return replace(found, activations=0).total if step.pictures else found.total
 
 
 def changes(module, step: Step, cfg) -> list[list[Change]]:

@@ -98,8 +98,9 @@ def shadow(module: FineTuning, step: Step, ghosts: Ghosts) -> FineTuning:
     frozen = {p for part in model.parts.values() for p in part.parameters() if not p.requires_grad}
     replaced = {p: ghosts.like(p, dtype=cast if p in frozen else None) for p in module.parameters()}
     replaced |= {buffer: ghosts.like(buffer) for buffer in module.buffers()}
-    alone = [module.method, module.optimizer, module.schedule, model.tokenizer, model.scheduler]
-    other = twin(module, replaced, [*alone, module._trainer])
+    alone = [module.method, module.optimizer, module.schedule, module._trainer, model.tokenizer, model.scheduler]
+    measured = [value for value in vars(module).values() if isinstance(value, Tensor)]
+    other = twin(module, replaced, [*alone, *measured])
     other.model.compute = step.compute or model.compute
     if step.checkpointing:
         checkpoint_gradients(other.model)
