@@ -8,13 +8,17 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from sdft.config import check, check_origin
+from sdft.config import check, check_origin, typed
 from sdft.states import State, of_file, of_run
 
 # of a run's config; the rest was about training
 NEEDED = ("data", "method", "model", "metrics", "protocol", "sampling", "prior", "precision")
 OF_FILES = ("model", "resolution", "template", "seed")  # words of evaluations without a run
 PROTOCOL = ("prompts", "class_prompts", "controls", "images", "token", "class_noun")  # words that go to it
+
+TEXT = ("adapter", "token", "class_noun", "instance_prompt", "class_prompt", "accelerator", "template")
+WORDS = dict.fromkeys(TEXT, str | None) | dict.fromkeys(("images", "resolution", "seed", "windows"), int | None)
+WORDS |= {"wandb": bool}
 
 
 @dataclass
@@ -29,6 +33,7 @@ class Job:
 def jobs(asked: DictConfig) -> list[Job]:
     """One for each run, or the one of a file; everything is checked before anything is loaded."""
     check(asked)
+    check_words(asked)
     if asked.get("metrics") == {}:
         raise ValueError("metrics=none: nothing to score with; leave it out for the run's own, or choose metrics=clip")
     if asked.adapter is None:
@@ -37,7 +42,7 @@ def jobs(asked: DictConfig) -> list[Job]:
                 f"{given[0]}={shown_word(asked[given[0]])}: a run has its own; it goes with adapter=FILE alone"
             )
         runs = OmegaConf.to_object(asked.run) if OmegaConf.is_list(asked.run) else [asked.run or newest_run()]
-        return [job_of_run(Path(run), asked) for run in runs]
+        return [job_of_run(Path(str(run)), asked) for run in runs]
     if asked.run is not None:
         raise ValueError(f"run={asked.run} adapter={asked.adapter}: give one of them")
     path = Path(asked.adapter).expanduser()
@@ -49,6 +54,14 @@ def jobs(asked: DictConfig) -> list[Job]:
     check(cfg)
     name = f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     return [Job(Path("outputs/evaluation") / name, cfg, of_file(path, scales_of(asked)))]
+
+
+def check_words(asked: DictConfig) -> None:
+    typed(asked, WORDS)
+    if not OmegaConf.is_dict(asked.get("sampling")):
+        raise ValueError(f"sampling={asked.get('sampling')}: give sampling.WORD=VALUE, such as sampling.steps=20")
+    if OmegaConf.is_dict(asked.run) or asked.run in ("", []):
+        raise ValueError(f"run={asked.run}: give a run folder, or a list of them")
 
 
 def scales_of(asked: DictConfig) -> list[float]:

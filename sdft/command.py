@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle OpenMP threads that spin slow a busy machine twentyfold
 
 import hydra
+import omegaconf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
@@ -21,6 +22,8 @@ from sdft.processes import met, place, prepare
 from sdft.resume import words
 
 PACKAGE = Path(__file__).parent
+HYDRA = (Path(hydra.__file__).parent, Path(omegaconf.__file__).parent)
+CONF = PACKAGE.parent / "conf"
 ABOUT = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # ask, and run nothing
 MULTIRUN = ("-m", "--multirun")
 LET_SPEAK = (
@@ -39,11 +42,12 @@ def command(config: str) -> Callable:
             with told_in_one_line(asked), unstarted_runs_removed():
                 task(cfg)
 
-        program = hydra.main(version_base="1.3", config_path=str(PACKAGE.parent / "conf"), config_name=config)(run)
+        program = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(run)
 
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its own errors on
             with told_in_one_line(asked):
+                overrides(sys.argv[1:])
                 if config == "train":
                     sys.argv[1:] = words(sys.argv[1:])
                 prepare()
@@ -62,6 +66,52 @@ def command(config: str) -> Callable:
         return main
 
     return decorate
+
+
+def overrides(words: list[str]) -> list[str]:
+    """The words that are not flags; `ValueError` for flags that Hydra would answer with a page or a traceback."""
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(told: str):
+        raise ValueError(f"{told}; a word is WORD=VALUE, and --help lists them")
+
+    parser = get_args_parser()
+    parser.error = refuse
+    given = parser.parse_args(words)
+    if given.experimental_rerun is not None:
+        raise ValueError(
+            f"--experimental-rerun={given.experimental_rerun}: reads a pickle, which can run programs; repeat the words"
+        )
+    if given.resolve and not (given.cfg or given.help):
+        raise ValueError("--resolve: goes with --cfg job")
+    asked = {"--run": given.run, "--multirun": given.multirun, "--cfg": given.cfg, "--info": given.info}
+    if len(many := [flag for flag, value in asked.items() if value]) > 1:
+        raise ValueError(f"{' '.join(many)}: give one of them")
+    for word in given.overrides:
+        check_word(word)
+    return given.overrides
+
+
+def check_word(word: str) -> None:
+    """WORD=VALUE, and the name of a choice where there are choices; Hydra's own refusals do not say which word they mean."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        override = OverridesParser.create().parse_override(word)
+        value = override.value()
+    except HydraException as error:
+        told = str(error).strip().splitlines()[0]
+        raise ValueError(f"{word!r}: not WORD=VALUE; put marks in quotes, as 'WORD=\"a: b\"' ({told})") from None
+    key = override.key_or_group
+    groups = {place.name: place for place in CONF.iterdir() if place.is_dir()}
+    if not key:
+        raise ValueError(f"{word!r}: a word is WORD=VALUE, and --help lists them")
+    choice = key in groups or key == "hydra" or "/" in key
+    if not choice or override.is_sweep_override() or isinstance(value, str | list | dict):
+        return
+    if not (override.is_delete() and value is None):
+        names = sorted(file.stem for file in groups[key].glob("*.yaml")) if key in groups else ["a name"]
+        raise ValueError(f"{word}: choose {', '.join(names)}")
 
 
 @contextmanager
@@ -109,20 +159,36 @@ def cause(error: BaseException) -> BaseException:
 
 
 def explained(error: BaseException) -> bool:
-    """Whether the message is meant for the user: Hydra's and OmegaConf's, the system's, and the `ValueError`s of this package."""
+    """Whether the message is meant for the user: the system's, the `ValueError`s of this package, and whatever is raised in Hydra
+    and OmegaConf, which read nothing but what the user wrote.
+    """
     error = cause(error)
     if isinstance(error, (HydraException, OmegaConfBaseException, OSError)):
         return True
+    if raised_in(error, *HYDRA):
+        return True
+    return isinstance(error, ValueError) and raised_in(error, PACKAGE)
+
+
+def raised_in(error: BaseException, *packages: Path) -> bool:
+    """Whether the line that raised it is one of these packages'."""
     frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, ValueError) and bool(frames) and Path(frames[-1].filename).is_relative_to(PACKAGE)
+    return bool(frames) and any(Path(frames[-1].filename).is_relative_to(package) for package in packages)
 
 
 def line(error: BaseException) -> str:
-    """One line: what was given, and what would be accepted."""
+    """One line: what was given, and what would be accepted; marks that a terminal would act on are spelled out."""
     error = cause(error)
     told = [part.strip() for part in str(error).split("Config search path")[0].splitlines() if part.strip()]
     if isinstance(error, HydraException):
         told = [part for part in told if not part.startswith(("full_key:", "object_type=", "See https"))]
         if error.__cause__ is not None and str(error.__cause__) not in str(error):
             told.append(str(error.__cause__).splitlines()[0])
-    return " ".join(told) or type(error).__name__
+    if isinstance(error, OmegaConfBaseException) and error.full_key and error.full_key not in told[0]:
+        told = [f"{error.full_key}: {told[0]}"]
+    if not isinstance(error, HydraException | OmegaConfBaseException) and raised_in(error, *HYDRA):
+        told = [*told[:1], "of the words", *sys.argv[1:]]  # it does not say which
+    said = " ".join(told) or type(error).__name__
+    return "".join(
+        mark if mark.isprintable() else mark.encode("unicode_escape", "surrogatepass").decode() for mark in said
+    )

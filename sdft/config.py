@@ -1,19 +1,22 @@
 """Fail before the first picture is read: every config node is checked against the signature that it will call."""
 
 import inspect
+import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import field, make_dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 SCALARS = {int, float, str, bool}
+LARGEST = 10**18
 KIND = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -35,13 +38,56 @@ def check(cfg: DictConfig) -> None:
     """Resolve the config in place, or raise one `ValueError` that names the key to mend."""
     if missing := sorted(unset(OmegaConf.to_container(cfg, resolve=False))):
         raise ValueError("please set " + ", ".join(f"{key}=…" for key in missing))
+    raw = dict(leaves(OmegaConf.to_container(cfg, resolve=False)))
     try:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
-        raise ValueError(str(error).splitlines()[0]) from None
+        raise ValueError(f"{unresolved(cfg, raw)}: {str(error).splitlines()[0]}") from None
     check_secrets(OmegaConf.to_container(cfg))
+    for key, value in leaves(OmegaConf.to_container(cfg)):
+        check_number(key, value)
     for path, node in targets(cfg):
-        check_node(path, node)
+        check_node(path, node, words(raw))
+
+
+def needed(cfg: DictConfig, keys: tuple[str, ...]) -> None:
+    """`ValueError` when one of the nodes that a program builds its objects from was taken away or made something else."""
+    for key in keys:
+        if not OmegaConf.is_dict(cfg.get(key)) or "_target_" not in cfg[key]:
+            raise ValueError(
+                f"{key}={cfg.get(key)}: this builds a part of the run; choose {key}=NAME or {key}.WORD=VALUE"
+            )
+
+
+def typed(cfg: DictConfig, hints: dict) -> None:
+    """Words that no signature takes, by their types."""
+    for key, hint in hints.items():
+        if key in cfg:
+            fit(cfg, key, hint, key, "")
+
+
+def leaves(node, path: str = ""):
+    """Every value with its key; words before the nodes that read them."""
+    if not isinstance(node, dict | list):
+        yield path, node
+        return
+    children = list(node.items() if isinstance(node, dict) else enumerate(node))
+    for key, child in sorted(children, key=lambda pair: isinstance(pair[1], dict)):
+        yield from leaves(child, f"{path}.{key}" if path else str(key))
+
+
+def words(raw: dict[str, Any]) -> dict[str, str]:
+    """The word that each key stands for, where it has another name: stream.dropout is caption_dropout."""
+    said = {key: re.fullmatch(r"\$\{(\w+)\}", value) for key, value in raw.items() if isinstance(value, str)}
+    return {key: word[1] for key, word in said.items() if word and word[1] != key.rpartition(".")[2]}
+
+
+def check_number(key: str, value) -> None:
+    """What is no number, or more than 64 bits hold, would ruin a run far from here."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{key}={value}: choose a finite number")
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        raise ValueError(f"{key}={str(value)[:30]}…: choose a number of at most 18 digits")
 
 
 def check_secrets(node, path: str = "") -> None:
@@ -75,6 +121,16 @@ def unset(node, path: str = ""):
         yield from unset(child, f"{path}.{key}" if path else str(key))
 
 
+def unresolved(cfg: DictConfig, raw: dict[str, Any]) -> str | None:
+    """The first key whose value stands for what there is not."""
+    for key in (key for key, value in raw.items() if isinstance(value, str) and "${" in value):
+        try:
+            OmegaConf.select(cfg, key)
+        except OmegaConfBaseException:
+            return key
+    return None
+
+
 def targets(node, path: str = ""):
     """Every node that builds an object, with its path."""
     if isinstance(node, DictConfig) and "_target_" in node:
@@ -84,12 +140,9 @@ def targets(node, path: str = ""):
         yield from targets(child, f"{path}.{key}" if path else str(key))
 
 
-def check_node(path: str, node: DictConfig) -> None:
-    """Names and types against the signature of `_target_`."""
-    package = node._target_.split(".")[0]
-    if find_spec(package) is None:
-        raise ValueError(f"{path}: {node._target_} needs a package that is not installed: pip install {package}")
-    target = get_object(node._target_)
+def check_node(path: str, node: DictConfig, words: dict[str, str]) -> None:
+    """Names and types against the signature of `_target_`; `words` are what keys are called on the command line."""
+    target = found(path, node._target_)
     given = {key: value for key, value in node.items() if not key.startswith("_")}
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     parameters = inspect.signature(target).parameters
@@ -97,18 +150,42 @@ def check_node(path: str, node: DictConfig) -> None:
     for key, value in given.items():
         if key not in parameters and not open_ended:
             raise ValueError(f"{path}.{key}={value}: {target.__name__} takes {', '.join(parameters)}")
-        hint = checkable(hints.get(key, Any))
-        try:
-            OmegaConf.merge(
-                OmegaConf.structured(make_dataclass("Node", [(key, hint, field(default=MISSING))])), {key: value}
-            )
-        except OmegaConfBaseException:
-            raise ValueError(f"{path}.{key}={value}: {target.__name__} takes {accepted(hint)}") from None
+        name = words.get(f"{path}.{key}", f"{path}.{key}")
+        fit(node, key, hints.get(key, Any), name, f"{target.__name__} takes ")
     required = [
         n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
     if absent := [name for name in required if name not in given and not node.get("_partial_")]:
         raise ValueError(f"{path}: {target.__name__} needs {', '.join(absent)}")
+
+
+def found(path: str, name) -> Callable:
+    """What `_target_` names."""
+    package = name.split(".")[0] if isinstance(name, str) else ""
+    if not package or not package.isidentifier():
+        raise ValueError(f"{path}._target_={name}: give what is to be built, such as torch.optim.AdamW")
+    if find_spec(package) is None:
+        raise ValueError(f"{path}: {name} needs a package that is not installed: pip install {package}")
+    try:
+        target = resolve_name(name)
+    except Exception as error:  # of importing whatever it is
+        raise ValueError(f"{path}._target_={name}: {str(error).splitlines()[0]}") from None
+    if not callable(target):
+        raise ValueError(f"{path}._target_={name}: nothing that can be built")
+    return target
+
+
+def fit(node: DictConfig, key: str, hint, name: str, taker: str) -> None:
+    """`ValueError` when the value is not of the type; text that says a number becomes one, and a number a text."""
+    hint = checkable(hint)
+    try:
+        schema = OmegaConf.structured(make_dataclass("Node", [(key, hint, field(default=MISSING))]))
+        value = OmegaConf.merge(schema, {key: node[key]})[key]
+    except OmegaConfBaseException:
+        raise ValueError(f"{name}={node[key]}: {taker}{accepted(hint)}") from None
+    if isinstance(value, str) != isinstance(node[key], str):
+        check_number(name, value)
+        node[key] = value
 
 
 def checkable(hint):

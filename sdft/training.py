@@ -16,6 +16,7 @@ import sdft.processes as processes
 from sdft.advice import advised
 from sdft.build import build_module, build_samples, build_trainer, cheap_parts
 from sdft.closing import close_dashboards, closing, dashboards, outcome, release
+from sdft.config import needed, typed
 from sdft.data.report import contact_sheet, report
 from sdft.data.view import split, worded
 from sdft.digest import of_source, of_weights
@@ -28,6 +29,22 @@ from sdft.prompts import read_prompts
 from sdft.record import Record, failed_at
 from sdft.repeat import check, verdict
 from sdft.resume import Before, going_on
+
+WORDS = {"name": str, "seed": int, "template": str | None, "held_out": float, "resolution": int, "sweep": str | None}
+WORDS |= {"tags": list[str]}
+NEEDED = (
+    "method",
+    "objective",
+    "schedule",
+    "precision",
+    "strategy",
+    "sampling",
+    "stream",
+    "loop",
+    "model",
+    "data",
+    "optimizer",
+)
 
 
 def train(cfg: DictConfig):
@@ -209,11 +226,13 @@ def fit(module, samples, trainer, loop, checkpoint: Path | None, record: Record,
 
 
 def check_words(cfg: DictConfig) -> None:
-    """The name is one of folders and files."""
+    """Words that no signature takes, and parts that were taken away; the name is one of folders and files."""
     if not re.fullmatch(r"[\w+-][\w .+-]*", cfg.name):
         raise ValueError(f"name={cfg.name}: choose letters, digits, spaces and . _ + - for it")
     if cfg.model == "none":
         raise ValueError("model=none: only evaluate.py does without; choose a model")
+    typed(cfg, WORDS)
+    needed(cfg, NEEDED)
 
 
 def check_unfinished(cfg: DictConfig, checkpoint: Path | None, steps: int, before: Before | None) -> int:

@@ -69,9 +69,9 @@ class Folder(Source):
         captions, faults, file = {}, [], table(self.root)
         for number, name, told in read(file, self.image_column, self.caption_column) if file else ():
             if (path := pictures.get(key(Path(name)))) is None:
-                faults.append(f"{file}:{number}: no picture {name!r} in this folder")
-            else:
-                captions[path] = told
+                faults.append(f"{file}:{number}: no picture {name[:100]!r} in this folder")
+            else:  # rows of one picture are its captions
+                captions[path] = list(dict.fromkeys([*captions.get(path, []), *told]))
         for path in pictures.values():
             if path not in captions and (text := texts.get(key(path.relative_to(self.root).with_suffix("")))):
                 try:

@@ -192,3 +192,22 @@ def test_files_are_opened_once_until_they_change(pictures, monkeypatch):
     Image.new("RGB", (50, 50)).save(pictures / "c.webp")
     opened.clear()
     assert Folder(str(pictures), caption="a thing").sizes()[-2:] == [(50, 50), (41, 32)] and len(opened) == 1
+
+
+def test_rows_of_one_picture_are_its_captions(pictures):
+    rows = [*ROWS, ("a.jpg", "another"), ("a.jpg", "an a")]
+    (pictures / "metadata.csv").write_text("file_name,text\n" + "\n".join(map(",".join, rows)))
+    assert Folder(str(pictures)).variants() == [["an a", "another"], ["a c"], ["a b"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('"a.jpg","an a\nsub/b.PNG,a b\nc.webp,a c', r"metadata.csv:4: not a line of CSV \(unexpected end of data\)"),
+        ("a.jpg,an \0a", r"metadata.csv:2: text is .* with null bytes"),
+    ],
+)
+def test_a_quote_that_never_ends_swallows_no_rows_and_null_bytes_are_not_learned(pictures, text, told):
+    (pictures / "metadata.csv").write_text(f"file_name,text\n{text}")
+    with pytest.raises(ValueError, match=told):
+        Folder(str(pictures))
