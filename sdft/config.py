@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 SCALARS = {int, float, str, bool}
 LARGEST = 10**18
+MOST = 200  # letters of a value that an error repeats
 KIND = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -55,7 +56,7 @@ def needed(cfg: DictConfig, keys: tuple[str, ...]) -> None:
     for key in keys:
         if not OmegaConf.is_dict(cfg.get(key)) or "_target_" not in cfg[key]:
             raise ValueError(
-                f"{key}={cfg.get(key)}: this builds a part of the run; choose {key}=NAME or {key}.WORD=VALUE"
+                f"{key}={str(cfg.get(key))[:MOST]}: this builds a part of the run; choose {key}=NAME or {key}.WORD=VALUE"
             )
 
 
@@ -79,7 +80,7 @@ def leaves(node, path: str = ""):
 def words(raw: dict[str, Any]) -> dict[str, str]:
     """The word that each key stands for, where it has another name: stream.dropout is caption_dropout."""
     said = {key: re.fullmatch(r"\$\{(\w+)\}", value) for key, value in raw.items() if isinstance(value, str)}
-    return {key: word[1] for key, word in said.items() if word and word[1] != key.rpartition(".")[2]}
+    return {key: word[1] for key, word in said.items() if word and word[1] in raw and word[1] != key.rpartition(".")[2]}
 
 
 def check_number(key: str, value) -> None:
@@ -182,7 +183,7 @@ def fit(node: DictConfig, key: str, hint, name: str, taker: str) -> None:
         schema = OmegaConf.structured(make_dataclass("Node", [(key, hint, field(default=MISSING))]))
         value = OmegaConf.merge(schema, {key: node[key]})[key]
     except OmegaConfBaseException:
-        raise ValueError(f"{name}={node[key]}: {taker}{accepted(hint)}") from None
+        raise ValueError(f"{name}={str(node[key])[:MOST]}: {taker}{accepted(hint)}") from None
     if isinstance(value, str) != isinstance(node[key], str):
         check_number(name, value)
         node[key] = value
