@@ -10,14 +10,29 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from sdft.data.source import Source
+from sdft.optimizer import check
 from sdft.record import command
 
-CHEAP = ("method", "objective", "schedule", "precision", "strategy", "sampling", "stream", "loop", "metrics", "prior")
+CHEAP = (
+    "method",
+    "objective",
+    "schedule",
+    "precision",
+    "strategy",
+    "sampling",
+    "stream",
+    "loop",
+    "metrics",
+    "prior",
+    "protocol",
+)
 
 
 def cheap_parts(cfg: DictConfig) -> dict:
     """What needs neither pictures nor weights, so that its refusals come first."""
-    return {key: instantiate(cfg[key]) for key in CHEAP}
+    parts = {key: instantiate(cfg[key]) for key in CHEAP}
+    check(cfg.optimizer)
+    return parts
 
 
 def build_samples(parts: dict, model, taught: Source, classes: Source | None, a_step: int):

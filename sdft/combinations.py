@@ -1,6 +1,9 @@
 """What the words of a sweep stand for: every combination of their values, or ranges to search in."""
 
 import itertools
+import math
+
+MOST = 10_000  # jobs of a sweep
 
 
 def jobs(values: dict[str, list], words: list[str]) -> list[list[str]]:
@@ -11,6 +14,8 @@ def jobs(values: dict[str, list], words: list[str]) -> list[list[str]]:
     given = [tried(word) for word in words]
     named = {word.split("=", 1)[0].lstrip("+") for word in words if "=" in word}
     own = [[f"{key}={text(value)}" for value in tries] for key, tries in values.items() if key not in named]
+    if (count := math.prod(len(tries) for tries in [*own, *given])) > MOST:
+        raise ValueError(f"{' '.join(words)}: {count} jobs; give fewer values, at most {MOST} jobs, or search with trials=N")
     return [list(chosen) for chosen in itertools.product(*own, *given)]
 
 
@@ -20,7 +25,13 @@ def tried(word: str) -> list[str]:
     if override is None or not override.is_sweep_override():
         return [word]
     key = override.get_key_element()
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    try:
+        values = list(itertools.islice(override.sweep_string_iterator(), MOST + 1))
+    except ValueError as error:  # Python's, of a range without an end
+        raise ValueError(f"{word}: {error}") from None
+    if not 0 < len(values) <= MOST:
+        raise ValueError(f"{word}: stands for {'no' if not values else f'more than {MOST}'} values; give from 1 to {MOST}")
+    return [f"{key}={value}" for value in values]
 
 
 def values_of(parameters: dict) -> dict[str, list]:
@@ -41,7 +52,10 @@ def space_of(parameters: dict, words: list[str]) -> tuple[dict, list[str]]:
     for word in words:
         override = parsed(word)
         if override is not None and override.is_sweep_override():
-            space[override.get_key_element()] = spread(override)
+            try:
+                space[override.get_key_element()] = spread(override)
+            except ValueError as error:  # Optuna's
+                raise ValueError(f"{word}: {error}") from None
         else:
             fixed.append(word)
     return space, fixed

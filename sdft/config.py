@@ -58,6 +58,10 @@ def needed(cfg: DictConfig, keys: tuple[str, ...]) -> None:
             raise ValueError(
                 f"{key}={str(cfg.get(key))[:MOST]}: this builds a part of the run; choose {key}=NAME or {key}.WORD=VALUE"
             )
+        if cfg[key].get("_partial_") and key != "optimizer":
+            raise ValueError(
+                f"{key}._partial_={cfg[key]._partial_}: only an optimizer is built in two steps; leave it out"
+            )
 
 
 def typed(cfg: DictConfig, hints: dict) -> None:
@@ -69,7 +73,7 @@ def typed(cfg: DictConfig, hints: dict) -> None:
 
 def leaves(node, path: str = ""):
     """Every value with its key; words before the nodes that read them."""
-    if not isinstance(node, dict | list):
+    if not isinstance(node, dict | list) or not node:
         yield path, node
         return
     children = list(node.items() if isinstance(node, dict) else enumerate(node))

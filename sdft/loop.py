@@ -39,6 +39,13 @@ class Loop:
         for key, least in LEAST.items():
             if isinstance(value := getattr(self, key), int | float) and value < least:
                 raise ValueError(f"{key}={value}: choose {least} or more")
+        for key, most in MOST.items():
+            if getattr(self, key) > most:
+                raise ValueError(f"{key}={getattr(self, key)}: choose {most} or less")
+        if not self.lr and not self.text_lr:
+            raise ValueError(
+                f"lr={self.lr} text_lr={self.text_lr}: nothing would learn; choose more than 0 for one of them"
+            )
         if self.on_nan not in ("stop", "skip"):
             raise ValueError(f"on_nan={self.on_nan}: choose stop or skip")
         if isinstance(self.save_every, str) and not self.save_seconds():
@@ -95,5 +102,6 @@ class Loop:
 LEAST = {
     "steps": 1, "epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0, "text_lr": 0, "clip": 0,
     "workers": 0, "log_every": 1, "sample_every": 0, "validate_every": 0, "save_every": 0, "keep": 1,
-    "evaluate_every": 0, "evaluate_images": 1, "patience": 0,
+    "evaluate_every": 0, "evaluate_images": 1, "patience": 0, "seed": 0,
 }  # fmt: skip
+MOST = {"batch_size": 2**16, "accumulate": 2**16, "workers": 2**10}  # beyond it a slip of the keyboard

@@ -36,6 +36,9 @@ class Objective:
             raise ValueError(f"snr_gamma={self.snr_gamma}: choose 0 (off) or more; 5 is usual")
         if self.huber_delta <= 0:
             raise ValueError(f"huber_delta={self.huber_delta}: choose more than 0; 0.1 is usual")
+        for key in ("noise_offset", "input_perturbation"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{key}={getattr(self, key)}: choose from 0 (off) to 1; 0.1 is usual")
         if not 0 <= self.unmasked <= 1:
             raise ValueError(f"unmasked={self.unmasked}: choose from 0 (what a mask blackens is not learned) to 1")
 

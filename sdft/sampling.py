@@ -10,6 +10,8 @@ from PIL import Image
 import sdft.processes as processes
 from sdft.model import StableDiffusion
 
+TIMESTEPS = 1000  # of Stable Diffusion's noise
+
 
 @dataclass
 class Sampling:
@@ -25,6 +27,13 @@ class Sampling:
         for key in ("steps", "images", "batch_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"sampling.{key}={getattr(self, key)}: choose 1 or more")
+        if self.steps > TIMESTEPS:
+            raise ValueError(
+                f"sampling.steps={self.steps}: choose {TIMESTEPS} or less, for there are no more timesteps"
+            )
+        for key in ("guidance_scale", "seed"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"sampling.{key}={getattr(self, key)}: choose 0 or more")
 
     def requests(self, prompts: list[str]) -> list[tuple[str, int]]:
         """(prompt, seed) of every image, prompt by prompt."""

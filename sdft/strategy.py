@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sdft.processes import cluster, gpu, launched, place
+from sdft.processes import cluster, cores, gpu, launched, place
 
 NAMES = ("auto", "ddp", "fsdp")
 ACCELERATORS = ("auto", "cpu", "gpu")
@@ -27,7 +27,7 @@ class Strategy:
             raise ValueError(f"strategy.name={self.name}: choose one of {', '.join(NAMES)}")
         if self.accelerator not in ACCELERATORS:
             raise ValueError(f"accelerator={self.accelerator}: choose one of {', '.join(ACCELERATORS)}")
-        if self.devices != "auto" and (not str(self.devices).isdigit() or int(self.devices) < 1):
+        if self.devices != "auto" and (not str(self.devices).isdecimal() or int(self.devices) < 1):
             raise ValueError(f"devices={self.devices}: choose auto, or 1 or more")
         if self.num_nodes < 1:
             raise ValueError(f"num_nodes={self.num_nodes}: choose 1 or more")
@@ -64,6 +64,8 @@ class Strategy:
                     f"num_nodes={self.num_nodes}: start it on every machine, with torchrun --nnodes={self.num_nodes} "
                     "--nproc-per-node=… --rdzv-backend=c10d --rdzv-endpoint=FIRST:29500 train.py …, or with srun"
                 )
+            if self.on_cpu() and self.world() > (most := max(16, cores())):
+                raise ValueError(f"devices={self.devices}: this machine has {cores()} cores; choose {most} or fewer")
             return self.world() if self.world() > 1 else 0
         if (told := place()).count != self.world():
             raise ValueError(

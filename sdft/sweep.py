@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sdft.combinations import changing, corners, jobs, space_of, spread_out, text, values_of
 from sdft.files import whole
@@ -26,6 +26,7 @@ FOLDER = Path(__file__).parent.parent / "sweeps"
 STATE = "sweep.json"
 OPEN = "launcher.slurm."  # whatever sbatch takes
 TRIALS = 20  # of a search that is not told how many
+WORDS = {"n_jobs": int | None, "trials": int | None, "sampler": str, "prune": bool}
 METHODS = {"grid": None, "bayes": "tpe", "random": "random"}  # of `wandb sweep`, and who proposes the words here
 
 
@@ -73,6 +74,8 @@ def searched(name: str | None, file: dict, parameters: dict, words: list[str], o
         raise ValueError('a range of values: needs optuna, which is not installed; pip install "sdft[sweeps]"')
     from sdft.search import Search, objectives_of
 
+    if own.trials is not None and own.trials < 1:
+        raise ValueError(f"trials={own.trials}: choose 1 or more")
     space, fixed = space_of(parameters, words)
     ends = [
         [*fixed, *(f"{key}={text(end)}" for key, end in zip(space, picked, strict=True))] for picked in corners(space)
@@ -128,13 +131,22 @@ def told_to_the_sweep(words: list[str]) -> tuple[DictConfig, list[str]]:
     """What `conf/sweep.yaml` makes of the words that are the sweep's own, and the others."""
     from hydra import compose, initialize_config_dir
 
-    from sdft.config import check
+    from sdft.config import check, typed
+    from sdft.search import SAMPLERS
 
     with initialize_config_dir(str(FOLDER.parent / "conf"), version_base="1.3"):
         known = {*compose("sweep"), "launcher"}
         mine = [word for word in words if word.split("=", 1)[0].split(".")[0].lstrip("+") in known]
         cfg = compose("sweep", [f"++{word}" if word.startswith(OPEN) else word for word in mine])
     check(cfg)
+    typed(cfg, WORDS)
+    if cfg.sampler not in SAMPLERS:
+        raise ValueError(f"sampler={cfg.sampler}: choose one of {', '.join(SAMPLERS)}")
+    names = [cfg.objectives] if isinstance(cfg.objectives, str) else cfg.objectives
+    if names is not None and not (OmegaConf.is_list(names) or isinstance(names, list)):
+        raise ValueError(f"objectives={names}: give a score, or a list of them as [CLIP-I,controls/drift]")
+    if names is not None and (not names or not all(isinstance(name, str) and name for name in names)):
+        raise ValueError(f"objectives={names}: give one score or more by name")
     return cfg, [word for word in words if word not in mine]
 
 

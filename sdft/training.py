@@ -84,7 +84,8 @@ def alone(cfg: DictConfig, folder: Path, parts: dict, source):
     parts["precision"].apply()
     torch.manual_seed(cfg.seed)
     model = instantiate(cfg.model)
-    model.latent_shape(cfg.resolution)
+    for resolution in (cfg.resolution, *parts["stream"].more_resolutions):
+        model.latent_shape(resolution)
     parts["method"].check(model, taught.captions())
     digests = {"model": of_weights(model), "data": of_source(taught)} if processes.rank() == 0 else {}
     steps = loop.total(parts["stream"].plan(taught, model.unit, a_step))

@@ -16,6 +16,7 @@ LAYERS = [
         "precision",
         "strategy",
         "tracking",
+        "optimizer",
         "tokenizer",
         "assets",
         "files",

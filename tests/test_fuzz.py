@@ -9,6 +9,7 @@ import os
 import random
 import re
 import runpy
+import shlex
 import sys
 from copy import deepcopy
 from functools import cache
@@ -20,6 +21,7 @@ from conftest import ROOT, trained
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
+from test_command import quick_program
 
 ODD = [  # values of wrong types, of no sense, or not values at all
     "nan", "-nan", ".nan", "inf", "-inf", ".inf", "1e400", "-1e400", "1e999999", "-1", "-5", "0", "-0.0", "-1e-9", "0.5",
@@ -234,6 +236,206 @@ def test_odd_words_are_refused_in_one_line_that_names_them(said, first):
 @pytest.mark.parametrize("first", range(0, 2000, 250))
 def test_two_thousand_lists_of_odd_words_are_refused_in_one_line_that_names_them(said, first):
     assert not [told for number in range(first, first + 250) if (told := fault(number, said))]
+
+
+RUINOUS = [
+    "lr=nan",
+    "lr=inf",
+    "lr=-1e-4",
+    "lr=1e400",
+    "text_lr=nan",
+    "steps=1e400",
+    "steps=0",
+    "steps=-5",
+    "steps=1.5",
+    "epochs=0",
+    "batch_size=0",
+    "batch_size=1000000000",
+    "accumulate=0",
+    "accumulate=1000000000",
+    "clip=-1",
+    "clip=nan",
+    "ema=1",
+    "ema=-0.1",
+    "ema=nan",
+    "workers=-1",
+    "workers=100000",
+    "log_every=0",
+    "keep=0",
+    "seed=-1",
+    "seed=99999999999999999999",
+    "warmup=-1",
+    "warmup=nan",
+    "resolution=0",
+    "resolution=-64",
+    "resolution=30",
+    "resolution=1000000000",
+    "resolution=64.5",
+    "more_resolutions=[0]",
+    "more_resolutions=[48,30]",
+    "max_upscale=0.5",
+    "max_upscale=nan",
+    "caption_dropout=2",
+    "caption_dropout=-0.1",
+    "keep_tags=-1",
+    "pyramid_noise=1",
+    "noise_offset=-1",
+    "noise_offset=nan",
+    "input_perturbation=-1",
+    "unmasked=2",
+    "snr_gamma=-1",
+    "snr_gamma=nan",
+    "rank=0",
+    "rank=-8",
+    "rank=1000000000",
+    "alpha=0",
+    "alpha=-1",
+    "alpha=nan",
+    "method.dropout=2",
+    "method.dropout=1",
+    "method.plus=0",
+    "held_out=-1",
+    "held_out=nan",
+    "held_out=50",
+    "devices=-5",
+    "devices=0",
+    "devices=two",
+    "devices=1000000",
+    "num_nodes=0",
+    "accelerator=tpu",
+    "crop=none",
+    "cache=yes",
+    "loss=l3",
+    "weighting=snr",
+    "sampling.guidance_scale=-1",
+    "sampling.guidance_scale=nan",
+    "sampling.steps=0",
+    "sampling.steps=1001",
+    "sampling.seed=-1",
+    "sampling.images=0",
+    "sampling.batch_size=0",
+    "optimizer.betas=[0.9]",
+    "optimizer.betas=[0.9,1.5]",
+    "optimizer.betas=[]",
+    "optimizer.eps=-1",
+    "optimizer.weight_decay=-1",
+    "stream.timestep_range=[]",
+    "stream.timestep_range=[1,0]",
+    "stream.timestep_range=[0.5,0.5]",
+    "stream.timestep_range=[0,1e-9]",
+    "stream.timestep_range=[nan,1]",
+    "objective.huber_delta=0",
+    "schedule.floor=2",
+    "schedule.floor=-1",
+    "schedule.cycles=0",
+    "name=",
+    "name=a/b",
+    "name=..",
+    "name=[a]",
+    "name={}",
+    "tags=x",
+    "tags={}",
+    "template={nope}",
+    "prompts=5",
+    "prompts={}",
+    "sweep=[]",
+    "windows=0",
+    "method.unet_targets=['']",
+    "evaluate_every=-1",
+    "evaluate_images=0",
+    "patience=3",
+    "checkpoint_metric=CLIP-I",
+    "on_nan=ignore",
+    "save_every=-1",
+    "data.per_digit=0",
+    "data.digits=[]",
+    "data.digits=[11]",
+    "data.style=nope",
+    "protocol.images=0",
+]
+OF_METHODS = [
+    "method=textual_inversion vectors=0", "method=textual_inversion vectors=1000000000", "method=textual_inversion token=",
+    "method=textual_inversion 'token=a b'", "method=textual_inversion init_words=", "lr=0 text_lr=0",
+]  # fmt: skip
+
+
+def accepted(lists: list[list[str]], said) -> list[str]:
+    """Those that were not refused in one line that names them."""
+    bad = []
+    for words in lists:
+        told = said("train", words) or ""
+        named = words[-1].partition("=")[0].rpartition(".")[2] in told
+        bad += [] if told.startswith("error: ") and len(told.splitlines()) == 1 and named else [f"{words}: {told}"]
+    return bad
+
+
+LISTS = [[word] for word in RUINOUS] + [shlex.split(words) for words in OF_METHODS]
+
+
+def test_what_would_ruin_a_run_is_refused(said):
+    assert not accepted(LISTS[::9], said)
+
+
+@pytest.mark.slow
+def test_all_that_would_ruin_a_run_is_refused(said):
+    assert not accepted(LISTS, said)
+
+
+TYPED = [  # as a shell hands them over, flags too
+    ("train.py", ["--nope"], "--nope"),
+    ("train.py", ["--resolve"], "--resolve"),
+    ("train.py", ["--cfg", "everything"], "everything"),
+    ("train.py", ["--experimental-rerun=x.pickle"], "x.pickle"),
+    ("train.py", ["--config-name=nope"], "nope"),
+    ("train.py", ["hydra.mode=MULTIRUN", "rank=1,2"], "hydra.mode"),
+    ("train.py", ["lr=[1", "rank=4"], "lr=[1"),
+    ("train.py", [b"name=\xff", "steps=x"], "steps=x"),
+    ("evaluate.py", ["-m", "run=a,b"], "-m"),
+    ("evaluate.py", ["images=two"], "images=two"),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "told"), TYPED[::3], ids=str)
+def test_the_program_itself_says_one_line(tmp_path, name, words, told):
+    assert_one_line(tmp_path, name, words, told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "words", "told"), TYPED, ids=str)
+def test_the_program_itself_says_one_line_of_every_kind(tmp_path, name, words, told):
+    assert_one_line(tmp_path, name, words, told)
+
+
+def assert_one_line(home: Path, name: str, words: list, told: str) -> None:
+    done = quick_program(*words, cwd=home, name=name)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode and len(lines) == 1 and lines[0].startswith("error: ") and told in lines[0], done.stderr
+    assert not list(home.iterdir())
+
+
+SWEEPS = [
+    (["rank=1,2", "trials=x"], "trials=x"), (["rank=1,2", "n_jobs=-1"], "n_jobs=-1"), (["rank=1,2", "n_jobs=nan"], "n_jobs=nan"),
+    (["rank=1,2", "launcher=nope"], "nope"), (["rank=1,2", "launcher=null"], "launcher=null"), (["lr=interval(2,1)"], "lr"),
+    (["lr=interval(1e-3,1e-2)", "trials=0"], "trials=0"), (["lr=interval(1e-3,1e-2)", "trials=-4"], "trials=-4"),
+    (["lr=interval(1e-3,1e-2)", "sampler=magic"], "sampler=magic"), (["lr=interval(1e-3,1e-2)", "objectives=5"], "objectives"),
+    (["lr=interval(1e-3,1e-2)", "objectives=[]"], "objectives"), (["lr=interval(a,b)"], "lr=interval(a,b)"),
+    (["lr=tag(log,interval(-1,1))"], "lr"), (["lr=tag(log,interval(0,1))"], "lr"), (["rank=range(0)"], "rank"),
+    (["rank=range(1,2,0)"], "rank"), (["rank=choice()"], "rank"), (["rank=1,many"], "rank=many"), (["rank=1,nan"], "nan"),
+    (["rank=1,2", "nope=1"], "nope"), (["rank=1,2", "sweep=x,y", "launcher.nope=1"], "nope"), (["rank=1,2", "rank"], "rank"),
+    (["prune=maybe", "lr=interval(1e-3,1e-2)"], "prune=maybe"), (["rank=range(1,1000000000)"], "rank"), (["rank=1,2", "=1"], "=1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "told"), SWEEPS, ids=str)
+def test_odd_words_of_a_sweep_are_refused_before_any_job_runs(faked, tmp_path, capsys, words, told):
+    from sdft.command import overrides, told_in_one_line
+    from sdft.sweep import sweep
+
+    with pytest.raises(SystemExit), told_in_one_line(False):
+        sweep(None, overrides(words))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and told in lines[0]
+    assert not (tmp_path / "ran.txt").exists() and not (tmp_path / "multirun").exists()
 
 
 if __name__ == "__main__":

@@ -35,7 +35,14 @@ RUNS = {
     "dreambooth_lora": ["method=dreambooth_lora", "lr=1e-3", *SUBJECT],
     "textual_inversion": ["method=textual_inversion", "vectors=2"],
     "pretrain": ["method=pretrain", "lr=1e-4"],
-    "unweighted": ["method=lora", "weighting=none", "loss=huber", "input_perturbation=0.1", "pyramid_noise=0.3", "flip=true"],
+    "unweighted": [
+        "method=lora",
+        "weighting=none",
+        "loss=huber",
+        "input_perturbation=0.1",
+        "pyramid_noise=0.3",
+        "flip=true",
+    ],
     "velocity": ["method=lora", "model.prediction_type=v_prediction", "model.zero_terminal_snr=true", "snr_gamma=5"],
 }
 
@@ -65,7 +72,14 @@ def losses(home: Path, name: str) -> list[float]:
     for folder, source in {"subject": Digits("candy", [3], 4), "class": InkedDigits(1)}.items():
         if not (home / folder).exists():
             save_pictures(source, home / folder, 4)
-    words = ["steps=50", "sample_every=0", "prompts=[a three]", "sampling.steps=1", "model.weights=pretrained", "save_every=0"]
+    words = [
+        "steps=50",
+        "sample_every=0",
+        "prompts=[a three]",
+        "sampling.steps=1",
+        "model.weights=pretrained",
+        "save_every=0",
+    ]
     with chdir(home), one_thread():
         _, folder = trained(home, *words, *RUNS[name], name=name)
     return [float(row["train/loss"]) for row in rows(folder)]

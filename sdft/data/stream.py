@@ -18,6 +18,8 @@ from sdft.draws import generator, pyramid_noise
 CROPS = ("buckets", "center", "random")
 CACHES = ("disk", "ram", "off")
 DISTRIBUTIONS = ("uniform", "logit_normal")  # the latter favours the middle (Esser et al., 2024)
+SIDES = (8, 8192)  # pixels that a picture may be brought to
+APART = 0.01  # of the noise schedule, which is ten timesteps
 MIDDLE = (0.5, 0.5)
 
 
@@ -49,6 +51,11 @@ class Stream:
         for key, choices in {"crop": CROPS, "cache": CACHES}.items():
             if getattr(self, key) not in choices:
                 raise ValueError(f"{key}={getattr(self, key)}: choose one of {', '.join(choices)}")
+        for key in ("resolution", "more_resolutions"):
+            value = getattr(self, key)
+            for side in [value] if key == "resolution" else value:
+                if not SIDES[0] <= side <= SIDES[1]:
+                    raise ValueError(f"{key}={value}: choose pixels from {SIDES[0]} to {SIDES[1]}")
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"caption_dropout={self.dropout}: choose from 0 to 1")
         if self.max_upscale and self.max_upscale < 1:
@@ -63,9 +70,10 @@ class Stream:
             raise ValueError(
                 f"stream.timestep_distribution={self.timestep_distribution}: choose {' or '.join(DISTRIBUTIONS)}"
             )
-        if len(self.timestep_range) != 2 or not 0 <= self.timestep_range[0] < self.timestep_range[1] <= 1:
+        shares = list(self.timestep_range)
+        if len(shares) != 2 or not 0 <= shares[0] <= shares[1] - APART <= 1 - APART:
             raise ValueError(
-                f"stream.timestep_range={list(self.timestep_range)}: choose two rising shares, as [0.0,1.0]"
+                f"stream.timestep_range={shares}: choose two rising shares, {APART} or more apart, as [0.0,1.0]"
             )
 
     def seen(self, source: Source) -> Source:

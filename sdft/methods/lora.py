@@ -8,6 +8,7 @@ from sdft.methods.base import Method
 
 KINDS = ("lora", "loha", "lokr")
 INITS = ("gaussian", "kaiming", "pissa")
+MOST = 4096  # of the rank
 LORA_ONLY = {"init": "gaussian", "dropout": 0.0, "rslora": False, "dora": False, "plus": 1.0}
 
 
@@ -37,6 +38,8 @@ class LoRA(Method):
     def __post_init__(self):
         if self.rank < 1:
             raise ValueError(f"rank={self.rank}: choose 1 or more")
+        if self.rank > MOST:
+            raise ValueError(f"rank={self.rank}: choose {MOST} or less; no layer has more to learn")
         if self.alpha <= 0:
             raise ValueError(f"alpha={self.alpha}: choose more than 0; alpha equal to rank is usual")
         if not 0 <= self.dropout < 1:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sdft.files import check_tensors
 from sdft.methods.base import Method
 
+MOST = 75
 FILE = "learned_embeds.safetensors"
 
 
@@ -29,8 +30,10 @@ class TextualInversion(Method):
     def __post_init__(self):
         if not self.token or any(mark.isspace() for mark in self.token):
             raise ValueError(f"token={self.token!r}: choose a word without spaces, such as my-cat")
-        if self.vectors < 1:
-            raise ValueError(f"vectors={self.vectors}: choose 1 or more")
+        if not 1 <= self.vectors <= MOST:
+            raise ValueError(f"vectors={self.vectors}: choose from 1 to {MOST}, which a prompt has room for")
+        if self.init_words is not None and not self.init_words.strip():
+            raise ValueError(f"init_words={self.init_words!r}: choose a word or more, or null to start at random")
 
     def names(self) -> list[str]:
         """One for each vector, as diffusers calls them."""
