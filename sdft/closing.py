@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 import sdft.processes as processes
 from sdft.record import Record
+from sdft.repeat import verdict
 
 
 def outcome(trainer, result: Path) -> dict:
@@ -61,6 +62,16 @@ def closing(record: Record, cfg: DictConfig, method, judges, held_out: bool, log
         print(f"best     {folder / 'best'}/ is of step {best['step']}: {best['metric']} {best['value']:.3f}")
     score = "python evaluate.py" if judges else "python evaluate.py metrics=clip"
     print(f"next     {score}   ·   python train.py model=sd15 data=folder data.path=PHOTOS")
+
+
+def tell_whether_same(record: Record, before: str) -> bool:
+    """As the run that this one repeats."""
+    same, lines = verdict(Path(before).expanduser(), record.folder)
+    print(f"repeat   {'bit-identical to' if same else 'not what came of'} {before}", flush=True)
+    for line in lines:
+        print(f"         {line}", flush=True)
+    record.end("finished", repeats={"run": before, "identical": same})
+    return same
 
 
 def megabytes(result: Path) -> float:

@@ -15,7 +15,9 @@ def jobs(values: dict[str, list], words: list[str]) -> list[list[str]]:
     named = {word.split("=", 1)[0].lstrip("+") for word in words if "=" in word}
     own = [[f"{key}={text(value)}" for value in tries] for key, tries in values.items() if key not in named]
     if (count := math.prod(len(tries) for tries in [*own, *given])) > MOST:
-        raise ValueError(f"{' '.join(words)}: {count} jobs; give fewer values, at most {MOST} jobs, or search with trials=N")
+        raise ValueError(
+            f"{' '.join(words)}: {count} jobs; give fewer values, at most {MOST} jobs, or search with trials=N"
+        )
     return [list(chosen) for chosen in itertools.product(*own, *given)]
 
 
@@ -30,7 +32,9 @@ def tried(word: str) -> list[str]:
     except ValueError as error:  # Python's, of a range without an end
         raise ValueError(f"{word}: {error}") from None
     if not 0 < len(values) <= MOST:
-        raise ValueError(f"{word}: stands for {'no' if not values else f'more than {MOST}'} values; give from 1 to {MOST}")
+        raise ValueError(
+            f"{word}: stands for {'no' if not values else f'more than {MOST}'} values; give from 1 to {MOST}"
+        )
     return [f"{key}={value}" for value in values]
 
 

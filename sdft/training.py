@@ -1,6 +1,5 @@
 """Build a run from its config, say what will happen, train, and tell what improved."""
 
-import re
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -10,41 +9,24 @@ from pathlib import Path
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import sdft.processes as processes
 from sdft.advice import advised
 from sdft.build import build_module, build_samples, build_trainer, cheap_parts
-from sdft.closing import close_dashboards, closing, dashboards, outcome, release
-from sdft.config import needed, typed
-from sdft.data.report import contact_sheet, report
+from sdft.closing import close_dashboards, closing, dashboards, outcome, release, tell_whether_same
 from sdft.data.view import split, worded
 from sdft.digest import of_source, of_weights
 from sdft.disk import check_room, run_size
 from sdft.files import tidy
 from sdft.lock import Lock
 from sdft.memory import step_of
-from sdft.preflight import announce, inspect
+from sdft.opening import check_unfinished, check_words, flat, open_run
+from sdft.preflight import inspect
 from sdft.prompts import read_prompts
 from sdft.record import Record, failed_at
-from sdft.repeat import check, verdict
-from sdft.resume import Before, going_on
-
-WORDS = {"name": str, "seed": int, "template": str | None, "held_out": float, "resolution": int, "sweep": str | None}
-WORDS |= {"tags": list[str]}
-NEEDED = (
-    "method",
-    "objective",
-    "schedule",
-    "precision",
-    "strategy",
-    "sampling",
-    "stream",
-    "loop",
-    "model",
-    "data",
-    "optimizer",
-)
+from sdft.repeat import check
+from sdft.resume import going_on
 
 
 def train(cfg: DictConfig):
@@ -125,16 +107,6 @@ def alone(cfg: DictConfig, folder: Path, parts: dict, source):
     return module
 
 
-def tell_whether_same(record: Record, before: str) -> bool:
-    """As the run that this one repeats."""
-    same, lines = verdict(Path(before).expanduser(), record.folder)
-    print(f"repeat   {'bit-identical to' if same else 'not what came of'} {before}", flush=True)
-    for line in lines:
-        print(f"         {line}", flush=True)
-    record.end("finished", repeats={"run": before, "identical": same})
-    return same
-
-
 def seen_by_all(folder: Path) -> Path:
     """`ValueError` when a process on another machine has no way to the run's folder."""
     if hidden := [str(number) for number, seen in enumerate(processes.everywhere(folder.is_dir())) if not seen]:
@@ -159,37 +131,6 @@ def exam_on_the_way(cfg: DictConfig, judges, source, taught):
     exam = Exam(judges, protocol, groups, taught, asked_here(questions, groups))
     check_choice(cfg.checkpoint_metric, exam)
     return exam
-
-
-def open_run(record, plan, cfg, pictures: str, samples, model, trainer, words: dict, before, done: int) -> None:
-    """Say what will happen and what the data hold, on the terminal, in the run's folder and on its dashboards."""
-    told = HydraConfig.get()
-    from sdft.callbacks.samples import show_sheet
-
-    found = report(samples.source, samples.sizes, samples.plan.steps_an_epoch, model.tokenizer, model.prompt_tokens)
-    plan["warnings"] += found.warnings
-    announce(plan, f"{title(told.runtime.choices, cfg)} · {pictures}", found.lines, record.folder)
-    plan |= dashboard_of(trainer.loggers, cfg) | {"words": words}
-    if before:
-        print(f"resumes  at step {done} of {trainer.max_steps}", flush=True)
-        for name, (old, new) in before.changed.items():
-            print(f"changed  {name} from {old} to {new}", flush=True)
-        record.start(plan, cfg, list(told.overrides.task), before.record, step=done, changed=before.changed)
-    else:
-        record.start(plan, cfg, list(told.overrides.task))
-    found.write(record.folder)
-    sheet = contact_sheet(samples.source, samples.sizes)
-    sheet.save(record.folder / "data.png")
-    for logger in trainer.loggers:
-        show_sheet(logger, "data", sheet, 0)
-
-
-def dashboard_of(loggers: list, cfg: DictConfig) -> dict:
-    """Where to find the run on W&B again."""
-    runs = [logger.experiment for logger in loggers if hasattr(logger, "log_table")]
-    if not runs:
-        return {}
-    return {"wandb": {"id": runs[0].id, "project": cfg.logger.project, "name": cfg.name, "mode": cfg.logger.mode}}
 
 
 def cache(module, streams: list, check) -> None:
@@ -224,39 +165,3 @@ def fit(module, samples, trainer, loop, checkpoint: Path | None, record: Record,
         "trained",
         **outcome(trainer, record.folder / module.method.result),
     )
-
-
-def check_words(cfg: DictConfig) -> None:
-    """Words that no signature takes, and parts that were taken away; the name is one of folders and files."""
-    if not re.fullmatch(r"[\w+-][\w .+-]*", cfg.name):
-        raise ValueError(f"name={cfg.name}: choose letters, digits, spaces and . _ + - for it")
-    if cfg.model == "none":
-        raise ValueError("model=none: only evaluate.py does without; choose a model")
-    typed(cfg, WORDS)
-    needed(cfg, NEEDED)
-
-
-def check_unfinished(cfg: DictConfig, checkpoint: Path | None, steps: int, before: Before | None) -> int:
-    """The step to go on from. From the end of a finished run it would train nothing and look like success."""
-    from sdft.checkpoints import read
-
-    done = read(checkpoint)["global_step"] if checkpoint else 0
-    ended = before is None or before.record["state"] == "finished"
-    if done > steps or (checkpoint and done == steps and ended):
-        more = "give more steps, and confirm=true" if before else "give more steps"
-        raise ValueError(f"resume={cfg.resume}: already at step {done} of {steps}; {more}")
-    return done
-
-
-def title(choices, cfg: DictConfig) -> str:
-    rank = f" rank {cfg.rank} α {cfg.alpha:g}" if "rank" in cfg else ""
-    return f"{choices.method}{rank} · {choices.model}"
-
-
-def flat(cfg: DictConfig, choices) -> dict:
-    """Top-level words as columns, and the chosen names of the groups."""
-    plain = OmegaConf.to_container(cfg)
-    words = {key: value for key, value in plain.items() if not isinstance(value, dict)}
-    return words | {
-        key: choices[key] for key in ("method", "model", "data", "optimizer", "schedule", "precision", "strategy")
-    }

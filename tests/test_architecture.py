@@ -67,7 +67,7 @@ LAYERS = [
     ["dashboard"],
     ["callbacks.evaluations"],
     ["callbacks.export"],
-    ["build", "closing"],
+    ["build", "closing", "opening"],
     ["training", "panels", "apps.inspect"],
     ["apps.dashboard"],
 ]
