@@ -1,11 +1,12 @@
 """Fifty steps of every method against the losses that they had when `losses.json` was written.
 
 `python tests/test_losses.py` writes the file anew, which belongs to a commit that means to change them; `python
-tests/test_losses.py compare` prints the largest deviations here. One thread, so that how many a machine has does not matter.
+tests/test_losses.py compare [RUN …]` prints the largest deviations here. One thread, so that how many a machine has does not matter.
 
 On the build that wrote the file the losses are the same to 1e-6 of their size. Another CPU, instruction set or torch adds
-numbers up in another order, and what that changes in the last digit grows over fifty steps of Adam, which makes steps of equal size
-of gradients that are nearly zero: measured with ATEN_CPU_CAPABILITY=default and ONEDNN_MAX_CPU_ISA=SSE41 it is TODO.
+numbers up in another order, and fifty steps of Adam make the last digit's difference larger. Measured here: with AVX2 they are
+equal; with ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 four of the runs are off by at most 6.8e-7. 2e-5 is thirty
+times that, for CPUs and versions that could not be tried, and still a fifth of what a loss weight of 1.0001 changes.
 """
 
 import json
@@ -22,7 +23,7 @@ from conftest import save_pictures, trained
 from test_training import rows
 
 FILE = Path(__file__).with_name("losses.json")
-SAME, ELSEWHERE = 1e-6, 1e-3
+SAME, ELSEWHERE = 1e-6, 2e-5
 SUBJECT = ["instance_prompt=a sks three", "class_prompt=a handwritten three", "data.path=subject"]
 SUBJECT += ["class_images=0", "class_path=class"]
 RUNS = {
@@ -91,7 +92,9 @@ def deviations(name: str, found: list[float]) -> list[float]:
     return [abs(a - b) / abs(b) for a, b in zip(found, stored, strict=True)]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "lora")]
+)
 def test_fifty_steps_have_the_losses_that_they_had(tmp_path, name):
     tolerance = SAME if json.loads(FILE.read_text())["build"] == build() else ELSEWHERE
     far = deviations(name, losses(tmp_path, name))
@@ -100,8 +103,8 @@ def test_fifty_steps_have_the_losses_that_they_had(tmp_path, name):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as home:
-        found = {name: losses(Path(home), name) for name in RUNS}
-    if sys.argv[1:] == ["compare"]:
+        found = {name: losses(Path(home), name) for name in RUNS if name in sys.argv[2:] or not sys.argv[2:]}
+    if sys.argv[1:2] == ["compare"]:
         print({name: f"{max(deviations(name, values)):.1e}" for name, values in found.items()})
     else:
         FILE.write_text(json.dumps({"build": build(), "losses": found}, indent=1) + "\n")
