@@ -106,6 +106,8 @@ def check_word(word: str) -> None:
     groups = {place.name: place for place in CONF.iterdir() if place.is_dir()}
     if not key:
         raise ValueError(f"{word!r}: a word is WORD=VALUE, and --help lists them")
+    if key == "hydra.mode":
+        raise ValueError(f"{word}: Hydra's own sweeps run all jobs in one process; give -m")
     choice = key in groups or key == "hydra" or "/" in key
     if not choice or override.is_sweep_override() or isinstance(value, str | list | dict):
         return

@@ -1,3 +1,4 @@
+# ruff: noqa: E501, SIM117
 """Random words, as nobody would type them: never a traceback, always one line that names the culprit.
 
 `python tests/test_fuzz.py 17 23` shows what lists 17 and 23 are, and what is said to them.
@@ -389,7 +390,7 @@ TYPED = [  # as a shell hands them over, flags too
     ("train.py", ["--config-name=nope"], "nope"),
     ("train.py", ["hydra.mode=MULTIRUN", "rank=1,2"], "hydra.mode"),
     ("train.py", ["lr=[1", "rank=4"], "lr=[1"),
-    ("train.py", [b"name=\xff", "steps=x"], "steps=x"),
+    ("train.py", ["name=\udcff", "steps=x"], "steps=x"),
     ("evaluate.py", ["-m", "run=a,b"], "-m"),
     ("evaluate.py", ["images=two"], "images=two"),
 ]

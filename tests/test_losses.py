@@ -1,7 +1,8 @@
 """Fifty steps of every method against the losses that they had when `losses.json` was written.
 
-`python tests/test_losses.py` writes the file anew, which belongs to a commit that means to change them; `python
-tests/test_losses.py compare [RUN …]` prints the largest deviations here. One thread, so that how many a machine has does not matter.
+`python tests/test_losses.py` writes the file anew, which belongs to a commit that means to change them;
+`python tests/test_losses.py compare [RUN …]` prints the largest deviations here.
+One thread, so that how many a machine has does not matter.
 
 On the build that wrote the file the losses are the same to 1e-6 of their size. Another CPU, instruction set or torch adds
 numbers up in another order, and fifty steps of Adam make the last digit's difference larger. Measured here: with AVX2 they are

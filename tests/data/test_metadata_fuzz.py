@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Five hundred tables and captions as broken tools write them: captions that can be learned, or one line that names the file."""
 
 import contextlib
