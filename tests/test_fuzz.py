@@ -390,7 +390,7 @@ TYPED = [  # as a shell hands them over, flags too
     ("train.py", ["--config-name=nope"], "nope"),
     ("train.py", ["hydra.mode=MULTIRUN", "rank=1,2"], "hydra.mode"),
     ("train.py", ["lr=[1", "rank=4"], "lr=[1"),
-    ("train.py", ["name=\udcff", "steps=x"], "steps=x"),
+    ("train.py", ["name=\udcff", "steps=x"], "name="),
     ("evaluate.py", ["-m", "run=a,b"], "-m"),
     ("evaluate.py", ["images=two"], "images=two"),
 ]
