@@ -58,7 +58,7 @@ def prepare() -> None:
         tie()
     if place().number:
         given = [word for word in sys.argv[1:] if not word.startswith("hydra.run.dir=")]
-        words = (i for i, word in enumerate(given) if word[0] in "+~" or ("=" in word and word[0] != "-"))
+        words = (i for i, word in enumerate(given) if word[:1] in ("+", "~") or ("=" in word and word[0] != "-"))
         first = next(words, len(given))  # flags may have words of their own
         sys.argv[1:] = [*given[:first], "hydra.run.dir=.", "hydra.output_subdir=null", *given[first:]]
 

@@ -95,8 +95,8 @@ def test_what_does_not_fit_a_signature_is_named(overrides, told):
 def test_every_word_is_used():
     """A word at the top that no node reads would be an option without effect."""
     plain = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "train.yaml"))
-    texts = (
-        "".join(p.read_text() for p in Path(ROOT, "conf").rglob("*.yaml")) + (ROOT / "sdft" / "training.py").read_text()
+    texts = "".join(p.read_text() for p in Path(ROOT, "conf").rglob("*.yaml")) + "".join(
+        p.read_text() for p in (ROOT / "sdft").glob("*.py")
     )
     for word, value in plain.items():
         if not hasattr(value, "items") and word != "defaults":

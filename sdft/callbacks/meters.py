@@ -45,7 +45,7 @@ class Meters(Callback):
         self.resumed, self.before = state["sums"], state["elapsed"]
 
     def restart(self, device) -> None:
-        self.sums = torch.zeros(QUARTERS, 2, device=device)
+        self.sums, self.of_step = (torch.zeros(QUARTERS, 2, device=device) for _ in range(2))
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -61,10 +61,12 @@ class Meters(Callback):
         quarter = outputs["timestep"] * QUARTERS // self.timesteps
         counted = (batch["share"] > 0).float()  # a sample that only fills a short step does not count
         losses = torch.stack([outputs["losses"] * batch["weight"] * counted, counted], 1)
-        self.sums.index_add_(0, quarter, losses)
+        self.of_step.index_add_(0, quarter, losses)
         self.images += len(quarter) * trainer.world_size
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
+        self.sums += self.of_step  # of whole steps alone, as checkpoints hold them
+        self.of_step.zero_()
         self.taken += 1
         first = batch_idx < self.first_batch + trainer.accumulate_grad_batches
         if first and self.every > 1:

@@ -31,9 +31,7 @@ class Fact:
 def scan(files: list[Path], decode: Callable[[Path], Image.Image], root: Path) -> tuple[list[Fact], Callable[[], None]]:
     """One fact a file, and what remembers them. Only files that are new or changed since the last memory of `root` are opened."""
     memory = PLACE / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
-    known = {}
-    if memory.is_file():
-        known = {name: Fact(**fact) for name, fact in json.loads(memory.read_text(encoding="utf-8")).items()}
+    known = remembered(memory)
 
     def fact(file: Path) -> Fact:
         status = file.stat()
@@ -51,6 +49,14 @@ def scan(files: list[Path], decode: Callable[[Path], Image.Image], root: Path) -
                 place.write_text(json.dumps({name: asdict(fact) for name, fact in found.items()}), encoding="utf-8")
 
     return facts, remember
+
+
+def remembered(memory: Path) -> dict[str, Fact]:
+    """Nothing, where the file is damaged."""
+    try:
+        return {name: Fact(**fact) for name, fact in json.loads(memory.read_text(encoding="utf-8")).items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def look_into(file: Path, fact: Fact, decode: Callable[[Path], Image.Image]) -> Fact:
