@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdft.equivalent import Product, products
-from sdft.files import check_tensors, whole
+from sdft.files import whole
+from sdft.layout import check_tensors
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 CLIP_ROOT = "text_model."  # what every LoRA file puts before the text encoder's layers

@@ -26,15 +26,3 @@ def tidy(folder: Path) -> None:
     for partial in folder.rglob(".*"):
         if re.fullmatch(r"\..+\.[0-9a-f]{8}", partial.name) and partial.is_file():
             partial.unlink()
-
-
-def check_tensors(file: Path, key: str) -> None:
-    """`ValueError` for weights that are no safetensors: a pickle can hold code, and is not opened."""
-    from safetensors import SafetensorError, safe_open
-
-    if file.suffix != ".safetensors":
-        raise ValueError(f"{key}={file}: only .safetensors files are opened; pickles can hold code")
-    try:
-        safe_open(file, "pt")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{key}={file}: not a safetensors file ({error})") from None

@@ -1,9 +1,7 @@
-"""What a model folder holds: five parts by name, weights as safetensors, and no code of its own."""
+"""Weights are safetensors, and a model folder is five parts by name with no code of its own."""
 
 import json
 from pathlib import Path
-
-from sdft.files import check_tensors
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 NETWORKS = ("unet", "vae", "text_encoder")
@@ -53,3 +51,15 @@ def told(file: Path) -> dict:
     if not isinstance(found, dict):
         raise ValueError(f"{file}: not an object of JSON")
     return found
+
+
+def check_tensors(file: Path, key: str) -> None:
+    """`ValueError` for weights that are no safetensors: a pickle can hold code, and is not opened."""
+    from safetensors import SafetensorError, safe_open
+
+    if file.suffix != ".safetensors":
+        raise ValueError(f"{key}={file}: only .safetensors files are opened; pickles can hold code")
+    try:
+        safe_open(file, "pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{key}={file}: not a safetensors file ({error})") from None

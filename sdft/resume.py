@@ -26,10 +26,14 @@ def words(given: list[str]) -> list[str]:
     if folder.is_file() and verb == GOES_ON:
         return given
     if not started(folder):
-        more = ", or a .ckpt file" if verb == GOES_ON else ""
-        raise ValueError(f"{verb}={value}: no run there; give a run's folder, or {LAST}{more}")
+        accepted = f"{LAST}, or a .ckpt file" if verb == GOES_ON else f"or {LAST}"
+        raise ValueError(f"{verb}={value}: no run there; give a run's folder, {accepted}")
     new = [word for word in given if key(word) not in (GOES_ON, AGAIN)]
-    old = [word for word in before(folder) if key(word) not in {*OWN, *map(key, new)}]
+    old = [
+        word for word in before(folder) if key(word) not in {*OWN, *map(key, new)} and not key(word).startswith("hydra")
+    ]
+    if named := [word for word in old if "_target_" in word]:  # a folder may be another's
+        raise ValueError(f"{verb}={value}: {named[0]} calls what it names; give that word again to go on with it")
     flags = [word for word in new if word.startswith("-")]
     new = [word for word in new if word not in flags]
     place = [f"hydra.run.dir={folder}", "hydra.output_subdir=null"] if verb == GOES_ON else []

@@ -15,7 +15,6 @@ import sdft.processes as processes
 from sdft.advice import advised
 from sdft.build import build_module, build_samples, build_trainer, cheap_parts
 from sdft.closing import close_dashboards, closing, dashboards, outcome, release, tell_whether_same
-from sdft.config import check_origin
 from sdft.data.view import split, worded
 from sdft.digest import of_source, of_weights
 from sdft.disk import check_room, run_size
@@ -39,8 +38,6 @@ def train(cfg: DictConfig):
     check_words(cfg)
     if cfg.repeat:
         check(cfg)
-    if named := cfg.repeat or cfg.resume:  # the words of a folder, which may be another's
-        check_origin(cfg, Path(named))
     folder = Path(HydraConfig.get().runtime.output_dir)
     parts, source = cheap_parts(cfg), worded(instantiate(cfg.data), cfg.template)
     prior, strategy = parts["prior"], parts["strategy"]

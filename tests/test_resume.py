@@ -174,6 +174,14 @@ def test_the_words_of_before_stand_in_front_of_those_that_are_given(tmp_path, mo
     assert words(["lr=2", "resume=outputs/lora/2", "-q"]) == ["-q", "method=lora", "lr=2", *place]
     (home / "run.json").write_text(json.dumps({"overrides": ["rank=2"]}))  # Hydra rewrites its own file at every start
     assert words(["resume=last"]) == ["rank=2", *place]
+    (home / "run.json").write_text(
+        json.dumps({"overrides": ["rank=2", "optimizer._target_=os.system", "hydra.searchpath=[x]"]})
+    )
+    with pytest.raises(
+        ValueError, match=r"resume=last: optimizer\._target_=os\.system calls what it names; give that word again"
+    ):
+        words(["resume=last"])
+    assert words(["resume=last", "optimizer._target_=a.B"]) == ["rank=2", "optimizer._target_=a.B", *place]
     (home / "a.ckpt").touch()
     for given in (["lr=1"], ["resume=outputs/lora/2/a.ckpt"], ["resume=last", "hydra.run.dir=x"], ["resume=null"]):
         assert words(given) == given
@@ -197,6 +205,7 @@ def test_rows_are_whole_and_columns_grow(tmp_path):
     assert not (tmp_path / "metrics.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_second_run_in_a_folder_is_refused_with_who_is_there(tmp_path):
     """The lock of one that was killed is none."""
     command = [

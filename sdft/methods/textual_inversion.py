@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdft.files import check_tensors
+from sdft.layout import check_tensors
 from sdft.methods.base import Method
 
 MOST = 75

@@ -184,7 +184,7 @@ def fault(number: int, folder) -> str | None:
             return f"{number} {names}: {type(error).__name__}: {told[:300]!r}"
         if not any(name in told for name in [*names, *NAMES]):
             return f"{number} {names}: names no file: {told[:300]!r}"
-        return None if len(told) < 5000 else f"{number} {names}: {len(told)} letters"
+        return None if len(told) < 20_000 else f"{number} {names}: {len(told)} letters"
     captions = [text for texts in source.variants() for text in texts]
     bad = [
         text for text in captions if not text.strip() or "\0" in text or text.encode(errors="replace").decode() != text
