@@ -61,7 +61,7 @@ def memory_line(module, step: Step, cfg, drawn: bool, at: int) -> str:
     step = step if drawn else replace(step, pictures=0)  # each beside what it is that did not fit
     try:
         need = after(module, step, [])
-    except RuntimeError:  # as where weights are sharded
+    except Exception:  # of many kinds, as where weights are sharded; what is told is that memory ran out
         return f"{told}; give gradient_checkpointing=true, or a smaller batch_size or resolution"
     free, _ = room(step.device, needs(module, step).weights) or (need, None)
     there = f", {amount(free)} there" if free < need else ""

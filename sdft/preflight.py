@@ -46,8 +46,9 @@ def memory(module, step: Step) -> tuple[dict, list[str]]:
     """Gigabytes that training needs on the device, and that it has, None where that cannot be known; and what to warn about."""
     try:
         need = needs(module, step)
-    except RuntimeError as error:  # a network may do what cannot be done without content
-        return {"memory_gb_expected": None}, [f"memory is not estimated: {str(error).splitlines()[0]}"]
+    except Exception as error:  # of many kinds: a network may do what cannot be done without content
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        return {"memory_gb_expected": None}, [f"memory is not estimated: {why}"]
     facts = {"memory_gb_expected": round(need.total / GB, 4), "memory_gb_device": None}
     if (there := room(step.device, need.weights)) is None:
         return facts, []
@@ -82,8 +83,8 @@ def announce(plan: dict, headline: str, data: list[str], folder: Path) -> None:
         print(f"prior    {plan['class_images']} class images, one beside every picture of a batch")
     print(f"on       {plan['device']} · {plan['precision']}")
     if plan["memory_gb_expected"] is not None:
-        device = "machine" if plan["device"].startswith("cpu") else "device"
-        of = f" of the {device}'s {amount(plan['memory_gb_device'] * GB)}" if plan["memory_gb_device"] else ""
+        whose = ", beside the libraries, of the machine's" if plan["device"].startswith("cpu") else " of the device's"
+        of = f"{whose} {amount(plan['memory_gb_device'] * GB)}" if plan["memory_gb_device"] else ""
         print(f"needs    about {amount(plan['memory_gb_expected'] * GB)}{of}")
     print(f"writes   {folder}")
     for line in plan["warnings"]:

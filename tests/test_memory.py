@@ -15,6 +15,7 @@ from sdft.methods.lora import LoRA
 from sdft.methods.sft import SFT
 from sdft.module import FineTuning
 from sdft.objective import Objective
+from sdft.preflight import memory
 
 CPU = torch.device("cpu")
 OPTIMIZERS = {
@@ -134,7 +135,21 @@ def test_the_plan_says_what_is_needed_and_warns_when_it_is_not_there(run, capsys
     _, folder = run("steps=1")
     expected = json.loads((folder / "run.json").read_text())["memory_gb_expected"]
     told = capsys.readouterr()
-    assert f"needs    about {expected * 1024:.0f} MB of the machine's " in told.out and "free" not in told.err
+    assert (
+        f"needs    about {expected * 1024:.0f} MB, beside the libraries, of the machine's " in told.out
+        and "free" not in told.err
+    )
     monkeypatch.setattr("sdft.preflight.room", lambda device, held: (1000, room(device, held)[1]))
     run("steps=1", name="two")
     assert "of memory are needed and 0 MB are free" in capsys.readouterr().err
+
+
+def test_what_cannot_be_estimated_is_told_and_stops_nothing(monkeypatch):
+    def stumbles(*_):
+        raise TypeError("a network of another kind")
+
+    monkeypatch.setattr("sdft.preflight.needs", stumbles)
+    assert memory(None, None) == (
+        {"memory_gb_expected": None},
+        ["memory is not estimated: a network of another kind"],
+    )
