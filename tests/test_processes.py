@@ -149,7 +149,7 @@ def test_two_machines_train_and_when_one_dies_the_other_ends_and_a_restart_goes_
     assert both[0].wait(60) != 0 and time.monotonic() - died < 60
     folder = found[0].parent.parent
     assert not (folder / "adapter").exists() and not list(tmp_path.glob("outputs/lora/*/.hydra/../run-1*"))
-    again = [node(tmp_path, 29618, "resume=last") for _ in range(2)]
+    again = [node(tmp_path, 29618, "validate_every=0", "resume=last") for _ in range(2)]
     assert [one.wait(400) for one in again] == [0, 0]
     assert list(tmp_path.glob("outputs/lora/*")) == [folder]  # the second machine leaves none of its own
     assert [part["changed"] for part in json.loads((folder / "run.json").read_text())["resumed"]] == [{}]
