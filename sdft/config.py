@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import field, make_dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
@@ -48,7 +49,7 @@ def check(cfg: DictConfig) -> None:
     for key, value in leaves(OmegaConf.to_container(cfg)):
         check_number(key, value)
     for path, node in targets(cfg):
-        check_node(path, node, words(raw))
+        check_node(path, node, words())
 
 
 def needed(cfg: DictConfig, keys: tuple[str, ...]) -> None:
@@ -81,10 +82,17 @@ def leaves(node, path: str = ""):
         yield from leaves(child, f"{path}.{key}" if path else str(key))
 
 
-def words(raw: dict[str, Any]) -> dict[str, str]:
-    """The word that each key stands for, where it has another name: stream.dropout is caption_dropout."""
-    said = {key: re.fullmatch(r"\$\{(\w+)\}", value) for key, value in raw.items() if isinstance(value, str)}
-    return {key: word[1] for key, word in said.items() if word and word[1] in raw and word[1] != key.rpartition(".")[2]}
+@cache
+def words() -> dict[str, str]:
+    """The word that each key of `conf/` stands for, where it has another name: stream.dropout is caption_dropout."""
+    found = {}
+    for file in CONF.rglob("*.yaml"):
+        place = ".".join(file.relative_to(CONF).parts[:-1])
+        for key, value in leaves(OmegaConf.to_container(OmegaConf.load(file)), place):
+            word = re.fullmatch(r"\$\{(\w+)\}", value) if isinstance(value, str) else None
+            if word and word[1] != key.rpartition(".")[2]:
+                found[key] = word[1]
+    return found
 
 
 def check_number(key: str, value) -> None:

@@ -104,7 +104,8 @@ def start(count: int, folder) -> int:
     try:
         elastic_launch(config, sys.executable)("-u", *sys.argv)
     except ChildFailedError as error:
-        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
+        # one that was killed is the cause; the others may have noticed, and failed, before anybody looked
+        first = min(error.failures.values(), key=lambda failure: (failure.exitcode > 0, failure.timestamp))
         if first.exitcode < 0:
             print(f"error: process {first.local_rank} of {count} was killed ({first.signal_name()})", file=sys.stderr)
             return 128 - first.exitcode

@@ -19,6 +19,8 @@ CIRCUMSTANCES = ("commit", "digests", "versions", "python", "device", "batch")
 def check(cfg: DictConfig) -> None:
     """`ValueError` unless the run is there, ended, and ran with the same words throughout: these."""
     folder = Path(cfg.repeat).expanduser()
+    if not (folder / "run.json").is_file():
+        raise ValueError(f"repeat={cfg.repeat}: no run there; give a run's folder, or last")
     told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     if told["state"] != "finished":
         raise ValueError(f"repeat={folder}: did not finish ({told['state']}); resume={folder} goes on with it")
