@@ -16,7 +16,7 @@ import omegaconf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from sdft.processes import met, place, prepare
 from sdft.resume import words
@@ -188,7 +188,7 @@ def line(error: BaseException) -> str:
             told.append(str(error.__cause__).splitlines()[0])
     if isinstance(error, OmegaConfBaseException) and error.full_key and error.full_key not in told[0]:
         told = [f"{error.full_key}: {told[0]}"]
-    known = isinstance(error, HydraException | OmegaConfBaseException) and not isinstance(error, GrammarParseError)
+    known = isinstance(error, HydraException | OmegaConfBaseException) and str(error).strip()
     if not known and raised_in(error, *HYDRA):
         told = [*told[:1], "of the words", *sys.argv[1:]]  # it does not say which
     said = " ".join(told) or type(error).__name__
