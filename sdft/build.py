@@ -13,19 +13,8 @@ from sdft.data.source import Source
 from sdft.optimizer import check
 from sdft.record import command
 
-CHEAP = (
-    "method",
-    "objective",
-    "schedule",
-    "precision",
-    "strategy",
-    "sampling",
-    "stream",
-    "loop",
-    "metrics",
-    "prior",
-    "protocol",
-)
+PARTS = ("method", "objective", "schedule", "precision", "strategy", "sampling", "stream", "loop")
+CHEAP = (*PARTS, "metrics", "prior", "protocol")
 
 
 def cheap_parts(cfg: DictConfig) -> dict:

@@ -6,6 +6,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from sdft.build import PARTS
 from sdft.config import needed, typed
 from sdft.data.report import contact_sheet, report
 from sdft.preflight import announce
@@ -13,19 +14,7 @@ from sdft.resume import Before
 
 WORDS = {"name": str, "seed": int, "template": str | None, "held_out": float, "resolution": int, "sweep": str | None}
 WORDS |= {"tags": list[str], "confirm": bool, "repeat": str | None}
-NEEDED = (
-    "method",
-    "objective",
-    "schedule",
-    "precision",
-    "strategy",
-    "sampling",
-    "stream",
-    "loop",
-    "model",
-    "data",
-    "optimizer",
-)
+NEEDED = (*PARTS, "model", "data", "optimizer")
 
 
 def check_words(cfg: DictConfig) -> None:

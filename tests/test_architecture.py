@@ -67,7 +67,8 @@ LAYERS = [
     ["dashboard"],
     ["callbacks.evaluations"],
     ["callbacks.export"],
-    ["build", "closing", "opening"],
+    ["build", "closing"],
+    ["opening"],
     ["training", "panels", "apps.inspect"],
     ["apps.dashboard"],
 ]
