@@ -153,7 +153,7 @@ def fit(module, samples, trainer, loop, checkpoint: Path | None, record: Record,
     except Stopped as stop:
         record.end("stopped", stopped_at=stop.step)
         if processes.rank() == 0:
-            print(f"stopped  by {stop}; go on with resume={record.folder} and the words of before", flush=True)
+            print(f"stopped  by {stop}; go on with resume={record.folder}", flush=True)
         close_dashboards(stop.status)
         processes.wait()
         sys.exit(stop.status)
