@@ -67,17 +67,26 @@ def unfused(optimizer: partial) -> partial:
 
 
 def build_trainer(
-    cfg: DictConfig, parts: dict, samples, held_out, folder: Path, prompts: list[str], steps: int, exam, before
+    cfg: DictConfig,
+    parts: dict,
+    samples,
+    held_out,
+    folder: Path,
+    prompts: list[str],
+    steps: int,
+    exam,
+    before,
+    checkpoint: Path | None,
 ):
     """Lightning's trainer with this project's callbacks; it keeps no console of its own.
 
     `held_out` are samples for validation, None to validate on some of those that are learned from; `exam` is taken on the way;
-    `before` is the run as it was when it goes on.
+    `before` is the run as it was when it goes on, `checkpoint` what it goes on from.
     """
     from lightning import Trainer
 
     from sdft.checkpoint_io import WholeFiles
-    from sdft.fitting import Fitting
+    from sdft.fitting import Deaf, Fitting
     from sdft.metrics_file import MetricsFile
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -85,7 +94,7 @@ def build_trainer(
     loop = parts["loop"]
     dashboard = instantiate(cfg.logger, **(before.wandb() if before and "wandb" in str(cfg.logger) else {}))
     place, metrics = parts["strategy"].trainer(), MetricsFile(folder)
-    if not loop.checkpoint(folder):
+    if not checkpoint:
         metrics.keep(0)
     trainer = Trainer(
         **place | {"plugins": [*place["plugins"], WholeFiles(loop.keep)]},
@@ -94,7 +103,7 @@ def build_trainer(
         max_epochs=-1,
         accumulate_grad_batches=loop.accumulate,
         logger=[metrics, *([dashboard] if dashboard else [])],
-        callbacks=callbacks_of(cfg, parts, samples, held_out, folder, prompts, exam, metrics),
+        callbacks=callbacks_of(cfg, parts, samples, held_out, folder, prompts, exam, metrics, checkpoint),
         log_every_n_steps=loop.log_every,
         enable_checkpointing=True,
         enable_progress_bar=False,
@@ -102,11 +111,13 @@ def build_trainer(
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
-    trainer.fit_loop = Fitting.of(trainer)
+    trainer.fit_loop, trainer._signal_connector = Fitting.of(trainer), Deaf(trainer)
     return trainer
 
 
-def callbacks_of(cfg: DictConfig, parts: dict, samples, held_out, folder, prompts: list[str], exam, metrics) -> list:
+def callbacks_of(
+    cfg: DictConfig, parts: dict, samples, held_out, folder, prompts: list[str], exam, metrics, checkpoint
+) -> list:
     """In the order in which they act; Lightning puts checkpoints last."""
     from sdft.callbacks.checkpoints import Checkpoints
     from sdft.callbacks.ema import EMA
@@ -136,18 +147,18 @@ def callbacks_of(cfg: DictConfig, parts: dict, samples, held_out, folder, prompt
         Export(sheets, cfg.name, command()),
     ]
     if exam:
-        found.insert(-1, evaluations(cfg, parts, folder, exam, ema, meters))
+        found.insert(-1, evaluations(cfg, parts, folder, exam, ema, meters, checkpoint))
     saves = Checkpoints(folder / "checkpoints", loop.save_steps(), loop.save_seconds(), metrics)
     return [*found, Rescue(folder), Stops(folder), saves]
 
 
-def evaluations(cfg: DictConfig, parts: dict, folder: Path, exam, ema, meters):
+def evaluations(cfg: DictConfig, parts: dict, folder: Path, exam, ema, meters, checkpoint: Path | None):
     """`exam` every so often, with other seeds than at the end."""
     from sdft.callbacks.evaluations import SEEDS, Evaluations
 
     loop = parts["loop"]
     asked = replace(parts["sampling"], images=exam.images, seed=parts["sampling"].seed + SEEDS)
     chosen = {"every": loop.evaluate_every, "choose": loop.checkpoint_metric, "patience": loop.patience}
-    before = checkpoint.parent.parent if (checkpoint := loop.checkpoint(folder)) else None
+    before = checkpoint.parent.parent if checkpoint else None
     about = {"ema": ema, "meters": meters, "name": cfg.name, "before": before}
     return Evaluations(folder, exam, asked, cfg.resolution, **chosen, **about)

@@ -79,7 +79,7 @@ def read(path: Path) -> dict:
 
 def newest(folder: Path) -> Path | None:
     """The checkpoint of the latest step that is whole, whatever the clock said; damaged ones are named and passed over."""
-    for path in sorted(folder.glob("*.ckpt"), key=place, reverse=True):
+    for path in sorted(folder.glob("*.ckpt"), key=step_in, reverse=True):
         fault = damage(path)
         if not fault:
             return path
@@ -87,7 +87,7 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def place(path: Path) -> float:
+def step_in(path: Path) -> float:
     """Its step; what cannot say is looked at first, and found damaged."""
     if told := note(path):
         return told[0]

@@ -45,11 +45,12 @@ def check(cfg: DictConfig) -> None:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
         raise ValueError(f"{unresolved(cfg, raw)}: {str(error).splitlines()[0]}") from None
-    check_secrets(OmegaConf.to_container(cfg))
     for key, value in leaves(OmegaConf.to_container(cfg)):
+        check_secret(key, value)
         check_number(key, value)
     for path, node in targets(cfg):
-        check_node(path, node, words())
+        given = {f"{path}.{key}": raw.get(f"{path}.{key}") for key in node}
+        check_node(path, node, {key: word for key, word in words().items() if given.get(key) == f"${{{word}}}"})
 
 
 def needed(cfg: DictConfig, keys: tuple[str, ...]) -> None:
@@ -87,8 +88,9 @@ def words() -> dict[str, str]:
     """The word that each key of `conf/` stands for, where it has another name: stream.dropout is caption_dropout."""
     found = {}
     for file in CONF.rglob("*.yaml"):
-        place = ".".join(file.relative_to(CONF).parts[:-1])
-        for key, value in leaves(OmegaConf.to_container(OmegaConf.load(file)), place):
+        text = file.read_text(encoding="utf-8")
+        place = "" if "# @package _global_" in text else ".".join(file.relative_to(CONF).parts[:-1])
+        for key, value in leaves(OmegaConf.to_container(OmegaConf.create(text)), place):
             word = re.fullmatch(r"\$\{(\w+)\}", value) if isinstance(value, str) else None
             if word and word[1] != key.rpartition(".")[2]:
                 found[key] = word[1]
@@ -103,16 +105,12 @@ def check_number(key: str, value) -> None:
         raise ValueError(f"{key}={str(value)[:30]}…: choose a number of at most 18 digits")
 
 
-def check_secrets(node, path: str = "") -> None:
+def check_secret(key: str, value) -> None:
     """`ValueError` for a value of the environment that is one to keep: no word takes one, and every word is written down."""
-    if isinstance(node, dict | list):
-        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
-            check_secrets(child, f"{path}.{key}" if path else str(key))
-        return
-    for name, value in os.environ.items():
-        if set(name.upper().split("_")) & SECRETS and len(value) >= LEAST and value in str(node):
+    for name, secret in os.environ.items():
+        if set(name.upper().split("_")) & SECRETS and len(secret) >= LEAST and secret in str(value):
             raise ValueError(
-                f"{path}: holds the value of ${name}, which would be written down; no word here takes a secret"
+                f"{key}: holds the value of ${name}, which would be written down; no word here takes a secret"
             )
 
 

@@ -1,6 +1,7 @@
-"""Lightning's loop, which also ends a run that was killed between its last step and its end."""
+"""Lightning's loops: they also end a run that was killed after its last step, and leave signals to `callbacks.stops`."""
 
-from lightning.pytorch.loops import _FitLoop
+from lightning.pytorch.loops import _FitLoop, _TrainingEpochLoop
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 
 class Fitting(_FitLoop):
@@ -9,6 +10,18 @@ class Fitting(_FitLoop):
     @classmethod
     def of(cls, trainer) -> "Fitting":
         """In place of the loop that `trainer` has made."""
-        loop = cls(trainer, max_epochs=trainer.fit_loop.max_epochs)
-        loop.epoch_loop = trainer.fit_loop.epoch_loop
+        made, loop = trainer.fit_loop, cls(trainer, max_epochs=trainer.fit_loop.max_epochs)
+        loop.epoch_loop = Epoch(trainer, made.epoch_loop.min_steps, made.epoch_loop.max_steps)
         return loop
+
+
+class Epoch(_TrainingEpochLoop):
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Not at every step: what waits for the device; `callbacks.stops` asks all processes where nothing waits."""
+
+
+class Deaf(_SignalConnector):
+    """Lightning's own handler ends a run without saving it, and of several processes talks to the others while they talk."""
+
+    def register_signal_handlers(self) -> None:
+        pass

@@ -56,12 +56,12 @@ class StableDiffusion(nn.Module):
         """What the sides of a picture are multiples of: the autoencoder's factor and diffusers' own 8."""
         return math.lcm(8, self.factor)
 
-    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+    def latent_shape(self, resolution: int, word: str = "resolution") -> tuple[int, int, int]:
         """(channels, h/f, w/f) for a square picture; `ValueError` when `unit` does not divide its side."""
         unit = self.unit
         if resolution < unit or resolution % unit:
             nearest = max(unit, round(resolution / unit) * unit)
-            raise ValueError(f"resolution={resolution}: {self.name} takes multiples of {unit}, such as {nearest}")
+            raise ValueError(f"{word}={resolution}: {self.name} takes multiples of {unit}, such as {nearest}")
         return self.vae.config.latent_channels, resolution // self.factor, resolution // self.factor
 
     @torch.no_grad()

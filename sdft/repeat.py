@@ -1,6 +1,5 @@
 """A run again, and whether it came to the same: weights, metrics and samples to the bit, and what differs when they do not."""
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +7,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageChops
 
+import sdft.metrics_file as metrics_file
 from sdft.checkpoints import read
-from sdft.metrics_file import NAME
 from sdft.resume import changes
 
 MEASURED = ("images_per_second", "memory_gb")  # of this time and this machine
@@ -59,7 +58,7 @@ def weights(before: Path, after: Path) -> Iterator[str]:
 
 def metrics(before: Path, after: Path) -> Iterator[str]:
     """The first value that differs."""
-    one, other = (rows(folder / NAME) for folder in (before, after))
+    one, other = (rows(folder / metrics_file.NAME) for folder in (before, after))
     if len(one) != len(other):
         yield f"metrics: {len(one)} rows and {len(other)}"
     for a, b in zip(one, other, strict=False):
@@ -69,8 +68,7 @@ def metrics(before: Path, after: Path) -> Iterator[str]:
 
 
 def rows(file: Path) -> list[dict[str, str]]:
-    with open(file, newline="", encoding="utf-8") as opened:
-        return [{k: v for k, v in row.items() if v and not k.endswith(MEASURED)} for row in csv.DictReader(opened)]
+    return [{k: v for k, v in row.items() if v and not k.endswith(MEASURED)} for row in metrics_file.read(file)[1]]
 
 
 def samples(before: Path, after: Path) -> Iterator[str]:

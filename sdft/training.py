@@ -66,8 +66,9 @@ def alone(cfg: DictConfig, folder: Path, parts: dict, source):
     parts["precision"].apply()
     torch.manual_seed(cfg.seed)
     model = instantiate(cfg.model)
-    for resolution in (cfg.resolution, *parts["stream"].more_resolutions):
-        model.latent_shape(resolution)
+    model.latent_shape(cfg.resolution)
+    for resolution in parts["stream"].more_resolutions:
+        model.latent_shape(resolution, "more_resolutions")
     parts["method"].check(model, taught.captions())
     digests = {"model": of_weights(model), "data": of_source(taught)} if processes.rank() == 0 else {}
     steps = loop.total(parts["stream"].plan(taught, model.unit, a_step))
@@ -88,7 +89,7 @@ def alone(cfg: DictConfig, folder: Path, parts: dict, source):
     held_out = spare and parts["stream"].samples(spare, model, "held out ")
     size = run_size(module, loop, parts["sampling"], prompts, cfg.resolution, steps)
     cache(module, [*samples.parts, *([held_out] if spare else [])], partial(check_room, folder, size, loop=loop))
-    trainer = build_trainer(cfg, parts, samples, held_out, folder, prompts, steps, exam, before)
+    trainer = build_trainer(cfg, parts, samples, held_out, folder, prompts, steps, exam, before, checkpoint)
     step = step_of(samples, loop, parts["sampling"], cfg.resolution, trainer)
     plan = inspect(module, samples, loop, parts["schedule"], trainer, step) | {"digests": digests}
     plan["warnings"] += [f"{name} not measured: {why}" for name, why in (judges.missing if judges else {}).items()]

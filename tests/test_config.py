@@ -78,6 +78,10 @@ def test_the_model_brings_its_resolution_and_the_command_line_wins():
     [
         (["rank=abc"], r"method.rank=abc: LoRA takes a whole number"),
         (["rank=1.5"], r"method.rank=1.5: LoRA takes a whole number"),
+        (["alpha=abc"], r"method.alpha=abc: LoRA takes a number"),
+        (["method.alpha=abc"], r"method.alpha=abc: LoRA takes a number"),
+        (["caption_dropout=abc"], r"caption_dropout=abc: Stream takes a number"),
+        (["stream.dropout=abc"], r"stream.dropout=abc: Stream takes a number"),
         (["+method.foo=1"], r"method.foo=1: LoRA takes rank, alpha, text_encoder"),
         (["lr=fast"], r"lr=fast: .* takes a number"),
         (["+loop.nope=1"], r"loop.nope=1: Loop takes steps"),

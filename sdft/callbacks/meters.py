@@ -16,11 +16,8 @@ class Meters(Callback):
     def __init__(self, every: int):
         self.every, self.last, self.idle = every, {}, 0.0
         self.steps, self.seconds = 0, 0.0  # optimizer steps and the time they took, without the first
-        self.reported, self.before, self.resumed = (
-            0,
-            0.0,
-            None,
-        )  # step; seconds of earlier processes; sums of one of them
+        self.reported = 0  # step
+        self.before, self.resumed = 0.0, None  # seconds, and sums, of an earlier process
 
     def on_train_start(self, trainer, module):
         self.began, self.trainer = time.perf_counter(), trainer

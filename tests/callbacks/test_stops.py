@@ -9,8 +9,10 @@ import time
 
 import pytest
 import torch
-from conftest import QUICK, ROOT
+from conftest import QUICK, ROOT, trained
 from safetensors.torch import load_file
+
+from sdft.callbacks.stops import Stops
 
 ADAPTER = "adapter/pytorch_lora_weights.safetensors"
 WORDS = [*QUICK, "batch_size=1", "data.per_digit=2", "log_every=1000", "validate_every=0", "ema=0.9"]
@@ -32,6 +34,16 @@ def same(one, other) -> bool:
     """To the bit; the order of what a file's header tells is its library's."""
     ours, theirs = load_file(one / ADAPTER), load_file(other / ADAPTER)
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signals_are_heard_by_a_run_alone_and_given_back(number, tmp_path, monkeypatch):
+    heard, before = [], signal.getsignal(number)
+    monkeypatch.setattr(
+        "sdft.callbacks.stops.Stops.on_train_start", lambda *_: heard.append(signal.getsignal(number)), raising=False
+    )
+    trained(tmp_path, "steps=1", "sample_every=0", "prompts=[a]")
+    assert heard[0].__func__ is Stops.hear and signal.getsignal(number) is before
 
 
 OTHERS = [pytest.param(*pair, marks=pytest.mark.slow) for pair in ((signal.SIGINT, 130), (signal.SIGUSR1, 138))]
