@@ -56,13 +56,13 @@ class Adapter:
         return float(self.settings["lora_alpha"]) * (math.sqrt(self.rank) if self.settings["use_rslora"] else 1)
 
 
-def trained(part: str, module: nn.Module) -> Adapter:
+def trained(part: str, module: nn.Module, name: str = "default") -> Adapter:
     """The LoRA of one part as it is."""
     from peft import get_peft_model_state_dict
 
-    tensors = get_peft_model_state_dict(module, save_embedding_layers=False)
+    tensors = get_peft_model_state_dict(module, adapter_name=name, save_embedding_layers=False)
     shapes = {split(key)[0]: tuple(module.get_submodule(split(key)[0]).weight.shape) for key in tensors}
-    return in_files(part, tensors, module.peft_config["default"].to_dict(), shapes)
+    return in_files(part, tensors, module.peft_config[name].to_dict(), shapes)
 
 
 def plain(part: str, module: nn.Module, start: dict[str, Product] | None = None) -> Adapter:
@@ -148,8 +148,8 @@ def lora_file(path: Path) -> Path:
     raise ValueError(f"adapter={path}: no such LoRA file, and no folder with {DIFFUSERS_FILE} in it")
 
 
-def load_lora(model, path: Path) -> None:
-    """Load a diffusers or kohya file into a model without adapters; every tensor must find its layer, or `ValueError`."""
+def load_lora(model, path: Path, name: str = "default") -> None:
+    """Load a diffusers or kohya file as the adapter `name`; every tensor must find its layer, or `ValueError`."""
     from safetensors.torch import load_file
 
     file = lora_file(path)
@@ -168,10 +168,10 @@ def load_lora(model, path: Path) -> None:
 
     logging.set_verbosity_error()  # it warns of parts that have no adapter
     try:
-        model.pipeline().load_lora_weights(file.parent, weight_name=file.name, adapter_name="default")
+        model.pipeline().load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
     except (RuntimeError, ValueError) as error:  # shapes that differ, tensors without their partner
         raise ValueError(f"adapter={file}: does not fit {model.name} ({' '.join(str(error).split())})") from None
-    parts = {part: trained(part, net) for part, net in model.parts.items() if hasattr(net, "peft_config")}
+    parts = {p: trained(p, net, name) for p, net in model.parts.items() if name in getattr(net, "peft_config", {})}
     loaded, _ = kohya_format(parts, "") if next(iter(given)).startswith("lora_") else diffusers_format(parts)
     expected = sum(not key.endswith(".alpha") for key in given)
     arrived = sum(not key.endswith(".alpha") for key in loaded)
