@@ -18,6 +18,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+import sdft.lean as lean
 from sdft.processes import met, place, prepare
 from sdft.resume import words
 
@@ -39,6 +40,7 @@ def command(config: str) -> Callable:
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         def run(cfg: DictConfig) -> None:
+            lean.start()
             with told_in_one_line(asked), unstarted_runs_removed():
                 task(cfg)
 
@@ -50,6 +52,11 @@ def command(config: str) -> Callable:
                 overrides(sys.argv[1:])
                 if config == "train":
                     sys.argv[1:] = words(sys.argv[1:])
+                if {"--help", "-h"} & set(sys.argv):
+                    from sdft.help_page import page
+
+                    print(page(CONF, config, overrides(sys.argv[1:])))
+                    return
                 prepare()
                 several = [word for word in sys.argv[1:] if word in MULTIRUN or word.startswith("sweeps=")]
                 if several and not ABOUT & set(sys.argv):

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import field, make_dataclass
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
@@ -49,8 +48,7 @@ def check(cfg: DictConfig) -> None:
         check_secret(key, value)
         check_number(key, value)
     for path, node in targets(cfg):
-        given = {f"{path}.{key}": raw.get(f"{path}.{key}") for key in node}
-        check_node(path, node, {key: word for key, word in words().items() if given.get(key) == f"${{{word}}}"})
+        check_node(path, node, raw)
 
 
 def needed(cfg: DictConfig, keys: tuple[str, ...]) -> None:
@@ -70,7 +68,7 @@ def typed(cfg: DictConfig, hints: dict) -> None:
     """Words that no signature takes, by their types."""
     for key, hint in hints.items():
         if key in cfg:
-            fit(cfg, key, hint, key, "")
+            fit(cfg, key, hint, lambda key=key: key, "")
 
 
 def leaves(node, path: str = ""):
@@ -83,18 +81,13 @@ def leaves(node, path: str = ""):
         yield from leaves(child, f"{path}.{key}" if path else str(key))
 
 
-@cache
-def words() -> dict[str, str]:
-    """The word that each key of `conf/` stands for, where it has another name: stream.dropout is caption_dropout."""
-    found = {}
-    for file in CONF.rglob("*.yaml"):
-        text = file.read_text(encoding="utf-8")
-        place = "" if "# @package _global_" in text else ".".join(file.relative_to(CONF).parts[:-1])
-        for key, value in leaves(OmegaConf.to_container(OmegaConf.create(text)), place):
-            word = re.fullmatch(r"\$\{(\w+)\}", value) if isinstance(value, str) else None
-            if word and word[1] != key.rpartition(".")[2]:
-                found[key] = word[1]
-    return found
+def called(key: str, raw: dict[str, Any]) -> str:
+    """What a key is called on the command line: the word that `conf/` gives it another name by, else itself."""
+    word = re.fullmatch(r"\$\{(\w+)\}", str(raw.get(key)))
+    if not word or word[1] == key.rpartition(".")[2]:
+        return key
+    line = f"{key.rpartition('.')[2]}: {raw[key]}"
+    return word[1] if any(line in file.read_text(encoding="utf-8") for file in CONF.rglob("*.yaml")) else key
 
 
 def check_number(key: str, value) -> None:
@@ -151,8 +144,8 @@ def targets(node, path: str = ""):
         yield from targets(child, f"{path}.{key}" if path else str(key))
 
 
-def check_node(path: str, node: DictConfig, words: dict[str, str]) -> None:
-    """Names and types against the signature of `_target_`; `words` are what keys are called on the command line."""
+def check_node(path: str, node: DictConfig, raw: dict[str, Any]) -> None:
+    """Names and types against the signature of `_target_`; `raw` is what stands at each key of the config."""
     target = found(path, node._target_)
     given = {key: value for key, value in node.items() if not key.startswith("_")}
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
@@ -161,8 +154,7 @@ def check_node(path: str, node: DictConfig, words: dict[str, str]) -> None:
     for key, value in given.items():
         if key not in parameters and not open_ended:
             raise ValueError(f"{path}.{key}={value}: {target.__name__} takes {', '.join(parameters)}")
-        name = words.get(f"{path}.{key}", f"{path}.{key}")
-        fit(node, key, hints.get(key, Any), name, f"{target.__name__} takes ")
+        fit(node, key, hints.get(key, Any), lambda key=key: called(f"{path}.{key}", raw), f"{target.__name__} takes ")
     required = [
         n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
@@ -186,16 +178,16 @@ def found(path: str, name) -> Callable:
     return target
 
 
-def fit(node: DictConfig, key: str, hint, name: str, taker: str) -> None:
+def fit(node: DictConfig, key: str, hint, name: Callable[[], str], taker: str) -> None:
     """`ValueError` when the value is not of the type; text that says a number becomes one, and a number a text."""
     hint = checkable(hint)
     try:
         schema = OmegaConf.structured(make_dataclass("Node", [(key, hint, field(default=MISSING))]))
         value = OmegaConf.merge(schema, {key: node[key]})[key]
     except OmegaConfBaseException:
-        raise ValueError(f"{name}={str(node[key])[:MOST]}: {taker}{accepted(hint)}") from None
+        raise ValueError(f"{name()}={str(node[key])[:MOST]}: {taker}{accepted(hint)}") from None
     if isinstance(value, str) != isinstance(node[key], str):
-        check_number(name, value)
+        check_number(name(), value)
         node[key] = value
 
 

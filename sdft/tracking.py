@@ -10,6 +10,8 @@ import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 
+from sdft.lean import unlaunched
+
 START = 20  # seconds that a server has to answer; then the run is logged offline
 END = 120  # seconds that uploads may take after the last step; what is missing then still lies in the run's folder
 PATIENCE = 10  # seconds on top, after which W&B's own process is not waited for either
@@ -46,7 +48,8 @@ class Tracker(WandbLogger):
         """The run: online, or offline where no server answers or takes the key, or one that logs nothing."""
         settings = self._wandb_init["settings"]
         try:
-            return super().experiment
+            with unlaunched():
+                return super().experiment
         except Exception as error:
             if settings.mode != "online":
                 tell(f"W&B does not start ({reason(error)}); the run goes on without it")

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "sdft"
 # lowest first; a module imports only what stands before its own layer
 LAYERS = [
-    ["processes"],
+    ["processes", "lean"],
     [
         "draws",
         "config",
@@ -22,6 +22,7 @@ LAYERS = [
         "files",
         "lock",
         "fitting",
+        "help_page",
     ],
     ["checkpoints", "metrics_file", "loggers", "layout"],
     ["loop", "checkpoint_io", "jobs", "resume"],

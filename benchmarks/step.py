@@ -1,0 +1,139 @@
+"""Our training step against the bare loop: python benchmarks/step.py [rounds=5 per=20 warm=10] WORD=VALUE …
+
+The words are train.py's: any model, method, batch, resolution and precision, `model.weights=random` where there are no weights.
+The bare loop is forward, backward and optimizer step of the same networks on tensors that are ready: the limit. Both take turns
+in one process, `rounds` times `per` steps each; pictures are noise, cached as in any run. The last line is ours / bare.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import chdir
+from pathlib import Path
+
+from data import generate
+from measured import ROOT, options, show
+
+PLAIN = ["logger=none", "metrics=none", "sample_every=0", "validate_every=0", "log_every=10"]
+
+
+def turns(words: list[str], rounds: int, per: int, warm: int) -> dict[str, list[float]]:
+    """Seconds a step of each round, ours and the bare loop's, and what was measured beside."""
+    import sdft.lean as lean
+
+    lean.start()
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+    from lightning import Callback
+    from omegaconf import open_dict
+
+    import sdft.training as training
+    from sdft.callbacks.meters import memory_gb
+    from sdft.config import check
+
+    found = {"ours": [], "bare": []}
+
+    class Turns(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            self.batch = batch
+
+        def on_train_batch_end(self, trainer, module, *_):
+            done = trainer.global_step - warm
+            if done < 0 or done % per or (trainer.global_step and trainer.fit_loop._should_accumulate()):
+                return
+            wait(module.device)
+            if done:
+                found["ours"].append((time.perf_counter() - self.since) / per)
+            loop = bare(module, trainer.optimizers[0], self.batch)
+            if not done:
+                found["memory_gb"] = memory_gb(module.device)
+                for _ in range(3):
+                    loop()
+            wait(module.device)
+            start = time.perf_counter()
+            for _ in range(per):
+                loop()
+            wait(module.device)
+            if done:
+                found["bare"].append((time.perf_counter() - start) / per)
+            self.since = time.perf_counter()
+
+    def with_turns(*args):
+        trainer = build(*args)
+        trainer.callbacks.append(Turns())
+        found["module"] = None
+        return trainer
+
+    build, training.build_trainer = training.build_trainer, with_turns
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        steps = warm + rounds * per
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            own = [f"steps={steps}", f"hydra.runtime.output_dir={folder}/run"]
+            cfg = compose("train", [*PLAIN, *words, *own], return_hydra_config=True)
+        if "data.path=noise" in words:
+            generate(Path(folder) / "noise", 64, cfg.resolution)
+        Path(folder, "run").mkdir()
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            cfg.pop("hydra")
+        check(cfg)
+        training.train(cfg)
+        found["batch"] = cfg.batch_size
+    return found
+
+
+def wait(device) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def bare(module, optimizer, batch: dict):
+    """A step on tensors that are ready; of what learns, the text encoder too, nothing is left out."""
+    import torch
+
+    model = module.model
+    mixed = model.compute is not torch.float32
+    with torch.no_grad(), torch.autocast(module.device.type, model.compute, enabled=mixed):
+        latents, context = module.inputs(batch)
+    learns = any(name.startswith("text_encoder.") for name in module.learned())
+    target, timesteps = torch.randn_like(latents), batch["timestep"]
+
+    def loop():
+        with torch.autocast(module.device.type, model.compute, enabled=mixed):
+            told = model.condition(batch["ids"]) if learns else context
+            loss = (model.predict(latents, timesteps, told).float() - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return loop
+
+
+def main(words: list[str]) -> None:
+    asked, words = options(words, rounds=5, per=20, warm=10, json="")
+    if not any(word.startswith("data") for word in words):
+        words += ["data=folder", "data.path=noise"]
+    told = turns(words, asked["rounds"], asked["per"], asked["warm"])
+    ours, limit = (statistics.median(told[key]) for key in ("ours", "bare"))
+    ratio = statistics.median(a / b for a, b in zip(told["ours"], told["bare"], strict=True))
+    rows = [
+        ("loop", "ms a step", "images/s"),
+        ("ours", f"{1000 * ours:.1f}", f"{told['batch'] / ours:.1f}"),
+        ("bare", f"{1000 * limit:.1f}", f"{told['batch'] / limit:.1f}"),
+    ]
+    file = Path(asked["json"]) if asked["json"] else None
+    show(" ".join(words), rows, file, ratio=ratio, memory_gb=told["memory_gb"], rounds=told["ours"], bare=told["bare"])
+    print(f"memory {told['memory_gb']:.2f} GB")
+    print(f"ratio {ratio:.3f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
