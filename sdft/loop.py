@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+COMPILE = ("off", "regional", "auto")
+
 
 @dataclass
 class Loop:
@@ -31,6 +33,7 @@ class Loop:
     resume: str | None = None
     scale_lr: bool = False
     gradient_checkpointing: bool = False
+    compile: str = "off"
     seed: int = 0
 
     def __post_init__(self):
@@ -50,6 +53,8 @@ class Loop:
             raise ValueError(f"on_nan={self.on_nan}: choose stop or skip")
         if isinstance(self.save_every, str) and not self.save_seconds():
             raise ValueError(f"save_every={self.save_every}: choose steps, or minutes such as 10min")
+        if self.compile not in COMPILE:
+            raise ValueError(f"compile={self.compile}: choose one of {', '.join(COMPILE)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: choose 0 (off), or a decay below 1 such as 0.999")
 

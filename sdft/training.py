@@ -15,6 +15,7 @@ import sdft.processes as processes
 from sdft.advice import advised
 from sdft.build import build_module, build_samples, build_trainer, cheap_parts
 from sdft.closing import close_dashboards, closing, dashboards, outcome, release, tell_whether_same
+from sdft.compiled import channels_last, compile_blocks, compiles
 from sdft.data.view import split, worded
 from sdft.digest import of_source, of_weights
 from sdft.disk import check_room, run_size
@@ -89,6 +90,7 @@ def alone(cfg: DictConfig, folder: Path, parts: dict, source):
     held_out = spare and parts["stream"].samples(spare, model, "held out ")
     size = run_size(module, loop, parts["sampling"], prompts, cfg.resolution, steps)
     cache(module, [*samples.parts, *([held_out] if spare else [])], partial(check_room, folder, size, loop=loop))
+    fasten(module, samples, loop.compile, device, steps)
     trainer = build_trainer(cfg, parts, samples, held_out, folder, prompts, steps, exam, before, checkpoint)
     step = step_of(samples, loop, parts["sampling"], cfg.resolution, trainer)
     plan = inspect(module, samples, loop, parts["schedule"], trainer, step) | {"digests": digests}
@@ -140,6 +142,17 @@ def cache(module, streams: list, check) -> None:
 
     learns = any(name.startswith("text_encoder.") for name in module.learned())
     module.resting = fill(streams, module.model, text=not learns and not streams[0].stream.shuffle_tags, check=check)
+
+
+def fasten(module, samples, compile: str, device, steps: int) -> None:
+    """Kernels that are faster on this device, once it is known what learns."""
+    unet = module.model.unet
+    if device.type == "cuda":
+        channels_last(unet)
+    if compiles(compile, device, steps):
+        blocks = compile_blocks(unet, shapes=len({size for part in samples.parts for size in part.sizes}))
+        if processes.rank() == 0:
+            print(f"compile  {blocks} blocks; the first steps wait for it", flush=True)
 
 
 def fit(module, samples, trainer, loop, checkpoint: Path | None, record: Record, words: dict) -> None:

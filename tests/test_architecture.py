@@ -23,6 +23,7 @@ LAYERS = [
         "lock",
         "fitting",
         "help_page",
+        "compiled",
     ],
     ["checkpoints", "metrics_file", "loggers", "layout"],
     ["loop", "checkpoint_io", "jobs", "resume"],
