@@ -5,10 +5,10 @@ from pathlib import Path
 from sdft.charts import lines_with_spread, scatter
 from sdft.exhibits import source_of
 from sdft.files import whole
-from sdft.page import environment
 from sdft.pictures import name_of
 from sdft.results import Run, Setting, columns, metrics
 from sdft.scores import result_of, shown
+from sdft.templates import environment
 
 PROMPTS, SCORES = 6, 7  # shown at most: prompts of the grid, scores against a word
 

@@ -10,8 +10,8 @@ from sdft.exhibits import IMAGES, TITLES, Files, group_of_pictures, nearest_pair
 from sdft.files import whole
 from sdft.scores import key, shown
 from sdft.states import BEST
+from sdft.templates import environment
 
-TEMPLATES = Path(__file__).parent / "pages"
 TILE, SMALLEST, WIDTH = 124, 72, 1020  # pixels of a picture on the page, and of a row of them
 BAR = (12, 158)  # from where to where the marks of a score lie
 
@@ -62,13 +62,6 @@ def write_page(folder: Path, report: dict, exam: Exam, files: Files) -> None:
     page = environment().get_template("report.html").render(context)
     with whole(folder / "report.html") as file:
         file.write_text(page, encoding="utf-8")
-
-
-def environment():
-    """Templates of pages, which escape whatever they are given."""
-    from jinja2 import Environment, FileSystemLoader
-
-    return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
 
 
 def tile(states: int, images: int) -> int:

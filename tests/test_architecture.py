@@ -24,6 +24,7 @@ LAYERS = [
         "fitting",
         "help_page",
         "compiled",
+        "templates",
     ],
     ["checkpoints", "metrics_file", "loggers", "layout"],
     ["loop", "checkpoint_io", "jobs", "resume"],
@@ -68,12 +69,19 @@ LAYERS = [
     ],
     ["callbacks.validation", "callbacks.samples", "callbacks.progress", "callbacks.spikes", "evaluation"],
     ["dashboard"],
+    ["gallery.facts", "gallery.inside", "gallery.guard"],
+    ["gallery.prints", "gallery.scores", "gallery.series", "gallery.shelf"],
+    ["gallery.overview"],
+    ["gallery.run_page"],
+    ["gallery.pair_page"],
+    ["gallery.app"],
+    ["gallery.serving"],
     ["callbacks.evaluations"],
     ["callbacks.export"],
     ["build", "closing"],
     ["opening"],
     ["training", "panels", "apps.inspect"],
-    ["apps.dashboard"],
+    ["apps.dashboard", "apps.gallery"],
 ]
 LAYER = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 

@@ -1,0 +1,150 @@
+"use strict";
+// Pages work without this; it leafs, wipes, copies, remembers what to compare, and looks again while a run goes on.
+const all = (query, place = document) => [...place.querySelectorAll(query)], one = (query, place = document) => place.querySelector(query);
+const made = (name, ...inside) => { const node = document.createElement(name); node.append(...inside); return node; };
+
+document.addEventListener("error", (event) => { if (event.target.matches?.(".strip img")) event.target.classList.add("none"); }, true);
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest?.(".copy");
+  if (!button) return;
+  const code = one("code", button.parentElement);
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+    button.textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren(code);
+    button.textContent = "Selected";
+  }
+  setTimeout(() => { button.textContent = "Copy"; }, 1500);
+});
+
+// Two runs to compare, kept while the browser's tab is open.
+const bar = one("#picks");
+let picks = [];
+try { picks = JSON.parse(sessionStorage.getItem("picks")) ?? []; } catch { /* as if none were chosen */ }
+function picked() {
+  sessionStorage.setItem("picks", JSON.stringify(picks));
+  for (const box of all(".pick input")) box.checked = picks.some(([id]) => id === box.value);
+  bar.hidden = !picks.length;
+  one("span", bar).textContent = picks.map(([, name]) => name).join("  and  ") + (picks.length < 2 ? "  and another" : "");
+  const link = one("a", bar);
+  if (picks.length === 2) link.href = "/compare?" + new URLSearchParams(picks.map(([id]) => ["run", id]));
+  else link.removeAttribute("href");
+}
+document.addEventListener("change", (event) => {
+  const box = event.target;
+  if (!box.matches(".pick input")) return;
+  picks = picks.filter(([id]) => id !== box.value);
+  if (box.checked) picks = [...picks, [box.value, box.dataset.name]].slice(-2);
+  picked();
+});
+one("button", bar).addEventListener("click", () => { picks = []; picked(); });
+picked();
+
+// Samples of every step.
+const samples = one("#samples .scrub") && one("#samples");
+if (samples) {
+  const range = one("input", samples), output = one("output", samples), tiles = one(".tiles", samples), play = one("button", samples);
+  let told = { steps: [], rows: [] }, timer = null;
+  function show(number) {
+    range.value = number;
+    output.textContent = `step ${told.steps[number]}`;
+    all("figure", tiles).forEach((figure, row) => {
+      const file = told.rows[row].files[number], image = one("img", figure);
+      figure.classList.toggle("none", !file);
+      if (file && image.getAttribute("src") !== file) { image.src = file; one("a", figure).href = file; }
+    });
+  }
+  samples.load = async () => {
+    const answer = await fetch(samples.dataset.samples);
+    if (!answer.ok) return;
+    const atEnd = +range.value === told.steps.length - 1 || !told.steps.length, rows = told.rows.length;
+    told = await answer.json();
+    if (told.rows.length !== rows || !rows) {
+      tiles.replaceChildren(...told.rows.map((row) => {
+        const image = made("img");
+        image.alt = row.prompt;
+        return made("figure", Object.assign(made("a", image), { target: "_blank", rel: "noopener" }), made("figcaption", row.prompt, " ", made("span", row.seed && `seed ${row.seed}`)));
+      }));
+    }
+    range.max = told.steps.length - 1;
+    show(atEnd ? told.steps.length - 1 : +range.value);
+  };
+  range.addEventListener("input", () => show(+range.value));
+  play.addEventListener("click", () => {
+    if (timer) { clearInterval(timer); timer = null; play.textContent = "Play"; return; }
+    play.textContent = "Pause";
+    timer = setInterval(() => show((+range.value + 1) % told.steps.length), 700);
+  });
+  samples.load();
+}
+
+// The wipe: one slider, or a finger on any picture, moves all.
+const wipe = one("#wipe .scrub") && one("#wipe");
+if (wipe) {
+  const range = one("input", wipe), stacks = all(".stack", wipe);
+  const move = (share) => { range.value = share; for (const stack of stacks) stack.style.setProperty("--at", `${share}%`); };
+  range.addEventListener("input", () => move(+range.value));
+  for (const stack of stacks) {
+    const follow = (event) => {
+      const box = stack.getBoundingClientRect();
+      move(Math.min(100, Math.max(0, (100 * (event.clientX - box.left)) / box.width)));
+    };
+    stack.addEventListener("pointermove", (event) => { if (event.pointerType === "mouse" || event.buttons) follow(event); });
+    stack.addEventListener("pointerdown", follow);
+  }
+  move(50);
+}
+const sides = one("#sides");
+if (sides) {
+  one(":scope > button", sides).hidden = true;
+  sides.addEventListener("change", () => sides.requestSubmit());
+}
+
+// The list, by what is typed.
+const filter = one("#filter");
+let typing = null;
+filter?.addEventListener("input", () => {
+  clearTimeout(typing);
+  typing = setTimeout(() => {
+    history.replaceState(null, "", "/?" + new URLSearchParams([...new FormData(filter)].filter(([, value]) => value)));
+    look();
+  }, 250);
+});
+
+// What goes on is looked at again; of what is the same nothing is replaced, so that nothing flickers or loses its place.
+let asked = 0, waiting = null;
+async function look() {
+  const number = ++asked, start = performance.now();
+  try {
+    const answer = await fetch(location.href), page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    if (number !== asked) return;
+    for (const old of all("[data-live]")) {
+      const fresh = one(`#${old.id}`, page);
+      if (!fresh) continue;
+      const ended = old.dataset.state && old.dataset.state !== fresh.dataset.state;
+      if (ended && old.dataset.state === "running") { location.reload(); return; }
+      old.dataset.live = fresh.dataset.live;
+      renew(old, fresh);
+    }
+    samples?.load();
+    one("#curves")?.load?.();
+    picked();
+  } catch { /* the server has ended, or is not there for a moment */ }
+  later(performance.now() - start);
+}
+function renew(old, fresh) {
+  const cards = new Map(all(".card", old).map((card) => [card.dataset.id, card]));
+  for (const card of all(".card", fresh)) {
+    const before = cards.get(card.dataset.id), same = before && one(".strip", before), strip = one(".strip", card);
+    if (same && all("img", same).map((i) => i.getAttribute("src")).join() === all("img", strip).map((i) => i.getAttribute("src")).join()) strip.replaceWith(same);
+  }
+  if (old.innerHTML !== fresh.innerHTML) old.replaceChildren(...fresh.childNodes);
+}
+function later(took) {
+  clearTimeout(waiting);
+  const every = Math.max(0, ...all("[data-live]").map((node) => +node.dataset.live));
+  if (every) waiting = setTimeout(() => (document.hidden ? later(0) : look()), Math.max(every * 1000, 10 * took));
+}
+later(0);
