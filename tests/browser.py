@@ -1,15 +1,23 @@
 """A real browser without a window, driven through the pipe of its DevTools protocol."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 EXECUTABLE = next(filter(None, map(shutil.which, NAMES)), None)
+
+# the protocol wants these two numbers
+START = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
 
 
 class Browser:
@@ -21,11 +29,12 @@ class Browser:
         self.read, heard = os.pipe()
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
         flags += ["--no-first-run", f"--user-data-dir={self.folder}", "--remote-debugging-pipe", "about:blank"]
-        script = f'exec "$0" "$@" 3<&{told} 4>&{heard}'  # the protocol's own numbers
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (told, heard)]
         self.process = subprocess.Popen(
-            ["sh", "-c", script, EXECUTABLE, *flags], pass_fds=(told, heard), stderr=subprocess.DEVNULL
+            [sys.executable, "-c", START, *map(str, ends), EXECUTABLE, *flags], pass_fds=ends, stderr=subprocess.DEVNULL
         )
-        os.close(told), os.close(heard)
+        for end in (told, heard, *ends):
+            os.close(end)
         self.buffer = b""
         self.session = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -77,16 +86,23 @@ class Browser:
             raise RuntimeError(str(told["exceptionDetails"]))
         return told["result"].get("value")
 
-    def until(self, script: str, seconds: float = 10) -> bool:
-        """Whether an expression comes true in time, by the page's own clock."""
+    def until(self, script: str, seconds: float = 15) -> bool:
+        """Whether an expression comes true in time, also in the page that the browser goes on to."""
         wait = "new Promise(done => { const start = performance.now(), look = () => { let found = false;"
-        wait += f"try {{ found = !!({script}) }} catch {{}} if (found || performance.now() - start > {1000 * seconds})"
-        return self.value(wait + "done(found); else setTimeout(look, 30); }; look(); })")
+        wait += f"try {{ found = !!({script}) }} catch {{}} if (found || performance.now() - start > 1000)"
+        wait += "done(found); else setTimeout(look, 30); }; look(); })"
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                if self.value(wait):
+                    return True
+            except RuntimeError as error:
+                if not any(said in str(error) for said in ("navigated", "context", "destroyed")):
+                    raise
+        return False
 
     def size(self, width: int, height: int, dark: bool = False, phone: bool = False) -> None:
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 

@@ -11,12 +11,12 @@ def main(cfg):
     from sdft.config import check, typed
 
     check(cfg)
-    typed(cfg, {"folder": str, "sweeps": str | None, "port": int, "open": bool})
+    typed(cfg, {"folder": str, "multirun": str | None, "port": int, "open": bool})
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         raise ValueError(f'gallery: needs {missing[0]}, which is not installed; pip install -e ".[gallery]"')
     from sdft.gallery.serving import HERE, listening, serve, shelf_of
 
-    shelf = shelf_of(Path(cfg.folder).expanduser(), Path(cfg.sweeps).expanduser() if cfg.sweeps else None)
+    shelf = shelf_of(Path(cfg.folder).expanduser(), Path(cfg.multirun).expanduser() if cfg.multirun else None)
     opened = listening(cfg.port)
     address = f"http://{HERE}:{opened.getsockname()[1]}/"
     print(f"look     {address}   Ctrl-C ends it", flush=True)

@@ -22,7 +22,12 @@ from sdft.gallery.series import FILE, panels
 from sdft.gallery.shelf import Run, Shelf, changed
 from sdft.templates import FOLDER, environment
 
-STATIC = {"gallery.css": "text/css", "gallery.js": "text/javascript", "gallery_charts.js": "text/javascript", "gallery.svg": "image/svg+xml"}
+STATIC = {
+    "gallery.css": "text/css",
+    "gallery.js": "text/javascript",
+    "gallery_charts.js": "text/javascript",
+    "gallery.svg": "image/svg+xml",
+}
 REMEMBERED = 512  # answers that took work
 FOREVER = {"cache-control": "private, max-age=3600"}  # of pictures that never change, or whose address does
 
@@ -77,8 +82,12 @@ class Gallery:
             content = self.shelf.content(address)
         except OSError:
             raise HTTPException(404) from None
-        headers = {"content-security-policy": self.reports} if kind.startswith("text/html") else {}
-        return Response(content, headers=headers | ({"content-type": kind}))
+        headers = {"content-type": kind}
+        if kind.startswith("text/html"):
+            headers["content-security-policy"] = self.reports
+        elif kind.startswith("image/") and "/samples/step-" in address:
+            headers |= FOREVER
+        return Response(content, headers=headers)
 
     def static(self, request: Request) -> Response:
         name = request.path_params["name"]

@@ -9,7 +9,11 @@ from datetime import datetime
 ENDS = ("finished", "failed", "stopped")
 STATES = ("running", *ENDS, "broken")
 LONGEST = 2000  # characters of one text on a page
-OURS = re.compile(r"-m|--multirun|[~+]{0,2}[\w.@/-]+=.*|~[\w.@/-]+", re.DOTALL)  # words that train.py takes
+OURS = re.compile(
+    r"-m|--multirun|[~+]{0,2}(?!hydra)\w[\w.@/-]*=.*|~\w[\w.@/-]*", re.DOTALL
+)  # words that train.py takes
+
+OWN = "hydra.run.dir="  # of a job of a sweep: the folder that it fills
 
 
 def text(value, otherwise: str = "") -> str:
@@ -111,6 +115,7 @@ def command_line(command: list[str]) -> tuple[str, bool]:
 
     A folder may be another's, and what is copied is run.
     """
+    command = [part for part in command if not part.startswith(OWN)]
     said = shlex.join(["python", *command])
     plain = said.isprintable() and command[:1] == ["train.py"]
     safe = plain and all(OURS.fullmatch(part) and "_target_" not in part for part in command[1:])

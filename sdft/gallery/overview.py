@@ -5,14 +5,26 @@ import time
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from sdft.gallery.facts import STATES, Facts
-from sdft.gallery.inside import own
+from sdft.gallery.facts import STATES, Facts, listing, mapping
+from sdft.gallery.inside import json_of, own
 from sdft.gallery.scores import scores
 from sdft.gallery.series import last_step
-from sdft.gallery.shelf import Run, Shelf, Sweep, age, changed
+from sdft.gallery.shelf import SWEEP, Run, Shelf, Sweep, age, changed
 
 A_PAGE, SCORES = 48, 4  # cards of a page, and scores of a card
-UNTOLD = ("logger", "name", "hydra", "resume", "repeat", "confirm", "sweep")  # words that say nothing of the result
+UNTOLD = (
+    "logger",
+    "name",
+    "hydra",
+    "resume",
+    "repeat",
+    "confirm",
+    "sweep",
+    "sampling",
+    "keep",
+    "workers",
+    "accelerator",
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,7 @@ def card(run: Run) -> dict:
         "link": f"/run/{quoted(run.id)}",
         "strip": f"/strip/{quoted(run.id)}?{changed(run.folder / 'samples.png'):.0f}",
         "kind": kind(run.facts),
-        "words": [word for word in run.facts.overrides if word.partition("=")[0].split(".")[0] not in UNTOLD],
+        "words": [word for word in run.facts.overrides if tells(word)],
         "scores": told[:SCORES],
         "loss": loss_change(run.facts),
         "progress": progress(run),
@@ -85,8 +97,15 @@ def card(run: Run) -> dict:
     }
 
 
+def tells(word: str) -> bool:
+    """Whether a word of the command line says something of the result."""
+    key = word.partition("=")[0].lstrip("+~")
+    return key.split(".")[0] not in UNTOLD and not key.endswith("_every")
+
+
 def sweep_card(sweep: Sweep) -> dict:
     states = {state: sum(job.state == state for job in sweep.jobs) for state in STATES}
+    begun, all_of_them = len(sweep.jobs), len(listing(mapping(json_of(sweep.folder, SWEEP)).get("jobs")))
     try:
         own(sweep.folder, "compare.html")
         page = f"/file/{quoted(sweep.id)}/compare.html"
@@ -96,6 +115,7 @@ def sweep_card(sweep: Sweep) -> dict:
         "sweep": sweep,
         "link": f"/?in={quote(sweep.id, safe='')}",
         "states": {state: count for state, count in states.items() if count},
+        "count": f"{begun} of {all_of_them} jobs begun" if begun < all_of_them else f"{begun} job{'s' * (begun != 1)}",
         "strips": [card(job)["strip"] for job in sweep.jobs[:3]],
         "page": page,
     }

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 from sdft.gallery.facts import command_line, mapping, text
-from sdft.gallery.inside import json_of, own, shown
+from sdft.gallery.inside import content, json_of, own, shown
 from sdft.gallery.overview import card, length, loss_change, quoted, size
 from sdft.gallery.prints import prints, steps
 from sdft.gallery.scores import TITLES, scores
@@ -34,6 +34,7 @@ def run_page(run: Run) -> dict:
         "report": address(run, "evaluation", "report.html"),
         "steps": steps(run.folder),
         "commands": commands(run),
+        "log": [] if run.state in ("finished", "running") else log(run.folder),
         "sheet": address(run, "data.png"),
         "data": data_facts(run.folder),
         "files": files(run),
@@ -97,9 +98,18 @@ def commands(run: Run) -> list[dict]:
         words = [f"steps={more}", "confirm=true"] if more else ["confirm=true"]
         found.append({"name": "go on, to more steps", **said("python", "train.py", f"resume={folder}", *words)})
         found.append({"name": "score it", **said("python", "evaluate.py", f"run={folder}")})
-    elif run.state in ("stopped", "failed"):
+    elif run.state in ("stopped", "failed") and any(run.folder.glob("checkpoints/*.ckpt")):
         found.append({"name": "go on with it", **said("python", "train.py", f"resume={folder}")})
     return found
+
+
+def log(folder: Path) -> list[str]:
+    """The last lines that a job of a sweep printed."""
+    try:
+        lines = content(folder, "log.txt").decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    return [text(line) for line in lines if line.strip()][-12:]
 
 
 def data_facts(folder: Path) -> list[tuple[str, str]]:

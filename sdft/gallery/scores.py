@@ -2,11 +2,13 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from sdft.gallery.facts import listing, mapping, number, text
-from sdft.gallery.inside import json_of
+from sdft.gallery.inside import json_of, own
 
+FILE = ("evaluation", "scores.json")
 TUNED, PROMPTS = "fine-tuned", "prompts"
 FORM = re.compile(r"\{:[+,]?(\.\d)?[fgd%]?\}")  # a file's own way to print a number must be no more than that
 TITLES = {PROMPTS: "What was taught", "class": "Its class", "controls": "What must stay as it was"}
@@ -33,10 +35,20 @@ class Score:
 
 def scores(folder: Path) -> list[Score]:
     """Of the last evaluation of a run; none where there is none that can be read."""
-    report = mapping(json_of(folder, "evaluation", "scores.json"))
+    try:
+        told = own(folder, *FILE).stat()
+    except OSError:
+        return []
+    return list(understood(folder, told.st_mtime_ns, told.st_size))
+
+
+@lru_cache(maxsize=256)
+def understood(folder: Path, changed: int, size: int) -> tuple[Score, ...]:
+    """Read once for each time that the file is written."""
+    report = mapping(json_of(folder, *FILE))
     states = [mapping(state) for state in listing(report.get("states"))]
     if not states:
-        return []
+        return ()
     result = next((state for state in states if state.get("label") == TUNED), states[-1])
     found = []
     for group, rows in mapping(report.get("metrics")).items():
@@ -45,7 +57,7 @@ def scores(folder: Path) -> list[Score]:
             found.append(
                 score(text(group), text(name), mapping(told), at(states[0]), at(result), at(result, "difference"))
             )
-    return [one for one in found if one.value]
+    return tuple(one for one in found if one.value)
 
 
 def dug(state: dict, *path: str) -> dict:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from sdft.curves import smoothed
 from sdft.gallery.inside import own
 
 FILE = "metrics.csv"
+LARGEST = 2**29  # bytes
 MOST = 400  # points of a curve
 STEP = "step"
 QUARTERS = ("least noise", "quarter 2", "quarter 3", "most noise")
@@ -20,7 +22,10 @@ def columns_of(folder: Path) -> dict[str, list[Point]]:
     """(step, value) of each column where it has one, NaN for what is no number; a row that is cut off is left out."""
     found: dict[str, list[Point]] = {}
     try:
-        with open(own(folder, FILE), newline="", encoding="utf-8", errors="replace") as opened:
+        file = own(folder, FILE)
+        if file.stat().st_size > LARGEST:
+            return {}
+        with open(file, newline="", encoding="utf-8", errors="replace") as opened:
             rows = csv.reader(line for line in opened if line.endswith("\n"))
             names = [name[:200] for name in next(rows, [])]
             place = names.index(STEP) if STEP in names else None
@@ -49,11 +54,11 @@ def thinned(points: list[Point], most: int = MOST) -> list[Point]:
         return points
     size = len(points) / (most // 2)
     edges = [round(n * size) for n in range(most // 2 + 1)]
-    kept = [points[0]]
+    values, kept = [y for _, y in points], [points[0]]
     for start, end in pairwise(edges):
-        stretch = range(start, end)
-        low, high = min(stretch, key=lambda n: points[n][1]), max(stretch, key=lambda n: points[n][1])
-        kept += [points[n] for n in sorted({low, high})]
+        stretch = values[start:end]
+        ends = {stretch.index(min(stretch)), stretch.index(max(stretch))}
+        kept += [points[start + n] for n in sorted(ends)]
     return [*kept, points[-1]]
 
 
@@ -98,7 +103,9 @@ def panels(folder: Path) -> list[dict]:
     rest = sorted(columns, key=lambda name: not name.startswith("scores/"))
     for name in rest:
         title, score = name.removeprefix("scores/"), name.startswith("scores/")
-        found.append({"title": title, "lines": [line(title, columns[name], main=True)], "more": not score})
+        found.append(
+            {"title": title, "lines": [line(title, columns[name], main=True)], "score": score, "more": not score}
+        )
     return found
 
 
@@ -116,9 +123,10 @@ def last_step(folder: Path) -> int | None:
             if not opened.readline().startswith(b"step,"):
                 return None
             start = opened.tell()
-            opened.seek(max(start, file.stat().st_size - 4096))
+            opened.seek(max(start - 1, file.stat().st_size - 4096))
+            opened.readline()  # the rest of a line
             lines = opened.read().decode("utf-8", "replace").split("\n")[:-1]
     except OSError:
         return None
-    steps = [int(cell) for cell in (line.partition(",")[0] for line in lines) if cell.isascii() and cell.isdigit()]
+    steps = [int(cell) for cell in (line.partition(",")[0] for line in lines) if re.fullmatch(r"[0-9]{1,15}", cell)]
     return max(steps, default=None)

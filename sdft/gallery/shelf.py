@@ -14,6 +14,7 @@ from sdft.lock import alive
 
 DEEPEST = 3  # folders below the given one: NAME/STAMP, or NAME/STAMP/JOB of a sweep
 MARKS = (".hydra", "config.yaml", "metrics.csv")  # of a run that has no run.json
+STARTING = 60  # seconds that a run may take until its run.json is there
 PASSED_OVER = ("cache", "wandb")
 SWEEP = "sweep.json"
 
@@ -32,7 +33,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.id.partition("/")[2] or self.folder.name
+        return named(self)
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,16 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        return self.id.partition("/")[2] or self.folder.name
+        return named(self)
 
     @property
     def at(self) -> float:
         return max((job.at for job in self.jobs), default=0.0)
+
+
+def named(one: Run | Sweep) -> str:
+    """As the folder that was given has it."""
+    return one.id.partition("/")[2] or one.folder.name
 
 
 class Shelf:
@@ -154,6 +160,8 @@ def state_of(facts: Facts, fault: str, folder: Path) -> tuple[str, str]:
         return "running", f"on {host}, last heard of {age(quiet)} ago"
     if host and isinstance(pid, int) and 0 < pid < 2**31 and alive(pid):
         return "running", "" if facts.state else "it is starting"
+    if fault and not facts.state and time.time() - changed(folder) < STARTING and not (folder / "run.json").exists():
+        return "running", "it is starting"
     if fault:
         return "broken", fault
     ended = "its evaluation did not end" if facts.state == "trained" else "its process is gone, without a word"

@@ -1,5 +1,5 @@
 "use strict";
-// Pages work without this; it leafs, wipes, copies, remembers what to compare, and looks again while a run goes on.
+// Without this the pages still list, search and link; it leafs, wipes, copies, remembers what to compare, and looks again.
 const all = (query, place = document) => [...place.querySelectorAll(query)], one = (query, place = document) => place.querySelector(query);
 const made = (name, ...inside) => { const node = document.createElement(name); node.append(...inside); return node; };
 
@@ -55,6 +55,7 @@ if (samples) {
       figure.classList.toggle("none", !file);
       if (file && image.getAttribute("src") !== file) { image.src = file; one("a", figure).href = file; }
     });
+    for (const { files } of told.rows) for (const near of [files[number - 1], files[number + 1]]) if (near) new Image().src = near;
   }
   samples.load = async () => {
     const answer = await fetch(samples.dataset.samples);
@@ -128,9 +129,8 @@ async function look() {
       old.dataset.live = fresh.dataset.live;
       renew(old, fresh);
     }
-    samples?.load();
-    one("#curves")?.load?.();
     picked();
+    await Promise.all([samples?.load(), one("#curves")?.load?.()]);
   } catch { /* the server has ended, or is not there for a moment */ }
   later(performance.now() - start);
 }

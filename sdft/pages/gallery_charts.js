@@ -1,6 +1,6 @@
 "use strict";
 // Curves as SVG: one panel a measure, one colour a line, or a run where two are compared.
-const NS = "http://www.w3.org/2000/svg", HEIGHT = 190, EDGE = { left: 52, right: 10, top: 8, bottom: 24 };
+const NS = "http://www.w3.org/2000/svg", EDGE = { left: 52, right: 10, top: 8, bottom: 24 };
 const drawn = (name, attributes, ...inside) => {
   const node = document.createElementNS(NS, name);
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
@@ -10,12 +10,12 @@ const drawn = (name, attributes, ...inside) => {
 const short = (value) => {
   const size = Math.abs(value);
   if (value === 0) return "0";
-  return size >= 1e5 || size < 1e-3 ? value.toExponential(1).replace("e+", "e") : String(+value.toPrecision(4));
+  return size >= 1e5 || size < 1e-4 ? value.toExponential(1).replace("e+", "e") : String(+value.toPrecision(4));
 };
 
 function ticks(low, high, count) {
   const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= raw);
+  const step = [1, 2, 2.5, 5, 10].map((n) => n * power).find((n) => n >= raw);
   const found = [];
   for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) found.push(+(n * step).toPrecision(10));
   return found;
@@ -29,7 +29,7 @@ function span(values) {
 }
 
 function draw(figure, panel) {
-  const width = figure.clientWidth;
+  const width = figure.clientWidth, HEIGHT = panel.score ? 120 : 190;
   const lines = panel.lines.filter((line) => line.points.length);
   if (!width || !lines.length) return;
   const [x0, x1] = span(lines.flatMap((line) => line.points.map(([x]) => x)));
@@ -40,12 +40,12 @@ function draw(figure, panel) {
   const left = (x) => EDGE.left + ((x - x0) / (x1 - x0)) * (width - EDGE.left - EDGE.right);
   const top = (y) => HEIGHT - EDGE.bottom - ((y - y0) / (y1 - y0)) * (HEIGHT - EDGE.top - EDGE.bottom);
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT, role: "img", "aria-label": panel.title });
-  for (const y of ticks(y0, y1, 4)) {
+  for (const y of ticks(y0, y1, panel.score ? 3 : 5)) {
     svg.append(drawn("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: top(y), y2: top(y) }));
     svg.append(drawn("text", { class: "axis", x: EDGE.left - 8, y: top(y) + 4, "text-anchor": "end" }, short(y)));
   }
   for (const x of ticks(x0, x1, Math.max(2, Math.round(width / 110)))) {
-    if (Number.isInteger(x)) svg.append(drawn("text", { class: "axis", x: left(x), y: HEIGHT - 6, "text-anchor": "middle" }, String(x)));
+    if (Number.isInteger(x) && x >= 0) svg.append(drawn("text", { class: "axis", x: left(x), y: HEIGHT - 6, "text-anchor": "middle" }, String(x)));
   }
   for (const line of lines) {
     const path = line.points.map(([x, y], n) => `${n ? "L" : "M"}${left(x).toFixed(1)} ${top(y).toFixed(1)}`).join("");
@@ -76,7 +76,7 @@ function key(figure, panel, step, at) {
   place.replaceChildren(...(step === undefined ? [] : [made("span", `step ${step}`)]), ...lines.flatMap((line, n) => {
     if (lines.length === 1 && step === undefined) return [];
     const mark = made("i");
-    mark.className = `s${line.colour}`;
+    mark.className = `s${line.colour}${line.faint ? " faint" : ""}`;
     return [made("span", mark, line.name + (step === undefined ? "" : ` ${short(at[n][1])}`))];
   }));
   const bad = panel.lines.reduce((sum, line) => sum + (line.bad ?? 0), 0);
@@ -90,13 +90,13 @@ function panels(told) {
   return titles.map((title) => {
     const both = told.map((run) => run.find((panel) => panel.title === title));
     const lines = both.flatMap((panel, n) => (panel?.lines ?? []).filter((line) => line.main).map((line) => ({ ...line, name: "AB"[n], colour: n })));
-    return { title, more: both.find(Boolean).more, lines };
+    return { ...both.find(Boolean), title, lines };
   });
 }
 
 const curves = document.querySelector("#curves");
 if (curves) {
-  const [first, more] = curves.querySelectorAll(".charts"), folded = curves.querySelector("details");
+  const [first, small, more] = curves.querySelectorAll(".charts"), folded = curves.querySelector("details");
   let shown = [];
   const redraw = () => shown.forEach(([figure, panel]) => draw(figure, panel));
   curves.load = async () => {
@@ -108,7 +108,8 @@ if (curves) {
         const names = Object.assign(made("div"), { className: "key" });
         return [Object.assign(made("figure", made("b", panel.title), names), { className: "chart" }), panel];
       });
-      first.replaceChildren(...shown.filter(([, panel]) => !panel.more).map(([figure]) => figure));
+      first.replaceChildren(...shown.filter(([, panel]) => !panel.more && !panel.score).map(([figure]) => figure));
+      small.replaceChildren(...shown.filter(([, panel]) => panel.score).map(([figure]) => figure));
       more.replaceChildren(...shown.filter(([, panel]) => panel.more).map(([figure]) => figure));
       folded.hidden = !more.childElementCount;
       if (!shown.length) first.replaceChildren(made("p", "Nothing measured yet."));

@@ -1,0 +1,75 @@
+"""Run folders as training leaves them, without training."""
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+PROMPTS = ("a handwritten five", "a handwritten six")
+
+
+def write_run(folder: Path, state: str = "finished", steps=(0, 10, 20), prompts=PROMPTS, **facts) -> Path:
+    folder.mkdir(parents=True)
+    told = {
+        "command": ["train.py", "rank=4", "steps=20"],
+        "overrides": ["rank=4", "steps=20"],
+        "started": "2026-01-02T03:04:05+0000",
+        "state": state,
+        "commit": "abc1234",
+        "versions": {"torch": "2.8"},
+        "learns": {"unet": 1000},
+        "steps": 20,
+        "device": "cpu",
+        "warnings": [],
+        "digests": {"data": "d1"},
+        "words": {"method": "lora", "rank": 4, "model": "tiny", "data": "digits", "tags": [], "flip": False},
+        "seconds": 12.5,
+        "seconds_per_step": 0.5,
+        "last": {"memory_gb": 1.5},
+        "result_mb": 0.7,
+        "validation_loss": [0.2, 0.1],
+        **facts,
+    }
+    (folder / "run.json").write_text(json.dumps(told), encoding="utf-8")
+    (folder / "config.yaml").write_text("rank: 4\n")
+    rows = ["step,validation/loss,train/loss,train/grad_norm,train/lr_unet,scores/CLIP-T"]
+    rows += [f"{n},{0.2 - 0.005 * n},{0.3 - 0.01 * n},{0.05},{0.001},{0.1 + n / 100}" for n in range(20)]
+    (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
+    for n, step in enumerate(steps):
+        write_samples(folder / "samples" / f"step-{step:06d}", prompts, 40 * n)
+    Image.new("RGB", (64, 64), "teal").save(folder / "data.png")
+    (folder / "data.json").write_text(json.dumps({"pictures": 50, "frequent words": {"five": 3}}))
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "scores.json").write_text(json.dumps(report()))
+    (folder / "evaluation" / "report.html").write_text(
+        "<!doctype html><title>a report</title><script>alert(1)</script>"
+    )
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "overrides.yaml").write_text("- rank=4\n")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"x" * 2048)
+    return folder
+
+
+def write_samples(place: Path, prompts, shade: int) -> None:
+    place.mkdir(parents=True)
+    for n, _ in enumerate(prompts):
+        Image.new("RGB", (32, 32), (shade, 100 * n % 256, 90)).save(place / f"{n:03d}.png")
+    told = [{"file": f"{n:03d}.png", "prompt": prompt, "seed": 7} for n, prompt in enumerate(prompts)]
+    (place / "samples.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def report() -> dict:
+    metric = {"what": "Does it match?", "form": "{:.3f}", "higher_is_better": True, "against": "base"}
+    states = [("base", 0.4, {}), ("fine-tuned", 0.6, {"value": 0.2, "low": 0.1, "high": 0.3})]
+    return {
+        "metrics": {"prompts": {"CLIP-T": metric}},
+        "states": [
+            {
+                "label": label,
+                "scores": {"prompts": {"CLIP-T": {"value": value, "low": value - 0.1, "high": value + 0.1}}},
+                "difference": {"prompts": {"CLIP-T": gain}} if gain else {},
+            }
+            for label, value, gain in states
+        ],
+    }
