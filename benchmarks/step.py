@@ -1,8 +1,9 @@
 """Our training step against the bare loop: python benchmarks/step.py [rounds=5 per=20 warm=10] WORD=VALUE …
 
 The words are train.py's: any model, method, batch, resolution and precision, `model.weights=random` where there are no weights.
-The bare loop is forward, backward and optimizer step of the same networks on tensors that are ready: the limit. Both take turns
-in one process, `rounds` times `per` steps each; pictures are noise, cached as in any run. The last line is ours / bare.
+The bare loop is forward, backward and optimizer step of the same networks on tensors that are ready, never compiled: the limit.
+Both take turns in one process, `rounds` times `per` steps each; pictures are noise, cached as in any run. The last line is ours
+/ bare.
 """
 
 import os
@@ -14,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import chdir
+from contextlib import chdir, nullcontext
 from pathlib import Path
 
 from data import generate
@@ -50,7 +51,7 @@ def turns(words: list[str], rounds: int, per: int, warm: int) -> dict[str, list[
             wait(module.device)
             if done:
                 found["ours"].append((time.perf_counter() - self.since) / per)
-            loop = bare(module, trainer.optimizers[0], self.batch)
+            loop = bare(module, trainer.optimizers[0], self.batch, compiled)
             if not done:
                 found["memory_gb"] = memory_gb(module.device)
                 for _ in range(3):
@@ -76,6 +77,7 @@ def turns(words: list[str], rounds: int, per: int, warm: int) -> dict[str, list[
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             own = [f"steps={steps}", f"hydra.runtime.output_dir={folder}/run"]
             cfg = compose("train", [*PLAIN, *words, *own], return_hydra_config=True)
+        compiled = cfg.compile != "off"
         if "data.path=noise" in words:
             generate(Path(folder) / "noise", 64, cfg.resolution)
         Path(folder, "run").mkdir()
@@ -95,7 +97,7 @@ def wait(device) -> None:
         torch.cuda.synchronize(device)
 
 
-def bare(module, optimizer, batch: dict):
+def bare(module, optimizer, batch: dict, compiled: bool):
     """A step on tensors that are ready; of what learns, the text encoder too, nothing is left out."""
     import torch
 
@@ -107,7 +109,8 @@ def bare(module, optimizer, batch: dict):
     target, timesteps = torch.randn_like(latents), batch["timestep"]
 
     def loop():
-        with torch.autocast(module.device.type, model.compute, enabled=mixed):
+        eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+        with eager, torch.autocast(module.device.type, model.compute, enabled=mixed):
             told = model.condition(batch["ids"]) if learns else context
             loss = (model.predict(latents, timesteps, told).float() - target).square().mean()
         loss.backward()
@@ -120,7 +123,7 @@ def bare(module, optimizer, batch: dict):
 def main(words: list[str]) -> None:
     asked, words = options(words, rounds=5, per=20, warm=10, json="")
     if not any(word.startswith("data") for word in words):
-        words += ["data=folder", "data.path=noise"]
+        words += ["data=folder", "data.path=noise", "crop=center"]
     told = turns(words, asked["rounds"], asked["per"], asked["warm"])
     ours, limit = (statistics.median(told[key]) for key in ("ours", "bare"))
     ratio = statistics.median(a / b for a, b in zip(told["ours"], told["bare"], strict=True))
