@@ -33,9 +33,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 {use}
-image = pipe(
+{scheduler}image = pipe(
     {prompt},
-    num_inference_steps={sampling_steps},
+{negative}    num_inference_steps={sampling_steps},
     guidance_scale={guidance_scale},
     height={resolution},
     width={resolution},
@@ -67,6 +67,7 @@ def write_card(
     result, model = folder.name, module.model
     base = Path(model.name).name if Path(model.name).expanduser().is_absolute() else model.name
     base = "".join(mark for mark in base if mark.isprintable() and mark != "`")
+    away = sampling.negative_prompt
     dora = " (a DoRA: not diffusers)" if getattr(module.method, "dora", False) else ""
     tags = ["stable-diffusion", "text-to-image", type(module.method).__name__.lower()]
     card = CARD.format(
@@ -83,8 +84,17 @@ def write_card(
         sampling_steps=sampling.steps,
         guidance_scale=sampling.guidance_scale,
         seed=sampling.seed,
+        negative=f"    negative_prompt={json.dumps(away, ensure_ascii=False)},\n" if away else "",
+        scheduler=used(sampling.scheduler_of(model)) if sampling.scheduler else "",
         files=FILES.format(name=name, dora=dora) if result == "adapter" else "",
         command=shlex.join(command).replace("````", ""),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     shutil.copyfile(folder.parent / "samples.png", folder / "samples.png")
+
+
+def used(scheduler) -> str:
+    """The lines that make a pipeline draw with it, in full."""
+    kind, words = type(scheduler).__name__, json.loads(scheduler.to_json_string())
+    told = {key: value for key, value in words.items() if not key.startswith("_")}
+    return f"from diffusers import {kind}\n\npipe.scheduler = {kind}.from_config({told!r})\n"

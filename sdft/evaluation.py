@@ -15,11 +15,12 @@ from sdft.data.source import Questions, Source
 from sdft.data.view import split, worded
 from sdft.exam import Exam, Judges
 from sdft.files import whole
+from sdft.grids import labelled
 from sdft.page import write_page
 from sdft.pictures import make, name_of, place, settings_of
 from sdft.prompts import read_prompts
 from sdft.protocol import Group, Protocol, token_and_class
-from sdft.sampling import Sampling, labelled
+from sdft.sampling import Sampling
 from sdft.scores import difference, number, result_of, shown, table
 from sdft.states import BASE, State, strength
 from sdft.strategy import alone
@@ -136,7 +137,7 @@ def examined(
         "schema": SCHEMA,
         "judges": exam.judges.names(),
         "images": exam.images,
-        "sampling": dataclasses.asdict(sampling),
+        "sampling": sampling.told(),
         "groups": {group.name: group.prompts for group in exam.groups},
         "metrics": {
             group: {

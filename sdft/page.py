@@ -72,9 +72,11 @@ def tile(states: int, images: int) -> int:
 def subtitle(report: dict) -> str:
     drawn = report["sampling"]
     judges = ", ".join(f"{key} {name}" for key, name in report["judges"].items())
+    more = f" · {drawn['scheduler']}" if drawn.get("scheduler") else ""
+    more += f" · away from “{drawn['negative_prompt']}”" if drawn.get("negative_prompt") else ""
     return (
         f"{sum(map(len, report['groups'].values()))} prompts × {report['images']} images · {drawn['steps']} steps · "
-        f"guidance {drawn['guidance_scale']:g} · seeds from {drawn['seed']} · judges: {judges}"
+        f"guidance {drawn['guidance_scale']:g}{more} · seeds from {drawn['seed']} · judges: {judges}"
     )
 
 

@@ -9,12 +9,12 @@ import sdft.processes as processes
 from sdft.digest import of_file, of_weights
 from sdft.files import whole
 from sdft.model import StableDiffusion
-from sdft.sampling import Sampling
+from sdft.sampling import Sampling, Size
 
 MANIFEST = "manifest.json"
 
 
-def settings_of(model: StableDiffusion, sampling: Sampling, resolution: int) -> dict:
+def settings_of(model: StableDiffusion, sampling: Sampling, resolution: Size) -> dict:
     """All but prompt and seed that a picture depends on; of adapters also their strength, which is no weight."""
     from peft.tuners.lora import LoraLayer
 
@@ -22,10 +22,11 @@ def settings_of(model: StableDiffusion, sampling: Sampling, resolution: int) -> 
     return {
         **({"adapter": hashlib.sha256(json.dumps(adapted).encode()).hexdigest()[:16]} if adapted else {}),
         "model": of_weights(model),
-        "sampler": json.loads(model.scheduler.to_json_string()),
+        "sampler": json.loads(sampling.scheduler_of(model).to_json_string()),
         "steps": sampling.steps,
         "guidance_scale": sampling.guidance_scale,
-        "resolution": resolution,
+        **({"negative_prompt": sampling.negative_prompt} if sampling.negative_prompt else {}),
+        "resolution": list(resolution) if isinstance(resolution, tuple) else resolution,
         "windows": model.windows,
         "precision": str(model.compute).removeprefix("torch."),
     }
@@ -65,7 +66,7 @@ def make(
     wanted: dict[str, tuple[str, int]],
     sampling: Sampling,
     model: StableDiffusion,
-    resolution: int,
+    resolution: Size,
     folder: Path,
     settings: dict,
     title: str,

@@ -1,27 +1,35 @@
 """Pictures from a model: one seed an image, so that a picture depends on neither batch size nor order."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from PIL import Image
 
 import sdft.processes as processes
 from sdft.model import StableDiffusion
+from sdft.schedulers import known, scheduler
 
 TIMESTEPS = 1000  # of Stable Diffusion's noise
+Size = int | tuple[int, int]  # of a square's side, or (width, height), in pixels
 
 
 @dataclass
 class Sampling:
-    """`seed` + i starts the noise of the i-th image of every prompt, as `torch.Generator().manual_seed` does."""
+    """`seed` + i starts the noise of the i-th image of every prompt, as `torch.Generator().manual_seed` does.
+
+    `scheduler` is a name of `sdft.schedulers`, or None for the one that the checkpoint ships.
+    """
 
     steps: int = 30
     guidance_scale: float = 7.5
     images: int = 1
     seed: int = 0
     batch_size: int = 4
+    scheduler: str | None = None
+    negative_prompt: str | None = None
 
     def __post_init__(self):
         for key in ("steps", "images", "batch_size"):
@@ -34,16 +42,25 @@ class Sampling:
         for key in ("guidance_scale", "seed"):
             if getattr(self, key) < 0:
                 raise ValueError(f"sampling.{key}={getattr(self, key)}: choose 0 or more")
+        known(self.scheduler, "sampling.scheduler")
+
+    def told(self) -> dict:
+        """The words in which it is written down; one that is not given is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    def scheduler_of(self, model: StableDiffusion):
+        """The sampler that draws, which is nobody else's."""
+        return scheduler(self.scheduler, model.scheduler) if self.scheduler else copy.deepcopy(model.scheduler)
 
     def requests(self, prompts: list[str]) -> list[tuple[str, int]]:
         """(prompt, seed) of every image, prompt by prompt."""
         return [(prompt, self.seed + i) for prompt in prompts for i in range(self.images)]
 
-    def __call__(self, model: StableDiffusion, prompts: list[str], resolution: int) -> list[Image.Image]:
+    def __call__(self, model: StableDiffusion, prompts: list[str], resolution: Size) -> list[Image.Image]:
         """One RGB picture per request, in order: all of them in the first process, none in others, which share the work."""
         return [p for made in self.rounds(model, self.requests(prompts), resolution) for p in made]
 
-    def rounds(self, model: StableDiffusion, requests: list[tuple[str, int]], resolution: int):
+    def rounds(self, model: StableDiffusion, requests: list[tuple[str, int]], resolution: Size):
         """The same in rounds of a batch for every process: the first one's pictures of each round are complete and in order.
 
         Each takes part in every round, with one request again where there are too few: sharded weights need all of them.
@@ -56,20 +73,22 @@ class Sampling:
             yield [shares[i % count][i // count] for i in range(len(these))] if shares else []
 
     def pictures(
-        self, model: StableDiffusion, requests: list[tuple[str, int]], resolution: int
+        self, model: StableDiffusion, requests: list[tuple[str, int]], resolution: Size
     ) -> Iterator[Image.Image]:
         """One RGB picture of each (prompt, seed)."""
         pipeline, device = model.pipeline(), model.unet.device
+        pipeline.scheduler = self.scheduler_of(model)
+        width, height = resolution if isinstance(resolution, tuple) else (resolution, resolution)
         pipeline.set_progress_bar_config(disable=True)
         for start in range(0, len(requests), self.batch_size):
             batch = requests[start : start + self.batch_size]
             mixed = torch.autocast(device.type, model.compute, enabled=model.compute is not torch.float32)
             with evaluating(model), together(model, device), torch.no_grad(), mixed:
                 latents = pipeline(
-                    **asked(model, [prompt for prompt, _ in batch], device),
+                    **asked(model, [prompt for prompt, _ in batch], device, self.negative_prompt),
                     generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
-                    height=resolution,
-                    width=resolution,
+                    height=height,
+                    width=width,
                     num_inference_steps=self.steps,
                     guidance_scale=self.guidance_scale,
                     output_type="latent",
@@ -78,11 +97,12 @@ class Sampling:
             yield from pictures
 
 
-def asked(model: StableDiffusion, prompts: list[str], device: torch.device) -> dict:
-    """What a pipeline takes: prompts, or of a model with several windows what it makes of them and of none."""
+def asked(model: StableDiffusion, prompts: list[str], device: torch.device, negative: str | None = None) -> dict:
+    """What a pipeline takes: prompts, or of a model with several windows what it makes of them and of `negative`, or of none."""
+    away_from = [negative or ""] * len(prompts)
     if model.windows == 1:
-        return {"prompt": prompts}
-    context, none = (model.condition(model.tokenize(texts).to(device)) for texts in (prompts, [""] * len(prompts)))
+        return {"prompt": prompts} | ({"negative_prompt": away_from} if negative else {})
+    context, none = (model.condition(model.tokenize(texts).to(device)) for texts in (prompts, away_from))
     return {"prompt_embeds": context, "negative_prompt_embeds": none}
 
 
@@ -109,50 +129,3 @@ def evaluating(model: torch.nn.Module):
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def grid(rows: list[list[Image.Image]], gap: int = 2) -> Image.Image:
-    """Rows of equal pictures on white."""
-    width, height = rows[0][0].size
-    columns = max(map(len, rows))
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            sheet.paste(picture, (x * (width + gap), y * (height + gap)))
-    return sheet
-
-
-def labelled(rows: list[tuple[str, list[Image.Image]]], columns: list[str], tile: int = 128) -> Image.Image:
-    """A grid with a caption over each column and a label before each row; small pictures are enlarged to `tile` pixels."""
-    from PIL import ImageDraw, ImageFont
-
-    size = rows[0][1][0].width
-    factor = max(1, tile // size)
-    tiles = [
-        [p.resize((p.width * factor, p.height * factor), Image.Resampling.LANCZOS) for p in row] for _, row in rows
-    ]
-    sheet, font = grid(tiles, gap=4), ImageFont.load_default(13)
-    edge = size * factor
-    left = 12 + max(int(font.getlength(label)) for label, _ in rows)
-    heads = [wrap(text, edge, font) for text in columns]
-    top = 10 + 16 * max((len(lines) for lines in heads), default=0)
-    page = Image.new("RGB", (left + sheet.width + 4, top + sheet.height + 4), "white")
-    page.paste(sheet, (left, top))
-    draw = ImageDraw.Draw(page)
-    for x, lines in enumerate(heads):
-        draw.text((left + x * (edge + 4), 4), "\n".join(lines), "black", font)
-    for y, (label, _) in enumerate(rows):
-        draw.text((6, top + y * (edge + 4) + edge // 2 - 8), label, "black", font)
-    return page
-
-
-def wrap(text: str, width: int, font, most: int = 4) -> list[str]:
-    """Lines of at most `width` pixels, and at most `most` of them."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines[:most] if len(lines) <= most else [*lines[: most - 1], lines[most - 1] + " …"]

@@ -25,6 +25,8 @@ LAYERS = [
         "help_page",
         "compiled",
         "templates",
+        "schedulers",
+        "grids",
     ],
     ["checkpoints", "metrics_file", "loggers", "layout"],
     ["loop", "checkpoint_io", "jobs", "resume"],

@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image
 
-from sdft.sampling import Sampling, evaluating, grid, labelled
+from sdft.grids import grid, labelled
+from sdft.sampling import Sampling, evaluating
 
 PROMPTS = ["a handwritten one", "a handwritten two in red ink", "a handwritten nine"]
 

@@ -306,13 +306,14 @@ def test_no_prompt_breaks_out_of_the_card(text, told, tmp_path, tiny):
     import markdown
 
     from sdft.card import write_card
+    from sdft.sampling import Sampling
 
     (tmp_path / "adapter").mkdir()
     shutil.copy(told / "samples.png", tmp_path)
     model = tiny()
     model.name = f"x/{text}"
     module = SimpleNamespace(model=model, method=SimpleNamespace(), trainer=SimpleNamespace(global_step=1))
-    sampling = SimpleNamespace(steps=1, guidance_scale=1, seed=0)
+    sampling = Sampling(steps=1, guidance_scale=1, scheduler="ddim", negative_prompt=text)
     write_card(tmp_path / "adapter", "name", module, sampling, [text], 32, ["train.py", f"prompts=[{text}]"])
     _, front, rest = (tmp_path / "adapter" / "README.md").read_text().split("---\n", 2)
     assert set(yaml.safe_load(front)) == {"library_name", "base_model", "pipeline_tag", "tags"}

@@ -1,6 +1,7 @@
-"""The model that an app works on: a run's result, or a base with LoRA files in it."""
+"""The model that an app works on: a run's result or checkpoint, or a base with LoRA files in it."""
 
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,24 +11,67 @@ from omegaconf import DictConfig, OmegaConf
 from sdft.adapters import wear
 from sdft.asked import config_of, newest_run
 from sdft.config import check, typed
+from sdft.digest import of_weights
+from sdft.export import lora_file
+from sdft.methods.base import Method
 from sdft.model import StableDiffusion
-from sdft.strategy import alone
+from sdft.states import BEST, chosen, load_checkpoint
+from sdft.strategy import ACCELERATORS, alone
 
-WORDS = {"run": str | None, "adapters": list[str], "weights": list[float], "accelerator": str}
+WORDS = {
+    "run": str | None,
+    "adapters": list[str],
+    "weights": list[float],
+    "accelerator": str,
+    "checkpoint": str | None,
+}
+RESULT = "result"  # the checkpoint that is none: what the run left at its end
+
+
+@dataclass
+class Named:
+    """What the words name, which is there, before anything is loaded.
+
+    `adapters` are LoRA files, a run's own among them; `result` is what a run's method loads instead: a folder, or a checkpoint.
+    """
+
+    cfg: DictConfig
+    run: Path | None = None
+    method: Method | None = None
+    result: Path | None = None
+    adapters: list[Path] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+
+    @property
+    def checkpoint(self) -> bool:
+        """Whether the result is one."""
+        return self.result is not None and self.result.suffix == ".ckpt"
+
+    @property
+    def scalable(self) -> bool:
+        """Whether it has a strength other than all and nothing."""
+        pissa = getattr(self.method, "init", None) == "pissa"  # its checkpoints change the base's weights, too
+        adapted = self.method is not None and self.method.result == "adapter"
+        return bool(self.adapters) or (self.checkpoint and adapted and not pissa)
 
 
 @dataclass
 class Opened:
-    """`cfg` is the run's, or the app's own; `adapters` are the files in the model, with their weights."""
+    """`cfg` is the run's, or the app's own; `adapters` are the files in the model, with their weights and their `names` inside.
+
+    `digest` is that of all weights but adapters', if it was asked for.
+    """
 
     model: StableDiffusion
     cfg: DictConfig
     run: Path | None
     adapters: list[Path]
     weights: list[float]
+    names: list[str] = field(default_factory=list)
+    digest: str | None = None
 
 
-def chosen(asked: DictConfig) -> tuple[DictConfig, Path | None]:
+def config(asked: DictConfig) -> tuple[DictConfig, Path | None]:
     """The config that names the model, and the run it is from; without `model=…` or `run=…` the newest finished run."""
     typed(asked, {key: hint for key, hint in WORDS.items() if asked.get(key) is not None})
     given = asked.get("adapters") is not None or asked.get("model") is not None
@@ -38,30 +82,91 @@ def chosen(asked: DictConfig) -> tuple[DictConfig, Path | None]:
         cfg = config_of(run)
         check(cfg)
         return cfg, run
+    if asked.get("checkpoint") is not None:
+        raise ValueError(f"checkpoint={asked.checkpoint}: is one of a run; give run=… with it")
     if not OmegaConf.is_dict(asked.get("model")):
-        raise ValueError(f"adapters={list(asked.adapters)}: give model=… with them, such as model=sd15")
+        what = f"adapters={list(asked.adapters)}" if asked.get("adapters") is not None else f"model={asked.model}"
+        raise ValueError(f"{what}: give model=NAME with a model in it, such as model=sd15")
     return asked, None
 
 
-def open_model(asked: DictConfig) -> Opened:
-    """On the device of `asked.accelerator`, frozen, in the precision of `asked.precision` when there is one."""
-    cfg, run = chosen(asked)
-    files = [Path(str(file)).expanduser() for file in asked.get("adapters") or []]
-    weights = list(asked.weights) if asked.get("weights") is not None else [1.0] * max(len(files), 1 if run else 0)
-    torch.manual_seed(0)
-    model = instantiate(cfg.model)
-    if run:
+def named(asked: DictConfig) -> Named:
+    """`ValueError` for files that are not there, and for weights that are not as many."""
+    cfg, run = config(asked)
+    weights = list(asked.weights) if asked.get("weights") is not None else None
+    if run is None:
+        with called("adapters"):
+            files = [lora_file(Path(str(file)).expanduser()) for file in asked.get("adapters") or []]
+        found = Named(cfg, adapters=files)
+    else:
         method = instantiate(cfg.method)
+        result = result_of(run, method, asked.get("checkpoint"))
+        if result.is_dir() and method.result == "adapter":
+            with called("run"):
+                found = Named(cfg, run, method, adapters=[lora_file(result)])
+        else:
+            found = Named(cfg, run, method, result)
+    count = max(len(found.adapters), int(found.scalable))
+    if weights is not None and len(weights) != count and run and not count:
+        raise ValueError(f"weights={weights}: only an adapter has a strength, and {run} made its {found.result.name}/")
+    if weights is not None and len(weights) != count:
+        raise ValueError(f"weights={weights}: {len(weights)} for {count} adapters; give one for each")
+    found.weights = [1.0] * count if weights is None else weights
+    return found
+
+
+def result_of(run: Path, method: Method, checkpoint: str | None) -> Path:
+    """The folder of the run's result, or of the best on the way, or the file of its checkpoint at a step."""
+    if checkpoint in (None, RESULT):
         if not (run / method.result).is_dir():
             raise ValueError(f"run={run}: it has no {method.result}/ yet; it did not finish")
-        if method.result == "adapter":
-            files = [run]
-        elif weights != [1.0]:
-            raise ValueError(f"weights={weights}: only an adapter has a strength, and {run} made its {method.result}/")
-        else:
-            method.load(model, run / method.result)
-    wear(model, files, weights if files else [])
-    model.to(alone(asked.get("accelerator", "auto"))).requires_grad_(False).eval()
+        return run / method.result
+    if checkpoint == BEST:
+        if not (run / BEST).is_dir():
+            raise ValueError(f"checkpoint=best: {run} has none; train with evaluate_every=N checkpoint_metric=SCORE")
+        return run / BEST
+    if not str(checkpoint).isdecimal():
+        raise ValueError(f"checkpoint={checkpoint}: choose a step, best, or result")
+    try:
+        return chosen(run, [int(checkpoint)])[0][1]
+    except ValueError as error:
+        raise ValueError(f"checkpoint={str(error).removeprefix('checkpoints=')}") from None
+
+
+def open_model(asked: DictConfig, bare: bool = False, digested: bool = False) -> Opened:
+    """On the device of `asked.accelerator`, frozen, in the precision of `asked.precision` when there is one.
+
+    `bare` is the base alone, without what was learned.
+    """
+    if asked.get("accelerator") not in (None, *ACCELERATORS):
+        raise ValueError(f"accelerator={asked.accelerator}: choose one of {', '.join(ACCELERATORS)}")
+    found, names = named(asked), []
+    torch.manual_seed(0)
+    model = instantiate(found.cfg.model)
+    if found.result and not found.checkpoint and not bare:
+        found.method.load(model, found.result)
+    adapted = found.checkpoint and found.method.result == "adapter"
+    if found.checkpoint and not adapted and not bare:
+        load_checkpoint(model, found.method, found.result, found.cfg.get("seed", 0))
+    digest = of_weights(model) if digested else None
+    if adapted and not bare:
+        load_checkpoint(model, found.method, found.result, found.cfg.get("seed", 0))
+        names = ["default"]
+    elif not bare:
+        with called("run" if found.run else "adapters"):
+            names = wear(model, found.adapters, found.weights if found.adapters else [])
+    model.to(alone(asked.get("accelerator") or "auto")).requires_grad_(False).eval()
     if asked.get("precision"):
-        model.compute = instantiate(asked.precision).dtype
-    return Opened(model, cfg, run, files, weights)
+        precision = instantiate(asked.precision)
+        precision.apply()
+        model.compute = precision.dtype
+    return Opened(model, found.cfg, found.run, found.adapters, found.weights, names, digest)
+
+
+@contextmanager
+def called(word: str):
+    """Refusals that name the word which was given."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("adapter=", f"{word}=", 1)) from None

@@ -1,6 +1,5 @@
 """Scores on the way: the protocol at every N steps, the best result kept, and a stop when nothing gets better."""
 
-import dataclasses
 import shutil
 from pathlib import Path
 
@@ -127,7 +126,7 @@ class Evaluations(Callback):
     def asked(self) -> dict:
         """What the pictures of a step are of."""
         groups = {group.name: group.prompts for group in self.exam.groups}
-        drawn = {name: value for name, value in dataclasses.asdict(self.sampling).items() if name != "batch_size"}
+        drawn = {name: value for name, value in self.sampling.told().items() if name != "batch_size"}
         return {"groups": groups, "images": self.exam.images, "sampling": drawn}
 
     def state_dict(self):

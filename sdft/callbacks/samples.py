@@ -11,7 +11,8 @@ from PIL import Image
 from sdft.callbacks.ema import EMA
 from sdft.callbacks.meters import Meters
 from sdft.files import whole
-from sdft.sampling import Sampling, labelled
+from sdft.grids import labelled
+from sdft.sampling import Sampling
 
 
 class Samples(Callback):
