@@ -1,6 +1,14 @@
 """Pictures side by side on a sheet, with labels."""
 
-from PIL import Image
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+LARGEST = 6000  # pixels on a side of a sheet
+SMALLEST = 32  # and of a picture in it
+INK, PALE = "#1a1a1a", "#6b6b6b"
 
 
 def grid(rows: list[list[Image.Image]], gap: int = 2) -> Image.Image:
@@ -16,8 +24,6 @@ def grid(rows: list[list[Image.Image]], gap: int = 2) -> Image.Image:
 
 def labelled(rows: list[tuple[str, list[Image.Image]]], columns: list[str], tile: int = 128) -> Image.Image:
     """A grid with a caption over each column and a label before each row; small pictures are enlarged to `tile` pixels."""
-    from PIL import ImageDraw, ImageFont
-
     size = rows[0][1][0].width
     factor = max(1, tile // size)
     tiles = [
@@ -48,3 +54,81 @@ def wrap(text: str, width: int, font, most: int = 4) -> list[str]:
         else:
             lines.append(word)
     return lines[:most] if len(lines) <= most else [*lines[: most - 1], lines[most - 1] + " …"]
+
+
+@dataclass
+class Labels:
+    """What rows or columns are called, below their `title`."""
+
+    title: str
+    names: list[str]
+
+
+def sheet(
+    title: str, settings: str, rows: Labels, columns: Labels, cells: list[list[list[Image.Image]]]
+) -> Image.Image:
+    """A page for looking at: title and settings over a grid with labels on both axes; a cell's pictures stand side by side.
+
+    Small pictures are enlarged to 128 pixels and large ones made smaller, so that the page stays within `LARGEST`.
+    """
+    images, first = max(len(cell) for row in cells for cell in row), cells[0][0][0]
+    width, height = fitted(first.size, len(cells[0]) * images, len(cells))
+    gap, edge = 6, images * (width + 2) - 2
+    plain, bold = font(14), font(14, bold=True)
+    names = [lines_of(name, 240, plain, max(1, height // 18)) for name in rows.names]
+    heads = [lines_of(name, max(edge, 60), plain, 4) for name in columns.names]
+    left = max([plain.getlength(line) for lines in names for line in lines] + [bold.getlength(rows.title)])
+    left = 16 + (int(left) + 12 if left else 0)
+    page_width = max(left + len(cells[0]) * (max(edge, 60) + gap) + 10, 360)
+    told = [(bold, INK, line) for line in lines_of(title, page_width - 32, bold, 3)]
+    told += [(plain, PALE, line) for line in lines_of(settings, page_width - 32, plain, 4)]
+    under = 14 + 20 * len(told) + 8
+    top = under + (22 if columns.title or rows.title else 0) + 18 * max(map(len, heads), default=0) + 4
+    page = Image.new("RGB", (page_width, top + len(cells) * (height + gap) + 10), "white")
+    draw = ImageDraw.Draw(page)
+    for number, (face, colour, line) in enumerate(told):
+        draw.text((16, 12 + 20 * number), line, colour, face)
+    draw.text((16, top - 26), rows.title, INK, bold)
+    draw.text((left, under), columns.title, INK, bold)
+    for x, lines in enumerate(heads):
+        for number, line in enumerate(lines):
+            middle = left + x * (max(edge, 60) + gap) + (max(edge, 60) - plain.getlength(line)) / 2
+            draw.text((middle, top - 22 - 18 * (len(lines) - 1 - number)), line, PALE, plain)
+    for y, row in enumerate(cells):
+        start = top + y * (height + gap)
+        for number, line in enumerate(names[y]):
+            draw.text((16, start + height / 2 - 9 * len(names[y]) + 18 * number), line, PALE, plain)
+        for x, cell in enumerate(row):
+            for number, picture in enumerate(cell):
+                small = picture.resize((width, height), Image.Resampling.LANCZOS)
+                page.paste(small, (left + x * (max(edge, 60) + gap) + number * (width + 2), start))
+    return page
+
+
+def fitted(size: tuple[int, int], across: int, down: int) -> tuple[int, int]:
+    """Width and height of a picture on a page with so many."""
+    factor = max(1, 128 // max(size))
+    factor = min(factor, LARGEST / (size[0] * across), LARGEST / (size[1] * down))
+    factor = max(factor, SMALLEST / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def font(size: int, bold: bool = False):
+    """Letters of more languages than Pillow's own has, which come with matplotlib."""
+    (home,) = find_spec("matplotlib").submodule_search_locations
+    return ImageFont.truetype(Path(home) / f"mpl-data/fonts/ttf/DejaVuSans{'-Bold' if bold else ''}.ttf", size)
+
+
+def lines_of(text: str, width: int, face, most: int) -> list[str]:
+    """As `wrap`, and words that are too long are parted."""
+    words = []
+    for word in text.split():
+        while face.getlength(word) > width and len(word) > 1:
+            cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or face.getlength(word[:n]) <= width)
+            words.append(word[:cut])
+            word = word[cut:]
+        words.append(word)
+    lines = wrap(" ".join(words), width, face, most)
+    while len(lines[-1]) > 2 and lines[-1].endswith("…") and face.getlength(lines[-1]) > width:
+        lines[-1] = lines[-1][:-2].rstrip() + "…"
+    return lines if lines != [""] else []

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+MOST = 10_000  # letters of a prompt
+
 
 def read_prompts(prompts, key: str = "prompts") -> list[str]:
     """None or a list as it is; a text file as its non-empty lines. `key` is what errors call it."""

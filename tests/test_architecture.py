@@ -34,7 +34,7 @@ LAYERS = [
     ["launchers.local", "launchers.call"],
     ["launchers.slurm", "launchers.ray_cluster"],
     ["record", "data.scan", "prompts", "digest", "equivalent", "curves", "charts", "model", "objective"],
-    ["metrics.embedder", "metrics.base", "sharding"],
+    ["metrics.embedder", "metrics.base", "sharding", "metadata", "axes"],
     ["data.images", "data.buckets", "data.plan", "data.source"],
     ["data.tables", "data.view"],
     ["loading", "data.folder", "data.digits", "data.stream", "sampling", "export", "protocol"],
@@ -46,10 +46,12 @@ LAYERS = [
     ["methods.pretrain", "module", "ghosts"],
     ["memory"],
     ["disk", "advice"],
-    ["exam", "states", "calibration", "adapters"],
+    ["exam", "states", "calibration", "adapters", "strengths"],
     ["suite"],
     ["exhibits", "asked"],
-    ["apps.model"],
+    ["apps.model", "again"],
+    ["generation"],
+    ["order", "sheets"],
     ["page"],
     ["results"],
     ["compare_page"],
@@ -84,6 +86,8 @@ LAYERS = [
     ["opening"],
     ["training", "panels", "apps.inspect"],
     ["apps.dashboard", "apps.gallery"],
+    ["training", "panels", "apps.inspect", "apps.generate"],
+    ["apps.dashboard"],
 ]
 LAYER = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 

@@ -90,9 +90,11 @@ def config(asked: DictConfig) -> tuple[DictConfig, Path | None]:
     return asked, None
 
 
-def named(asked: DictConfig) -> Named:
-    """`ValueError` for files that are not there, and for weights that are not as many."""
+def named(asked: DictConfig, bare: bool = False) -> Named:
+    """`ValueError` for files that are not there, and for weights that are not as many; `bare` asks for none of them."""
     cfg, run = config(asked)
+    if bare:
+        return Named(cfg, run)
     weights = list(asked.weights) if asked.get("weights") is not None else None
     if run is None:
         with called("adapters"):
@@ -107,8 +109,8 @@ def named(asked: DictConfig) -> Named:
         else:
             found = Named(cfg, run, method, result)
     count = max(len(found.adapters), int(found.scalable))
-    if weights is not None and len(weights) != count and run and not count:
-        raise ValueError(f"weights={weights}: only an adapter has a strength, and {run} made its {found.result.name}/")
+    if weights is not None and run and not count:
+        raise ValueError(f"weights={weights}: {found.result} has no strength, which only an adapter has")
     if weights is not None and len(weights) != count:
         raise ValueError(f"weights={weights}: {len(weights)} for {count} adapters; give one for each")
     found.weights = [1.0] * count if weights is None else weights
@@ -140,19 +142,22 @@ def open_model(asked: DictConfig, bare: bool = False, digested: bool = False) ->
     """
     if asked.get("accelerator") not in (None, *ACCELERATORS):
         raise ValueError(f"accelerator={asked.accelerator}: choose one of {', '.join(ACCELERATORS)}")
-    found, names = named(asked), []
+    if asked.get("accelerator") == "gpu" and not torch.cuda.is_available():
+        raise ValueError("accelerator=gpu: torch finds none on this machine; choose auto or cpu")
+    found, names = named(asked, bare), []
     torch.manual_seed(0)
     model = instantiate(found.cfg.model)
-    if found.result and not found.checkpoint and not bare:
+    if found.result and not found.checkpoint:
         found.method.load(model, found.result)
     adapted = found.checkpoint and found.method.result == "adapter"
-    if found.checkpoint and not adapted and not bare:
+    if found.checkpoint and not adapted:
         load_checkpoint(model, found.method, found.result, found.cfg.get("seed", 0))
     digest = of_weights(model) if digested else None
-    if adapted and not bare:
+    if adapted:
         load_checkpoint(model, found.method, found.result, found.cfg.get("seed", 0))
+        scale(model, found.weights)
         names = ["default"]
-    elif not bare:
+    else:
         with called("run" if found.run else "adapters"):
             names = wear(model, found.adapters, found.weights if found.adapters else [])
     model.to(alone(asked.get("accelerator") or "auto")).requires_grad_(False).eval()
@@ -161,6 +166,15 @@ def open_model(asked: DictConfig, bare: bool = False, digested: bool = False) ->
         precision.apply()
         model.compute = precision.dtype
     return Opened(model, found.cfg, found.run, found.adapters, found.weights, names, digest)
+
+
+def scale(model: StableDiffusion, weights: list[float]) -> None:
+    """The one adapter of a checkpoint at its weight."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in (module for module in model.modules() if isinstance(module, BaseTunerLayer)):
+        if weights and weights[0] != 1:
+            layer.scale_layer(weights[0])
 
 
 @contextmanager

@@ -1,0 +1,35 @@
+"""Pictures of a model, a run or LoRA files, one by one or in a grid: python -m sdft.apps.generate prompts=['a cat']"""
+
+from pathlib import Path
+
+from sdft.command import command
+
+
+@command("generate")
+def main(cfg):
+    from hydra.core.hydra_config import HydraConfig
+    from rich.console import Console
+    from rich.progress import track
+
+    from sdft.again import exact, unlike, verdict
+    from sdft.config import check
+    from sdft.order import order
+    from sdft.sheets import sheets
+
+    check(cfg)
+    given = {word.lstrip("+~").split("=")[0] for word in HydraConfig.get().overrides.task}
+    made, told = order(cfg, given)
+    folder, console = Path(cfg.folder).expanduser(), Console()
+    print(f"draw     {len(made.cells)} picture{'s' * (len(made.cells) > 1)} in {folder}/", flush=True)
+    bar = track(made.draw(folder), "draw", total=len(made.cells), console=console, disable=not console.is_terminal)
+    for _ in bar:
+        pass
+    print(f"look     {'   '.join(map(str, sheets(made, folder)))}")
+    if told and exact(given):
+        print(f"same     {verdict(Path(cfg['from']).expanduser(), made.files[made.cells[0]])}")
+        if others := unlike(told, made.last):
+            print(f"note     {others}")
+
+
+if __name__ == "__main__":
+    main()
