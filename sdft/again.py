@@ -31,7 +31,7 @@ def words(told: dict, given: set[str], where: str) -> dict:
     if "resolution" in given:
         found["width"] = found["height"] = None
     if "run" in given or {"x.run", "y.run", "x.rank", "y.rank"} & given:
-        return kept(found, given)
+        return kept(found | {"checkpoint": told["checkpoint"]}, given)
     steps = bool({"checkpoint", "x.checkpoint", "y.checkpoint"} & given)
     if told["run"] and not {"model", "adapters"} & given and (steps or not told["adapters"]):
         return kept(found | of_run(told, where, steps), given)
@@ -39,9 +39,9 @@ def words(told: dict, given: set[str], where: str) -> dict:
         found["model"] = model_of(told, where)
     if "adapters" not in given:
         found["adapters"] = [str(file) for file in adapters_of(told, where)]
-        found["weights"] = [one["weight"] for one in told["adapters"]]
+    found["weights"] = [one["weight"] for one in told["adapters"]]
     if {"x.weights", "y.weights"} & given:
-        found.pop("weights", None)
+        found.pop("weights")
     return kept(found, given)
 
 
@@ -84,9 +84,13 @@ def model_of(told: dict, where: str) -> dict:
     return {"_target_": "sdft.loading.load", **model}
 
 
-def exact(given: set[str]) -> bool:
-    """Whether the picture itself is asked for again."""
-    return not given - FREE
+def exact(told: dict, given: set[str], adapters: list[Path], result: Path | None) -> bool:
+    """Whether the picture itself is asked for again: nothing is given but where the same files are."""
+    if given - FREE - {"adapters", "run"}:
+        return False
+    of_files = [metadata.sha256(file) for file in adapters] + [metadata.sha256(file) for file in [result] if file]
+    then = [*told["adapters"], *([told["result"]] if told["result"] else [])]
+    return of_files == [one["digest"] for one in then]
 
 
 def unlike(told: dict, now: dict) -> str | None:

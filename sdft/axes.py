@@ -50,7 +50,8 @@ def listed(key: str, word: str, value, runs) -> Axis:
     values = value if isinstance(value, list) else [value]
     kind = NUMBERS.get(word)
     if kind is None:
-        return Axis(word, [None if one in (None, "null") else str(one) for one in values], [str(one) for one in values])
+        names = [None if one in (None, "null") else str(one) for one in values]
+        return Axis(word, names, [name or "the model's" for name in names])
     for one in values:
         plain = isinstance(one, int | kind) and not isinstance(one, bool)
         if not plain or not math.isfinite(one):

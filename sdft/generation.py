@@ -1,6 +1,7 @@
 """Pictures of every cell of a grid, which differ in what its axes say and in nothing else."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -40,8 +41,7 @@ class Cell:
     @property
     def bare(self) -> bool:
         """Whether it is of the base alone."""
-        nothing = self.weights is not None and len(self.weights) > 0 and not any(self.weights)
-        return self.strength == 0 or self.checkpoint == "0" or nothing
+        return self.strength == 0 or self.checkpoint == "0" or (bool(self.weights) and not any(self.weights))
 
 
 @dataclass
@@ -89,6 +89,7 @@ class Generation:
         for one, number in ((self.x, x), (self.y, y)):
             changes |= {one.word: one.values[number]} if one else {}
         cell = replace(self.one, **changes)
+        cell = replace(cell, strength=0.0, checkpoint=None, weights=None) if cell.bare else cell  # all of them are one
         return [replace(cell, seed=cell.seed + number) for number in range(self.images)]
 
     def sampling_of(self, cell: Cell) -> Sampling:
@@ -183,9 +184,9 @@ class Generation:
             "model": model_words(opened.cfg),
             "digest": opened.digest,
             "run": metadata.shown_path(found.run) if found.run and not cell.bare else None,
-            "checkpoint": cell.checkpoint if result else None,
+            "checkpoint": cell.checkpoint if found.result and not cell.bare else None,
             "result": {"file": metadata.shown_path(result), "digest": metadata.sha256(result)} if result else None,
-            "sampler": {key: value for key, value in sampler.items() if key != "_diffusers_version"},
+            "sampler": {key: plain(value) for key, value in sampler.items() if key != "_diffusers_version"},
             "made": {"device": device_of(device), "threads": torch.get_num_threads()}
             | {name: version(name) for name in LIBRARIES},
         }
@@ -193,6 +194,11 @@ class Generation:
 
 def count(axis: Axis | None) -> int:
     return len(axis.values) if axis else 1
+
+
+def plain(value):
+    """What JSON has no word for, as text."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def model_words(cfg: DictConfig) -> dict:

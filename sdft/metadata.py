@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdft.files import whole
 from sdft.prompts import MOST as LETTERS
-from sdft.schedulers import TITLES, known
+from sdft.schedulers import TITLES, known, name_of
 
 KEY, SCHEMA = "sdft", 1
 TEXT, NONE = str, type(None)
@@ -66,7 +66,7 @@ def save(picture: Image.Image, path: Path, told: dict) -> None:
 
     texts = PngInfo()
     texts.add_text("parameters", parameters(told))
-    texts.add_text(KEY, json.dumps({KEY: SCHEMA} | told, ensure_ascii=False))
+    texts.add_text(KEY, json.dumps({KEY: SCHEMA} | told, ensure_ascii=False, allow_nan=False))
     with whole(path) as file:
         picture.save(file, format="PNG", pnginfo=texts)
 
@@ -76,11 +76,12 @@ def parameters(told: dict) -> str:
 
     Their seeds mean other noise.
     """
-    adapters = [(Path(one["file"]).stem, one) for one in told["adapters"]]
+    adapters = [(named(Path(one["file"])), one) for one in told["adapters"]]
+    sampler = told["scheduler"] or name_of(told["sampler"])
     words = [f"<lora:{name}:{one['weight'] * told['strength']:g}>" for name, one in adapters if told["strength"]]
     settings = {
         "Steps": told["steps"],
-        "Sampler": TITLES.get(told["scheduler"], told["scheduler"]) or told["sampler"].get("_class_name"),
+        "Sampler": TITLES.get(sampler, sampler),
         "CFG scale": f"{told['guidance_scale']:g}",
         "Seed": told["seed"],
         "Size": f"{told['width']}x{told['height']}",
@@ -158,6 +159,12 @@ def check(told: dict, fields: dict, where: str, prefix: str) -> None:
             fits = least <= size <= most
         if not fits:
             raise ValueError(f"{where}: its {prefix}{name} is {str(value)[:40]!r}, which cannot be")
+
+
+def named(file: Path) -> str:
+    """What a LoRA file is called: as its run's folder, where all files are called the same."""
+    folder = file.parent.parent if file.parent.name == "adapter" else file.parent
+    return folder.name if file.name == "pytorch_lora_weights.safetensors" and folder.name else file.stem
 
 
 def shown_path(path: Path | str) -> str:

@@ -33,12 +33,15 @@ def order(asked: DictConfig, given: set[str]) -> tuple[Generation, dict | None]:
         file = Path(asked["from"]).expanduser()
         told = metadata.read(file)
         asked = OmegaConf.create(OmegaConf.to_container(asked) | again.words(told, given, f"from={file}"))
+        if "adapters" in given and "weights" not in given and len(asked.adapters) != len(asked.weights or []):
+            asked.weights = None  # they were of others
         check(asked)
     try:
         made = generation(asked)
     except ValueError as error:
         raise ValueError(str(error).removeprefix("sampling.")) from None
-    if told and again.exact(given):
+    found = made.named[made.places[made.cells[0]]]
+    if told and again.exact(told, given, found.adapters, found.result if found.checkpoint else None):
         made.again = tuple(told["batch"])
     if told and not given & again.OF_MODEL and not {word for word in given if word[:2] in ("x.", "y.")}:
         made.digest = told["digest"]
@@ -116,6 +119,8 @@ def size_of(asked: DictConfig, cfg: DictConfig) -> tuple[int, int]:
             raise ValueError(f"{word}=null: give resolution=PIXELS")
         if not 8 <= pixels <= LARGEST:
             raise ValueError(f"{word}={pixels}: choose 8 to {LARGEST} pixels")
+        if pixels % 8:
+            raise ValueError(f"{word}={pixels}: choose a multiple of 8, such as {max(8, round(pixels / 8) * 8)}")
     return found
 
 

@@ -73,12 +73,14 @@ def scheduler(name: str, shipped):
     return kind.from_config(shipped.config, **{key: value for key, value in changes.items() if key in takes})
 
 
-def name_of(shipped) -> str:
-    """The short name of a sampler, or the name of its class."""
-    config, kind = shipped.config, type(shipped).__name__
+def name_of(config: dict) -> str:
+    """The short name of a sampler that is set like this, or the name of its class."""
+    import diffusers
+
+    kind = str(config.get("_class_name"))
+    takes = signature(getattr(diffusers, kind)).parameters if kind in {one for one, _ in KINDS.values()} else {}
     for name, (one, own) in KINDS.items():
-        spread = {key: own.get(key, False) for key in SPREAD if key in signature(type(shipped)).parameters}
-        settings = {key: value for key, value in own.items() if key not in SPREAD} | spread
-        if one == kind and all(config.get(key) == value for key, value in settings.items()):
+        expected = own | {key: own.get(key, False) for key in SPREAD if key in takes}
+        if one == kind and all(config.get(key) == value for key, value in expected.items()):
             return name
     return kind

@@ -8,7 +8,7 @@ from sdft.axes import Axis
 from sdft.files import whole
 from sdft.generation import Generation
 from sdft.grids import Labels, sheet
-from sdft.metadata import shown_path
+from sdft.metadata import named, shown_path
 
 
 def sheets(made: Generation, folder: Path) -> list[Path]:
@@ -37,7 +37,7 @@ def settings(made: Generation) -> str:
         "model": Path(told["model"]["name"]).name,
         "run": shown_path(one.run) if one.run else "",
         "checkpoint": f"checkpoint {one.checkpoint}" if one.checkpoint else "",
-        "adapters": ", ".join(Path(str(file)).stem for file in made.asked.get("adapters") or []),
+        "adapters": ", ".join(named(Path(str(file))) for file in made.asked.get("adapters") or []),
         "strength": f"strength {one.strength:g}" if one.strength != 1 else "",
         "steps": f"{one.steps} steps",
         "guidance_scale": f"guidance {one.guidance_scale:g}",

@@ -8,16 +8,21 @@ from sdft.command import command
 @command("generate")
 def main(cfg):
     from hydra.core.hydra_config import HydraConfig
+
+    generate(cfg, {word.lstrip("+~").split("=")[0] for word in HydraConfig.get().overrides.task})
+
+
+def generate(cfg, given: set[str]) -> None:
+    """`given` are the words on the command line."""
     from rich.console import Console
     from rich.progress import track
 
-    from sdft.again import exact, unlike, verdict
+    from sdft.again import unlike, verdict
     from sdft.config import check
     from sdft.order import order
     from sdft.sheets import sheets
 
     check(cfg)
-    given = {word.lstrip("+~").split("=")[0] for word in HydraConfig.get().overrides.task}
     made, told = order(cfg, given)
     folder, console = Path(cfg.folder).expanduser(), Console()
     print(f"draw     {len(made.cells)} picture{'s' * (len(made.cells) > 1)} in {folder}/", flush=True)
@@ -25,7 +30,7 @@ def main(cfg):
     for _ in bar:
         pass
     print(f"look     {'   '.join(map(str, sheets(made, folder)))}")
-    if told and exact(given):
+    if made.again:
         print(f"same     {verdict(Path(cfg['from']).expanduser(), made.files[made.cells[0]])}")
         if others := unlike(told, made.last):
             print(f"note     {others}")

@@ -25,6 +25,7 @@ WORDS = {
     "accelerator": str,
     "checkpoint": str | None,
 }
+MOST = 400  # letters of a refusal, which may tell of every layer
 RESULT = "result"  # the checkpoint that is none: what the run left at its end
 
 
@@ -92,6 +93,10 @@ def config(asked: DictConfig) -> tuple[DictConfig, Path | None]:
 
 def named(asked: DictConfig, bare: bool = False) -> Named:
     """`ValueError` for files that are not there, and for weights that are not as many; `bare` asks for none of them."""
+    if asked.get("accelerator") not in (None, *ACCELERATORS):
+        raise ValueError(f"accelerator={asked.accelerator}: choose one of {', '.join(ACCELERATORS)}")
+    if asked.get("accelerator") == "gpu" and not torch.cuda.is_available():
+        raise ValueError("accelerator=gpu: torch finds none on this machine; choose auto or cpu")
     cfg, run = config(asked)
     if bare:
         return Named(cfg, run)
@@ -132,7 +137,8 @@ def result_of(run: Path, method: Method, checkpoint: str | None) -> Path:
     try:
         return chosen(run, [int(checkpoint)])[0][1]
     except ValueError as error:
-        raise ValueError(f"checkpoint={str(error).removeprefix('checkpoints=')}") from None
+        there = str(error).partition("; ")[2]
+        raise ValueError(f"checkpoint={checkpoint}: choose a step, best, or result; {there}") from None
 
 
 def open_model(asked: DictConfig, bare: bool = False, digested: bool = False) -> Opened:
@@ -140,10 +146,6 @@ def open_model(asked: DictConfig, bare: bool = False, digested: bool = False) ->
 
     `bare` is the base alone, without what was learned.
     """
-    if asked.get("accelerator") not in (None, *ACCELERATORS):
-        raise ValueError(f"accelerator={asked.accelerator}: choose one of {', '.join(ACCELERATORS)}")
-    if asked.get("accelerator") == "gpu" and not torch.cuda.is_available():
-        raise ValueError("accelerator=gpu: torch finds none on this machine; choose auto or cpu")
     found, names = named(asked, bare), []
     torch.manual_seed(0)
     model = instantiate(found.cfg.model)
@@ -183,4 +185,5 @@ def called(word: str):
     try:
         yield
     except ValueError as error:
-        raise ValueError(str(error).replace("adapter=", f"{word}=", 1)) from None
+        told = str(error).replace("adapter=", f"{word}=", 1)
+        raise ValueError(told if len(told) <= MOST else f"{told[:MOST]}…") from None
