@@ -79,7 +79,7 @@ def test_a_picture_is_made_again_to_the_bit_wherever_it_stood_in_its_batch(made,
     words = [*QUICK, "images=3", "batch_size=4", "scheduler=euler_a", "negative_prompt='blue, grün'", "height=40"]
     files, _ = made(*words, f"adapters=[{adapter}]", "weights=[0.7]", "strength=0.9", "seed=5")
     for file in (files[2], files[5]):  # in batches of four and of two
-        (again,), out = made(f"from={file}", f"adapters=[{adapter}]", "accelerator=cpu", folder="again")
+        (again,), out = made(f"from={file}", f"adapters=[{adapter}]", "accelerator=cpu", folder=f"again {file.stem}")
         assert np.array_equal(pixels(again), pixels(file))
         assert told(again) == told(file) and f"same     {file} to the bit" in out
     assert told(files[5])["batch"] == [2, 1] and Image.open(files[5]).size == (32, 40)
@@ -119,30 +119,40 @@ def test_every_cell_has_the_same_seed_and_differs_in_its_axes_alone(made, adapte
     assert len({json.dumps({k: v for k, v in f.items() if k not in own}) for f in facts}) == 1
 
 
-def test_a_run_brings_its_words_and_its_checkpoints_and_other_runs_stand_beside_it(shared, made):
-    words = ["steps=2", "save_every=1", "keep=3", "lr=0.05", "data.per_digit=1", "sample_every=0"]
-    runs = [shared(*words, f"rank={rank}")[1] for rank in (2, 3)]
-    facts = json.loads((runs[0] / "samples" / "step-000002" / "samples.json").read_text())
-    files, _ = made(f"run={runs[0]}", "accelerator=cpu")
+RUN = ("steps=2", "save_every=1", "keep=3", "lr=0.05", "data.per_digit=1", "sample_every=0")
+ONE = ("prompts=[a cat]", "steps=1", "accelerator=cpu")
+
+
+def test_a_run_brings_its_words_and_its_checkpoints(shared, made):
+    run = shared(*RUN, "rank=2")[1]
+    facts = json.loads((run / "samples" / "step-000002" / "samples.json").read_text())
+    files, _ = made(f"run={run}", "accelerator=cpu")
     assert [told(file)["prompt"] for file in files] == [fact["prompt"] for fact in facts]
     for file, fact in zip(files, facts, strict=True):  # the same picture everywhere
-        assert np.abs(pixels(file) - pixels(runs[0] / "samples" / "step-000002" / fact["file"])).max() <= 2
-    quick = ["prompts=[a cat]", "steps=1", "accelerator=cpu"]
-    of_steps, _ = made(f"run={runs[0]}", "x.checkpoint=[0,1,2,result]", *quick, folder="steps")
+        assert np.abs(pixels(file) - pixels(run / "samples" / "step-000002" / fact["file"])).max() <= 2
+    of_steps, _ = made(f"run={run}", "x.checkpoint=[0,1,2,result]", *ONE, folder="steps")
     zero, one, two, last = map(pixels, of_steps)
     assert np.abs(two - last).max() <= 2 < np.abs(one - two).max() and not np.array_equal(zero, one)
-    (again,), out = made(f"from={of_steps[1]}", f"run={runs[0]}", folder="again")
+    (again,), out = made(f"from={of_steps[1]}", f"run={run}", folder="again")
     assert told(again)["checkpoint"] == "1" and "to the bit" in out
-    beside, _ = made(f"x.run=[{runs[0]},{runs[1]}]", *quick, folder="beside")
-    assert np.array_equal(pixels(beside[0]), last) and not np.array_equal(pixels(beside[1]), last)
-    ranks, _ = made(f"run={runs[0].parent}", "x.rank=[3,2]", *quick, folder="ranks")
-    assert np.array_equal(pixels(ranks[1]), last)
-    with pytest.raises(ValueError, match=r"x.rank=4: no runs of this rank in .*there are 2, 3"):
-        made(f"run={runs[0].parent}", "x.rank=[4]", *quick)
     with pytest.raises(ValueError, match=r"checkpoint=7: choose a step, best, or result; .* has 1, 2"):
-        made(f"run={runs[0]}", "checkpoint=7", *quick)
+        made(f"run={run}", "checkpoint=7", *ONE)
 
 
+@pytest.mark.slow
+def test_runs_stand_beside_each_other_by_folder_or_by_rank(shared, made):
+    runs = [shared(*RUN, f"rank={rank}")[1] for rank in (2, 3)]
+    alone, _ = made(f"run={runs[0]}", *ONE, folder="alone")
+    beside, _ = made(f"x.run=[{runs[0]},{runs[1]}]", *ONE, folder="beside")
+    assert np.array_equal(pixels(beside[0]), pixels(alone[0]))
+    assert not np.array_equal(pixels(beside[1]), pixels(alone[0]))
+    ranks, _ = made(f"run={runs[0].parent}", "x.rank=[3,2]", *ONE, folder="ranks")
+    assert np.array_equal(pixels(ranks[1]), pixels(alone[0]))
+    with pytest.raises(ValueError, match=r"x.rank=4: no runs of this rank in .*there are 2, 3"):
+        made(f"run={runs[0].parent}", "x.rank=[4]", *ONE)
+
+
+@pytest.mark.slow
 def test_a_result_without_strength_is_all_or_nothing(shared, made):
     _, run = shared("steps=1", "method=sft", "lr=0.01", "data.per_digit=1")
     quick = [f"run={run}", "prompts=[a cat]", "steps=1", "accelerator=cpu"]

@@ -1,6 +1,7 @@
 """Class images are made once, and only those that the manifest vouches for count."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,6 +52,8 @@ def test_another_prompt_model_or_sampling_never_reuses_them(made, tiny):
     assert len(made(prompt="a four")[1]) == 5
     assert len(made(model=tiny(seed=1))[1]) == 5
     assert len(made(sampling=Sampling(steps=2, batch_size=2))[1]) == 5
+    assert len(made(sampling=replace(SAMPLING, scheduler="ddim"))[1]) == 5
+    assert len(made(sampling=replace(SAMPLING, negative_prompt="blue"))[1]) == 5
     assert len(made(seed=9)[1]) == 5
 
 
