@@ -84,10 +84,8 @@ LAYERS = [
     ["callbacks.export"],
     ["build", "closing"],
     ["opening"],
-    ["training", "panels", "apps.inspect"],
-    ["apps.dashboard", "apps.gallery"],
     ["training", "panels", "apps.inspect", "apps.generate"],
-    ["apps.dashboard"],
+    ["apps.dashboard", "apps.gallery"],
 ]
 LAYER = {name: depth for depth, layer in enumerate(LAYERS) for name in layer}
 
