@@ -3,21 +3,20 @@
 import json
 import shlex
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 USES = {
     "adapter": """pipe = StableDiffusionPipeline.from_pretrained({base!r})
-pipe.load_lora_weights("adapter", weight_name="pytorch_lora_weights.safetensors")""",
+pipe.load_lora_weights({place}, weight_name="pytorch_lora_weights.safetensors")""",
     "embedding": """pipe = StableDiffusionPipeline.from_pretrained({base!r})
-pipe.load_textual_inversion("embedding", weight_name="learned_embeds.safetensors")""",
-    "pipeline": """pipe = StableDiffusionPipeline.from_pretrained("pipeline")""",
+pipe.load_textual_inversion({place}, weight_name="learned_embeds.safetensors")""",
+    "pipeline": """pipe = StableDiffusionPipeline.from_pretrained({place})""",
 }
+KINDS = {"adapter": "A LoRA", "embedding": "A learned word", "pipeline": "A fine-tuned pipeline"}
 
 CARD = """---
-library_name: diffusers
-base_model: {base_json}
-pipeline_tag: text-to-image
-tags: {tags}
+{front}
 ---
 
 # {name}
@@ -25,7 +24,7 @@ tags: {tags}
 {what} of `{base}` ({prediction}), trained with sdft for {steps} steps at {resolution} px.
 
 ![The same prompts and seeds, from the base to the end of training](samples.png)
-
+{before}
 ## Use
 
 ```python
@@ -43,8 +42,8 @@ from diffusers import StableDiffusionPipeline
 ).images[0]
 ```
 
-In fp32 this gives the first picture of the last row above.
-{files}
+{gives}
+{files}{after}
 ## Made by
 
 ````
@@ -58,38 +57,92 @@ FILES = """
 | `pytorch_lora_weights.safetensors` | diffusers |
 | `{name}-kohya.safetensors` | tools that read the kohya format{dora} |
 """
+GIVES = "In fp32 this gives the first picture of the last row above."
+
+
+@dataclass
+class Card:
+    """What a card tells. What users wrote is data: it stands in quotes, as JSON or as code."""
+
+    result: str  # the folder of the run that it is about: adapter, embedding or pipeline
+    name: str
+    base: str
+    prediction: str
+    method: str
+    steps: int
+    resolution: int
+    prompt: str
+    sampling: object  # steps, guidance_scale, seed, negative_prompt
+    command: list[str]
+    dora: bool = False
+    scheduler: str = ""  # lines that give the pipeline another
+    place: str | None = None  # where the files are loaded from; the result's folder
+    gives: str = GIVES
+    front: dict = field(default_factory=dict)  # more of the YAML that hubs read
+    before: list[str] = field(default_factory=list)  # sections in front of how to use it
+    after: list[str] = field(default_factory=list)  # and behind
+
+    def text(self) -> str:
+        base = code(Path(self.base).name if Path(self.base).expanduser().is_absolute() else self.base)
+        front = {
+            "library_name": "diffusers",
+            "base_model": base,
+            "pipeline_tag": "text-to-image",
+            "tags": ["stable-diffusion", "text-to-image", self.method],
+        } | self.front
+        dora = " (a DoRA: not diffusers)" if self.dora else ""
+        away = self.sampling.negative_prompt
+        return CARD.format(
+            front="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None),
+            base=base,
+            prediction=code(self.prediction),
+            name=self.name,
+            what=KINDS[self.result],
+            steps=self.steps,
+            resolution=self.resolution,
+            use=USES[self.result].format(base=base, place=json.dumps(self.place or self.result)),
+            prompt=json.dumps(self.prompt, ensure_ascii=False),
+            sampling_steps=self.sampling.steps,
+            guidance_scale=self.sampling.guidance_scale,
+            seed=self.sampling.seed,
+            negative=f"    negative_prompt={json.dumps(away, ensure_ascii=False)},\n" if away else "",
+            scheduler=self.scheduler,
+            gives=self.gives,
+            files=FILES.format(name=self.name, dora=dora) if self.result == "adapter" else "",
+            before="".join(f"\n{section}\n" for section in self.before),
+            after="".join(f"\n{section}\n" for section in self.after),
+            command=shlex.join(self.command).replace("````", ""),
+        )
+
+
+def code(text: str) -> str:
+    """What may stand between backticks, also in a table: one line, no backtick and no bar."""
+    return "".join(mark for mark in str(text) if mark.isprintable() and mark not in "`|")
+
+
+def quoted(text: str) -> str:
+    return f"`{code(text) or ' '}`"
 
 
 def write_card(
     folder: Path, name: str, module, sampling, prompts: list[str], resolution: int, command: list[str]
 ) -> None:
-    """Write `README.md` and `samples.png` into the result's folder. What users wrote is data: it stands in quotes."""
-    result, model = folder.name, module.model
-    base = Path(model.name).name if Path(model.name).expanduser().is_absolute() else model.name
-    base = "".join(mark for mark in base if mark.isprintable() and mark != "`")
-    away = sampling.negative_prompt
-    dora = " (a DoRA: not diffusers)" if getattr(module.method, "dora", False) else ""
-    tags = ["stable-diffusion", "text-to-image", type(module.method).__name__.lower()]
-    card = CARD.format(
-        base=base,
-        base_json=json.dumps(base),
-        prediction=model.prediction_type,
-        tags=json.dumps(tags),
+    """Write `README.md` and `samples.png` into the result's folder."""
+    card = Card(
+        result=folder.name,
         name=name,
-        what={"adapter": "A LoRA", "embedding": "A learned word", "pipeline": "A fine-tuned pipeline"}[result],
+        base=module.model.name,
+        prediction=module.model.prediction_type,
+        method=type(module.method).__name__.lower(),
         steps=module.trainer.global_step,
         resolution=resolution,
-        use=USES[result].format(base=base),
-        prompt=json.dumps(prompts[0], ensure_ascii=False),
-        sampling_steps=sampling.steps,
-        guidance_scale=sampling.guidance_scale,
-        seed=sampling.seed,
-        negative=f"    negative_prompt={json.dumps(away, ensure_ascii=False)},\n" if away else "",
-        scheduler=used(sampling.scheduler_of(model)) if sampling.scheduler else "",
-        files=FILES.format(name=name, dora=dora) if result == "adapter" else "",
-        command=shlex.join(command).replace("````", ""),
+        prompt=prompts[0],
+        sampling=sampling,
+        command=command,
+        dora=getattr(module.method, "dora", False),
+        scheduler=used(sampling.scheduler_of(module.model)) if sampling.scheduler else "",
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(card.text(), encoding="utf-8")
     shutil.copyfile(folder.parent / "samples.png", folder / "samples.png")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from sdft.memory import GB, Step, amount, needs, room
+from sdft.modelspec import architecture
 
 LATE_WARMUP = 0.2  # a longer warm-up leaves the run no time to settle
 
@@ -28,6 +29,8 @@ def inspect(module, samples, loop, schedule, trainer, step: Step) -> dict:
         "batch": {"size": loop.batch_size, "accumulate": loop.accumulate, "processes": world},
         "resolution": samples.stream.resolution,
         "prediction_type": model.prediction_type,
+        "base": model.name,
+        "architecture": architecture(model),
         "precision": str(trainer.precision),
         "device": device_name(trainer.strategy.root_device),
         "seed": loop.seed,

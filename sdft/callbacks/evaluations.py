@@ -10,6 +10,7 @@ import sdft.processes as processes
 from sdft.callbacks.ema import EMA
 from sdft.callbacks.meters import Meters
 from sdft.exam import Exam
+from sdft.modelspec import describe_result
 from sdft.protocol import PROMPTS
 from sdft.sampling import Sampling
 from sdft.scores import flat, key, worth
@@ -108,6 +109,7 @@ class Evaluations(Callback):
             model = whole(module.model)
             if processes.rank() == 0:
                 module.method.save(model, self.folder / BEST, self.name)
+                describe_result(self.folder / BEST, self.folder, module.method.result, step)
             self.best, self.since = {"step": step, "metric": self.choose, "value": value}, 0
         else:
             self.since += 1

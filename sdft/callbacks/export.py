@@ -4,6 +4,7 @@ from lightning import Callback
 
 from sdft.callbacks.samples import Samples
 from sdft.card import write_card
+from sdft.modelspec import describe_result
 from sdft.sharding import whole
 
 
@@ -19,6 +20,7 @@ class Export(Callback):
             model = whole(module.model)
             if trainer.is_global_zero:
                 module.method.save(model, result, self.name)
+                describe_result(result, folder, module.method.result, trainer.global_step)
                 write_card(
                     result, self.name, module, samples.sampling, samples.prompts, samples.resolution, self.command
                 )

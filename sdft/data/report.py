@@ -16,7 +16,7 @@ from sdft.data.source import Source
 
 ALIKE = 3  # bits of 64 in which near duplicates may differ
 BANDS = ALIKE + 1  # of which one must then be equal
-WORDS = 12
+WORDS, TAGS = 12, 100
 TILES, TILE = 60, 96  # of the contact sheet: how many, and how high
 
 
@@ -39,6 +39,7 @@ def report(source: Source, sizes: list[tuple[int, int]], steps_an_epoch: float, 
     whole, captions = source.sizes(), [text for texts in source.variants() for text in texts]
     lengths = [len(ids) for ids in tokenizer(captions, truncation=False, verbose=False).input_ids]
     words = Counter(word for text in captions for word in re.findall(r"\w[\w'-]{2,}", text.lower()))
+    tags = Counter(tag for text in captions for part in text.split(",") if (tag := " ".join(part.split())))
     enlarged = [max(w / a, h / b) for (w, h), (a, b) in zip(sizes, whole, strict=True)]
     facts = {
         "pictures": len(source),
@@ -50,6 +51,7 @@ def report(source: Source, sizes: list[tuple[int, int]], steps_an_epoch: float, 
         "longest caption": {"tokens": max(lengths), "text": captions[lengths.index(max(lengths))]},
         "truncated captions": sum(length > tokens for length in lengths),
         "frequent words": dict(words.most_common(WORDS)),
+        "frequent tags": dict(tags.most_common(TAGS)),
         "enlarged": sum(factor > 1 for factor in enlarged),
         "left out": list(source.left_out()),
         "bucket of": {name: f"{w}x{h}" for name, (w, h) in zip(source.scanned(), sizes, strict=False)},
