@@ -55,7 +55,11 @@ class Restyling:
         mixed = torch.autocast(device.type, model.compute, enabled=model.compute is not torch.float32)
         pipeline = self.pipeline(model, controlnet)
         pipeline.set_progress_bar_config(disable=True)
-        held = {"control_image": [edges(picture)], "controlnet_conditioning_scale": self.control} if controlnet else {}
+        held = (
+            {"control_image": [edges(picture)], "controlnet_conditioning_scale": float(self.control)}
+            if controlnet
+            else {}
+        )
         chance = torch.Generator().manual_seed(self.seed)
         with evaluating(model), together(model, device), torch.no_grad():
             mean, std = model.moments(fit(picture, picture.size)[None].to(device))
@@ -153,7 +157,7 @@ def has_adapter(model: StableDiffusion) -> bool:
 def title(scale: float, several: bool) -> str:
     if not several:
         return "after"
-    return "without LoRA" if scale == 0 else "after" if scale == 1 else f"LoRA × {scale:g}"
+    return "without LoRA" if scale == 0 else "after" if scale == 1 else f"LoRA at {scale:g}"
 
 
 def save(image: Image.Image, file: Path) -> None:
