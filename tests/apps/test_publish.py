@@ -242,3 +242,20 @@ def test_its_words_are_those_of_its_config():
     from sdft.apps.publish import WORDS
 
     assert set(composed(config="publish")) - {"hydra"} == set(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("embedding", 'pipe.load_textual_inversion("someone/sks", weight_name="learned_embeds.safetensors")'),
+        ("pipeline", 'pipe = StableDiffusionPipeline.from_pretrained("someone/sks")'),
+    ],
+)
+def test_what_other_methods_leave_is_published_too(kind, line, run):
+    (run / "adapter").rename(run / kind)
+    folder = publication(Asked(run, "someone/sks", "mit"))
+    told = (folder / "README.md").read_text()
+    assert line in told and "<lora:" not in told and "lora-kohya.safetensors" in files(folder)
+    with safe_open(folder / "lora-kohya.safetensors", "pt") as opened:
+        kinds = opened.metadata()["modelspec.architecture"]
+    assert kinds == {"embedding": "stable-diffusion-64/textual-inversion", "pipeline": "stable-diffusion-64/lora"}[kind]
