@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -13,7 +14,7 @@ from sdft.data.source import Source
 from sdft.optimizer import check
 from sdft.record import command
 
-PARTS = ("method", "objective", "schedule", "precision", "strategy", "sampling", "stream", "loop")
+PARTS = ("method", "objective", "smoothness", "schedule", "precision", "strategy", "sampling", "stream", "loop")
 CHEAP = (*PARTS, "metrics", "prior", "protocol")
 
 
@@ -21,7 +22,21 @@ def cheap_parts(cfg: DictConfig) -> dict:
     """What needs neither pictures nor weights, so that its refusals come first."""
     parts = {key: instantiate(cfg[key]) for key in CHEAP}
     check(cfg.optimizer)
+    check_together(cfg, parts)
     return parts
+
+
+def check_together(cfg: DictConfig, parts: dict) -> None:
+    """`ValueError` for parts that do not go with each other."""
+    method, name = parts["method"], HydraConfig.get().runtime.choices.get("method")
+    if method.teaches and not parts["objective"].teaches:
+        raise ValueError(f"method={name}: learns by objective=consistency alone; leave the objective out")
+    if parts["objective"].teaches and not method.teaches:
+        raise ValueError(f"objective=consistency: a method={name} has no teacher; choose method=lcm_lora")
+    if method.teaches and parts["prior"]:
+        raise ValueError(f"prior={HydraConfig.get().runtime.choices.prior}: the base itself teaches; choose prior=none")
+    if cfg.smooth and parts["strategy"].name == "fsdp":
+        raise ValueError(f"smooth={cfg.smooth}: strategy=fsdp has no second derivatives; choose strategy=ddp")
 
 
 def build_samples(parts: dict, model, taught: Source, classes: Source | None, a_step: int):
@@ -58,6 +73,7 @@ def build_module(cfg: DictConfig, parts: dict, model):
         compute=parts["precision"].dtype,
         checkpointing=loop.gradient_checkpointing,
         seed=cfg.seed,
+        smoothness=parts["smoothness"] if parts["smoothness"].weight else None,
     )
 
 

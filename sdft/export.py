@@ -19,12 +19,15 @@ UNTOLD = ("task_type", "runtime_config", "base_model_name_or_path")  # the last 
 KOHYA_PREFIX = {"unet": "lora_unet", "text_encoder": "lora_te"}
 
 
-def save_lora(adapters: dict[str, "Adapter"], folder: Path, name: str) -> None:
-    """Write `pytorch_lora_weights.safetensors` (diffusers) and `NAME-kohya.safetensors`, fp32, each whole or not at all."""
+def save_lora(adapters: dict[str, "Adapter"], folder: Path, name: str, about: dict[str, str] | None = None) -> None:
+    """Write `pytorch_lora_weights.safetensors` (diffusers) and `NAME-kohya.safetensors`, fp32, each whole or not at all.
+
+    `about` is further metadata of both.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files = {DIFFUSERS_FILE: diffusers_format(adapters), f"{name}-kohya.safetensors": kohya_format(adapters, name)}
     for file, (tensors, metadata) in files.items():
-        write(folder / file, tensors, metadata)
+        write(folder / file, tensors, metadata | (about or {}))
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -109,6 +109,20 @@ class StableDiffusion(nn.Module):
         """The UNet's output `[batch, 4, h, w]`: noise or velocity, as `prediction_type` says."""
         return self.unet(noisy.to(self.unet.dtype), timesteps, context.to(self.unet.dtype)).sample
 
+    def image_and_noise(self, output: Tensor, noisy: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """What an `output` of the UNet says of `noisy`: clean latents and noise, `[batch, 4, h, w]` each."""
+        alpha = self.alphas_cumprod[timesteps][:, None, None, None]
+        signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
+        if self.prediction_type == "epsilon":
+            return (noisy - sigma * output) / signal, output
+        return signal * noisy - sigma * output, signal * output + sigma * noisy
+
+    @torch.no_grad()
+    def keep_unconditional(self) -> None:
+        """Keep as `unconditional` `[1, tokens, width]` what the UNet attends to without a caption, for guidance in training."""
+        ids = self.tokenize([""]).to(self.text_encoder.device)
+        self.register_buffer("unconditional", self.condition(ids), persistent=False)
+
     def pipeline(self):
         """A `StableDiffusionPipeline` over the same networks, with a fresh copy of the shipped scheduler."""
         from diffusers import StableDiffusionPipeline

@@ -9,6 +9,7 @@ from sdft.methods.base import Method
 from sdft.model import StableDiffusion
 from sdft.objective import Objective
 from sdft.sharding import full, is_part, shard
+from sdft.smoothness import Smoothness
 
 MEASURED = {
     "grad_norm": torch.float32,
@@ -34,6 +35,7 @@ class FineTuning(LightningModule):
         compute: torch.dtype = torch.float32,
         checkpointing: bool = False,
         seed: int = 0,
+        smoothness: Smoothness | None = None,
     ):
         """`optimizer` makes an optimizer from parameter groups, `schedule` maps it and the run's steps to a scheduler,
         `lr` is the rate of each of `model.parts`; `clip` is the largest gradient norm (0: any)."""
@@ -44,7 +46,7 @@ class FineTuning(LightningModule):
         method.prepare(model)
         self.model, self.method, self.objective = model, method, objective
         self.optimizer, self.schedule, self.lr, self.clip = optimizer, schedule, lr, clip
-        self.seed = seed
+        self.seed, self.smoothness = seed, smoothness
         self.grad_norm: Tensor | None = None
         self.odd: Tensor | bool = False  # whether a loss of this step was no number
         self.held_back: Tensor | None = None  # steps whose gradient was no number, and the last of them
@@ -66,7 +68,9 @@ class FineTuning(LightningModule):
 
     def losses(self, batch: dict) -> Tensor:
         """Weighted loss of each sample `[batch]`."""
-        return self.objective(self.model, *self.inputs(batch), batch)
+        inputs = self.inputs(batch)
+        losses = self.objective(self.model, *inputs, batch)
+        return losses + self.smoothness(self.model, *inputs, batch) if self.smoothness else losses
 
     def distances(self, batch: dict) -> Tensor:
         """Loss of each sample `[batch]` before weighting: what runs with different weightings are compared by."""
@@ -136,6 +140,8 @@ class FineTuning(LightningModule):
     def on_before_optimizer_step(self, optimizer):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         self.scale = None if scaler is None else scaler.get_scale()
+        if self.smoothness:
+            self.smoothness.advance(lambda number: self.trainer.strategy.reduce(number, reduce_op="mean"))
 
     def lr_scheduler_step(self, scheduler, metric):
         """fp16 skips the steps that overflow; the schedule then waits for the weights."""
@@ -147,10 +153,14 @@ class FineTuning(LightningModule):
         checkpoint["state_dict"] = {n: w for n, w in checkpoint["state_dict"].items() if n in learned}
         checkpoint["method"] = self.method.words()
         checkpoint["measured"] = {name: float(getattr(self, name)) for name in MEASURED}
+        if self.smoothness:
+            checkpoint["smoothness"] = self.smoothness.state()
 
     def on_load_checkpoint(self, checkpoint):
         for name, kind in MEASURED.items():
             setattr(self, name, torch.tensor(checkpoint["measured"][name], dtype=kind, device=self.device))
+        if self.smoothness and "smoothness" in checkpoint:
+            self.smoothness.go_on(checkpoint["smoothness"])
         was, now = checkpoint["method"], self.method.words()
         if other := [key for key in was.keys() | now.keys() if was.get(key) != now.get(key)]:
             key = sorted(other)[0]

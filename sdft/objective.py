@@ -1,6 +1,7 @@
 """The denoising objective, one loss per image (Ho et al., 2020; velocity: Salimans & Ho, 2022)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,6 +27,7 @@ class Objective:
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
     unmasked: float = 0.0
+    teaches: ClassVar[bool] = False  # see `sdft.methods.base`
 
     def __post_init__(self):
         if self.weighting not in WEIGHTINGS:
@@ -39,16 +41,10 @@ class Objective:
         for key in ("noise_offset", "input_perturbation"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key}={getattr(self, key)}: choose from 0 (off) to 1; 0.1 is usual")
-        if not 0 <= self.unmasked <= 1:
-            raise ValueError(f"unmasked={self.unmasked}: choose from 0 (what a mask blackens is not learned) to 1")
+        check_unmasked(self.unmasked)
 
     def check(self, model) -> None:
-        """Refuse what divides by zero: at zero terminal SNR the last step of an epsilon model holds no image to recover."""
-        if model.prediction_type == "epsilon" and model.alphas_cumprod[-1] < ZERO_SNR:
-            raise ValueError(
-                "model.prediction_type=epsilon with zero terminal SNR (rescale_betas_zero_snr): use v_prediction, "
-                "whose Min-SNR weight of that step is 0"
-            )
+        check_terminal_snr(model)
 
     def __call__(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
         """Weighted losses `[batch]` of latents `[batch, 4, h, w]`.
@@ -66,8 +62,7 @@ class Objective:
         noisy = signal * latents + sigma * (noise + self.input_perturbation * draws["perturbation"])
         target = noise if model.prediction_type == "epsilon" else signal * noise - sigma * latents
         error = model.predict(noisy, draws["timestep"], context).float() - target
-        mask = self.unmasked + (1 - self.unmasked) * draws["mask"]
-        return (self.distance(error).mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1e-6)
+        return mean_inside(self.distance(error), draws["mask"], self.unmasked)
 
     def distance(self, error: Tensor) -> Tensor:
         """error², |error|, or Huber's: error² within delta, 2 delta |error| - delta² outside (twice the usual, to match MSE)."""
@@ -95,3 +90,29 @@ class Objective:
             "debiased": snr.sqrt(),
         }[self.weighting]
         return denoised / (snr + (model.prediction_type == "v_prediction"))
+
+
+def check_terminal_snr(model) -> None:
+    """Refuse what divides by zero: at zero terminal SNR the last step of an epsilon model holds no image to recover."""
+    if model.prediction_type == "epsilon" and model.alphas_cumprod[-1] < ZERO_SNR:
+        raise ValueError(
+            "model.prediction_type=epsilon with zero terminal SNR (rescale_betas_zero_snr): use v_prediction, "
+            "whose Min-SNR weight of that step is 0"
+        )
+
+
+def check_unmasked(unmasked: float) -> None:
+    if not 0 <= unmasked <= 1:
+        raise ValueError(f"unmasked={unmasked}: choose from 0 (what a mask blackens is not learned) to 1")
+
+
+def noised(model, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """Latents `[batch, 4, h, w]` with as much noise as each timestep has."""
+    alpha = model.alphas_cumprod[timesteps][:, None, None, None]
+    return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+
+
+def mean_inside(distances: Tensor, mask: Tensor, unmasked: float) -> Tensor:
+    """Means `[batch]` of distances `[batch, 4, h, w]` over a mask `[batch, 1, h, w]`, outside of which they count `unmasked`."""
+    mask = unmasked + (1 - unmasked) * mask
+    return (distances.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1e-6)

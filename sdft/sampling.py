@@ -13,6 +13,7 @@ from sdft.model import StableDiffusion
 from sdft.schedulers import known, scheduler
 
 TIMESTEPS = 1000  # of Stable Diffusion's noise
+LCM_STEPS = 50  # of the path that the LCM scheduler goes
 Size = int | tuple[int, int]  # of a square's side, or (width, height), in pixels
 
 
@@ -38,6 +39,12 @@ class Sampling:
         if self.steps > TIMESTEPS:
             raise ValueError(
                 f"sampling.steps={self.steps}: choose {TIMESTEPS} or less, for there are no more timesteps"
+            )
+        if self.scheduler not in (None, *SCHEDULERS):
+            raise ValueError(f"sampling.scheduler={self.scheduler}: choose one of {', '.join(SCHEDULERS)}")
+        if self.scheduler == "lcm" and self.steps > LCM_STEPS:
+            raise ValueError(
+                f"sampling.steps={self.steps}: sampling.scheduler=lcm takes {LCM_STEPS} or less; 4 is usual"
             )
         for key in ("guidance_scale", "seed"):
             if getattr(self, key) < 0:

@@ -196,6 +196,8 @@ class Samples(Dataset):
             "noise": pyramid_noise(shape, discount, self.chance("noise", number)),
             "perturbation": self.normal(number, "perturbation", shape),
             "offset": self.normal(number, "offset", (self.channels, 1, 1)),
+            "direction": self.normal(number, "direction", shape),
+            "guidance": self.uniform(number, "guidance")[0],
         }
 
     def timestep(self, number: int) -> Tensor:

@@ -10,6 +10,9 @@ class Method:
     """Three verbs. What learns is what has `requires_grad` after `prepare`, and nothing else decides it."""
 
     result: ClassVar[str]  # the folder in the run that `save` fills
+    teaches: ClassVar[bool] = (
+        False  # whether the model without what is added teaches it: what the objective has to be for
+    )
 
     def check(self, model: StableDiffusion, captions: list[str]) -> None:
         """Raise `ValueError` for what cannot be learned, before anything takes time."""

@@ -34,6 +34,7 @@ class LoRA(Method):
     dora: bool = False
     plus: float = 1.0
     result: ClassVar[str] = "adapter"
+    about: ClassVar[dict[str, str]] = {}  # further metadata of the files
 
     def __post_init__(self):
         if self.rank < 1:
@@ -100,7 +101,7 @@ class LoRA(Method):
             part: trained(part, model.parts[part]) if as_it_is else plain(part, model.parts[part], self.start.get(part))
             for part in self.targets()
         }
-        save_lora(adapters, folder, name)
+        save_lora(adapters, folder, name, self.about)
 
     def load(self, model, folder: Path):
         from sdft.export import load_lora

@@ -1,0 +1,35 @@
+"""LCM-LoRA: an adapter that draws in about four steps, taught by the model without it (Luo et al., 2023)."""
+
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sdft.methods.lora import LoRA
+
+
+@dataclass
+class LCMLoRA(LoRA):
+    """Only the UNet learns: teacher and student read the same captions. Files say how to sample with them."""
+
+    text_encoder: bool = False
+    teaches: ClassVar[bool] = True
+    about: ClassVar[dict[str, str]] = {
+        "modelspec.usage_hint": "LCM scheduler, 4 steps (2 to 8), guidance scale 1, which is no classifier-free guidance",
+        "sampling": json.dumps({"scheduler": "lcm", "steps": 4, "guidance_scale": 1.0}),
+    }
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.text_encoder:
+            raise ValueError("method.text_encoder=true: only the UNet learns to draw in few steps; choose false")
+        if self.init == "pissa":
+            raise ValueError("method.init=pissa: changes the weights below the adapter, which teach; choose gaussian")
+
+    def check(self, model, captions):
+        super().check(model, captions)
+        if not any(caption.strip() for caption in captions):
+            raise ValueError("data: no picture has a caption, without which there is no guidance to learn; give some")
+
+    def prepare(self, model):
+        model.keep_unconditional()
+        super().prepare(model)
