@@ -1,8 +1,13 @@
 """The training step: a model, a method, an objective, and the learning rate of each part."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from sdft.draws import generator
 from sdft.methods.base import Method
@@ -189,7 +194,7 @@ def set_precision(model: StableDiffusion, compute: torch.dtype, frozen: torch.dt
 
 def checkpoint_gradients(model: StableDiffusion) -> None:
     """Keep no activations inside the blocks: backward computes them again."""
-    model.unet.enable_gradient_checkpointing()
+    model.unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, context_fn=same_kernels))
     if any(p.requires_grad for p in model.text_encoder.parameters()):
         from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -197,3 +202,20 @@ def checkpoint_gradients(model: StableDiffusion) -> None:
         for layer in model.text_encoder.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = True  # or it would not; what drops out is below it and keeps its own mode
+
+
+def same_kernels():
+    """Contexts of a forward pass and of its repetition in backward, which must choose attention's kernel as the first did."""
+    fused = torch.backends.cuda.flash_sdp_enabled()  # off where a second derivative is needed: see `sdft.smoothness`
+    return nullcontext(), nullcontext() if fused else PlainAttention()
+
+
+class PlainAttention:
+    """`sdpa_kernel`, to be entered more than once: a second derivative repeats the forward pass twice."""
+
+    def __enter__(self):
+        self.inside = sdpa_kernel(SDPBackend.MATH)
+        self.inside.__enter__()
+
+    def __exit__(self, *error):
+        self.inside.__exit__(*error)

@@ -46,6 +46,8 @@ RUNS = {
         "flip=true",
     ],
     "velocity": ["method=lora", "model.prediction_type=v_prediction", "model.zero_terminal_snr=true", "snr_gamma=5"],
+    "lcm_lora": ["method=lcm_lora", "rank=4", "lr=1e-3"],
+    "smooth": ["method=lora", "smooth=0.5"],
 }
 
 

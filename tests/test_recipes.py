@@ -8,7 +8,7 @@ from conftest import ROOT, save_pictures
 from test_config import checked
 
 RECIPES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
-DIGITS = ("digits_base", "digits_lora", "digits_subject")
+DIGITS = ("digits_base", "digits_lora", "digits_subject", "digits_lcm")
 
 
 def command(recipe) -> list[str]:

@@ -88,8 +88,9 @@ METHODS = {
     "textual_inversion": ["method=textual_inversion", "vectors=2"],
     "dreambooth": ["method=dreambooth", *SUBJECT],
     "dreambooth_lora": ["method=dreambooth_lora", *SUBJECT, "rank=2"],
+    "lcm_lora": ["method=lcm_lora", "rank=2", "ema=0.9", "accumulate=2", "smooth=0.5"],
 }
-FAST = ("lora", "accumulated epochs")
+FAST = ("lora", "accumulated epochs", "lcm_lora")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in METHODS])
