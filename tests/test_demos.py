@@ -90,3 +90,24 @@ def test_over_training_shows_as_falling_diversity_and_rising_memorisation(run): 
     assert best["step"] < 300 and (folder / "best" / "pytorch_lora_weights.safetensors").is_file()
     page = (folder / "evaluation" / "report.html").read_text()
     assert page.count('class="frame') == 7 and 'id="copies"' in page
+
+
+def test_consistency_distillation_draws_in_four_steps_what_took_thirty(run):
+    from sdft.data.digits import InkedDigits
+    from sdft.loading import load
+    from sdft.metrics.zero_shot import ZeroShot
+    from sdft.sampling import Sampling
+
+    words = ["experiment=digits_lcm", "model.weights=pretrained", "batch_size=16", "sampling.steps=4", "steps=250"]
+    module, _ = run(*words, "sample_every=0", "ema=0.99", "log_every=10")
+    questions = InkedDigits().questions()
+    judge = ZeroShot(Clip("tiny-clip"), questions.answers, "digit")
+
+    def digits(model, **how) -> float:
+        pictures = Sampling(batch_size=60, **how)(model, questions.prompts, 32)
+        return float(judge.values(pictures, questions.prompts).mean())
+
+    base, few = load("tiny-sd", architecture="tiny-sd"), {"steps": 4, "guidance_scale": 1.0, "scheduler": "lcm"}
+    before = digits(base, steps=30, guidance_scale=3.0)
+    assert digits(module.model, **few) >= 0.9 * before > 0.8
+    assert digits(base, steps=4, guidance_scale=3.0) < 0.5 * before
