@@ -99,7 +99,8 @@ def shadow(module: FineTuning, step: Step, ghosts: Ghosts) -> FineTuning:
     replaced = {p: ghosts.like(p, dtype=cast if p in frozen else None) for p in module.parameters()}
     replaced |= {buffer: ghosts.like(buffer) for buffer in module.buffers()}
     alone = [module.method, module.optimizer, module.schedule, module._trainer, model.tokenizer, model.scheduler]
-    measured = [value for value in vars(module).values() if isinstance(value, Tensor)]
+    owners = [vars(owner) for owner in (module, module.smoothness) if owner]
+    measured = [value for owner in owners for value in owner.values() if isinstance(value, Tensor)]
     other = twin(module, replaced, [*alone, *measured])
     other.model.compute = step.compute or model.compute
     if step.checkpointing:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_module import attached, batch, build
 
+from sdft.memory import Step, needs
 from sdft.model import StableDiffusion
 from sdft.smoothness import Smoothness
 
@@ -130,6 +131,15 @@ def test_it_is_advanced_once_a_step_and_kept_in_the_checkpoint(tiny):
     other = build(tiny(), smoothness=Smoothness(1.0))
     other.on_load_checkpoint(checkpoint)
     assert other.smoothness.state() == state
+
+
+def test_its_memory_is_estimated_without_touching_it(tiny):
+    needed = []
+    for smooth in (None, Smoothness(1.0)):
+        module = build(tiny(), smoothness=smooth)
+        one = {key: value[:1] for key, value in term_batch(module.model).items()}
+        needed.append(needs(module, Step(one, 2, 1, torch.device("cpu"))).activations)
+    assert needed[1] > needed[0] and module.smoothness.count == 0 and not module.smoothness.seen
 
 
 def test_bad_words_are_refused():
