@@ -40,8 +40,6 @@ class Sampling:
             raise ValueError(
                 f"sampling.steps={self.steps}: choose {TIMESTEPS} or less, for there are no more timesteps"
             )
-        if self.scheduler not in (None, *SCHEDULERS):
-            raise ValueError(f"sampling.scheduler={self.scheduler}: choose one of {', '.join(SCHEDULERS)}")
         if self.scheduler == "lcm" and self.steps > LCM_STEPS:
             raise ValueError(
                 f"sampling.steps={self.steps}: sampling.scheduler=lcm takes {LCM_STEPS} or less; 4 is usual"
