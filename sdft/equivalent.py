@@ -8,7 +8,7 @@ its change is the product less what it was at the start. All three are low-rank 
 import torch
 from torch import Tensor, nn
 
-Product = tuple[Tensor, Tensor]  # up `[out, rank]` and down `[rank, in]`; the change is up @ down
+from sdft.factors import Product
 
 
 def products(module: nn.Module, start: dict[str, Product] | None = None) -> dict[str, Product]:
@@ -21,17 +21,22 @@ def products(module: nn.Module, start: dict[str, Product] | None = None) -> dict
 
 @torch.no_grad()
 def product(layer: nn.Module, start: Product | None = None) -> Product:
-    """Exact; a rank as high as the weight's own is written as the whole change."""
+    """Exact."""
     kind, scale = layer.adapter_layer_names[0].split("_")[0], layer.scaling["default"]
     up, down = {"lora": of_lora, "hada": of_loha, "lokr": of_lokr}[kind](layer)
     up, down = (scale * up.float()).cpu(), down.float().to("cpu", copy=True)
     if start is not None:
         up, down = torch.cat([up, -start[0]], 1), torch.cat([down, start[1]], 0)
-    if up.shape[1] >= min(up.shape[0], down.shape[1]):
-        change = up @ down
-        one = torch.eye(min(change.shape))
-        up, down = (change, one) if change.shape[1] <= change.shape[0] else (one, change)
-    return up, down
+    return least(up, down)
+
+
+def least(up: Tensor, down: Tensor) -> Product:
+    """A rank as high as the weight's own is written as the whole change."""
+    if up.shape[1] < min(up.shape[0], down.shape[1]):
+        return up, down
+    change = up @ down
+    one = torch.eye(min(change.shape))
+    return (change, one) if change.shape[1] <= change.shape[0] else (one, change)
 
 
 def of_lora(layer) -> Product:
@@ -39,17 +44,27 @@ def of_lora(layer) -> Product:
 
 
 def of_loha(layer) -> Product:
-    """(a b) * (c d) is the product of all pairs of columns of a and c with all pairs of rows of b and d."""
     a, b, c, d = (getattr(layer, f"hada_w{n}_{side}")["default"] for n in (1, 2) for side in "ab")
+    return hadamard(a, b, c, d)
+
+
+def hadamard(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Product:
+    """(a b) * (c d) is the product of all pairs of columns of a and c with all pairs of rows of b and d."""
     return torch.einsum("or,os->ors", a, c).flatten(1), torch.einsum("ri,si->rsi", b, d).flatten(0, 1)
 
 
 def of_lokr(layer) -> Product:
-    """w (x) (a b) = (w (x) a) (1 (x) b), and (1 (x) w2) where the second matrix is whole."""
     w = layer.lokr_w1["default"]
     if "default" in layer.lokr_w2:
-        whole = layer.lokr_w2["default"]
-        a, b = torch.eye(len(whole), device=whole.device), whole.flatten(1)
-    else:
-        a, b = layer.lokr_w2_a["default"], layer.lokr_w2_b["default"]
+        return kronecker(w, *halves(layer.lokr_w2["default"]))
+    return kronecker(w, layer.lokr_w2_a["default"], layer.lokr_w2_b["default"])
+
+
+def halves(whole: Tensor) -> Product:
+    """A matrix that has no factors, as two."""
+    return torch.eye(len(whole), device=whole.device), whole.flatten(1)
+
+
+def kronecker(w: Tensor, a: Tensor, b: Tensor) -> Product:
+    """w (x) (a b) = (w (x) a) (1 (x) b)."""
     return torch.kron(w, a), torch.kron(torch.eye(w.shape[1], device=w.device), b)

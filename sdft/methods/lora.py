@@ -94,7 +94,8 @@ class LoRA(Method):
         return self.plus if ".lora_B." in name else 1.0
 
     def save(self, model, folder: Path, name: str):
-        from sdft.export import plain, save_lora, trained
+        from sdft.export import save_lora
+        from sdft.learned import plain, trained
 
         as_it_is = self.kind == "lora" and self.init != "pissa"
         adapters = {

@@ -1,0 +1,105 @@
+"""LoRA files taken into the weights of a model, and out of them again."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sdft.architecture import named, of_model, submodule
+from sdft.digest import of_weights
+from sdft.factors import of_difference
+from sdft.loading import load
+from sdft.lora_file import LoraFile
+from sdft.mixing import Made
+from sdft.model import StableDiffusion
+
+
+@torch.no_grad()
+def merge(model: StableDiffusion, files: list[LoraFile], weights: list[float]) -> None:
+    """W + sum of weight * dW in the model itself; a DoRA's dW is what it makes of the base's weight, as in diffusers."""
+    if len(weights) != len(files):
+        raise ValueError(f"weights={weights}: {len(weights)} for {len(files)} adapters; give one for each")
+    changes: dict[tuple[str, str], Tensor] = {}
+    for file, strength in zip(files, weights, strict=True):
+        for (part, name), layer in file.layers.items():
+            weight = submodule(part, model.parts[part], name).weight
+            change = layer.changed(weight, strength) - weight.double()
+            changes[part, name] = changes.get((part, name), 0) + change
+    for (part, name), change in changes.items():
+        weight = submodule(part, model.parts[part], name).weight
+        weight.copy_(weight.double() + change)
+
+
+@torch.no_grad()
+def extract(
+    base: StableDiffusion,
+    tuned: StableDiffusion,
+    rank: int | None,
+    keep: float | None = None,
+    targets: dict[str, list[str] | None] | None = None,
+    told: Callable[[list], list] = list,
+) -> tuple[Made, float]:
+    """The LoRA that is nearest to what was learned between two models, and the share of all that changed in their networks
+    (norms, biases and layers that are not asked for, too) which lies in its layers.
+
+    `targets` by part: the endings of layers' names; None for every linear layer and convolution. What did not change has none.
+    """
+    shapes, others = of_model(base).shapes, of_model(tuned).shapes
+    if shapes != others:
+        part = next(part for part in shapes if shapes[part] != others[part])
+        name = next(n for n in shapes[part] | others[part] if shapes[part].get(n) != others[part].get(n))
+        raise ValueError(f"tuned={tuned.name}: not of the architecture of base={base.name} ({part}.{name} is another)")
+    if rank is None and keep is None:
+        raise ValueError("rank=null keep=null: give one of them, such as rank=16 or keep=0.95")
+    if keep is not None and not 0 < keep <= 1:
+        raise ValueError(f"keep={keep}: choose more than 0 up to 1, such as 0.95")
+    most = max(min(shape[0], torch.Size(shape[1:]).numel()) for layers in shapes.values() for shape in layers.values())
+    if rank is not None and not 1 <= rank <= most:
+        raise ValueError(f"rank={rank}: choose 1 to {most}; no layer of {base.name} has more")
+    made, differing = Made(), sum(differences(base, tuned))
+    wanted = [(p, n) for p, layers in shapes.items() for n in layers if chosen(p, n, (targets or {}).get(p))]
+    for part, name in told(wanted):
+        before, after = (submodule(part, m.parts[part], name).weight.double() for m in (base, tuned))
+        change = (after - before).cpu()
+        if torch.count_nonzero(change):
+            product = of_difference(change.flatten(1), rank or most, keep)
+            made.whole += (whole := float(change.square().sum()))
+            held = float(product[0].T.matmul(change.flatten(1)).mul(product[1]).sum())
+            made.missing += max(whole - held, 0.0)
+            made.put(part, name, tuple(change.shape), product)
+    if not made.parts:
+        raise ValueError(f"tuned={tuned.name}: no layer that is asked for differs from base={base.name}")
+    return made, made.whole / differing
+
+
+def chosen(part: str, name: str, endings: list[str] | None) -> bool:
+    return endings is None or any(name == named(part, ending) or name.endswith(f".{ending}") for ending in endings)
+
+
+def differences(base: StableDiffusion, tuned: StableDiffusion):
+    """The squared norm of what changed in each parameter of the networks that learn."""
+    for part, module in base.parts.items():
+        others = dict(tuned.parts[part].named_parameters())
+        for name, before in module.named_parameters():
+            if name in others and others[name].shape == before.shape:  # a vocabulary may have grown
+                yield float((others[name] - before).double().square().sum())
+
+
+def opened(name: str, word: str) -> StableDiffusion:
+    """A model by what `model.name` takes, or the one that a run made of all weights; the error names the word."""
+    run = Path(name).expanduser() / "pipeline"
+    try:
+        return load(str(run) if run.is_dir() else name)
+    except ValueError as error:
+        raise ValueError(str(error).replace("model.name=", f"{word}=", 1)) from None
+
+
+def tuned_record(
+    base: StableDiffusion, tuned: StableDiffusion, rank: int | None, keep: float | None, kept: float
+) -> dict:
+    """For the header of what was extracted: from which weights."""
+    of = [{"file": Path(model.name).name, "sha256": of_weights(model)} for model in (base, tuned)]
+    words = {"rank": rank} if keep is None else {"keep": keep}
+    return {"sdft": json.dumps({"made_by": "extract", **words, "kept": round(kept, 6), "of": of}, ensure_ascii=False)}
