@@ -98,13 +98,15 @@ def told_alphas(metadata: dict[str, str]) -> dict:
         return {}
     try:
         told = json.loads(metadata[PEFT])
-        parts = {key.split(".")[0] for key in told}
-    except (ValueError, TypeError, RecursionError):
-        raise ValueError(f"its {PEFT} is not an object of JSON") from None
-    return {
-        part: alpha_of({k.removeprefix(f"{part}."): v for k, v in told.items() if k.startswith(f"{part}.")})
-        for part in parts
-    }
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        raise ValueError(f"its {PEFT} is not an object of JSON")
+    configs: dict[str, dict] = {key.split(".")[0]: {} for key in told}
+    for key, value in told.items():
+        part, _, name = key.partition(".")
+        configs[part][name] = value
+    return {part: alpha_of(config) for part, config in configs.items()}
 
 
 def alpha_of(config: dict):

@@ -114,6 +114,10 @@ def added(parts: list[tuple[float, Product]], name: str) -> Product:
     return sum(root * sign * up for root, sign, up, _ in signed), sum(root * down for root, _, _, down in signed)
 
 
+def shown(value: float | None) -> str:
+    return "null" if value is None else str(value)
+
+
 def resize(file: LoraFile, rank: int | None, keep: float | None) -> Made:
     """Every layer by its nearest of at most `rank`, or of the least rank that keeps that share of its energy.
 
@@ -121,7 +125,9 @@ def resize(file: LoraFile, rank: int | None, keep: float | None) -> Made:
     """
     most = max(layer.rank for layer in file.layers.values())
     if (rank is None) == (keep is None):
-        raise ValueError(f"rank={rank} keep={keep}: give one of them, such as rank={max(1, most // 2)} or keep=0.95")
+        raise ValueError(
+            f"rank={shown(rank)} keep={shown(keep)}: give one of them, such as rank={max(1, most // 2)} or keep=0.95"
+        )
     if rank is not None and not 1 <= rank <= most:
         raise ValueError(f"rank={rank}: {file.path.name} has rank {most}; choose 1 to {most}")
     if keep is not None and not 0 < keep <= 1:
