@@ -49,9 +49,9 @@ def lines(file: LoraFile, everything: bool = False) -> list[str]:
         f"alpha    {counted(layer.alpha for layer in layers.values())}",
     ]
     for part, names in file.parts.items():
-        told.append(
-            f"targets  {part}: {', '.join(f'{end} {n}' for end, n in Counter(map(ending, names)).most_common())}"
-        )
+        ends = Counter(map(ending, names)).most_common()
+        shown = ", ".join(f"{end} {count}" for end, count in ends[:8]) + f", and {len(ends) - 8} more" * (len(ends) > 8)
+        told.append(f"targets  {part}: {shown}")
     return [*told, "", *table(file), "", *header(file.metadata, everything)]
 
 

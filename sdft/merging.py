@@ -100,6 +100,6 @@ def tuned_record(
     base: StableDiffusion, tuned: StableDiffusion, rank: int | None, keep: float | None, kept: float
 ) -> dict:
     """For the header of what was extracted: from which weights."""
-    of = [{"file": Path(model.name).name, "sha256": of_weights(model)} for model in (base, tuned)]
+    of = [{"file": "/".join(Path(model.name).parts[-2:]), "sha256": of_weights(model)} for model in (base, tuned)]
     words = {"rank": rank} if keep is None else {"keep": keep}
     return {"sdft": json.dumps({"made_by": "extract", **words, "kept": round(kept, 6), "of": of}, ensure_ascii=False)}

@@ -48,6 +48,8 @@ def balanced(weights: list[float] | None, count: int, sums: str) -> list[float]:
     """The weights as they are applied; `ValueError` when they are not as many as files, or do not sum to 1 where they should."""
     if sums not in SUMS:
         raise ValueError(f"sum={sums}: choose one of {', '.join(SUMS)}")
+    if not count:
+        raise ValueError("adapters=[]: give at least one LoRA file, or the folder of a run or an adapter")
     weights = [1 / count] * count if weights is None else list(weights)
     if len(weights) != count:
         raise ValueError(f"weights={weights}: {len(weights)} for {count} adapters; give one for each")

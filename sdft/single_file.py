@@ -153,6 +153,9 @@ def open_clip(text: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def save_folder(model: StableDiffusion, folder: Path, dtype: torch.dtype, record: dict[str, str]) -> None:
     """A pipeline in the diffusers layout, whole or not at all, with what it was made of in `merge.json`."""
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()  # it warns of any change of precision
     partial = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -16,8 +16,6 @@ MOST = 20_000  # letters of a file's own history that are taken on
 
 def opened(paths: list[str], architecture: str | None) -> list[LoraFile]:
     """All of them, of the architecture that is asked for, or each of one that this package carries."""
-    if not paths:
-        raise ValueError("adapters=[]: give at least one LoRA file, or the folder of a run or an adapter")
     among = known(architecture)
     try:
         return [read(Path(path), among) for path in paths]
