@@ -19,7 +19,9 @@ def page(conf: Path, config: str, words: list[str]) -> str:
         key: sorted(file.stem for file in (conf / key).glob("*.yaml")) for key in groups(conf / f"{config}.yaml")
     }
     listed = "\n".join(f"{key}: {', '.join(names)}" for key, names in choices.items())
-    said = comments((conf / f"{config}.yaml").read_text(encoding="utf-8"))
+    chosen = [conf / key / f"{cfg.hydra.runtime.choices.get(key)}.yaml" for key in choices]
+    files = [file for file in (*chosen, conf / f"{config}.yaml") if file.is_file()]
+    said = {key: told for file in files for key, told in comments(file.read_text(encoding="utf-8")).items()}
     filled = Template(cfg.hydra.help.template)
     return filled.substitute(APP_CONFIG_GROUPS=listed, CONFIG=explained(OmegaConf.to_yaml(about), said))
 

@@ -36,6 +36,15 @@ def first_job(given: list[str]) -> list[str]:
     return [*fixed, *(f"{key}={value}" for key, value in zip(space, corners(space)[0], strict=True))]
 
 
+APPS = re.findall(r"python -m sdft\.apps\.(\w+)((?: [^\n#`·]*)?)", PAGES)
+
+
+@pytest.mark.parametrize(("name", "rest"), APPS, ids=lambda value: value.strip() or "plain")
+def test_every_app_takes_the_words_that_are_shown(name, rest):
+    assert (ROOT / "sdft" / "apps" / f"{name}.py").is_file()
+    checked(*[word for word in words(rest) if word not in ("&&", "…")], config=name)
+
+
 def test_there_are_commands_to_check():
     assert len(COMMANDS) > 10
 
