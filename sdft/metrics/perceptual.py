@@ -18,19 +18,20 @@ class Lpips:
 
     name = "LPIPS"
 
-    def __init__(self, net: str = "alex", device: str = "cpu", batch_size: int = 32):
+    def __init__(self, net: str = "alex", device: str = "cpu", batch_size: int = 32, word: str = "metrics.perceptual"):
+        """`word` is what errors call the choice of `net`."""
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
         from torchvision import models
 
         weights = {"alex": models.AlexNet_Weights, "vgg": models.VGG16_Weights, "squeeze": models.SqueezeNet1_1_Weights}
         if net not in weights:
-            raise ValueError(f"metrics.perceptual={net}: choose one of {', '.join(weights)}, or clip")
+            raise ValueError(f"{word}={net}: choose one of {', '.join(weights)}, or clip")
         try:
             self.metric = LearnedPerceptualImagePatchSimilarity(net, reduction="none", normalize=True).to(device)
         except OSError:
             file = weights[net].IMAGENET1K_V1.url.rsplit("/", 1)[1]
             raise Missing(
-                f"metrics.perceptual={net}: {file} of torchvision is not here; "
+                f"{word}={net}: {file} of torchvision is not here; "
                 f"fetch it once with the network on, or put it into {torch.hub.get_dir()}/checkpoints/"
             ) from None
         self.device, self.batch_size = device, batch_size
@@ -95,6 +96,11 @@ class ClipLayers:
     def pairwise(self, pictures: list[Image.Image]) -> Tensor:
         rows = self.maps(pictures).double()
         return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+def embedded(device: str = "cpu") -> ClipLayers:
+    """The eye of the embedded world."""
+    return ClipLayers(Clip("tiny-clip", device=device))
 
 
 def pixels(picture: Image.Image) -> Tensor:
