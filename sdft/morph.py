@@ -28,7 +28,7 @@ class Recipe:
 
     `lora`: what of both ends' adapters is interpolated (see `sdft.blend`). `adain`: what gets the ends' statistics, the
     interpolated noise, or the latents that come of it. `attention` is the share of the steps, from the noisiest, in which
-    frames attend to the ends' keys and values. `pacing` even puts the frames equally far apart to the eye, in `rounds` of looking.
+    frames attend to the ends' keys and values. `pacing` even puts frames equally far apart to the eye, in `rounds` of looking.
     """
 
     lora: str = "dw"
