@@ -61,7 +61,8 @@ def opened(cfg):
 
     from sdft.apps.model import open_model
 
-    return open_model(OmegaConf.merge(cfg, {"adapters": None, "weights": None})).model
+    asked = OmegaConf.create({word: value for word, value in cfg.items() if word != "adapters"})
+    return open_model(asked).model
 
 
 def ready(cfg, model, pictures, recipe, precision):
