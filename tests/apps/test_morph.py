@@ -82,18 +82,11 @@ def test_a_film_its_strip_and_its_scores_and_adapters_that_are_learned_once(app,
         ("images=[neon.png,blueprint.png]", ["prompts=[a,b,c]"], "3 given; give one for both pictures, or one each"),
         ("images=[neon.png,blueprint.png]", [], "please set prompts=…"),
         ("images=[neon.png,blueprint.png]", [PROMPTS, "frames=1"], "frames=1: choose from 2 to 1000"),
-        ("images=[neon.png,blueprint.png]", [PROMPTS, "fps=0"], "fps=0: choose from 1 to 100"),
         ("images=[neon.png,blueprint.png]", [PROMPTS, "lora=both"], "lora=both: choose one of dw, factors, none"),
-        ("images=[neon.png,blueprint.png]", [PROMPTS, "adain=yes"], "adain=yes: choose one of noise, result, none"),
-        ("images=[neon.png,blueprint.png]", [PROMPTS, "attention=2"], "attention=2: choose the share of steps"),
-        ("images=[neon.png,blueprint.png]", [PROMPTS, "pacing=odd"], "pacing=odd: choose one of even, uniform"),
-        ("images=[neon.png,blueprint.png]", [PROMPTS, "ddim_steps=1"], "ddim_steps=1: choose from 2 to 500"),
         ("images=[neon.png,blueprint.png]", [PROMPTS, "perceptual=none"], "needs an eye; choose pacing=uniform"),
         ("images=[neon.png,blueprint.png]", [PROMPTS, "perceptual=eyes"], "perceptual=eyes: choose one of alex"),
-        ("images=[neon.png,blueprint.png]", [PROMPTS, "adapters=[a]"], "adapters=['a']: 1 given; give two"),
         ("images=[neon.png,blueprint.png]", [PROMPTS, "adapters=[a,b]"], "adapter=a: no such LoRA file"),
         ("images=[neon.png,blueprint.png]", [PROMPTS, "resolution=20"], "resolution=20: "),
-        ("images=[neon.png,blueprint.png]", [PROMPTS, "rank=0"], "rank=0: choose 1 or more"),
     ],
 )
 def test_what_cannot_be_is_one_line(app, home, images, words, told):
@@ -101,6 +94,22 @@ def test_what_cannot_be_is_one_line(app, home, images, words, told):
     said = app(*words, "folder=refused", images=images)
     assert told in said and said.startswith("error: ") and said.count("\n") == 1
     assert not (home / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("build", "words", "told"),
+    [
+        (Recipe, {"adain": "yes"}, "adain=yes: choose one of noise, result, none"),
+        (Recipe, {"attention": 2.0}, "attention=2.0: choose the share of steps"),
+        (Recipe, {"pacing": "odd"}, "pacing=odd: choose one of even, uniform"),
+        (Recipe, {"rounds": 0}, "rounds=0: choose from 1 to 4"),
+        (Portrait, {"rank": 0}, "rank=0: choose 1 or more"),
+        (Portrait, {"lr": 0.0}, "lr=0.0: choose more than 0"),
+    ],
+)
+def test_words_out_of_range_are_refused(build, words, told):
+    with pytest.raises(ValueError, match=told):
+        build(**words)
 
 
 def test_an_adapter_of_another_model_is_one_line(app, home):
