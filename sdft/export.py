@@ -12,6 +12,7 @@ from sdft.learned import KOHYA_KINDS, Adapter, of_layers, split, trained
 from sdft.lora_file import DIFFUSERS_FILE, PEFT, read
 
 UNTOLD = ("task_type", "runtime_config", "base_model_name_or_path")  # the last is a folder of this machine
+MOST = 300  # letters of what the loader says
 OF_ONE_FORM = {PEFT, "ss_network_module", "ss_network_dim", "ss_network_alpha"}  # written anew
 OF_ONE_FILE = {"format", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"}  # not true of another
 
@@ -90,7 +91,9 @@ def load_lora(model, path: Path, name: str = "default") -> None:
         for part, layers in given.parts.items():
             put(model.parts[part], part, of_layers(part, layers), name)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"adapter={given.path}: does not fit {model.name} ({' '.join(str(error).split())})") from None
+        told = " ".join(str(error).split())
+        told = f"{told[:MOST]}…" if len(told) > MOST else told
+        raise ValueError(f"adapter={given.path}: does not fit {model.name} ({told})") from None
     model.requires_grad_(False).eval()
 
 

@@ -25,22 +25,24 @@ Distances = Callable[[list[Image.Image], list[Image.Image]], Tensor]  # of pairs
 class Film:
     """Frames between two given pictures, with their shares of the way, and how far each is from the next to the eye.
 
-    What is measured begins and ends with the given pictures, so that ends which miss them count as the jumps that they are.
-    `distances` are empty where nothing judges.
+    `distances` are those of neighbouring frames, `misses` those of the ends to the pictures that they stand for; both are
+    empty where nothing judges.
     """
 
     given: list[Image.Image]
     shares: list[float]
     frames: list[Image.Image]
     distances: list[float]
+    misses: list[float]
 
     def scores(self) -> dict[str, float]:
-        """PSNR of both ends in dB; PPL, the sum, and PDV, the variance, of the perceptual distances of neighbours, and their
-        deviation over their mean, which does not depend on how far apart the pictures are."""
+        """PSNR of both ends in dB; PPL, the sum of the distances all the way from one given picture to the other, so that ends
+        which miss them count as the jumps that they are; PDV, the variance of those of neighbouring frames; and their deviation
+        over their mean, which does not depend on how far apart the pictures are."""
         found = {"PSNR first": psnr(self.frames[0], self.given[0]), "PSNR last": psnr(self.frames[-1], self.given[1])}
         if self.distances:
             steps = np.asarray(self.distances)
-            found |= {"PPL": float(steps.sum()), "PDV": float(steps.var())}
+            found |= {"PPL": float(steps.sum() + sum(self.misses)), "PDV": float(steps.var())}
             found["unevenness"] = float(steps.std() / max(steps.mean(), 1e-12))
         return found
 

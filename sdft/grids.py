@@ -30,7 +30,7 @@ def labelled(rows: list[tuple[str, list[Image.Image]]], columns: list[str], tile
         [p.resize((p.width * factor, p.height * factor), Image.Resampling.LANCZOS) for p in row] for _, row in rows
     ]
     sheet, font = grid(tiles, gap=4), ImageFont.load_default(13)
-    edge = size * factor
+    edge, high = size * factor, rows[0][1][0].height * factor
     left = 12 + max(int(font.getlength(label)) for label, _ in rows)
     heads = [wrap(text, edge, font) for text in columns]
     top = 10 + 16 * max((len(lines) for lines in heads), default=0)
@@ -40,7 +40,7 @@ def labelled(rows: list[tuple[str, list[Image.Image]]], columns: list[str], tile
     for x, lines in enumerate(heads):
         draw.text((left + x * (edge + 4), 4), "\n".join(lines), "black", font)
     for y, (label, _) in enumerate(rows):
-        draw.text((6, top + y * (edge + 4) + edge // 2 - 8), label, "black", font)
+        draw.text((6, top + y * (high + 4) + high // 2 - 8), label, "black", font)
     return page
 
 

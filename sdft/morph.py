@@ -109,8 +109,10 @@ class Morph:
                 seen |= zip(missing, self.frames(missing, recipe), strict=True)
         frames = [seen[share] for share in shares]
         given = [picture.image for picture in self.pictures]
-        whole = [given[0], *frames[1:-1], given[1]]
-        return Film(given, shares, frames, between(whole, distances) if distances else [])
+        if distances is None:
+            return Film(given, shares, frames, [], [])
+        misses = distances(given, [frames[0], frames[-1]]).tolist()
+        return Film(given, shares, frames, between(frames, distances), misses)
 
     def frames(self, shares: list[float], recipe: Recipe) -> list[Image.Image]:
         return [self.picture(latents) for latents in self.latents(shares, recipe)] if shares else []

@@ -122,11 +122,16 @@ def tell(morph, films, folder: Path, cfg, eye) -> None:
     with whole(folder / "strip.png") as file:
         strip(films).save(file, format="PNG")
     about = {"perceptual": eye and eye.name, "autoencoder": limit, "scores": scores, "shares": first.shares}
-    about |= {"distances": first.distances, "images": list(cfg.images), "prompts": [p.caption for p in morph.pictures]}
+    about |= {
+        "distances": first.distances,
+        "misses": first.misses,
+        "images": list(cfg.images),
+        "prompts": [p.caption for p in morph.pictures],
+    }
     with whole(folder / "scores.json") as file:
         file.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if eye:
-        print(f"distance {eye.name}: PPL is their sum over neighbours, PDV their variance")
+        print(f"distance {eye.name}: PPL is their sum from picture to picture, PDV their variance between frames")
     width = max(map(len, [*scores, "autoencoder"]))
     for name, row in {"autoencoder": limit, **scores}.items():
         print(f"scores   {name:<{width}}  " + "  ".join(f"{key} {value:.4g}" for key, value in row.items()))

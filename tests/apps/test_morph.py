@@ -55,7 +55,7 @@ def test_a_film_its_strip_and_its_scores_and_adapters_that_are_learned_once(app,
     scores = json.loads((home / "first" / "scores.json").read_text())
     assert list(scores["scores"]) == ["all parts", "no LoRA", "no AdaIN", "no attention", "no pacing"]
     assert scores["perceptual"] == "LPIPS (tiny-clip)" and len(scores["distances"]) == 2
-    assert scores["scores"]["all parts"]["PPL"] == pytest.approx(sum(scores["distances"]))
+    assert scores["scores"]["all parts"]["PPL"] == pytest.approx(sum(scores["distances"] + scores["misses"]))
     assert scores["shares"][0] == 0 and scores["shares"][-1] == 1
     strip = Image.open(home / "first" / "strip.png")
     assert strip.width > 5 * 128 and 5 * 128 < strip.height < 6 * 128 + 60
@@ -113,7 +113,7 @@ def test_words_out_of_range_are_refused(build, words, told):
 
 
 def test_an_adapter_of_another_model_is_one_line(app, home):
-    kept = next((home / "outputs").rglob("pytorch_lora_weights.safetensors"))
+    kept = next((home / "outputs").rglob("pytorch_lora_weights.safetensors")).resolve()
     wide = {key: torch.randn(*weight.shape[:-1], 7) for key, weight in load_file(kept).items()}
     save_file(wide, home / "wide.safetensors")
     said = app(PROMPTS, *FAST, f"adapters=[{kept},wide.safetensors]")
@@ -198,9 +198,9 @@ def test_even_pacing_lowers_the_variance_of_steps_and_each_round_more():
 
 def test_ends_that_miss_their_pictures_count_as_jumps():
     given, frames = [flat(0), flat(255)], [flat(51), flat(102), flat(255)]
-    film = Film(given, [0, 0.5, 1], frames, ruler([given[0], frames[1]], [frames[1], given[1]]).tolist())
+    film = Film(given, [0, 0.5, 1], frames, ruler(frames[:-1], frames[1:]).tolist(), ruler(given, frames[::2]).tolist())
     scores = film.scores()
-    assert scores["PPL"] == pytest.approx(0.4**2 + 0.6**2) and scores["PSNR last"] == 100
+    assert scores["PPL"] == pytest.approx(2 * 0.2**2 + 0.6**2) and scores["PSNR last"] == 100
     assert scores["PSNR first"] == pytest.approx(13.98, abs=0.01)
 
 
