@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdft.files import whole
-from sdft.sampling import labelled
+from sdft.grids import labelled
 
 LEAST = 256  # pixels of a film's short side; smaller frames are enlarged
 HOLD = 6  # frames that a film stands still at its ends

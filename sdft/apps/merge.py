@@ -9,12 +9,12 @@ def merged(asked):
     """The model that the words name with the files in its weights, the files, and their strengths, 1 by default."""
     from hydra.utils import instantiate
 
-    from sdft.apps.model import chosen
+    from sdft.apps.model import config
     from sdft.architecture import of_model
     from sdft.lora_file import read
     from sdft.merging import merge
 
-    cfg, run = chosen(asked)
+    cfg, run = config(asked)
     method = instantiate(cfg.method) if run else None
     paths = [Path(str(path)) for path in asked.get("adapters") or []]
     if run and method.result == "embedding":

@@ -15,13 +15,13 @@ def main(cfg):
 
     check(cfg)
     typed(cfg, WORDS)
-    from sdft.apps.model import chosen, open_model
+    from sdft.apps.model import config, open_model
     from sdft.controlnet import open_controlnet
     from sdft.restyling import Restyling, photographs, restyle
     from sdft.triggers import triggers
 
     files = photographs(cfg.images)
-    run_cfg, run = chosen(cfg)
+    run_cfg, run = config(cfg)
     words = triggers(run) if run else []
     prompt = cfg.prompt if cfg.prompt is not None else ", ".join(words)
     if not prompt:
