@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from sdft.memory import GB, Step, amount, needs, room
-from sdft.modelspec import architecture
+from sdft.publishing.modelspec import architecture
 
 LATE_WARMUP = 0.2  # a longer warm-up leaves the run no time to settle
 

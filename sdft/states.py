@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sdft.export import load_lora
+from sdft.lora.export import load_lora
 from sdft.methods.base import Method
 from sdft.methods.sft import SFT
 from sdft.model import StableDiffusion

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdft.adapters import wear
+from sdft.lora.adapters import wear
 from sdft.methods.lora import LoRA
 
 

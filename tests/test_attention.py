@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sdft.attention import SharedAttention
+from sdft.morph.attention import SharedAttention
 
 STEP, LAYER = torch.tensor(500), "1.attentions.0.transformer_blocks.0.attn1.to_v"
 

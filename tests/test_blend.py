@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sdft.adapters import wear
-from sdft.blend import Blend
+from sdft.lora.adapters import wear
+from sdft.lora.blend import Blend
 from sdft.methods.lora import LoRA
 
 LAYER = "up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k"

@@ -8,8 +8,8 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sdft.equivalent import products
-from sdft.export import load_lora
+from sdft.lora.equivalent import products
+from sdft.lora.export import load_lora
 from sdft.methods.lora import LoRA
 
 PROMPT = "a handwritten five in neon light"

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from sdft.axes import Axis, free
+from sdft.generation.axes import Axis, free
 from sdft.grids import LARGEST, Labels, fitted, font, lines_of, sheet
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdft.interpolation import adain, even, lerp, moments, slerp
+from sdft.morph.interpolation import adain, even, lerp, moments, slerp
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sdft.inversion import Ddim
 from sdft.model import noise_levels
+from sdft.morph.inversion import Ddim
 
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 KINDS = ("epsilon", "v_prediction")

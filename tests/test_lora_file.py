@@ -7,11 +7,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sdft.architecture import known
-from sdft.export import diffusers_format, kohya_format, load_lora, write
-from sdft.factors import energy, layer, of_difference, reduced
-from sdft.learned import of_layers
-from sdft.lora_file import read
+from sdft.lora.architecture import known
+from sdft.lora.export import diffusers_format, kohya_format, load_lora, write
+from sdft.lora.factors import energy, layer, of_difference, reduced
+from sdft.lora.file import read
+from sdft.lora.learned import of_layers
 from sdft.methods.lora import LoRA
 
 TINY = known("tiny-sd")

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image, PngImagePlugin
 
-import sdft.metadata as metadata
+import sdft.generation.metadata as metadata
 
 DIGEST = "ab" * 32
 TOLD = {

@@ -10,17 +10,17 @@ from diffusers import StableDiffusionPipeline
 from diffusers.loaders import single_file_utils as theirs
 from safetensors.torch import load_file
 
-from sdft.adapters import wear
-from sdft.architecture import known, of_folder
-from sdft.export import diffusers_format, kohya_format, load_lora, save_lora, write
-from sdft.factors import distance, energy, layer
-from sdft.learned import of_layers
 from sdft.loading import load
-from sdft.lora_file import read
-from sdft.merging import extract, merge
+from sdft.lora.adapters import wear
+from sdft.lora.architecture import known, of_folder
+from sdft.lora.export import diffusers_format, kohya_format, load_lora, save_lora, write
+from sdft.lora.factors import distance, energy, layer
+from sdft.lora.file import read
+from sdft.lora.learned import of_layers
+from sdft.lora.merging import extract, merge
+from sdft.lora.mixing import balanced, mix, resize
+from sdft.lora.single_file import original, save_folder, save_single
 from sdft.methods.lora import LoRA
-from sdft.mixing import balanced, mix, resize
-from sdft.single_file import original, save_folder, save_single
 
 TINY = known("tiny-sd")
 FILE = "pytorch_lora_weights.safetensors"

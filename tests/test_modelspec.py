@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sdft.assets import FOLDER
-from sdft.modelspec import architecture, describe, metadata
-from sdft.triggers import triggers
+from sdft.publishing.modelspec import architecture, describe, metadata
+from sdft.publishing.triggers import triggers
 
 FILES = ("pytorch_lora_weights.safetensors", "lora-kohya.safetensors")
 WORDS = ("steps=2", "data.per_digit=2", "rank=2", "alpha=1", "lr=2e-3")

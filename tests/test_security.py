@@ -305,7 +305,7 @@ def test_no_prompt_breaks_out_of_the_card(text, told, tmp_path, tiny):
 
     import markdown
 
-    from sdft.card import write_card
+    from sdft.publishing.card import write_card
     from sdft.sampling import Sampling
 
     (tmp_path / "adapter").mkdir()

@@ -45,7 +45,7 @@ def test_strength_scales_the_change_and_leaves_the_adapter_as_it_was(trained, tm
     assert not torch.allclose(half, full, atol=1e-3) and not torch.allclose(half, base, atol=1e-3)
     from safetensors.torch import load_file, save_file
 
-    from sdft.export import DIFFUSERS_FILE, load_lora
+    from sdft.lora.export import DIFFUSERS_FILE, load_lora
 
     file = folder / "adapter" / DIFFUSERS_FILE  # B halved is dW halved
     halved = {k: w / 2 if ".lora_B." in k else w for k, w in load_file(file).items()}

@@ -16,9 +16,9 @@ def main(cfg):
     if cfg.to not in ("kohya", "diffusers"):
         raise ValueError(f"to={cfg.to}: choose kohya or diffusers")
     from sdft.apps.files import called, file_name, opened, record
-    from sdft.export import diffusers_format, kept, kohya_format, write
-    from sdft.learned import of_layers
-    from sdft.lora_file import DIFFUSERS_FILE
+    from sdft.lora.export import diffusers_format, kept, kohya_format, write
+    from sdft.lora.file import DIFFUSERS_FILE
+    from sdft.lora.learned import of_layers
 
     (file,) = opened([cfg.adapter], cfg.architecture)
     name = file_name(cfg.name or called(file.path).split("/")[0].removesuffix(".safetensors"))

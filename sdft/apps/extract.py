@@ -19,8 +19,8 @@ def main(cfg):
     from rich.progress import track
 
     from sdft.apps.files import dtype_of, file_name, ranks_told, save
-    from sdft.merging import extract, tuned_record
-    from sdft.merging import opened as model_of
+    from sdft.lora.merging import extract, tuned_record
+    from sdft.lora.merging import opened as model_of
 
     file_name(cfg.name)
     dtype_of(cfg.dtype)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from sdft.architecture import known
-from sdft.export import save_lora
-from sdft.learned import of_layers
-from sdft.lora_file import DIFFUSERS_FILE, LoraFile, read
+from sdft.lora.architecture import known
+from sdft.lora.export import save_lora
+from sdft.lora.file import DIFFUSERS_FILE, LoraFile, read
+from sdft.lora.learned import of_layers
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MOST = 20_000  # letters of a file's own history that are taken on

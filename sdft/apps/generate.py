@@ -17,10 +17,10 @@ def generate(cfg, given: set[str]) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from sdft.again import unlike, verdict
     from sdft.config import check
-    from sdft.order import order
-    from sdft.sheets import sheets
+    from sdft.generation.again import unlike, verdict
+    from sdft.generation.order import order
+    from sdft.generation.sheets import sheets
 
     check(cfg)
     made, told = order(cfg, given)

@@ -10,9 +10,9 @@ def merged(asked):
     from hydra.utils import instantiate
 
     from sdft.apps.model import config
-    from sdft.architecture import of_model
-    from sdft.lora_file import read
-    from sdft.merging import merge
+    from sdft.lora.architecture import of_model
+    from sdft.lora.file import read
+    from sdft.lora.merging import merge
 
     cfg, run = config(asked)
     method = instantiate(cfg.method) if run else None
@@ -47,7 +47,7 @@ def main(cfg):
     if to.exists():
         raise ValueError(f"to={to}: is there already; give another name")
     from sdft.apps.files import dtype_of, record
-    from sdft.single_file import save_folder, save_single
+    from sdft.lora.single_file import save_folder, save_single
 
     dtype = dtype_of(cfg.dtype)
     model, files, weights = merged(cfg)

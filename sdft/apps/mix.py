@@ -15,7 +15,7 @@ def main(cfg):
     check(cfg)
     typed(cfg, {key: hint for key, hint in WORDS.items() if key != "weights" or cfg.weights is not None})
     from sdft.apps.files import dtype_of, file_name, opened, ranks_told, record, save
-    from sdft.mixing import balanced, mix
+    from sdft.lora.mixing import balanced, mix
 
     file_name(cfg.name)
     dtype_of(cfg.dtype)

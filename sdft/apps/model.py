@@ -8,11 +8,11 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from sdft.adapters import wear
 from sdft.asked import config_of, newest_run
 from sdft.config import check, typed
 from sdft.digest import of_weights
-from sdft.lora_file import lora_file
+from sdft.lora.adapters import wear
+from sdft.lora.file import lora_file
 from sdft.methods.base import Method
 from sdft.model import StableDiffusion
 from sdft.states import BEST, chosen, load_checkpoint

@@ -22,8 +22,8 @@ def main(cfg):
     for word, (least, most) in MOST.items():
         if not least <= cfg[word] <= most:
             raise ValueError(f"{word}={cfg[word]}: choose from {least} to {most}")
-    from sdft.film import HINT, can_write_mp4
-    from sdft.pair import read, together
+    from sdft.morph.film import HINT, can_write_mp4
+    from sdft.morph.pair import read, together
     from sdft.prompts import read_prompts
 
     recipe, precision = instantiate(cfg.recipe), instantiate(cfg.precision)
@@ -69,10 +69,10 @@ def ready(cfg, model, pictures, recipe, precision):
     """The model with an adapter of each picture: given, found, or learned now."""
     from hydra.utils import instantiate
 
-    from sdft.adapters import wear
-    from sdft.blend import Blend
-    from sdft.inversion import Ddim
-    from sdft.morph import Morph
+    from sdft.lora.adapters import wear
+    from sdft.lora.blend import Blend
+    from sdft.morph.inversion import Ddim
+    from sdft.morph.morph import Morph
 
     ddim, device = Ddim.of(model, cfg.ddim_steps), model.unet.device
     if recipe.lora == "none":
@@ -111,7 +111,7 @@ def shot(morph, recipes, count: int, eye):
 def tell(morph, films, folder: Path, cfg, eye) -> None:
     """Frames, films, strip and scores as files, and the scores in lines."""
     from sdft.files import whole
-    from sdft.film import can_write_mp4, strip, write_frames, write_gif, write_mp4
+    from sdft.morph.film import can_write_mp4, strip, write_frames, write_gif, write_mp4
 
     first, scores = next(iter(films.values())), {name: film.scores() for name, film in films.items()}
     limit = dict(zip(("PSNR first", "PSNR last"), morph.round_trips(), strict=True))

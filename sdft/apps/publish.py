@@ -15,8 +15,8 @@ def main(cfg):
     check(cfg)
     typed(cfg, WORDS)
     from sdft.asked import newest_run
-    from sdft.publication import LICENSES, Asked, publication
-    from sdft.upload import upload
+    from sdft.publishing.publication import LICENSES, Asked, publication
+    from sdft.publishing.upload import upload
 
     if cfg.push and not cfg.to:
         raise ValueError("push=true: give to=USER/NAME with it")

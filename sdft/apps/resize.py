@@ -15,7 +15,7 @@ def main(cfg):
     check(cfg)
     typed(cfg, WORDS)
     from sdft.apps.files import dtype_of, file_name, opened, ranks_told, record, save
-    from sdft.mixing import resize
+    from sdft.lora.mixing import resize
 
     file_name(cfg.name)
     dtype_of(cfg.dtype)

@@ -12,7 +12,7 @@ def main(cfg):
     check(cfg)
     typed(cfg, WORDS)
     from sdft.apps.files import opened
-    from sdft.contents import lines
+    from sdft.lora.contents import lines
 
     (file,) = opened([cfg.adapter], cfg.architecture)
     print("\n".join(lines(file, cfg.all)))

@@ -16,9 +16,9 @@ def main(cfg):
     check(cfg)
     typed(cfg, WORDS)
     from sdft.apps.model import config, open_model
-    from sdft.controlnet import open_controlnet
-    from sdft.restyling import Restyling, photographs, restyle
-    from sdft.triggers import triggers
+    from sdft.publishing.triggers import triggers
+    from sdft.stylise.controlnet import open_controlnet
+    from sdft.stylise.restyling import Restyling, photographs, restyle
 
     files = photographs(cfg.images)
     run_cfg, run = config(cfg)

@@ -10,8 +10,8 @@ import sdft.processes as processes
 from sdft.callbacks.ema import EMA
 from sdft.callbacks.meters import Meters
 from sdft.exam import Exam
-from sdft.modelspec import describe_result
 from sdft.protocol import PROMPTS
+from sdft.publishing.modelspec import describe_result
 from sdft.sampling import Sampling
 from sdft.scores import flat, key, worth
 from sdft.sharding import whole

@@ -3,8 +3,8 @@
 from lightning import Callback
 
 from sdft.callbacks.samples import Samples
-from sdft.card import write_card
-from sdft.modelspec import describe_result
+from sdft.publishing.card import write_card
+from sdft.publishing.modelspec import describe_result
 from sdft.sharding import whole
 
 

@@ -61,7 +61,7 @@ class TextualInversion(Method):
         return vocabulary[[ids[i % len(ids)] for i in range(self.vectors)]]
 
     def save(self, model, folder: Path, name: str):
-        from sdft.export import write
+        from sdft.lora.export import write
 
         folder.mkdir(parents=True, exist_ok=True)
         rows = model.text_encoder.get_input_embeddings().rows

@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sdft.architecture import known
 from sdft.loading import load
-from sdft.lora_file import read
-from sdft.merging import merge
+from sdft.lora.architecture import known
+from sdft.lora.file import read
+from sdft.lora.merging import merge
 from sdft.methods.lora import LoRA
 
 TINY = known("tiny-sd")

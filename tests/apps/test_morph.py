@@ -12,11 +12,11 @@ from sdft.apps.morph import main
 from sdft.data.digits import Digits
 from sdft.data.source import Picture
 from sdft.digest import of_weights
-from sdft.film import Film, can_write_mp4, write_gif, write_mp4
-from sdft.inversion import Ddim
-from sdft.morph import Morph, Recipe
-from sdft.pair import read, together
-from sdft.portrait import Portrait
+from sdft.morph.film import Film, can_write_mp4, write_gif, write_mp4
+from sdft.morph.inversion import Ddim
+from sdft.morph.morph import Morph, Recipe
+from sdft.morph.pair import read, together
+from sdft.morph.portrait import Portrait
 from sdft.precision import Precision
 
 FAST = ["steps=2", "ddim_steps=4", "frames=3", "attention=0.5", "accelerator=cpu", "model.weights=random"]

@@ -14,8 +14,8 @@ from conftest import composed
 from safetensors import safe_open
 from test_security import HOSTILE, Page
 
-from sdft.publication import Asked, command_of, publication
-from sdft.upload import upload
+from sdft.publishing.publication import Asked, command_of, publication
+from sdft.publishing.upload import upload
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from sdft.assets import FOLDER
-from sdft.controlnet import edges, open_controlnet
 from sdft.data.digits import InkedDigits
 from sdft.loading import load
-from sdft.restyling import Restyling, photographs, restyle, sized
+from sdft.stylise.controlnet import edges, open_controlnet
+from sdft.stylise.restyling import Restyling, photographs, restyle, sized
 
 QUICK = {"steps": 4, "guidance_scale": 2.0}
 
@@ -111,7 +111,7 @@ def test_edges_are_white_lines_on_black(picture):
 
 
 def test_each_picture_becomes_a_strip_with_and_without_the_adapter(model, adapter, picture, tmp_path):
-    from sdft.adapters import wear
+    from sdft.lora.adapters import wear
 
     picture.save(tmp_path / "ä b.png")
     wide = Image.new("RGB", (64, 32), "navy")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdft.architecture import CLIP_ROOT, named
-from sdft.equivalent import products
-from sdft.factors import Layer, Product
+from sdft.lora.architecture import CLIP_ROOT, named
+from sdft.lora.equivalent import products
+from sdft.lora.factors import Layer, Product
 
 KOHYA_KINDS = {
     "lora_A.weight": "lora_down.weight",

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdft.architecture import KOHYA_PREFIX, of_model
 from sdft.files import whole
-from sdft.learned import KOHYA_KINDS, Adapter, of_layers, split, trained
-from sdft.lora_file import DIFFUSERS_FILE, PEFT, read
+from sdft.lora.architecture import KOHYA_PREFIX, of_model
+from sdft.lora.file import DIFFUSERS_FILE, PEFT, read
+from sdft.lora.learned import KOHYA_KINDS, Adapter, of_layers, split, trained
 
 UNTOLD = ("task_type", "runtime_config", "base_model_name_or_path")  # the last is a folder of this machine
 MOST = 300  # letters of what the loader says

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdft.axes import Axis
 from sdft.files import whole
-from sdft.generation import Generation
+from sdft.generation.axes import Axis
+from sdft.generation.generation import Generation
+from sdft.generation.metadata import named, shown_path
 from sdft.grids import Labels, sheet
-from sdft.metadata import named, shown_path
 
 
 def sheets(made: Generation, folder: Path) -> list[Path]:

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from sdft.card import quoted
 from sdft.layout import told
+from sdft.publishing.card import quoted
 
 SETTINGS = """method rank alpha lr text_lr steps epochs batch_size accumulate optimizer schedule warmup weighting snr_gamma
     loss noise_offset input_perturbation caption_dropout resolution crop flip template precision ema seed"""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sdft.files import whole
 from sdft.layout import told
-from sdft.triggers import plain, triggers
+from sdft.publishing.triggers import plain, triggers
 
 BASES = {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2"}  # by the width of what their UNets attend to
 VERSIONS = {"stable-diffusion-v1": "sd_v1", "stable-diffusion-v2": "sd_v2"}  # as kohya's trainer calls them

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-import sdft.again as again
-import sdft.metadata as metadata
+import sdft.generation.again as again
+import sdft.generation.metadata as metadata
 from sdft.apps.model import RESULT, config
-from sdft.axes import Axis, axis, free, with_all
 from sdft.config import check, typed
-from sdft.generation import Cell, Generation
+from sdft.generation.axes import Axis, axis, free, with_all
+from sdft.generation.generation import Cell, Generation
 from sdft.prompts import MOST, read_prompts
 from sdft.sampling import Sampling
 

@@ -8,7 +8,7 @@ its change is the product less what it was at the start. All three are low-rank 
 import torch
 from torch import Tensor, nn
 
-from sdft.factors import Product
+from sdft.lora.factors import Product
 
 
 def products(module: nn.Module, start: dict[str, Product] | None = None) -> dict[str, Product]:

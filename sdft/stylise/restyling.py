@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from sdft.controlnet import edges
 from sdft.data.images import ENDINGS, decode, fit
 from sdft.files import whole
 from sdft.model import StableDiffusion
 from sdft.pictures import slug
 from sdft.sampling import asked, evaluating, together, wrap
 from sdft.states import strength as at_strength
+from sdft.stylise.controlnet import edges
 
 LARGEST = 4.0  # times as long as high, or high as long
 

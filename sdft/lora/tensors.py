@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sdft.equivalent import hadamard, halves, kronecker, least
-from sdft.factors import Layer
-from sdft.lora_names import kind_of
+from sdft.lora.equivalent import hadamard, halves, kronecker, least
+from sdft.lora.factors import Layer
+from sdft.lora.names import kind_of
 
 MOST_RANK = 1 << 14
 

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 from omegaconf import DictConfig, OmegaConf
 
-from sdft.card import GIVES, Card
 from sdft.config import check_secret
 from sdft.layout import check_tensors, told
-from sdft.modelspec import KINDS, describe, metadata
-from sdft.sections import (
+from sdft.publishing.card import GIVES, Card
+from sdft.publishing.modelspec import KINDS, describe, metadata
+from sdft.publishing.sections import (
     data_section,
     license_section,
     scores_section,
@@ -22,8 +22,8 @@ from sdft.sections import (
     tools_section,
     trigger_section,
 )
+from sdft.publishing.triggers import plain, triggers
 from sdft.states import BEST
-from sdft.triggers import plain, triggers
 
 PUBLISHED = "published"  # the folder in the run
 LICENSES = """creativeml-openrail-m openrail openrail++ bigscience-openrail-m apache-2.0 mit bsd-3-clause gpl-3.0 agpl-3.0

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sdft.factors import Layer, Product, distance, energy, layer, reduced, total
-from sdft.lora_file import LoraFile
+from sdft.lora.factors import Layer, Product, distance, energy, layer, reduced, total
+from sdft.lora.file import LoraFile
 
 HOWS = ("concat", "svd", "linear")
 SUMS = ("one", "any", "normalize")

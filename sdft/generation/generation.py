@@ -13,13 +13,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-import sdft.metadata as metadata
+import sdft.generation.metadata as metadata
 from sdft.apps.model import Named, Opened, named, open_model
-from sdft.axes import Axis
+from sdft.generation.axes import Axis
+from sdft.generation.strengths import strengths
 from sdft.loading import load
 from sdft.pictures import slug
 from sdft.sampling import Sampling
-from sdft.strengths import strengths
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 

@@ -4,8 +4,8 @@ import math
 import warnings
 from pathlib import Path
 
-from sdft.export import load_lora
-from sdft.lora_file import lora_file
+from sdft.lora.export import load_lora
+from sdft.lora.file import lora_file
 from sdft.model import StableDiffusion
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdft.architecture import CLIP_ROOT, Architecture, known
 from sdft.digest import of_file
-from sdft.factors import Layer
-from sdft.lora_names import LAYER_KINDS, grouped, kind_of, located
-from sdft.lora_tensors import layer_of
+from sdft.lora.architecture import CLIP_ROOT, Architecture, known
+from sdft.lora.factors import Layer
+from sdft.lora.names import LAYER_KINDS, grouped, kind_of, located
+from sdft.lora.tensors import layer_of
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT = "lora_adapter_metadata"  # the key of the header that holds peft's configuration

@@ -5,7 +5,7 @@ import re
 
 from torch import Tensor
 
-from sdft.architecture import CLIP_ROOT, Architecture
+from sdft.lora.architecture import CLIP_ROOT, Architecture
 
 ROLES = {
     "lora_A.weight": "down",

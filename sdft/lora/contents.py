@@ -3,8 +3,8 @@
 import json
 from collections import Counter
 
-from sdft.factors import energy
-from sdft.lora_file import PEFT, LoraFile
+from sdft.lora.factors import energy
+from sdft.lora.file import PEFT, LoraFile
 
 BAR = 24  # letters of the longest bar
 MOST = 96  # letters of a value of the header

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from sdft.interpolation import lerp
+from sdft.morph.interpolation import lerp
 
 KEYS_AND_VALUES = ("attn1.to_k", "attn1.to_v")  # attn1 attends to the picture itself, attn2 to its words
 

@@ -7,7 +7,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image
 
-import sdft.metadata as metadata
+import sdft.generation.metadata as metadata
 from sdft.assets import FOLDER
 from sdft.config import CONF
 from sdft.layout import check_tensors

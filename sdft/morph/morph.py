@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdft.attention import SharedAttention
-from sdft.blend import KINDS, Blend
 from sdft.data.source import Picture
-from sdft.film import Distances, Film, between, psnr
-from sdft.interpolation import adain, even, lerp, slerp
-from sdft.inversion import Ddim
+from sdft.lora.blend import KINDS, Blend
 from sdft.model import StableDiffusion
+from sdft.morph.attention import SharedAttention
+from sdft.morph.film import Distances, Film, between, psnr
+from sdft.morph.interpolation import adain, even, lerp, slerp
+from sdft.morph.inversion import Ddim
 
 PACINGS = ("even", "uniform")
 ADAIN = ("noise", "result", "none")
@@ -26,7 +26,7 @@ ROUNDS = 4  # of even pacing, at most
 class Recipe:
     """The parts of the method, each of which can be left out.
 
-    `lora`: what of both ends' adapters is interpolated (see `sdft.blend`). `adain`: what gets the ends' statistics, the
+    `lora`: what of both ends' adapters is interpolated (see `sdft.lora.blend`). `adain`: what gets the ends' statistics, the
     interpolated noise, or the latents that come of it. `attention` is the share of the steps, from the noisiest, in which
     frames attend to the ends' keys and values. `pacing` even puts frames equally far apart to the eye, in `rounds` of looking.
     """

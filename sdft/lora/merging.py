@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdft.architecture import named, of_model, submodule
 from sdft.digest import of_weights
-from sdft.factors import of_difference
 from sdft.loading import load
-from sdft.lora_file import LoraFile
-from sdft.mixing import Made
+from sdft.lora.architecture import named, of_model, submodule
+from sdft.lora.factors import of_difference
+from sdft.lora.file import LoraFile
+from sdft.lora.mixing import Made
 from sdft.model import StableDiffusion
 
 
