@@ -47,8 +47,7 @@ def command(config: str) -> Callable:
         program = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(run)
 
         def main() -> None:
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its own errors on
-            with told_in_one_line(asked):
+            with handed_on(), told_in_one_line(asked):
                 overrides(sys.argv[1:])
                 if config == "train":
                     sys.argv[1:] = words(sys.argv[1:])
@@ -121,6 +120,19 @@ def check_word(word: str) -> None:
     if not (override.is_delete() and value is None):
         names = sorted(file.stem for file in groups[key].glob("*.yaml")) if key in groups else ["a name"]
         raise ValueError(f"{word}: choose {', '.join(names)}")
+
+
+@contextmanager
+def handed_on():
+    """Hydra hands its own errors on, and the environment is then as it was."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 @contextmanager

@@ -96,6 +96,12 @@ def test_what_does_not_fit_a_signature_is_named(overrides, told):
         checked(*overrides)
 
 
+def test_the_data_words_win_over_the_objectives():
+    assert checked().objective.noise_offset == 0.1
+    assert checked("data=folder", "data.path=x").objective.noise_offset == 0.0
+    assert checked("noise_offset=0.05").objective.noise_offset == 0.05
+
+
 def test_every_word_is_used():
     """A word at the top that no node reads would be an option without effect."""
     plain = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "train.yaml"))

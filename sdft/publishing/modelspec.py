@@ -114,6 +114,14 @@ def describe_result(folder: Path, run: Path, result: str, steps: int) -> None:
         describe(folder, metadata(run, result, steps))
 
 
+def hint(before: dict[str, str], words: dict[str, str]) -> dict[str, str]:
+    """How to use it, as its method has written, and what else there is to say."""
+    hints = [told["modelspec.usage_hint"] for told in (before, words) if "modelspec.usage_hint" in told]
+    if len(hints) < 2 or hints[1] in hints[0]:
+        return {"modelspec.usage_hint": hints[0]} if hints else {}
+    return {"modelspec.usage_hint": "; ".join(hints)}
+
+
 def describe(folder: Path, words: dict[str, str]) -> None:
     """Put `words` into the header of every weights file of `folder`, beside what is there, with the hash of its tensors.
 
@@ -126,7 +134,7 @@ def describe(folder: Path, words: dict[str, str]) -> None:
             digest = hashlib.file_digest(old, "sha256").hexdigest()
             hashes = {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
             before = header.get("__metadata__", {})
-            header["__metadata__"] = dict(sorted({**before, **words, **hashes}.items()))
+            header["__metadata__"] = dict(sorted({**before, **words, **hint(before, words), **hashes}.items()))
             text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
             text += b" " * (-len(text) % 8)
             old.seek(8 + size)

@@ -11,9 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sdft.data.images import ENDINGS, decode, fit
 from sdft.files import whole
+from sdft.grids import wrap
 from sdft.model import StableDiffusion
 from sdft.pictures import slug
-from sdft.sampling import asked, evaluating, together, wrap
+from sdft.sampling import asked, evaluating, together
 from sdft.states import strength as at_strength
 from sdft.stylise.controlnet import edges
 

@@ -27,8 +27,8 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     for seed, (name, words) in enumerate({"a": {}, "b": {"unet_targets": ["to_q"]}, "dora": {"dora": True}}.items()):
         model, method = load("tiny-sd"), LoRA(rank=4, alpha=2.0 * (seed + 1), **words)
-        method.prepare(model)
         torch.manual_seed(seed)
+        method.prepare(model)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data += 0.05 * torch.randn_like(parameter)
