@@ -29,18 +29,18 @@ def labelled(rows: list[tuple[str, list[Image.Image]]], columns: list[str], tile
     tiles = [
         [p.resize((p.width * factor, p.height * factor), Image.Resampling.LANCZOS) for p in row] for _, row in rows
     ]
-    sheet, font = grid(tiles, gap=4), ImageFont.load_default(13)
+    sheet, letters = grid(tiles, gap=4), font(12)
     edge, high = size * factor, rows[0][1][0].height * factor
-    left = 12 + max(int(font.getlength(label)) for label, _ in rows)
-    heads = [wrap(text, edge, font) for text in columns]
+    left = 12 + max(int(letters.getlength(label)) for label, _ in rows)
+    heads = [wrap(text, edge, letters) for text in columns]
     top = 10 + 16 * max((len(lines) for lines in heads), default=0)
     page = Image.new("RGB", (left + sheet.width + 4, top + sheet.height + 4), "white")
     page.paste(sheet, (left, top))
     draw = ImageDraw.Draw(page)
     for x, lines in enumerate(heads):
-        draw.text((left + x * (edge + 4), 4), "\n".join(lines), "black", font)
+        draw.text((left + x * (edge + 4), 4), "\n".join(lines), "black", letters)
     for y, (label, _) in enumerate(rows):
-        draw.text((6, top + y * (high + 4) + high // 2 - 8), label, "black", font)
+        draw.text((6, top + y * (high + 4) + high // 2 - 8), label, "black", letters)
     return page
 
 

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from sdft.data.images import ENDINGS, decode, fit
 from sdft.files import whole
-from sdft.grids import wrap
+from sdft.grids import font, wrap
 from sdft.model import StableDiffusion
 from sdft.pictures import slug
 from sdft.sampling import asked, evaluating, together
@@ -168,14 +168,14 @@ def save(image: Image.Image, file: Path) -> None:
 
 def sheet(rows: list[dict[str, Image.Image]], high: int = 256, gap: int = 4) -> Image.Image:
     """A strip a picture, all of one height, each tile below its label; small pictures are enlarged."""
-    font, strips = ImageFont.load_default(13), []
+    letters, strips = font(12), []
     for row in rows:
         wide = [max(1, round(high * image.width / image.height)) for image in row.values()]
         strip = Image.new("RGB", (sum(wide) + gap * (len(wide) + 1), high + 24), "white")
         draw, x = ImageDraw.Draw(strip), gap
         for (label, image), width in zip(row.items(), wide, strict=True):
             strip.paste(image.resize((width, high), Image.Resampling.LANCZOS), (x, 22))
-            draw.text((x, 4), wrap(label, width, font, 1)[0], "black", font)
+            draw.text((x, 4), wrap(label, width, letters, 1)[0], "black", letters)
             x += width + gap
         strips.append(strip)
     page = Image.new("RGB", (max(s.width for s in strips), sum(s.height + gap for s in strips)), "white")
