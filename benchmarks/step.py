@@ -29,14 +29,10 @@ def turns(words: list[str], rounds: int, per: int, warm: int) -> dict[str, list[
     import sdft.lean as lean
 
     lean.start()
-    from hydra import compose, initialize_config_dir
-    from hydra.core.hydra_config import HydraConfig
     from lightning import Callback
-    from omegaconf import open_dict
 
     import sdft.training as training
     from sdft.callbacks.meters import memory_gb
-    from sdft.config import check
 
     found = {"ours": [], "bare": []}
 
@@ -68,26 +64,36 @@ def turns(words: list[str], rounds: int, per: int, warm: int) -> dict[str, list[
     def with_turns(*args):
         trainer = build(*args)
         trainer.callbacks.append(Turns())
-        found["module"] = None
         return trainer
 
     build, training.build_trainer = training.build_trainer, with_turns
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        steps = warm + rounds * per
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            own = [f"steps={steps}", f"hydra.runtime.output_dir={folder}/run"]
-            cfg = compose("train", [*PLAIN, *words, *own], return_hydra_config=True)
+        cfg = composed([*words, f"steps={warm + rounds * per}"], Path(folder))
         compiled = cfg.compile != "off"
-        if "data.path=noise" in words:
-            generate(Path(folder) / "noise", 64, cfg.resolution)
-        Path(folder, "run").mkdir()
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            cfg.pop("hydra")
-        check(cfg)
         training.train(cfg)
-        found["batch"] = cfg.batch_size
+    found["batch"] = cfg.batch_size
     return found
+
+
+def composed(words: list[str], folder: Path):
+    """The config of a run in `folder`, checked, as the command line would make it; noise is made where it is asked for."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+
+    from sdft.config import check
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        own = f"hydra.runtime.output_dir={folder}/run"
+        cfg = compose("train", [*PLAIN, *words, own], return_hydra_config=True)
+    if "data.path=noise" in words:
+        generate(folder / "noise", 64, cfg.resolution)
+    (folder / "run").mkdir()
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        cfg.pop("hydra")
+    check(cfg)
+    return cfg
 
 
 def wait(device) -> None:

@@ -1,7 +1,5 @@
 """From a config to the objects of a run."""
 
-import logging
-import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -99,36 +97,26 @@ def build_trainer(
     `held_out` are samples for validation, None to validate on some of those that are learned from; `exam` is taken on the way;
     `before` is the run as it was when it goes on, `checkpoint` what it goes on from.
     """
-    from lightning import Trainer
-
     from sdft.checkpoint_io import WholeFiles
-    from sdft.fitting import Deaf, Fitting
+    from sdft.fitting import quiet_trainer
     from sdft.metrics_file import MetricsFile
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
     loop = parts["loop"]
     dashboard = instantiate(cfg.logger, **(before.wandb() if before and "wandb" in str(cfg.logger) else {}))
     place, metrics = parts["strategy"].trainer(), MetricsFile(folder)
     if not checkpoint:
         metrics.keep(0)
-    trainer = Trainer(
+    return quiet_trainer(
         **place | {"plugins": [*place["plugins"], WholeFiles(loop.keep)]},
         precision=parts["precision"].trainer,
         max_steps=steps,
-        max_epochs=-1,
         accumulate_grad_batches=loop.accumulate,
         logger=[metrics, *([dashboard] if dashboard else [])],
         callbacks=callbacks_of(cfg, parts, samples, held_out, folder, prompts, exam, metrics, checkpoint),
         log_every_n_steps=loop.log_every,
         enable_checkpointing=True,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         default_root_dir=folder,
     )
-    trainer.fit_loop, trainer._signal_connector = Fitting.of(trainer), Deaf(trainer)
-    return trainer
 
 
 def callbacks_of(

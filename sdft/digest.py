@@ -9,7 +9,10 @@ from torch import nn
 
 def of_file(path: Path) -> str | None:
     """SHA-256 of a file; None where there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    if not path.is_file():
+        return None
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def of_source(source) -> str:

@@ -1,7 +1,21 @@
 """Lightning's loops: they also end a run that was killed after its last step, and leave signals to `callbacks.stops`."""
 
+import logging
+import warnings
+
+from lightning import Trainer
 from lightning.pytorch.loops import _FitLoop, _TrainingEpochLoop
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+
+
+def quiet_trainer(**words) -> Trainer:
+    """Lightning's trainer over one stream of batches, with these loops and no console of its own."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    silent = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "use_distributed_sampler"), False)
+    trainer = Trainer(max_epochs=-1, **silent, **words)
+    trainer.fit_loop, trainer._signal_connector = Fitting.of(trainer), Deaf(trainer)
+    return trainer
 
 
 class Fitting(_FitLoop):

@@ -123,11 +123,12 @@ class StableDiffusion(nn.Module):
         ids = self.tokenize([""]).to(self.text_encoder.device)
         self.register_buffer("unconditional", self.condition(ids), persistent=False)
 
-    def pipeline(self):
-        """A `StableDiffusionPipeline` over the same networks, with a fresh copy of the shipped scheduler."""
+    def pipeline(self, kind=None, **parts):
+        """diffusers' pipeline of a `kind`, `StableDiffusionPipeline` by default, over the same networks and further `parts`, with
+        a fresh copy of the shipped scheduler."""
         from diffusers import StableDiffusionPipeline
 
-        return StableDiffusionPipeline(
+        return (kind or StableDiffusionPipeline)(
             unet=self.unet,
             vae=self.vae,
             text_encoder=self.text_encoder,
@@ -136,6 +137,7 @@ class StableDiffusion(nn.Module):
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
+            **parts,
         )
 
 

@@ -45,10 +45,15 @@ def of_run(
         )
     if (run / BEST).is_dir() and checkpoints in (None, BEST, "all"):
         found.append(State(BEST, str(run / BEST), lambda model: method.load(model, run / BEST)))
+    result = result_in(run, method)
+    return found + scaled_states(TUNED, str(result), lambda model: method.load(model, result), scales)
+
+
+def result_in(run: Path, method: Method) -> Path:
+    """The folder that a finished run's method has filled."""
     if not (run / method.result).is_dir():
         raise ValueError(f"run={run}: it has no {method.result}/ yet; it did not finish")
-    result = run / method.result
-    return found + scaled_states(TUNED, str(result), lambda model: method.load(model, result), scales)
+    return run / method.result
 
 
 def of_file(path: Path, scales: list[float]) -> list[State]:

@@ -20,6 +20,7 @@ LAYERS = [
         "tokenizer",
         "assets",
         "files",
+        "drawn",
         "lock",
         "fitting",
         "help_page",

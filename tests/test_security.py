@@ -11,7 +11,6 @@ import subprocess
 import tarfile
 import tomllib
 import zipfile
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ import yaml
 from conftest import ROOT, composed, trained
 from omegaconf import OmegaConf
 from packaging.requirements import Requirement
+from pages import Page
 from PIL import Image
 from test_loggers import records
 
@@ -257,27 +257,10 @@ def told(tmp_path_factory):
     return folder
 
 
-class Page(HTMLParser):
-    """What a browser would run, and what it would show."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.code, self.shown, self.inside = [], "", ""
-        self.feed(text)
-
+class Linked(Page):
     def handle_starttag(self, tag, attributes):
-        self.inside = tag
-        self.code += [f"{key}={value}" for key, value in attributes if key.startswith("on")]
+        super().handle_starttag(tag, attributes)
         self.code += [value for _, value in attributes if "javascript:" in str(value).lower()[:20]]
-
-    def handle_endtag(self, tag):
-        self.inside = ""
-
-    def handle_data(self, data):
-        if self.inside == "script":
-            self.code.append(data)
-        else:
-            self.shown += data
 
 
 def test_pages_show_captions_as_text(told, tmp_path):
@@ -285,7 +268,7 @@ def test_pages_show_captions_as_text(told, tmp_path):
 
     compare([told], tmp_path)
     for file in (told / "evaluation" / "report.html", tmp_path / "compare.html"):
-        page = Page(file.read_text())
+        page = Linked(file.read_text())
         assert not [code for code in page.code if "alert(" in code], file
         assert all(text in page.shown for text in HOSTILE), file
 
@@ -295,7 +278,7 @@ def test_the_card_shows_a_prompt_as_text(told):
 
     _, front, rest = (told / "adapter" / "README.md").read_text().split("---\n", 2)
     assert set(yaml.safe_load(front)) == {"library_name", "base_model", "pipeline_tag", "tags"}
-    page = Page(markdown.markdown(rest, extensions=["fenced_code"]))
+    page = Linked(markdown.markdown(rest, extensions=["fenced_code"]))
     assert not page.code and json.dumps(HOSTILE[0])[:20] in page.shown
 
 
@@ -317,7 +300,7 @@ def test_no_prompt_breaks_out_of_the_card(text, told, tmp_path, tiny):
     write_card(tmp_path / "adapter", "name", module, sampling, [text], 32, ["train.py", f"prompts=[{text}]"])
     _, front, rest = (tmp_path / "adapter" / "README.md").read_text().split("---\n", 2)
     assert set(yaml.safe_load(front)) == {"library_name", "base_model", "pipeline_tag", "tags"}
-    page = Page(markdown.markdown(rest, extensions=["fenced_code"]))
+    page = Linked(markdown.markdown(rest, extensions=["fenced_code"]))
     assert not page.code
 
 

@@ -13,6 +13,7 @@ def merged(asked):
     from sdft.lora.architecture import of_model
     from sdft.lora.file import read
     from sdft.lora.merging import merge
+    from sdft.states import result_in
 
     cfg, run = config(asked)
     method = instantiate(cfg.method) if run else None
@@ -21,11 +22,10 @@ def merged(asked):
         raise ValueError(
             f"run={run}: learned words, which are no change of weights; give the run of a LoRA or a pipeline"
         )
-    if run and not (run / method.result).is_dir():
-        raise ValueError(f"run={run}: it has no {method.result}/ yet; it did not finish")
+    result = result_in(run, method) if run else None
     model = instantiate(cfg.model)
     if run and method.result == "pipeline":
-        method.load(model, run / method.result)
+        method.load(model, result)
     elif run:
         paths = [run]
     weights = list(asked.weights) if asked.get("weights") is not None else [1.0] * len(paths)

@@ -12,10 +12,10 @@ from sdft.asked import config_of, newest_run
 from sdft.config import check, typed
 from sdft.digest import of_weights
 from sdft.lora.adapters import wear
-from sdft.lora.file import lora_file
+from sdft.lora.file import lora_file, one_each
 from sdft.methods.base import Method
 from sdft.model import StableDiffusion
-from sdft.states import BEST, chosen, load_checkpoint
+from sdft.states import BEST, chosen, load_checkpoint, result_in
 from sdft.strategy import ACCELERATORS, alone
 
 WORDS = {
@@ -116,18 +116,14 @@ def named(asked: DictConfig, bare: bool = False) -> Named:
     count = max(len(found.adapters), int(found.scalable))
     if weights is not None and run and not count:
         raise ValueError(f"weights={weights}: {found.result} has no strength, which only an adapter has")
-    if weights is not None and len(weights) != count:
-        raise ValueError(f"weights={weights}: {len(weights)} for {count} adapters; give one for each")
-    found.weights = [1.0] * count if weights is None else weights
+    found.weights = [1.0] * count if weights is None else one_each(weights, count)
     return found
 
 
 def result_of(run: Path, method: Method, checkpoint: str | None) -> Path:
     """The folder of the run's result, or of the best on the way, or the file of its checkpoint at a step."""
     if checkpoint in (None, RESULT):
-        if not (run / method.result).is_dir():
-            raise ValueError(f"run={run}: it has no {method.result}/ yet; it did not finish")
-        return run / method.result
+        return result_in(run, method)
     if checkpoint == BEST:
         if not (run / BEST).is_dir():
             raise ValueError(f"checkpoint=best: {run} has none; train with evaluate_every=N checkpoint_metric=SCORE")

@@ -83,3 +83,8 @@ def pixels(image: Image.Image) -> Tensor:
     """RGB to `[3, height, width]`, -1..1."""
     data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return data.view(image.height, image.width, 3).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def as_image(pixels: Tensor) -> Image.Image:
+    """And back."""
+    return Image.fromarray(((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdft.data.images import fit
+from sdft.data.images import as_image, fit
 from sdft.data.scan import Fact
 from sdft.data.source import Source
 
@@ -117,8 +117,7 @@ def contact_sheet(source: Source, sizes: list[tuple[int, int]]) -> Image.Image:
     for size, indices in sorted(by_size.items(), key=lambda item: -len(item[1])):
         for index in indices[:: max(1, len(indices) // share)][:share]:
             high = (round(size[0] * TILE / size[1]), TILE)
-            pixels = (fit(source.picture(index, size).image, high) + 1) * 127.5
-            tiles.append(Image.fromarray(pixels.round().byte().permute(1, 2, 0).numpy()))
+            tiles.append(as_image(fit(source.picture(index, size).image, high)))
     return rows_of(tiles[:TILES])
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 import sdft.generation.metadata as metadata
 from sdft.assets import FOLDER
 from sdft.config import CONF
+from sdft.digest import of_file
 from sdft.layout import check_tensors
 
 PLAIN = ("negative_prompt", "seed", "steps", "guidance_scale", "scheduler", "strength", "width", "height")
@@ -88,7 +89,7 @@ def exact(told: dict, given: set[str], adapters: list[Path], result: Path | None
     """Whether the picture itself is asked for again: nothing is given but where the same files are."""
     if given - FREE - {"adapters", "run"}:
         return False
-    of_files = [metadata.sha256(file) for file in adapters] + [metadata.sha256(file) for file in [result] if file]
+    of_files = [of_file(file) for file in [*adapters, *([result] if result else [])]]
     then = [*told["adapters"], *([told["result"]] if told["result"] else [])]
     return of_files == [one["digest"] for one in then]
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 import sdft.generation.metadata as metadata
 from sdft.apps.model import Named, Opened, named, open_model
+from sdft.digest import of_file
 from sdft.generation.axes import Axis
 from sdft.generation.strengths import strengths
 from sdft.loading import load
@@ -132,19 +133,29 @@ class Generation:
                 )
             for side, pixels in zip(("width", "height"), self.size, strict=True):
                 opened.model.latent_shape(pixels, side)
+            files = self.files_of(place)
             alike = defaultdict(list)
             for cell in cells:
                 alike[replace(cell, prompt="", seed=0)].append(cell)
             for same in alike.values():
-                yield from self.batches(folder, opened, same)
+                yield from self.batches(folder, opened, same, files)
             del opened
 
-    def batches(self, folder: Path, opened: Opened, cells: list[Cell]) -> Iterator[Cell]:
-        """Cells that differ in prompt and seed alone."""
+    def files_of(self, place: tuple) -> dict:
+        """What pictures tell of the files that are loaded for them: adapters, and a checkpoint."""
+        found, bare = self.named[place], place[2]
+        result = found.result if found.checkpoint and not bare else None
+        return {
+            "result": {"file": metadata.shown_path(result), "digest": of_file(result)} if result else None,
+            "adapters": [metadata.adapter(file) for file in found.adapters if not bare],
+        }
+
+    def batches(self, folder: Path, opened: Opened, cells: list[Cell], files: dict) -> Iterator[Cell]:
+        """Cells that differ in prompt and seed alone; `files` are those they are made with."""
         sampling, found = self.sampling_of(cells[0]), self.named[self.places[cells[0]]]
         weights = [] if cells[0].bare else list(cells[0].weights or found.weights)
-        files = [] if cells[0].bare else found.adapters
-        adapters = [metadata.adapter(file, weight) for file, weight in zip(files, weights, strict=bool(files))]
+        of_files = files["adapters"]
+        adapters = [file | {"weight": weight} for file, weight in zip(of_files, weights, strict=bool(of_files))]
         own = dict(zip(opened.names, weights, strict=True)) if opened.names else {}
         size = self.again[0] if self.again else sampling.batch_size
         drawing = replace(sampling, batch_size=size)
@@ -156,7 +167,8 @@ class Generation:
                 pictures = list(drawing.pictures(opened.model, asked, self.size))
             for number, cell in enumerate(batch):
                 position = self.again[1] if self.again else number
-                told = self.told(cell, opened, found) | {"adapters": adapters, "batch": [len(asked), position]}
+                told = self.told(cell, opened, found) | files
+                told |= {"adapters": adapters, "batch": [len(asked), position]}
                 yield self.keep(folder, cell, pictures[position], told)
 
     def keep(self, folder: Path, cell: Cell, picture: Image.Image, told: dict) -> Cell:
@@ -170,7 +182,6 @@ class Generation:
         """What the picture's file says of how it was made."""
         sampling = self.sampling_of(cell)
         cell_words = {key: value for key, value in asdict(cell).items() if key not in ("run", "checkpoint", "weights")}
-        result = found.result if found.checkpoint and not cell.bare else None
         sampler = json.loads(sampling.scheduler_of(opened.model).to_json_string())
         precision = self.asked.get("precision") or {}
         device = opened.model.unet.device
@@ -185,7 +196,6 @@ class Generation:
             "digest": opened.digest,
             "run": metadata.shown_path(found.run) if found.run and not cell.bare else None,
             "checkpoint": cell.checkpoint if found.result and not cell.bare else None,
-            "result": {"file": metadata.shown_path(result), "digest": metadata.sha256(result)} if result else None,
             "sampler": {key: plain(value) for key, value in sampler.items() if key != "_diffusers_version"},
             "made": {"device": device_of(device), "threads": torch.get_num_threads()}
             | {name: version(name) for name in LIBRARIES},

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from sdft.digest import of_file
 from sdft.files import whole
 from sdft.prompts import MOST as LETTERS
 from sdft.schedulers import TITLES, known, name_of
@@ -178,12 +179,12 @@ def shown_path(path: Path | str) -> str:
     return path.name
 
 
-def adapter(file: Path, weight: float) -> dict:
+def adapter(file: Path) -> dict:
     """What is told of a LoRA file; `tensors` is the digest without the header, by which other tools look files up."""
     with file.open("rb") as opened:
         opened.seek(8 + int.from_bytes(opened.read(8), "little"))
         tensors = hashlib.file_digest(opened, "sha256").hexdigest()
-    return {"file": shown_path(file), "digest": sha256(file), "tensors": tensors, "weight": weight}
+    return {"file": shown_path(file), "digest": of_file(file), "tensors": tensors}
 
 
 def unchanged(told: dict, where: str, what: str, mend: str) -> Path:
@@ -191,14 +192,8 @@ def unchanged(told: dict, where: str, what: str, mend: str) -> Path:
     file, was = Path(told["file"]).expanduser(), told["digest"]
     if not file.is_file():
         raise ValueError(f"{where}: its {what} {told['file']} (SHA-256 {was[:12]}…) is not here; {mend}")
-    if (now := sha256(file)) != was:
+    if (now := of_file(file)) != was:
         raise ValueError(
             f"{where}: its {what} {told['file']} has changed (SHA-256 {was[:12]}… then, {now[:12]}… now); {mend}"
         )
     return file
-
-
-def sha256(file: Path) -> str:
-    """Of a file, read in pieces."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,10 +1,10 @@
 """What generate is asked: its own words, else those of a picture, of the run, or of the model."""
 
-import json
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+import sdft.drawn as drawn
 import sdft.generation.again as again
 import sdft.generation.metadata as metadata
 from sdft.apps.model import RESULT, config
@@ -95,19 +95,12 @@ def prompts_of(asked: DictConfig, run: Path | None, x: Axis | None, y: Axis | No
     on_axis = next((one.values for one in (x, y) if one and one.word == "prompt"), None)
     if on_axis and asked.prompts is not None and asked["from"] is None:
         raise ValueError("prompts: an axis gives them already; leave one of both out")
-    found = on_axis or read_prompts(asked.prompts) or (prompts_in(run) if run else [])
+    found = on_axis or read_prompts(asked.prompts) or (drawn.prompts(run) if run else [])
     if not found:
         raise ValueError("prompts=null: give some, as 'prompts=[a cat,a dog]', or a text file with one a line")
     if long := [prompt for prompt in found if len(prompt) > MOST]:
         raise ValueError(f"prompts: one is of {len(long[0])} letters; {MOST} are the most")
     return list(dict.fromkeys(found))
-
-
-def prompts_in(run: Path) -> list[str]:
-    """The prompts of a run's samples."""
-    files = sorted((run / "samples").glob("step-*/samples.json"))
-    facts = json.loads(files[-1].read_text(encoding="utf-8")) if files else []
-    return [str(fact["prompt"]) for fact in facts]
 
 
 def size_of(asked: DictConfig, cfg: DictConfig) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 from sdft.lora.export import load_lora
-from sdft.lora.file import lora_file
+from sdft.lora.file import lora_file, one_each
 from sdft.model import StableDiffusion
 
 
@@ -14,9 +14,7 @@ def wear(model: StableDiffusion, files: list[Path], weights: list[float] | None 
 
     A weight of 1 is the file's own strength. `ValueError` for a file that does not fit, or weights that are not as many.
     """
-    weights = [1.0] * len(files) if weights is None else weights
-    if len(weights) != len(files):
-        raise ValueError(f"weights={weights}: {len(weights)} for {len(files)} adapters; give one for each")
+    weights = [1.0] * len(files) if weights is None else one_each(weights, len(files))
     if wrong := [weight for weight in weights if not math.isfinite(weight)]:
         raise ValueError(f"weights={weights}: {wrong[0]} is no number")
     names = [f"adapter_{number}" if number else "default" for number in range(len(files))]

@@ -52,6 +52,13 @@ def lora_file(path: Path) -> Path:
     raise ValueError(f"adapter={path}: no such LoRA file, and no folder with {DIFFUSERS_FILE} in it")
 
 
+def one_each(weights: list[float], count: int) -> list[float]:
+    """The weights; `ValueError` when they are not as many as adapters."""
+    if len(weights) != count:
+        raise ValueError(f"weights={weights}: {len(weights)} for {count} adapters; give one for each")
+    return weights
+
+
 def read(path: Path, architectures: list[Architecture] | None = None) -> LoraFile:
     """A file, or the one of a run's or an adapter's folder; one of `architectures`, by default of those that this package
     carries, must have its layers. `ValueError` names the file and what is wrong with it.

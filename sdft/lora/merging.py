@@ -11,7 +11,7 @@ from sdft.digest import of_weights
 from sdft.loading import load
 from sdft.lora.architecture import named, of_model, submodule
 from sdft.lora.factors import of_difference
-from sdft.lora.file import LoraFile
+from sdft.lora.file import LoraFile, one_each
 from sdft.lora.mixing import Made
 from sdft.model import StableDiffusion
 
@@ -19,8 +19,7 @@ from sdft.model import StableDiffusion
 @torch.no_grad()
 def merge(model: StableDiffusion, files: list[LoraFile], weights: list[float]) -> None:
     """W + sum of weight * dW in the model itself; a DoRA's dW is what it makes of the base's weight, as in diffusers."""
-    if len(weights) != len(files):
-        raise ValueError(f"weights={weights}: {len(weights)} for {len(files)} adapters; give one for each")
+    one_each(weights, len(files))
     changes: dict[tuple[str, str], Tensor] = {}
     for file, strength in zip(files, weights, strict=True):
         for (part, name), layer in file.layers.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sdft.lora.factors import Layer, Product, distance, energy, layer, reduced, total
-from sdft.lora.file import LoraFile
+from sdft.lora.file import LoraFile, one_each
 
 HOWS = ("concat", "svd", "linear")
 SUMS = ("one", "any", "normalize")
@@ -50,9 +50,7 @@ def balanced(weights: list[float] | None, count: int, sums: str) -> list[float]:
         raise ValueError(f"sum={sums}: choose one of {', '.join(SUMS)}")
     if not count:
         raise ValueError("adapters=[]: give at least one LoRA file, or the folder of a run or an adapter")
-    weights = [1 / count] * count if weights is None else list(weights)
-    if len(weights) != count:
-        raise ValueError(f"weights={weights}: {len(weights)} for {count} adapters; give one for each")
+    weights = [1 / count] * count if weights is None else one_each(list(weights), count)
     if sums == "one" and abs(sum(weights) - 1) > 1e-6:
         raise ValueError(
             f"weights={weights}: they sum to {sum(weights):.6g}, not 1; give sum=any to add the files up as strongly as that, "

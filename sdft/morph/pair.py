@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from sdft.data.buckets import Size, bucket, unit_of
-from sdft.data.images import decode, fit
+from sdft.data.images import as_image, decode, fit
 from sdft.data.source import Picture
 from sdft.model import StableDiffusion
 
@@ -52,5 +52,4 @@ def at(image: Image.Image, size: Size) -> Image.Image:
     """Resized to cover `size`, aspect kept, and the middle of it."""
     if image.size == size:
         return image
-    pixels = ((fit(image, size) + 1) * 127.5).round().byte()
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return as_image(fit(image, size))

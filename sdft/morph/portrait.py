@@ -2,9 +2,7 @@
 
 import copy
 import json
-import logging
 import time
-import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -78,18 +76,14 @@ class Portrait:
 
     def fit(self, model: StableDiffusion, method, picture: Picture, precision: Precision, strategy: Strategy) -> None:
         """The project's own step, stream and loop, without the files of a run."""
-        from lightning import Trainer
-
         from sdft.callbacks.meters import Meters
         from sdft.callbacks.progress import ProgressBar
         from sdft.data.module import Pictures
-        from sdft.fitting import Fitting
+        from sdft.fitting import quiet_trainer
         from sdft.module import FineTuning
         from sdft.objective import Objective
         from sdft.schedule import Schedule
 
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", module="lightning")
         method.check(model, [picture.caption])
         optimizer = partial(torch.optim.AdamW, lr=self.lr, weight_decay=1e-2)
         rates = dict.fromkeys(model.parts, self.lr)
@@ -97,19 +91,14 @@ class Portrait:
         module = FineTuning(model, method, Objective("none"), optimizer, Schedule("constant"), **about)
         model.to(strategy.device())
         samples, meters = self.samples(model, picture), Meters(max(1, self.steps // 20))
-        trainer = Trainer(
+        trainer = quiet_trainer(
             **strategy.trainer(),
             precision=precision.trainer,
             max_steps=self.steps,
-            max_epochs=-1,
             logger=False,
             callbacks=[meters, ProgressBar(meters)],
             enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
         )
-        trainer.fit_loop = Fitting.of(trainer)
         trainer.fit(module, Pictures(samples, 1))
         if module.held_back:
             raise ValueError(

@@ -10,6 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
+from sdft.drawn import last
 from sdft.files import whole
 from sdft.layout import told
 from sdft.publishing.triggers import plain, triggers
@@ -99,10 +100,9 @@ def thumbnail(run: Path) -> str | None:
     """The newest sample of the first prompt as a small JPEG in a data URI."""
     from PIL import Image
 
-    steps = sorted((run / "samples").glob("step-*/000.png"))
-    if not steps:
+    if not (place := last(run)):
         return None
-    picture, data = Image.open(steps[-1]).convert("RGB"), io.BytesIO()
+    picture, data = Image.open(place / "000.png").convert("RGB"), io.BytesIO()
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     picture.save(data, format="JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -1,6 +1,5 @@
 """A run's result as a folder for others: card, pictures, weights in both formats, and nothing of this machine."""
 
-import json
 import os
 import re
 import shutil
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 
 from omegaconf import DictConfig, OmegaConf
 
+import sdft.drawn as drawn
 from sdft.config import check_secret
 from sdft.layout import check_tensors, told
 from sdft.publishing.card import GIVES, Card
@@ -100,20 +100,12 @@ def pictures(run: Path, folder: Path) -> None:
 
 def newest(run: Path) -> list[Path]:
     """The files of the last samples."""
-    steps = sorted((run / "samples").glob("step-*"))
-    return sorted(steps[-1].glob("*.png")) if steps else []
-
-
-def prompts_of(run: Path) -> list[str]:
-    """Of the same pictures."""
-    files = newest(run)
-    if not files:
-        return []
-    return [fact["prompt"] for fact in json.loads((files[0].parent / "samples.json").read_text(encoding="utf-8"))]
+    place = drawn.last(run)
+    return sorted(place.glob("*.png")) if place else []
 
 
 def card_of(asked: Asked, config: DictConfig, facts: dict, kind: str, folder: Path) -> Card:
-    run, prompts, found = asked.run, prompts_of(asked.run), triggers(asked.run)
+    run, prompts, found = asked.run, drawn.prompts(asked.run), triggers(asked.run)
     name = re.sub(r"[^\w .+-]", "", config.name) or "result"
     base = plain(facts.get("base") or config.model.name)
     base = Path(base).name if Path(base).expanduser().exists() else base

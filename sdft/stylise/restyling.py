@@ -1,6 +1,5 @@
 """A picture in another style: noised half-way, its edges held, and drawn again with the prompt and the adapter (SDEdit, 2022)."""
 
-import copy
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from sdft.data.images import ENDINGS, decode, fit
+from sdft.data.images import ENDINGS, as_image, decode, fit
 from sdft.files import whole
 from sdft.grids import font, wrap
 from sdft.model import StableDiffusion
@@ -78,21 +77,11 @@ class Restyling:
             return pipeline.image_processor.postprocess(model.decode(latents))[0]
 
     def pipeline(self, model: StableDiffusion, controlnet):
-        """diffusers' own, over the same networks, with a fresh copy of the shipped scheduler."""
         from diffusers import StableDiffusionControlNetImg2ImgPipeline, StableDiffusionImg2ImgPipeline
 
-        kind = StableDiffusionControlNetImg2ImgPipeline if controlnet else StableDiffusionImg2ImgPipeline
-        return kind(
-            unet=model.unet,
-            vae=model.vae,
-            text_encoder=model.text_encoder,
-            tokenizer=model.tokenizer,
-            scheduler=copy.deepcopy(model.scheduler),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-            **({"controlnet": controlnet} if controlnet else {}),
-        )
+        if controlnet:
+            return model.pipeline(StableDiffusionControlNetImg2ImgPipeline, controlnet=controlnet)
+        return model.pipeline(StableDiffusionImg2ImgPipeline)
 
 
 def photographs(images: str) -> list[Path]:
@@ -116,7 +105,7 @@ def sized(file: Path, resolution: int, unit: int) -> Image.Image:
         raise ValueError(f"images={file}: {picture.width}x{picture.height} px; crop it to at most {LARGEST:g}:1")
     factor = resolution / math.sqrt(picture.width * picture.height)
     sides = tuple(max(unit, round(side * factor / unit) * unit) for side in picture.size)
-    return Image.fromarray(((fit(picture, sides) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+    return as_image(fit(picture, sides))
 
 
 def restyle(work: Restyling, model: StableDiffusion, files: list[Path], controlnet, folder: Path, about: dict) -> Path:

@@ -6,11 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
-from html.parser import HTMLParser
 from urllib.request import urlopen
 
 import pytest
 from conftest import ROOT
+from pages import Page
 from shelves import write_run
 
 pytest.importorskip("starlette")
@@ -42,29 +42,17 @@ def there(outputs):
     return TestClient(application(shelf_of(outputs, None)), base_url="http://127.0.0.1:8000")
 
 
-class Page(HTMLParser):
-    """What a browser would run, and what it would show."""
+class Strict(Page):
+    """No style but the page's own, no link to elsewhere; what lies in attributes is shown, too."""
 
-    def __init__(self, text: str):
-        super().__init__()
-        self.code, self.shown, self.inside = [], "", ""
-        self.feed(text)
+    runs = ("script", "style")
 
     def handle_starttag(self, tag, attributes):
-        self.inside = tag
+        super().handle_starttag(tag, attributes)
         told = dict(attributes)
-        self.code += [f"{key}={value}" for key, value in attributes if key.startswith("on") or key == "style"]
+        self.code += [f"{key}={value}" for key, value in attributes if key == "style"]
         self.code += [value for key, value in attributes if key in ("href", "src") and not value.startswith(("/", "?"))]
         self.shown += " ".join(filter(None, (told.get("alt"), told.get("value"))))
-
-    def handle_endtag(self, tag):
-        self.inside = ""
-
-    def handle_data(self, data):
-        if self.inside in ("script", "style"):
-            self.code.append(data)
-        else:
-            self.shown += data
 
 
 @pytest.mark.parametrize(
@@ -217,7 +205,7 @@ def test_what_a_run_holds_is_shown_as_text(text, outputs, there):
     report["metrics"]["prompts"]["CLIP-T"]["what"] = text
     (run / "evaluation" / "scores.json").write_text(json.dumps(report))
     for address in ("/", "/run/runs/h/run", "/compare?run=runs/h/run", "/compare?run=runs/h/run&run=runs/x/run"):
-        page = Page(there.get(address).text)
+        page = Strict(there.get(address).text)
         assert not page.code, (address, page.code)
         assert text in page.shown, address
     assert there.get("/samples/runs/h/run").json()["rows"][0]["prompt"] == text
@@ -225,7 +213,7 @@ def test_what_a_run_holds_is_shown_as_text(text, outputs, there):
 
 @pytest.mark.parametrize("address", PAGES)
 def test_no_page_holds_code_or_style_of_its_own(address, there):
-    assert not Page(there.get(address).text).code
+    assert not Strict(there.get(address).text).code
 
 
 def test_texts_are_sent_as_texts_and_pages_in_a_box(there, outputs):
@@ -244,8 +232,8 @@ def test_texts_are_sent_as_texts_and_pages_in_a_box(there, outputs):
         ["evil.py", "rank=4"],
         ["../train.py"],
         ["train.py", "+model._target_=os.system"],
-        ["train.py", "--config-dir=/tmp/evil"],
-        ["train.py", "hydra.searchpath=[/tmp/evil]"],
+        ["train.py", "--config-dir=/nowhere/evil"],
+        ["train.py", "hydra.searchpath=[/nowhere/evil]"],
         ["train.py", "rank=4\x1b[201~; rm -rf ~\n"],
         ["train.py", "rank=\u202e4"],
     ],

@@ -1,0 +1,27 @@
+"""A page as tests read it."""
+
+from html.parser import HTMLParser
+
+
+class Page(HTMLParser):
+    """What a browser would run, and what it would show."""
+
+    runs = ("script",)  # elements whose text is code
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.code, self.shown, self.inside = [], "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.inside = tag
+        self.code += [f"{key}={value}" for key, value in attributes if key.startswith("on")]
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        if self.inside in self.runs:
+            self.code.append(data)
+        else:
+            self.shown += data
