@@ -64,6 +64,11 @@ class Step:
     cached: bool = False
     optimizer: Callable | None = None
 
+    @property
+    def latents(self) -> tuple[int, ...]:
+        """Their shape in a batch."""
+        return self.shape(self.sample["noise"])
+
     def shape(self, tensor: Tensor) -> tuple[int, ...]:
         count, *sides = tensor.shape
         if len(sides) == 3 and sides[-1] > 1:

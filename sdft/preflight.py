@@ -9,6 +9,7 @@ import torch
 
 from sdft.memory import GB, Step, amount, needs, room
 from sdft.publishing.modelspec import architecture
+from sdft.threads import threads
 
 LATE_WARMUP = 0.2  # a longer warm-up leaves the run no time to settle
 
@@ -32,7 +33,7 @@ def inspect(module, samples, loop, schedule, trainer, step: Step) -> dict:
         "base": model.name,
         "architecture": architecture(model),
         "precision": str(trainer.precision),
-        "device": device_name(trainer.strategy.root_device),
+        "device": device_name(trainer.strategy.root_device, threads(model.unet, step.latents)),
         "seed": loop.seed,
         **memories,
         "warnings": [*warnings(schedule, steps), *lines],
@@ -64,10 +65,10 @@ def count(parameters) -> int:
     return sum(p.numel() for p in parameters)
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: torch.device, threads: int) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return f"cpu ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})"
 
 
 def announce(plan: dict, headline: str, data: list[str], folder: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 import sdft.processes as processes
 from sdft.model import StableDiffusion
 from sdft.schedulers import known, scheduler
+from sdft.threads import shared
 
 TIMESTEPS = 1000  # of Stable Diffusion's noise
 LCM_STEPS = 50  # of the path that the LCM scheduler goes
@@ -87,8 +88,9 @@ class Sampling:
         pipeline.set_progress_bar_config(disable=True)
         for start in range(0, len(requests), self.batch_size):
             batch = requests[start : start + self.batch_size]
+            shape = (len(batch), 4, height // model.factor, width // model.factor)
             mixed = torch.autocast(device.type, model.compute, enabled=model.compute is not torch.float32)
-            with evaluating(model), together(model, device), torch.no_grad(), mixed:
+            with evaluating(model), together(model, device), torch.no_grad(), mixed, shared(model.unet, shape):
                 latents = pipeline(
                     **asked(model, [prompt for prompt, _ in batch], device, self.negative_prompt),
                     generator=[torch.Generator().manual_seed(seed) for _, seed in batch],

@@ -28,6 +28,7 @@ from sdft.prompts import read_prompts
 from sdft.record import Record, failed_at
 from sdft.repeat import check
 from sdft.resume import going_on
+from sdft.threads import shared
 
 
 def train(cfg: DictConfig):
@@ -99,7 +100,8 @@ def alone(cfg: DictConfig, folder: Path, parts: dict, source):
     if trainer.is_global_zero:
         open_run(record, plan, cfg, source.describe(), samples.parts[0], model, trainer, words, before, done)
     with dashboards(), advised(module, step, cfg, folder, trainer):
-        fit(module, samples, trainer, loop, checkpoint, record, words)
+        with shared(module.model.unet, step.latents):
+            fit(module, samples, trainer, loop, checkpoint, record, words)
         release(module, trainer)
         closing(record, cfg, module.method, judges, bool(spare), trainer.loggers)
         record.end("finished")

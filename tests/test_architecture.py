@@ -21,6 +21,7 @@ LAYERS = [
         "assets",
         "files",
         "drawn",
+        "threads",
         "lock",
         "fitting",
         "help_page",

@@ -16,6 +16,7 @@ from sdft.morph.attention import SharedAttention
 from sdft.morph.film import Distances, Film, between, psnr
 from sdft.morph.interpolation import adain, even, lerp, slerp
 from sdft.morph.inversion import Ddim
+from sdft.threads import shared
 
 PACINGS = ("even", "uniform")
 ADAIN = ("noise", "result", "none")
@@ -156,7 +157,8 @@ class Morph:
     def predict(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         self.tick(1)
         compute = self.model.compute
-        with torch.autocast(latents.device.type, compute, enabled=compute is not torch.float32):
+        mixed = torch.autocast(latents.device.type, compute, enabled=compute is not torch.float32)
+        with mixed, shared(self.model.unet, latents.shape):
             return self.model.predict(latents, timestep, context).float()
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from sdft.files import whole
 from sdft.model import StableDiffusion
 from sdft.precision import Precision
 from sdft.strategy import Strategy
+from sdft.threads import shared
 
 SEAL = "learned.json"  # written last; without it nothing was learned to the end
 NAME = "one-picture"
@@ -99,7 +100,8 @@ class Portrait:
             callbacks=[meters, ProgressBar(meters)],
             enable_checkpointing=False,
         )
-        trainer.fit(module, Pictures(samples, 1))
+        with shared(model.unet, (1, *samples[0]["noise"].shape)):
+            trainer.fit(module, Pictures(samples, 1))
         if module.held_back:
             raise ValueError(
                 f"lr={self.lr}: {int(module.held_back)} of {self.steps} gradients were no number; choose a lower lr"

@@ -16,6 +16,7 @@ from sdft.pictures import slug
 from sdft.sampling import asked, evaluating, together
 from sdft.states import strength as at_strength
 from sdft.stylise.controlnet import edges
+from sdft.threads import shared
 
 LARGEST = 4.0  # times as long as high, or high as long
 
@@ -61,7 +62,8 @@ class Restyling:
             else {}
         )
         chance = torch.Generator().manual_seed(self.seed)
-        with evaluating(model), together(model, device), torch.no_grad():
+        size = (1, 4, picture.height // model.factor, picture.width // model.factor)
+        with evaluating(model), together(model, device), torch.no_grad(), shared(model.unet, size):
             mean, std = model.moments(fit(picture, picture.size)[None].to(device))
             with mixed:
                 latents = pipeline(

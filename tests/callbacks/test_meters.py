@@ -66,4 +66,5 @@ def test_pauses_do_not_count_as_training_time(running):  # pitfall 35
 
 
 def test_the_device_is_named():
-    assert device_name(torch.device("cpu")).startswith("cpu (")
+    assert device_name(torch.device("cpu"), 1).endswith(", 1 thread)")
+    assert device_name(torch.device("cpu"), 2).endswith(", 2 threads)")
