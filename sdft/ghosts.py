@@ -33,6 +33,9 @@ class Ghosts(TorchDispatchMode):
     def __init__(self, device: torch.device):
         super().__init__()
         self.device, self.now, self.most, self.alive = device, 0, 0, {}
+        self.results: dict[
+            tuple, Tensor | tuple | None
+        ] = {}  # of operations that make new tensors, by what they were given
 
     @classmethod
     def is_infra_mode(cls) -> bool:
@@ -71,7 +74,19 @@ class Ghosts(TorchDispatchMode):
         known = {
             id(arg.meta): arg for arg in args if isinstance(arg, Ghost)
         }  # in-place operations return what they got
-        return self.outer(func(*map(inner, args), **kwargs), known)
+        return self.outer(self.result(func, [inner(arg) for arg in args], kwargs), known)
+
+    def result(self, func, args: list, kwargs: dict):
+        """Of an operation on meta tensors; networks repeat themselves, and a shape is found much faster than computed."""
+        returns = func._schema.returns
+        if func._schema.is_mutable or not returns or any(told.alias_info for told in returns):
+            return func(*args, **kwargs)
+        key = (func, described(args), described([*kwargs.items()]))
+        if key not in self.results:
+            made = func(*args, **kwargs)
+            self.results[key] = again(made)  # the one that is handed out counts as long as it lives
+            return made
+        return again(self.results[key])
 
     def outer(self, value, known: dict):
         if isinstance(value, Tensor):
@@ -91,6 +106,22 @@ def inner(value):
     if isinstance(value, Tensor):
         return value.to("meta")
     return type(value)(map(inner, value)) if isinstance(value, list | tuple) else value
+
+
+def described(value):
+    """What a result's shape depends on."""
+    if isinstance(value, Tensor):
+        return Tensor, value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(described, value))
+    return type(value), value
+
+
+def again(made):
+    """New meta tensors like these."""
+    if isinstance(made, Tensor):
+        return torch.empty_strided(made.size(), made.stride(), dtype=made.dtype, device="meta")
+    return type(made)(map(again, made)) if isinstance(made, list | tuple) else made
 
 
 def twin(module: nn.Module, replaced: dict[Tensor, Tensor], shared: list) -> nn.Module:

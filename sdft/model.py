@@ -107,7 +107,8 @@ class StableDiffusion(nn.Module):
 
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """The UNet's output `[batch, 4, h, w]`: noise or velocity, as `prediction_type` says."""
-        return self.unet(noisy.to(self.unet.dtype), timesteps, context.to(self.unet.dtype)).sample
+        dtype = next(self.unet.parameters()).dtype  # as `unet.dtype`, which looks at every module first
+        return self.unet(noisy.to(dtype), timesteps, context.to(dtype)).sample
 
     def image_and_noise(self, output: Tensor, noisy: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """What an `output` of the UNet says of `noisy`: clean latents and noise, `[batch, 4, h, w]` each."""

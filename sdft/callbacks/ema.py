@@ -38,6 +38,7 @@ class EMA(Callback):
         if not self.average:
             self.average = {name: p.detach().clone() for name, p in weights.items()}
         self.average = {name: placed(average, weights[name]) for name, average in self.average.items()}
+        self.weights = [weights[name] for name in self.average]
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
@@ -46,8 +47,7 @@ class EMA(Callback):
         self.steps = trainer.global_step
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        weights = module.learned()
-        torch._foreach_lerp_(list(self.average.values()), [weights[n].detach() for n in self.average], 1 - decay)
+        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.weights], 1 - decay)
 
     @contextmanager
     def applied(self, module):
