@@ -3,7 +3,7 @@
 The words are train.py's: any model, method, batch, resolution and precision, `model.weights=random` where there are no weights.
 The bare loop is forward, backward and optimizer step of the same networks on tensors that are ready, never compiled: the limit.
 Both take turns in one process, `rounds` times `per` steps each; pictures are noise, cached as in any run. The last line is ours
-/ bare.
+/ bare. TFLOP/s count the products of the bare loop, forward and backward.
 """
 
 import os
@@ -19,8 +19,9 @@ from contextlib import chdir, nullcontext
 from pathlib import Path
 
 from data import generate
-from measured import ROOT, options, show
+from measured import ROOT, machine, options, show
 
+PEAKS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 362}  # TFLOP/s
 PLAIN = ["logger=none", "metrics=none", "sample_every=0", "validate_every=0", "log_every=10"]
 
 
@@ -30,6 +31,7 @@ def turns(words: list[str], rounds: int, per: int, warm: int) -> dict[str, list[
 
     lean.start()
     from lightning import Callback
+    from torch.utils.flop_counter import FlopCounterMode
 
     import sdft.training as training
     from sdft.callbacks.meters import memory_gb
@@ -50,6 +52,9 @@ def turns(words: list[str], rounds: int, per: int, warm: int) -> dict[str, list[
             loop = bare(module, trainer.optimizers[0], self.batch, compiled)
             if not done:
                 found["memory_gb"] = memory_gb(module.device)
+                with FlopCounterMode(display=False) as counted:
+                    loop()
+                found["flops"] = counted.get_total_flops()
                 for _ in range(3):
                     loop()
             wait(module.device)
@@ -96,6 +101,11 @@ def composed(words: list[str], folder: Path):
     return cfg
 
 
+def peak(device: str) -> float | None:
+    """FLOP/s of a GPU's tensor cores in bf16, dense, as its data sheet has it; None for one that is not listed."""
+    return next((speed * 1e12 for name, speed in PEAKS.items() if name in device), None)
+
+
 def wait(device) -> None:
     import torch
 
@@ -133,14 +143,16 @@ def main(words: list[str]) -> None:
     told = turns(words, asked["rounds"], asked["per"], asked["warm"])
     ours, limit = (statistics.median(told[key]) for key in ("ours", "bare"))
     ratio = statistics.median(a / b for a, b in zip(told["ours"], told["bare"], strict=True))
-    rows = [
-        ("loop", "ms a step", "images/s"),
-        ("ours", f"{1000 * ours:.1f}", f"{told['batch'] / ours:.1f}"),
-        ("bare", f"{1000 * limit:.1f}", f"{told['batch'] / limit:.1f}"),
-    ]
+    rows = [("loop", "ms a step", "images/s", "TFLOP/s")]
+    for name, seconds in (("ours", ours), ("bare", limit)):
+        speed = told["flops"] / seconds / 1e12
+        rows.append((name, f"{1000 * seconds:.1f}", f"{told['batch'] / seconds:.1f}", f"{speed:.3g}"))
     file = Path(asked["json"]) if asked["json"] else None
-    show(" ".join(words), rows, file, ratio=ratio, memory_gb=told["memory_gb"], rounds=told["ours"], bare=told["bare"])
+    facts = {key: told[key] for key in ("memory_gb", "flops", "bare")}
+    show(" ".join(words), rows, file, ratio=ratio, rounds=told["ours"], **facts)
     print(f"memory {told['memory_gb']:.2f} GB")
+    if most := peak(machine()["device"]):
+        print(f"model-FLOPs utilisation {told['flops'] / ours / most:.2f}, of {most / 1e12:.0f} TFLOP/s in bf16")
     print(f"ratio {ratio:.3f}")
 
 

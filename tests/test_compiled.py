@@ -78,14 +78,39 @@ def losses(folder) -> list[float]:
     ]
 
 
+FIFTY = ["steps=50", "batch_size=2", "sample_every=0", "prompts=[a]", "model.weights=pretrained"]
+SAME = ["cache=disk", "workers=2", "gradient_checkpointing=true"]  # the same operations
+CLOSE = ["cache=off", "optimizer.fused=false"]  # the same sums in another order
+
+
+@pytest.mark.slow
+def test_fifty_fast_steps_have_the_losses_of_plain_ones(run, monkeypatch):
+    """The compiler's are below."""
+
+    def told(word):
+        return losses(run(*FIFTY, "cache=ram", word, name=word.replace("=", "-"))[1])
+
+    plain = told("workers=0")
+    for word in SAME:
+        assert told(word) == plain, word
+    for word in CLOSE:
+        assert told(word) == pytest.approx(plain, rel=1e-3, abs=1e-5), word
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # all of them share every operation
+    try:
+        assert told("keep=2") == pytest.approx(plain, rel=1e-3, abs=1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["method=sft"]], ids=["lora", "sft"])
 def test_fifty_compiled_steps_have_the_losses_of_plain_ones(run, words):
     if lacking(CPU):
         pytest.skip("no C++ compiler")
-    given = ["steps=50", "batch_size=2", "sample_every=0", "prompts=[a]", "model.weights=pretrained", *words]
-    _, plain = run(*given, name="plain")
-    _, fast = run(*given, "compile=regional", name="fast")
+    _, plain = run(*FIFTY, *words, name="plain")
+    _, fast = run(*FIFTY, *words, "compile=regional", name="fast")
     assert len(losses(plain)) == 50
     torch.testing.assert_close(torch.tensor(losses(fast)), torch.tensor(losses(plain)), rtol=1e-3, atol=1e-5)
     assert json.loads((fast / "run.json").read_text())["state"] == "finished"

@@ -28,7 +28,9 @@ class ProgressBar(Callback):
             disable=not console.is_terminal or trainer.global_rank > 0,
         )
         self.bar.start()
-        self.task = self.bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, numbers="")
+        self.task = self.bar.add_task(
+            "", total=trainer.max_steps, completed=trainer.global_step, numbers=self.numbers()
+        )
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         self.bar.update(self.task, completed=trainer.global_step, numbers=self.numbers())
@@ -39,7 +41,7 @@ class ProgressBar(Callback):
     def numbers(self) -> str:
         last = self.meters.last
         speed = f"{last['images_per_second']:.1f} img/s · " if "images_per_second" in last else ""
-        return f"loss {last['loss']:.4f} · {speed}" if last else ""
+        return f"loss {last['loss']:.4f} · {speed}" if last else "warming up · "
 
     def on_train_end(self, trainer, module):
         self.bar.stop()
