@@ -16,11 +16,14 @@ LONG = 1000  # steps after which waiting for the compiler has surely paid
 
 
 def compiles(compile: str, device: torch.device, steps: int) -> bool:
-    """Whether the blocks are to be compiled: `auto` does in long runs; `ValueError` where it cannot be done."""
+    """Whether the blocks are to be compiled: `auto` does in long runs on a GPU; `ValueError` where it cannot be done.
+
+    On a CPU the embedded UNet gained nothing by it: see benchmarks/RESULTS.md.
+    """
     missing = lacking(device)
     if compile == "regional" and missing:
         raise ValueError(f"compile=regional: torch's compiler needs {missing}; install it, or give compile=off")
-    return compile == "regional" or (compile == "auto" and steps >= LONG and not missing)
+    return compile == "regional" or (compile == "auto" and device.type == "cuda" and steps >= LONG and not missing)
 
 
 def lacking(device: torch.device) -> str | None:

@@ -9,15 +9,16 @@ import torch
 import sdft.compiled as compiled
 from sdft.compiled import channels_last, compile_blocks, compiles, lacking
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def test_auto_compiles_long_runs_where_it_can(monkeypatch):
     monkeypatch.setattr(compiled, "lacking", lambda device: None)
-    assert [compiles("auto", CPU, steps) for steps in (999, 1000)] == [False, True]
+    assert [compiles("auto", GPU, steps) for steps in (999, 1000)] == [False, True]
+    assert not compiles("auto", CPU, 10**6)
     assert compiles("regional", CPU, 1) and not compiles("off", CPU, 10**6)
     monkeypatch.setattr(compiled, "lacking", lambda device: "a C++ compiler, such as g++")
-    assert not compiles("auto", CPU, 10**6)
+    assert not compiles("auto", GPU, 10**6)
     with pytest.raises(ValueError, match=r"compile=regional: torch's compiler needs a C\+\+ compiler"):
         compiles("regional", CPU, 1)
 
