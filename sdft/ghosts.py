@@ -33,9 +33,7 @@ class Ghosts(TorchDispatchMode):
     def __init__(self, device: torch.device):
         super().__init__()
         self.device, self.now, self.most, self.alive = device, 0, 0, {}
-        self.results: dict[
-            tuple, Tensor | tuple | None
-        ] = {}  # of operations that make new tensors, by what they were given
+        self.results: dict[tuple, Tensor | tuple | None] = {}  # of operations, by what they were given
 
     @classmethod
     def is_infra_mode(cls) -> bool:

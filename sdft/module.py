@@ -97,9 +97,7 @@ class FineTuning(LightningModule):
     def on_train_batch_start(self, batch, batch_idx):
         """Dropout inside the networks draws from the global generator: let the batch decide, not the past."""
         seed = generator(self.seed, "dropout", batch_idx, self.global_rank).initial_seed()
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed also writes down a call for every absent kind of device
+        torch.default_generator.manual_seed(seed)  # not torch's own, which keeps a note for every absent kind of device
         if self.device.type == "cuda":
             torch.cuda.manual_seed_all(seed)
 

@@ -7,9 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-SMALL = (
-    2**18
-)  # numbers in the UNet's widest layer, below which one thread was the fastest, or as fast: benchmarks/RESULTS.md
+SMALL = 2**18  # numbers in the UNet's widest layer; below, one thread was as fast or faster: benchmarks/RESULTS.md
 
 
 def threads(unet: nn.Module, shape: Sequence[int]) -> int:
