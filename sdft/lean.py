@@ -1,11 +1,9 @@
 """A start without what no run asks for: libraries import packages that take seconds, only because they are installed.
 
 torchmetrics imports scipy, matplotlib, torchvision and transformers for scores that nobody asked for, diffusers and peft import
-bitsandbytes for weights of 8 bits. Whoever needs one of them later imports it then. And nobody looks through all that has been
-imported for rubbish while it is being imported.
+bitsandbytes for weights of 8 bits. Whoever needs one of them later imports it then.
 """
 
-import gc
 import importlib.metadata
 import sys
 from contextlib import contextmanager
@@ -14,8 +12,6 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import PathFinder
 from types import ModuleType, SimpleNamespace
 
-USUAL = gc.get_threshold()
-PATIENT = (*USUAL[:2], 10_000)  # of young objects as often, of all of them hardly ever
 INPUTS = "wandb.sdk.launch.inputs.internal"
 
 
@@ -23,15 +19,6 @@ def start() -> None:
     """From now on these libraries, where they have not been imported yet, are imported without the others."""
     if not any(isinstance(finder, Lean) for finder in sys.meta_path):
         sys.meta_path.insert(0, Lean())
-        gc.set_threshold(*PATIENT)
-
-
-def started() -> None:
-    """The libraries are there: what they consist of stays, and is never looked through again."""
-    if gc.get_threshold() == PATIENT:
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*USUAL)
 
 
 class Lean(MetaPathFinder, Loader):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-import sdft.lean as lean
 from sdft.assets import FOLDER
 from sdft.layout import check_code, check_layout
 from sdft.model import PREDICTIONS, StableDiffusion, noise_levels
@@ -66,7 +65,6 @@ def pretrained(name: str, revision: str | None = None, variant: str | None = Non
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging
 
-    lean.started()  # weights come after, for they go again
     logging.disable_progress_bar()  # of loading files that are here; downloads keep theirs
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -143,7 +141,6 @@ def untrained(folder: Path) -> StableDiffusion:
 
     from sdft.tokenizer import clip_tokenizer
 
-    lean.started()
     text_config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
     return StableDiffusion(
         UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet")),

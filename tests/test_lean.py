@@ -29,27 +29,6 @@ def test_libraries_are_imported_without_what_no_run_asks_for():
     subprocess.run([sys.executable, "-c", ASKED], cwd=ROOT, check=True)
 
 
-PATIENT = """
-import gc
-import sdft.lean as lean
-before = gc.get_threshold()
-lean.started()
-assert gc.get_threshold() == before and not gc.get_freeze_count()
-lean.start()
-assert gc.get_threshold() == lean.PATIENT != before
-from sdft.loading import load
-kept = load("tiny-sd")
-assert gc.get_threshold() == before and gc.get_freeze_count() > 10_000
-count = gc.get_freeze_count()
-load("tiny-sd")
-assert gc.get_freeze_count() <= count
-"""
-
-
-def test_collections_of_all_objects_wait_until_the_libraries_are_there():
-    subprocess.run([sys.executable, "-c", PATIENT], cwd=ROOT, check=True)
-
-
 def test_what_is_hidden_is_hidden_only_there(monkeypatch):
     from importlib.util import find_spec
 
