@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,23 @@ def check_words(asked: DictConfig) -> None:
 
 
 def scales_of(asked: DictConfig) -> list[float]:
-    return list(asked.scales) if OmegaConf.is_list(asked.scales) else [asked.scales]
+    """Strengths; `ValueError` names one that is no number."""
+    scales = list(asked.scales) if OmegaConf.is_list(asked.scales) else [asked.scales]
+    wrong = [s for s in scales if not isinstance(s, int | float) or isinstance(s, bool) or not math.isfinite(s)]
+    if wrong:
+        raise ValueError(f"scales={shown_word(wrong[0])}: give numbers, such as [0.5,1]")
+    return scales
+
+
+def checkpoints_of(asked: DictConfig) -> str | list[int] | None:
+    """A name, or steps; `ValueError` for what is neither."""
+    given = OmegaConf.to_object(asked.checkpoints) if OmegaConf.is_list(asked.checkpoints) else asked.checkpoints
+    if given is None or isinstance(given, str):
+        return given
+    steps = given if isinstance(given, list) else [given]
+    if wrong := [step for step in steps if not isinstance(step, int) or isinstance(step, bool)]:
+        raise ValueError(f"checkpoints={shown_word(wrong[0])}: choose all, best, or a list of steps")
+    return steps
 
 
 def shown_word(value) -> str:
@@ -79,9 +96,7 @@ def job_of_run(run: Path, asked: DictConfig) -> Job:
             "metrics=null: this run was trained without a judge; choose metrics=clip, or metrics=digits for digits"
         )
     check(cfg)
-    checkpoints = OmegaConf.to_object(asked.checkpoints) if OmegaConf.is_list(asked.checkpoints) else asked.checkpoints
-    checkpoints = [checkpoints] if isinstance(checkpoints, int) else checkpoints
-    states = of_run(run, instantiate(cfg.method), scales_of(asked), checkpoints, cfg.seed)
+    states = of_run(run, instantiate(cfg.method), scales_of(asked), checkpoints_of(asked), cfg.seed)
     return Job(run / "evaluation", cfg, states)
 
 
