@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +67,7 @@ def check_words(asked: DictConfig) -> None:
 def scales_of(asked: DictConfig) -> list[float]:
     """Strengths; `ValueError` names one that is no number."""
     scales = list(asked.scales) if OmegaConf.is_list(asked.scales) else [asked.scales]
-    wrong = [s for s in scales if not isinstance(s, int | float) or isinstance(s, bool) or not math.isfinite(s)]
-    if wrong:
+    if wrong := [scale for scale in scales if not isinstance(scale, int | float) or isinstance(scale, bool)]:
         raise ValueError(f"scales={shown_word(wrong[0])}: give numbers, such as [0.5,1]")
     return scales
 

@@ -163,7 +163,7 @@ def test_without_any_judge_there_is_still_a_page(trained):
         (["scales=[]"], r"scales=\[\]: give at least one"),
         (["scales="], r"scales=: give numbers, such as"),
         (["scales=[1,strong]"], r"scales=strong: give numbers, such as"),
-        (["scales=[.nan]"], r"scales=nan: give numbers, such as"),
+        (["scales=true"], "scales=True: give numbers, such as"),
         (["checkpoints=-1e-9"], "checkpoints=-1e-09: choose all, best, or a list of steps"),
         (["checkpoints=[[1]]"], r"checkpoints=\[1\]: choose all, best, or a list of steps"),
         (["checkpoints=best"], "checkpoints=best: .* has none; train with evaluate_every=N"),
