@@ -64,6 +64,11 @@ class StableDiffusion(nn.Module):
             raise ValueError(f"{word}={resolution}: {self.name} takes multiples of {unit}, such as {nearest}")
         return self.vae.config.latent_channels, resolution // self.factor, resolution // self.factor
 
+    def batch_shape(self, count: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Of the latents of `count` pictures of (width, height) pixels: `[count, 4, h/f, w/f]`."""
+        width, height = size
+        return count, self.vae.config.latent_channels, height // self.factor, width // self.factor
+
     @torch.no_grad()
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures -1..1 `[batch, 3, h, w]` to mean and standard deviation of their latents `[batch, 4, h/8, w/8]`, in fp32."""

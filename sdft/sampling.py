@@ -88,7 +88,7 @@ class Sampling:
         pipeline.set_progress_bar_config(disable=True)
         for start in range(0, len(requests), self.batch_size):
             batch = requests[start : start + self.batch_size]
-            shape = (len(batch), 4, height // model.factor, width // model.factor)
+            shape = model.batch_shape(len(batch), (width, height))
             mixed = torch.autocast(device.type, model.compute, enabled=model.compute is not torch.float32)
             with evaluating(model), together(model, device), torch.no_grad(), mixed, shared(model.unet, shape):
                 latents = pipeline(

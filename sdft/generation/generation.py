@@ -21,6 +21,7 @@ from sdft.generation.strengths import strengths
 from sdft.loading import load
 from sdft.pictures import slug
 from sdft.sampling import Sampling
+from sdft.threads import threads
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
@@ -167,7 +168,7 @@ class Generation:
                 pictures = list(drawing.pictures(opened.model, asked, self.size))
             for number, cell in enumerate(batch):
                 position = self.again[1] if self.again else number
-                told = self.told(cell, opened, found) | files
+                told = self.told(cell, opened, found, len(asked)) | files
                 told |= {"adapters": adapters, "batch": [len(asked), position]}
                 yield self.keep(folder, cell, pictures[position], told)
 
@@ -178,13 +179,13 @@ class Generation:
         metadata.save(picture, self.files[cell], told)
         return cell
 
-    def told(self, cell: Cell, opened: Opened, found: Named) -> dict:
-        """What the picture's file says of how it was made."""
+    def told(self, cell: Cell, opened: Opened, found: Named, batch: int) -> dict:
+        """What the picture's file says of how it was made, in a batch of so many."""
         sampling = self.sampling_of(cell)
         cell_words = {key: value for key, value in asdict(cell).items() if key not in ("run", "checkpoint", "weights")}
         sampler = json.loads(sampling.scheduler_of(opened.model).to_json_string())
         precision = self.asked.get("precision") or {}
-        device = opened.model.unet.device
+        device, shape = opened.model.unet.device, opened.model.batch_shape(batch, self.size)
         return {
             **cell_words,
             "negative_prompt": sampling.negative_prompt,
@@ -197,7 +198,7 @@ class Generation:
             "run": metadata.shown_path(found.run) if found.run and not cell.bare else None,
             "checkpoint": cell.checkpoint if found.result and not cell.bare else None,
             "sampler": {key: plain(value) for key, value in sampler.items() if key != "_diffusers_version"},
-            "made": {"device": device_of(device), "threads": torch.get_num_threads()}
+            "made": {"device": device_of(device), "threads": threads(opened.model.unet, shape)}
             | {name: version(name) for name in LIBRARIES},
         }
 

@@ -100,7 +100,7 @@ class Portrait:
             callbacks=[meters, ProgressBar(meters)],
             enable_checkpointing=False,
         )
-        with shared(model.unet, (1, *samples[0]["noise"].shape)):
+        with shared(model.unet, model.batch_shape(1, samples.sizes[0])):
             trainer.fit(module, Pictures(samples, 1))
         if module.held_back:
             raise ValueError(

@@ -62,8 +62,8 @@ class Restyling:
             else {}
         )
         chance = torch.Generator().manual_seed(self.seed)
-        size = (1, 4, picture.height // model.factor, picture.width // model.factor)
-        with evaluating(model), together(model, device), torch.no_grad(), shared(model.unet, size):
+        shape = model.batch_shape(1, picture.size)
+        with evaluating(model), together(model, device), torch.no_grad(), shared(model.unet, shape):
             mean, std = model.moments(fit(picture, picture.size)[None].to(device))
             with mixed:
                 latents = pipeline(

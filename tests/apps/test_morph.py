@@ -112,8 +112,9 @@ def test_words_out_of_range_are_refused(build, words, told):
         build(**words)
 
 
-def test_an_adapter_of_another_model_is_one_line(app, home):
-    kept = next((home / "outputs").rglob("pytorch_lora_weights.safetensors")).resolve()
+def test_an_adapter_of_another_model_is_one_line(app, home, tiny, tmp_path):
+    learned = Portrait(steps=1).learn(tiny(), Digits("neon", [3], 1)[0], Precision(), "cpu", tmp_path).folder
+    kept = learned / "pytorch_lora_weights.safetensors"
     wide = {key: torch.randn(*weight.shape[:-1], 7) for key, weight in load_file(kept).items()}
     save_file(wide, home / "wide.safetensors")
     said = app(PROMPTS, *FAST, f"adapters=[{kept},wide.safetensors]")
