@@ -1,7 +1,6 @@
 """What evaluate.py is asked: which runs or files, and with which words in place of a run's own."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sdft.config import check, check_origin, typed
+from sdft.files import read_json
 from sdft.states import State, of_file, of_run
 
 # of a run's config; the rest was about training
@@ -126,11 +126,7 @@ def config_of(run: Path) -> DictConfig:
 
 def newest_run(outputs: Path = Path("outputs")) -> Path:
     """The run that finished last."""
-    runs = [
-        file.parent
-        for file in outputs.glob("*/*/run.json")
-        if json.loads(file.read_text(encoding="utf-8"))["state"] == "finished"
-    ]
+    runs = [file.parent for file in outputs.glob("*/*/run.json") if read_json(file).get("state") == "finished"]
     if not runs:
         raise ValueError(f"run=null: no finished run in {outputs}/; train one first, or give run=FOLDER")
     return max(runs, key=lambda run: (run / "run.json").stat().st_mtime)

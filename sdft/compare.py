@@ -1,13 +1,13 @@
 """Runs side by side: python -m sdft.compare FOLDER…   What each setting learned, cost and reached, and which one is enough."""
 
 import csv
-import json
 import sys
 from pathlib import Path
 
 import torch
 
 from sdft.compare_page import write_comparison
+from sdft.files import read_json
 from sdft.results import COSTS, Run, Setting, columns, grouped, metrics, read, usual
 from sdft.scores import interval, shown, worth
 
@@ -186,7 +186,7 @@ def main() -> None:
             raise ValueError(f"{wrong[0]}: metric=NAME is the only word; the rest are folders")
         if empty := [str(folder) for folder in folders if not any(run.is_relative_to(folder) for run in runs)]:
             raise ValueError(f"{empty[0]}: no run.json there; give run folders, or a folder of them")
-        states = {run: json.loads((run / "run.json").read_text(encoding="utf-8"))["state"] for run in runs}
+        states = {run: read_json(run / "run.json").get("state") for run in runs}
         for run, state in states.items():
             if state != "finished":
                 print(f"left out {run}: {state}")

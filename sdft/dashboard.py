@@ -1,11 +1,11 @@
 """An evaluation on the dashboards of its run: a table, the pictures, and every score in the summary."""
 
-import json
 from pathlib import Path
 
 from PIL import Image
 
 from sdft.callbacks.samples import show_sheet
+from sdft.files import read_json
 from sdft.scores import flat, result_of
 
 
@@ -41,15 +41,14 @@ def show_report(logger, report: dict, pictures: Path) -> None:
 
 def add_to_run(folder: Path, report: dict) -> None:
     """The same, later: on the W&B run that the evaluated run's `run.json` names."""
-    file = folder.parent / "run.json"
-    record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if not (told := record.get("wandb")):
+    record = read_json(folder.parent / "run.json")
+    if not (home := record.get("wandb")):
         raise ValueError(f"wandb=true: {folder.parent} was not logged to W&B, or is no run folder")
     from sdft.loggers import wandb
     from sdft.tracking import close
 
     words = record.get("words", {})
-    about = {"group": words.get("sweep"), "tags": words.get("tags", []), "id": told["id"]}
-    logger = wandb(str(folder.parent), told["name"], told["project"], **about)
+    about = {"group": words.get("sweep"), "tags": words.get("tags", []), "id": home["id"]}
+    logger = wandb(str(folder.parent), home["name"], home["project"], **about)
     show_report(logger, report, folder / "pictures.png")
     close()

@@ -1,5 +1,6 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what a file of JSON says."""
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -19,6 +20,17 @@ def whole(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def read_json(file: Path) -> dict:
+    """A file of JSON; empty where there is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError:
+        raise ValueError(f"{file}: not a file of JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file}: not an object of JSON")
+    return found
 
 
 def tidy(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Jobs of a sweep: each a fresh process with a single-run command line, as many at a time as its launcher has room for."""
 
-import json
 import os
 import shutil
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sdft.checkpoints import newest
+from sdft.files import read_json
 
 LOG = "log.txt"
 LOOK = 0.2  # seconds between looks at what runs
@@ -25,8 +25,7 @@ class Job:
 
     def state(self) -> str | None:
         """As its run says."""
-        file = self.folder / "run.json"
-        return json.loads(file.read_text(encoding="utf-8"))["state"] if file.is_file() else None
+        return read_json(self.folder / "run.json").get("state")
 
     def finished(self) -> bool:
         return self.state() == "finished"

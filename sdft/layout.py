@@ -1,7 +1,8 @@
 """Weights are safetensors, and a model folder is five parts by name with no code of its own."""
 
-import json
 from pathlib import Path
+
+from sdft.files import read_json
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 NETWORKS = ("unet", "vae", "text_encoder")
@@ -28,7 +29,7 @@ def check_layout(folder: Path) -> None:
 
 def check_code(folder: Path) -> None:
     """`ValueError` for configurations that name code outside of the libraries, which would otherwise be passed over."""
-    index = told(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     classes = {key: value for key, value in index.items() if isinstance(value, list)}
     foreign = [key for key, value in classes.items() if value[:1] != [None] and value[0] not in LIBRARIES]
     if foreign or isinstance(index.get("_class_name"), list):
@@ -36,21 +37,10 @@ def check_code(folder: Path) -> None:
         raise ValueError(f"model.name={folder}: its model_index.json names code of its own ({key}), which is not run")
     for part in PARTS:
         for file in sorted((folder / part).glob("*config.json")):
-            if "auto_map" in told(file):
+            if "auto_map" in read_json(file):
                 raise ValueError(
                     f"model.name={folder}: {part}/{file.name} names code of its own (auto_map), which is not run"
                 )
-
-
-def told(file: Path) -> dict:
-    """A file of JSON; empty where there is none."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError:
-        raise ValueError(f"{file}: not a file of JSON") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: not an object of JSON")
-    return found
 
 
 def check_tensors(file: Path, key: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from sdft.compare import answer, foremost, judged
-from sdft.files import whole
+from sdft.files import read_json, whole
 from sdft.results import Run, Setting, columns, grouped, metrics, read
 
 HOME = "wandb.json"  # which run the sweep is, for when it goes on
@@ -18,8 +18,8 @@ def overview(finished: list[Path], jobs: int, place: Path, name: str, preferred:
     Asked again, it goes on with the same W&B run.
     """
     runs = [read(folder) for folder in finished]
-    told = [json.loads((run.folder / "run.json").read_text(encoding="utf-8")) for run in runs]
-    homes = [record["wandb"] for record in told if "wandb" in record]
+    records = [read_json(run.folder / "run.json") for run in runs]
+    homes = [record["wandb"] for record in records if "wandb" in record]
     if not homes:
         return
     from wandb import Html, Table
@@ -59,9 +59,9 @@ def home_of(place: Path, project: str, name: str) -> dict[str, str]:
     file = place / HOME
     if not file.is_file():
         with whole(file) as partial:
-            told = {"id": uuid4().hex[:8], "project": project, "name": name}
-            partial.write_text(json.dumps(told, ensure_ascii=False) + "\n", encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
+            home = {"id": uuid4().hex[:8], "project": project, "name": name}
+            partial.write_text(json.dumps(home, ensure_ascii=False) + "\n", encoding="utf-8")
+    return read_json(file)
 
 
 def facts(settings: list[Setting], runs: list[Run], metric: str) -> dict:

@@ -1,13 +1,12 @@
 """`report.html`: everything an evaluation found on one page that needs nothing else, neither files nor network."""
 
-import json
 import shlex
 from pathlib import Path
 
 from sdft.charts import multiples
 from sdft.exam import Exam
 from sdft.exhibits import IMAGES, TITLES, Files, group_of_pictures, nearest_pairs, on_the_way, source_of, training
-from sdft.files import whole
+from sdft.files import read_json, whole
 from sdft.scores import key, shown
 from sdft.states import BEST
 from sdft.templates import environment
@@ -167,15 +166,13 @@ def plot_of(report: dict, entries: list[dict], places: list[float], axis: str) -
 
 def facts(run: Path, report: dict) -> list[tuple[str, str]]:
     """What the run says of itself, as far as there is one."""
-    file = run / "run.json"
-    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     found = []
-    if told:
-        command = shlex.join(["python", *told["command"]])
-        versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
-        steps = f"{told['steps']} of batch {told['batch']['size']} × {told['batch']['accumulate']} × {told['batch']['processes']}"
-        found = [("command", command), ("started", told["started"]), ("commit", told["commit"] or "unknown")]
-        found += [("on", told["device"]), ("steps", steps), ("seed", told["seed"]), ("versions", versions)]
-        if best := told.get("best"):
+    if record := read_json(run / "run.json"):
+        command, batch = shlex.join(["python", *record["command"]]), record["batch"]
+        versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        steps = f"{record['steps']} of batch {batch['size']} × {batch['accumulate']} × {batch['processes']}"
+        found = [("command", command), ("started", record["started"]), ("commit", record["commit"] or "unknown")]
+        found += [("on", record["device"]), ("steps", steps), ("seed", record["seed"]), ("versions", versions)]
+        if best := record.get("best"):
             found.append(("best", f"step {best['step']}: {best['metric']} {best['value']:.4f}"))
     return [*found, ("scores", "scores.json beside this page, schema " + str(report["schema"]))]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import sdft.processes as processes
 from sdft.digest import of_file, of_weights
-from sdft.files import whole
+from sdft.files import read_json, whole
 from sdft.model import StableDiffusion
 from sdft.sampling import Sampling, Size
 
@@ -49,17 +49,15 @@ def place(words: str, settings: dict) -> str:
 
 def manifest(folder: Path, settings: dict, key: str = "folder") -> dict[str, str]:
     """The digest of each picture that was made in `folder`; `ValueError` when it was made otherwise than `settings` say."""
-    file = folder / MANIFEST
-    if not file.is_file():
+    if not (made := read_json(folder / MANIFEST)):
         return {}
-    told = json.loads(file.read_text(encoding="utf-8"))
     for name, value in settings.items():
-        if told.get(name) != value:
+        if made.get(name) != value:
             raise ValueError(
-                f"{key}={folder}: made with {name}={told.get(name)}, and this run wants {name}={value}; "
+                f"{key}={folder}: made with {name}={made.get(name)}, and this run wants {name}={value}; "
                 "give another folder, or none"
             )
-    return told["files"]
+    return made["files"]
 
 
 def make(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from sdft.files import whole
+from sdft.files import read_json, whole
 from sdft.processes import rank
 
 LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-core", "open-clip-torch", "wandb")
@@ -61,15 +61,10 @@ def now() -> str:
 def failed_at(folder: Path, status: int) -> int:
     """The same status; a run that several processes left unfinished has failed."""
     file = folder / "run.json"
-    if (
-        status
-        and file.is_file()
-        and (told := json.loads(file.read_text(encoding="utf-8")))["state"] in ("running", "trained")
-    ):
+    if status and (facts := read_json(file)).get("state") in ("running", "trained"):
         with whole(file) as partial:
-            partial.write_text(
-                json.dumps(told | {"state": "failed"}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            failed = json.dumps(facts | {"state": "failed"}, indent=2, ensure_ascii=False)
+            partial.write_text(failed + "\n", encoding="utf-8")
     return status
 
 

@@ -1,6 +1,5 @@
 """A run again, and whether it came to the same: weights, metrics and samples to the bit, and what differs when they do not."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from PIL import Image, ImageChops
 
 import sdft.metrics_file as metrics_file
 from sdft.checkpoints import read
+from sdft.files import read_json
 from sdft.resume import changes
 
 MEASURED = ("images_per_second", "memory_gb")  # of this time and this machine
@@ -18,12 +18,12 @@ CIRCUMSTANCES = ("commit", "digests", "versions", "python", "device", "batch")
 def check(cfg: DictConfig) -> None:
     """`ValueError` unless the run is there, ended, and ran with the same words throughout: these."""
     folder = Path(cfg.repeat).expanduser()
-    if not (folder / "run.json").is_file():
+    record = read_json(folder / "run.json")
+    if not record:
         raise ValueError(f"repeat={cfg.repeat}: no run there; give a run's folder, or last")
-    told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    if told["state"] != "finished":
-        raise ValueError(f"repeat={folder}: did not finish ({told['state']}); resume={folder} goes on with it")
-    if on_the_way := [part for part in told["resumed"] if part["changed"]]:
+    if (state := record.get("state")) != "finished":
+        raise ValueError(f"repeat={folder}: did not finish ({state}); resume={folder} goes on with it")
+    if on_the_way := [part for part in record["resumed"] if part["changed"]]:
         words = ", ".join(on_the_way[0]["changed"])
         raise ValueError(f"repeat={folder}: went on with other {words} at step {on_the_way[0]['step']}; repeat another")
     old, new = (OmegaConf.to_container(one) for one in (OmegaConf.load(folder / "config.yaml"), cfg))
@@ -37,7 +37,7 @@ def verdict(before: Path, after: Path) -> tuple[bool, list[str]]:
     found = [*weights(before, after), *metrics(before, after), *samples(before, after)]
     if not found:
         return True, []
-    one, other = (json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (before, after))
+    one, other = (read_json(folder / "run.json") for folder in (before, after))
     unlike = [f"{key}: {one[key]} and {other[key]}" for key in CIRCUMSTANCES if one[key] != other[key]]
     return False, found + (unlike or ["nothing else that is known differs: this device computes otherwise each time"])
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from sdft.files import read_json
 from sdft.scores import flat, result_of
 
 COSTS = {  # of a run, with how a value is printed
@@ -98,31 +99,29 @@ class Setting:
 
 def read(folder: Path) -> Run:
     """A run folder, from its `run.json` and `evaluation/scores.json`."""
-    file = folder / "run.json"
-    if not file.is_file():
+    record = read_json(folder / "run.json")
+    if not record:
         raise ValueError(f"{folder}: not a run folder (no run.json)")
-    told = json.loads(file.read_text(encoding="utf-8"))
-    if told["state"] != "finished":
-        raise ValueError(f"{folder}: did not finish ({told['state']})")
-    report = folder / "evaluation" / "scores.json"
+    if (state := record.get("state")) != "finished":
+        raise ValueError(f"{folder}: did not finish ({state})")
     nested = dict(
-        w.split("=", 1) for w in told["command"] if "=" in w and "." in w.split("=")[0] and not w.startswith("hydra")
+        w.split("=", 1) for w in record["command"] if "=" in w and "." in w.split("=")[0] and not w.startswith("hydra")
     )
     costs = {
-        "learns": sum(told["learns"].values()),
-        "seconds": told["seconds"],
-        "s/it": told["seconds_per_step"],
-        "memory GB": told["last"]["memory_gb"],
-        "file MB": told["result_mb"],
-        "validation/loss": told["validation_loss"][1],
+        "learns": sum(record["learns"].values()),
+        "seconds": record["seconds"],
+        "s/it": record["seconds_per_step"],
+        "memory GB": record["last"]["memory_gb"],
+        "file MB": record["result_mb"],
+        "validation/loss": record["validation_loss"][1],
     }
     return Run(
         folder,
-        told["words"] | nested,
+        record["words"] | nested,
         costs,
-        told["validation_loss"][0],
-        told["device"],
-        json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None,
+        record["validation_loss"][0],
+        record["device"],
+        read_json(folder / "evaluation" / "scores.json") or None,
     )
 
 

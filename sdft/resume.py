@@ -1,11 +1,12 @@
 """Going on with a run: in its own folder, with its own words, as the same run on W&B."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+
+from sdft.files import read_json
 
 LAST, GOES_ON, AGAIN = "last", "resume", "repeat"
 OWN = (GOES_ON, AGAIN, "confirm")  # words of going on itself
@@ -58,8 +59,8 @@ def newest(verb: str) -> Path:
 
 def before(folder: Path) -> list[str]:
     """The words that a run was started with."""
-    if (folder / "run.json").is_file():
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))["overrides"]
+    if record := read_json(folder / "run.json"):
+        return record["overrides"]
     return yaml.safe_load((folder / GIVEN).read_text(encoding="utf-8"))
 
 
@@ -89,14 +90,14 @@ def going_on(cfg: DictConfig, folder: Path, a_step: int) -> Before | None:
         raise ValueError(f"{folder}: holds a run already; resume={folder} goes on with it")
     from sdft.metrics_file import NAME, read
 
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    record = read_json(folder / "run.json")
     changed = changes(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), OmegaConf.to_container(cfg))
     batch = record["batch"]
     if (was := batch["size"] * batch["accumulate"] * batch["processes"]) != a_step and not changed:
         changed["samples of a step"] = (was, a_step)
     if changed and not cfg.confirm:
-        told = ", ".join(f"{name} was {old} and is {new}" for name, (old, new) in changed.items())
-        raise ValueError(f"resume={folder}: {told}; add confirm=true to go on like that")
+        words = ", ".join(f"{name} was {old} and is {new}" for name, (old, new) in changed.items())
+        raise ValueError(f"resume={folder}: {words}; add confirm=true to go on like that")
     return Before(record, changed, max((int(row["step"]) for row in read(folder / NAME)[1]), default=0))
 
 

@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sdft.combinations import changing, corners, jobs, space_of, spread_out, text, values_of
-from sdft.files import whole
+from sdft.files import read_json, whole
 from sdft.jobs import Feed, Job, Launcher, Listed, run_all
 from sdft.lock import Lock
 from sdft.results import COSTS
@@ -190,6 +190,6 @@ def checked(combinations: list[list[str]]) -> list[DictConfig]:
 def earlier(state: dict) -> Path | None:
     """The newest folder of the same jobs, with the same configs."""
     for file in sorted(Path("multirun", state["sweep"]).glob(f"*/{STATE}"), reverse=True):
-        if json.loads(file.read_text(encoding="utf-8")) == state:
+        if read_json(file) == state:
             return file.parent
     return None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdft.files import whole
+from sdft.files import read_json, whole
 
 
 def test_a_file_takes_its_name_only_when_it_is_written(tmp_path):
@@ -20,3 +20,41 @@ def test_a_failure_leaves_the_earlier_file(tmp_path):
         file.write_text("ne")
         raise RuntimeError
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"state": "fin', "not a file of JSON"),
+        (b"\xff\xfe", "not a file of JSON"),
+        ("[1, 2]", "not an object of JSON"),
+    ],
+)
+def test_a_file_that_is_cut_off_or_another_is_named(tmp_path, content, told):
+    file = tmp_path / "run.json"
+    assert read_json(file) == {}
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=f"run.json: {told}"):
+        read_json(file)
+
+
+def test_a_run_whose_record_is_cut_off_is_named_by_whoever_reads_it(tmp_path):
+    from omegaconf import OmegaConf
+
+    from sdft import repeat, results, resume
+    from sdft.asked import newest_run
+    from sdft.generation.axes import differing
+
+    run = tmp_path / "lora" / "one"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text('{"state": "finished", "overr')
+    readers = [
+        lambda: resume.before(run),
+        lambda: repeat.check(OmegaConf.create({"repeat": str(run)})),
+        lambda: results.read(run),
+        lambda: newest_run(tmp_path),
+        lambda: differing([run]),
+    ]
+    for reads in readers:
+        with pytest.raises(ValueError, match="one/run.json: not a file of JSON"):
+            reads()

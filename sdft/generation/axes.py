@@ -1,12 +1,12 @@
 """The axes of a grid: one word each, with all its values, and what their rows or columns are called."""
 
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from sdft.files import read_json
 from sdft.prompts import read_prompts
 
 WORDS = ("strength", "prompt", "checkpoint", "run", "rank", "seed", "steps", "guidance_scale", "scheduler", "weights")
@@ -145,8 +145,7 @@ def differing(folders: list[Path]) -> list[str]:
     """What each was given that not all were, else its name."""
     words = []
     for folder in folders:
-        told = json.loads((folder / "run.json").read_text(encoding="utf-8")) if (folder / "run.json").is_file() else {}
-        words.append([str(word) for word in told.get("overrides", [])])
+        words.append([str(word) for word in read_json(folder / "run.json").get("overrides", [])])
     shared = set(words[0]).intersection(*words[1:]) if words else set()
     labels = [" ".join(word for word in mine if word not in shared) for mine in words]
     alike = len(set(labels)) < len(labels)

@@ -11,8 +11,7 @@ import shutil
 from pathlib import Path
 
 from sdft.drawn import last
-from sdft.files import whole
-from sdft.layout import told
+from sdft.files import read_json, whole
 from sdft.publishing.triggers import plain, triggers
 
 BASES = {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2"}  # by the width of what their UNets attend to
@@ -53,7 +52,7 @@ def metadata(run: Path, result: str = "adapter", steps: int | None = None, capti
 
     No date, no path of this machine and no name of a picture is among it.
     """
-    facts = told(run / "run.json")
+    facts = read_json(run / "run.json")
     words = facts["words"]
     steps, name = steps or facts["steps"], plain(words["name"])
     found, base = triggers(run), facts.get("architecture")
@@ -92,7 +91,7 @@ def metadata(run: Path, result: str = "adapter", steps: int | None = None, capti
 
 def tags(run: Path, found: list[str], captions: bool) -> dict[str, int]:
     """How often each tag was learned from: of the captions, or of the trigger words alone."""
-    facts = told(run / "data.json")
+    facts = read_json(run / "data.json")
     return facts.get("frequent tags", {}) if captions else dict.fromkeys(found, facts.get("pictures", 0))
 
 

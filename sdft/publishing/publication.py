@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 import sdft.drawn as drawn
 from sdft.config import check_secret
-from sdft.layout import check_tensors, told
+from sdft.files import read_json
+from sdft.layout import check_tensors
 from sdft.publishing.card import GIVES, Card
 from sdft.publishing.modelspec import KINDS, describe, metadata
 from sdft.publishing.sections import (
@@ -53,7 +54,7 @@ class Asked:
 
 def publication(asked: Asked) -> Path:
     """The folder, made anew; `ValueError` for a run without a result, or where something of this machine would be in it."""
-    run, facts = asked.run, told(asked.run / "run.json")
+    run, facts = asked.run, read_json(asked.run / "run.json")
     if facts.get("state") != "finished" or not (run / "config.yaml").is_file():
         raise ValueError(f"run={run}: no finished run there ({facts.get('state', 'no run.json')}); give a run's folder")
     config = OmegaConf.load(run / "config.yaml")

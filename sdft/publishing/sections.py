@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from sdft.layout import told
+from sdft.files import read_json
 from sdft.publishing.card import quoted
 
 SETTINGS = """method rank alpha lr text_lr steps epochs batch_size accumulate optimizer schedule warmup weighting snr_gamma
@@ -24,7 +24,7 @@ def trigger_section(words: list[str]) -> list[str]:
 
 def data_section(run: Path, facts: dict, captions: bool) -> str:
     """Numbers, and the most frequent words on request; no file's name and no caption."""
-    data = told(run / "data.json")
+    data = read_json(run / "data.json")
     low, high = data.get("sides", [0, 0])
     sides = f"{low} to {high}" if low < high else f"{low}"
     lines = [
@@ -41,7 +41,7 @@ def data_section(run: Path, facts: dict, captions: bool) -> str:
 
 def scores_section(run: Path, folder: Path) -> list[str]:
     """A table a group of prompts: the base, what was learned, and the same score of real pictures."""
-    found = told(run / "evaluation" / "scores.json")
+    found = read_json(run / "evaluation" / "scores.json")
     if not found:
         return []
     states, tables = found["states"], []

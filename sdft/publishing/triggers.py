@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from sdft.layout import told
+from sdft.files import read_json
 
 SHARE = 0.5  # of the captions have a word that triggers
 COMMON = (
@@ -14,7 +14,7 @@ COMMON = (
 
 def triggers(run: Path) -> list[str]:
     """A learned token, the instance prompt, the template's words, the one caption, or the words that most captions share."""
-    config, facts = OmegaConf.load(run / "config.yaml"), told(run / "data.json")
+    config, facts = OmegaConf.load(run / "config.yaml"), read_json(run / "data.json")
     template, method = config.get("template"), config.get("method") or {}
     if token := method.get("token"):
         return [plain(token)]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdft.layout import check_tensors, told
+from sdft.files import read_json
+from sdft.layout import check_tensors
 from sdft.model import StableDiffusion
 
 LOW, HIGH = 100, 200  # of the intensity gradient, as the published Canny ControlNet was trained with
@@ -71,7 +72,7 @@ def from_hub(name: str) -> Path:
 
 def check_controlnet(folder: Path) -> None:
     """`ValueError` before anything of it is opened."""
-    config = told(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config.get("_class_name") != "ControlNetModel" or "auto_map" in config:
         kind = config.get("_class_name", "nothing")
         raise ValueError(f"controlnet={folder}: its config.json describes {kind}, not a ControlNetModel")
