@@ -1,13 +1,17 @@
 """A start without what no run asks for: libraries import packages that take seconds, only because they are installed.
 
 torchmetrics imports scipy, matplotlib, torchvision and transformers for scores that nobody asked for, diffusers and peft import
-bitsandbytes for weights of 8 bits. Whoever needs one of them later imports it then.
+bitsandbytes for weights of 8 bits, transformers imports scipy for the losses of detectors, diffusers for a choice of sigmas.
+Whoever needs one of them later imports it then. transformers also reads its thousand files twice to find their names, and
+diffusers all that pip has written.
 """
 
+import importlib
 import importlib.metadata
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, cached_property, partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import PathFinder
 from types import ModuleType, SimpleNamespace
@@ -28,7 +32,7 @@ class Lean(MetaPathFinder, Loader):
         self.loaders = {}
 
     def find_spec(self, name, path=None, target=None):
-        spec = PathFinder.find_spec(name, path, target) if name in WORLDS else None
+        spec = PathFinder.find_spec(name, path, target) if world_of(name) else None
         if spec and spec.loader:
             self.loaders[name], spec.loader = spec.loader, self
         return spec
@@ -36,7 +40,7 @@ class Lean(MetaPathFinder, Loader):
     def exec_module(self, module):
         name = module.__name__
         module.__loader__ = module.__spec__.loader = loader = self.loaders[name]
-        with WORLDS[name]():
+        with world_of(name)():
             loader.exec_module(module)
 
 
@@ -45,6 +49,24 @@ def hidden(*packages: str):
     """Whoever asks for one of these, and it is not here yet, is told that it is not installed."""
     names = [name for name in packages if name not in sys.modules]
     sys.modules.update(dict.fromkeys(names))
+    try:
+        yield
+    finally:
+        for name in names:
+            sys.modules.pop(name)
+
+
+@contextmanager
+def postponed(functions: dict[str, list[str]]):
+    """Whoever takes these functions from these modules, that are not here yet, has the module imported by the first call."""
+
+    def later(module: str, name: str):
+        return lambda *given, **named: getattr(importlib.import_module(module), name)(*given, **named)
+
+    names = [name for name in functions if name not in sys.modules]
+    for name in names:
+        sys.modules[name] = ModuleType(name)
+        vars(sys.modules[name]).update({function: later(name, function) for function in functions[name]})
     try:
         yield
     finally:
@@ -88,6 +110,46 @@ def for_peft():
 
 
 @contextmanager
+def read_once():
+    """It remembers 128 of the 550 folders that it reads, so that it reads them all again when it comes back."""
+    yield
+    asked = sys.modules["transformers.utils.import_utils"]
+    if read := getattr(getattr(asked, "create_import_structure_from_path", None), "__wrapped__", None):
+        asked.create_import_structure_from_path = cache(read)
+
+
+@contextmanager
+def read_later():
+    """It asks which distribution each package came with, for the sake of three that are seldom there."""
+    before = importlib.metadata.packages_distributions
+    importlib.metadata.packages_distributions = lambda: Later(before)
+    try:
+        yield
+    finally:
+        importlib.metadata.packages_distributions = before
+
+
+class Later(Mapping):
+    """What `make` returns, once anything of it is asked for."""
+
+    def __init__(self, make: Callable[[], Mapping]):
+        self.make = make
+
+    @cached_property
+    def made(self) -> Mapping:
+        return self.make()
+
+    def __getitem__(self, key):
+        return self.made[key]
+
+    def __iter__(self):
+        return iter(self.made)
+
+    def __len__(self):
+        return len(self.made)
+
+
+@contextmanager
 def unlaunched():
     """W&B imports its launcher for a second or two, to ask it for words that a program has put by; none was asked to here."""
     if INPUTS in sys.modules:
@@ -101,8 +163,21 @@ def unlaunched():
         del sys.modules[INPUTS]
 
 
+DETECTORS = {  # functions that their losses take from elsewhere
+    "scipy.optimize": ["linear_sum_assignment"],
+    "transformers.image_transforms": ["center_to_corners_format"],
+}
 WORLDS = {
     "torchmetrics": for_torchmetrics,
     "diffusers": partial(hidden, "bitsandbytes"),
+    "diffusers.utils.import_utils": read_later,
+    "diffusers.schedulers": partial(postponed, {"scipy.stats": [], "scipy.integrate": ["quad"]}),
     "peft": for_peft,
+    "transformers.loss.loss_utils": partial(postponed, DETECTORS),
+    "transformers.utils.import_utils": read_once,
 }
+
+
+def world_of(name: str):
+    """The one in which a package is imported; samplers have that of their package."""
+    return WORLDS.get("diffusers.schedulers" if name.startswith("diffusers.schedulers.") else name)

@@ -17,6 +17,29 @@ from diffusers import UNet2DConditionModel
 import peft
 assert "bitsandbytes" not in sys.modules
 assert torchmetrics.__spec__.loader is torchmetrics.__loader__ and not isinstance(torchmetrics.__loader__, lean.Lean)
+from sdft.loading import load
+load("tiny-sd")
+from diffusers import DPMSolverMultistepScheduler, LMSDiscreteScheduler
+assert not [name for name in sys.modules if name.startswith(("scipy.optimize", "scipy.stats", "scipy.integrate"))]
+import diffusers.utils.import_utils, transformers.models, transformers.utils.import_utils
+known = diffusers.utils.import_utils._package_map
+assert "made" not in vars(known)
+assert known.get("PIL") == ["pillow"] and "nope" not in known
+read = transformers.utils.import_utils.create_import_structure_from_path.cache_info()
+assert read.misses == read.currsize, read
+from transformers.loss.loss_for_object_detection import center_to_corners_format, linear_sum_assignment
+import torch
+assert linear_sum_assignment(torch.eye(2))[1].tolist() == [1, 0]
+assert center_to_corners_format(torch.tensor([[0.5, 0.5, 1, 1]])).tolist() == [[0, 0, 1, 1]]
+sampler = DPMSolverMultistepScheduler(use_beta_sigmas=True)
+sampler.set_timesteps(4)
+assert len(sampler.sigmas) == 5 and "scipy.stats" in sys.modules
+linear = LMSDiscreteScheduler()
+linear.set_timesteps(4)
+noise = torch.ones(1, 4, 2, 2)
+linear.step(noise, linear.timesteps[0], linear.step(noise, linear.timesteps[0], noise).prev_sample)
+from transformers.image_transforms import resize
+from scipy.optimize import minimize
 from torchmetrics.utilities.imports import _SCIPY_AVAILABLE, _TORCHVISION_AVAILABLE
 assert _SCIPY_AVAILABLE and _TORCHVISION_AVAILABLE
 from torchmetrics.image.fid import FrechetInceptionDistance
