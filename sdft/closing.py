@@ -79,11 +79,12 @@ def megabytes(result: Path) -> float:
 
 
 def release(module, trainer) -> None:
-    """What has been trained is on disk: its memory on the device is for the evaluation."""
+    """What has been trained is on disk: its memory is for the evaluation."""
+    for optimizer in trainer.optimizers:
+        optimizer.zero_grad()
+        optimizer.state.clear()
     if module.device.type == "cuda":
         module.to("cpu")
-        for optimizer in trainer.optimizers:
-            optimizer.state.clear()
         torch.cuda.empty_cache()
 
 

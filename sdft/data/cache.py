@@ -15,7 +15,8 @@ from sdft.files import whole
 PLACE = Path("outputs/cache")
 SHARD = 256  # entries in a file
 BATCH = 32  # captions, or small pictures, that a network sees at once
-PIXELS = 2 * 512**2  # of the pictures that the autoencoder sees at once
+PIXELS = 2 * 512**2  # of the pictures that the autoencoder sees at once on a GPU
+FEWER = 2**16  # of those on a CPU, which gains nothing from more but holds all that comes of them
 
 Entry = dict[str, Tensor]
 
@@ -100,7 +101,8 @@ def fill(streams: list[Samples], model, text: bool, check: Callable[[int], None]
             samples.contexts = store
         rest.append("text_encoder")
     check(sum(missing_bytes(store, wanted, model) for store, wanted, *_ in kinds) if stream.cache == "disk" else 0)
-    counts = [(make(*kind), kind[-1]) for kind in kinds]
+    pixels = FEWER if model.vae.device.type == "cpu" else PIXELS
+    counts = [(make(*kind, pixels), kind[-1]) for kind in kinds]
     told = ", ".join(f"{total} {what} ({new} made now)" for (total, new), what in counts)
     if counts and processes.rank() == 0:
         print(f"cache    {told} " + (f"in {PLACE}/" if stream.cache == "disk" else "in memory"), flush=True)
@@ -117,7 +119,7 @@ def missing_bytes(store: Store, wanted: dict[str, tuple], model) -> int:
     )
 
 
-def make(store: Store, wanted: dict[str, tuple], compute, what: str) -> tuple[int, int]:
+def make(store: Store, wanted: dict[str, tuple], compute, what: str, pixels: int = PIXELS) -> tuple[int, int]:
     """Let `compute` make what `store` lacks, a shard at a time in every process; returns how many there are, and how many were
     made now."""
     from rich.console import Console
@@ -130,19 +132,19 @@ def make(store: Store, wanted: dict[str, tuple], compute, what: str) -> tuple[in
         task = bar.add_task(what, total=len(missing))
         for start in range(0, len(missing), SHARD * processes.world()):
             share, entries = missing[start : start + SHARD * processes.world()], {}
-            for batch in alike(share[processes.rank() :: processes.world()], wanted):
+            for batch in alike(share[processes.rank() :: processes.world()], wanted, pixels):
                 entries |= dict(zip(batch, compute([wanted[key] for key in batch]), strict=True))
                 bar.advance(task, len(batch) * processes.world())
             store.share(entries)
     return len(wanted), len(missing)
 
 
-def alike(keys: list[str], wanted: dict[str, tuple]) -> Iterator[list[str]]:
+def alike(keys: list[str], wanted: dict[str, tuple], pixels: int) -> Iterator[list[str]]:
     """Batches of keys whose first fact, their size, is the same, and small enough for that size."""
     batch: list[str] = []
     for key in keys:
         size = wanted[key][0]
-        most = max(1, min(BATCH, PIXELS // (size[0] * size[1]))) if size else BATCH
+        most = max(1, min(BATCH, pixels // (size[0] * size[1]))) if size else BATCH
         if batch and (len(batch) == most or size != wanted[batch[0]][0]):
             yield batch
             batch = []
