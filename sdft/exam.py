@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ from sdft.metrics.dino import Dino
 from sdft.metrics.distribution import CMMD, FID, KID
 from sdft.metrics.diversity import Diversity
 from sdft.metrics.drift import Drift, SetDrift
-from sdft.metrics.embedder import Missing
+from sdft.metrics.embedder import Judge, Missing
 from sdft.metrics.faces import Faces
 from sdft.metrics.identity import FaceDistance, FaceFound, FaceSimilarity, FaceVerified
 from sdft.metrics.perceptual import ClipLayers, Lpips
@@ -31,21 +32,50 @@ SHORT = 512  # pixels
 
 
 class Judges:
-    """The judges of a `sdft.suite.Suite`, by name; `missing` tells of each that is not there what to fetch."""
+    """The judges of a `sdft.suite.Suite`, by name; `missing` tells of each that is not there what to fetch.
+
+    They are opened at once, so that this is told before anything is trained; embedded ones, which are always there, when asked.
+    """
 
     def __init__(self, suite, device: str = "cpu"):
-        self.suite, self.missing = suite, {}
-        self.clip = self.tried("CLIP", lambda: Clip(suite.clip, suite.pretrained, device))
-        self.dino = self.tried("DINO", lambda: Dino(suite.dino, device)) if suite.dino else None
-        self.faces = None
-        if suite.faces:
-            self.faces = self.tried("faces", lambda: Faces(suite.faces, suite.detector, suite.face_threshold))
-        self.perceptual = None
-        if suite.perceptual == "clip":
-            self.perceptual = self.clip and ClipLayers(self.clip)
-        elif suite.perceptual:
-            self.perceptual = self.tried("LPIPS", lambda: Lpips(suite.perceptual, device))
-        self.subject = self.dino or self.clip  # the better judge of things
+        self.suite, self.device, self.missing = suite, device, {}
+        if not suite.embedded:
+            self.names()
+
+    @cached_property
+    def clip(self) -> Clip | None:
+        return self.tried("CLIP", lambda: Clip(self.suite.clip, self.suite.pretrained, self.device))
+
+    @cached_property
+    def dino(self) -> Dino | None:
+        return self.tried("DINO", lambda: Dino(self.suite.dino, self.device)) if self.suite.dino else None
+
+    @cached_property
+    def faces(self) -> Faces | None:
+        asked = self.suite
+        return (
+            self.tried("faces", lambda: Faces(asked.faces, asked.detector, asked.face_threshold))
+            if asked.faces
+            else None
+        )
+
+    @cached_property
+    def perceptual(self) -> Lpips | ClipLayers | None:
+        if self.suite.perceptual == "clip":
+            return self.clip and ClipLayers(self.clip)
+        net = self.suite.perceptual
+        return self.tried("LPIPS", lambda: Lpips(net, self.device)) if net else None
+
+    @property
+    def subject(self) -> Dino | Clip | None:
+        """The better judge of things."""
+        return self.dino or self.clip
+
+    def rest(self) -> None:
+        """Until they are asked again, nothing of them lies on the device."""
+        for judge in vars(self).values():
+            if isinstance(judge, Judge):
+                judge.rest()
 
     def tried(self, name: str, build: Callable):
         try:

@@ -33,6 +33,12 @@ class Suite:
         if self.references < 1:
             raise ValueError(f"metrics.references={self.references}: choose 1 or more")
 
+    @property
+    def embedded(self) -> bool:
+        """Whether nothing is asked that could be missing."""
+        others = self.pretrained or self.dino or self.faces
+        return self.clip == "tiny-clip" and self.perceptual in (None, "clip") and not others
+
     def judges(self, device: str = "cpu"):
         from sdft.exam import Judges
 

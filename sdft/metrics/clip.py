@@ -36,16 +36,16 @@ class Clip(Embedder):
                 f"metrics.clip={name}: its weights cannot be read ({why}); "
                 "fetch them once with the network on, or give a file as metrics.pretrained=FILE"
             ) from None
-        self.model, self.tokenizer = model.eval().to(device), open_clip.get_tokenizer(full)
+        self.model, self.tokenizer = model.eval(), open_clip.get_tokenizer(full)
         self.name = name
 
     @torch.no_grad()
     def embed(self, pictures: list[Image.Image]) -> Tensor:
         stack = torch.stack([self.transform(picture) for picture in pictures])
-        return self.model.encode_image(stack.to(self.device)).cpu()
+        return self.awake().encode_image(stack.to(self.device)).cpu()
 
     @torch.no_grad()
     def texts(self, captions: list[str]) -> Tensor:
         """Unit features `[captions, width]`."""
         tokens = (self.tokenizer(batch) for batch in batches(captions, self.batch_size))
-        return torch.cat([self.model.encode_text(t.to(self.device), normalize=True).cpu() for t in tokens])
+        return torch.cat([self.awake().encode_text(t.to(self.device), normalize=True).cpu() for t in tokens])

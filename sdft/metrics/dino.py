@@ -32,13 +32,13 @@ class Dino(Embedder):
                 f"metrics.dino={name}: no such folder, and not to be had from the hub; "
                 "fetch it once with `hf download facebook/dino-vits16`, or give its folder as metrics.dino=FOLDER"
             ) from None
-        self.model, self.name = self.model.eval().to(device), name
+        self.model, self.name = self.model.eval(), name
 
     @torch.no_grad()
     def embed(self, pictures: list[Image.Image]) -> Tensor:
         """The class token of the last layer."""
         stack = torch.stack([prepared(picture, self.model.config.image_size) for picture in pictures])
-        return self.model(pixel_values=stack.to(self.device)).last_hidden_state[:, 0].cpu()
+        return self.awake()(pixel_values=stack.to(self.device)).last_hidden_state[:, 0].cpu()
 
 
 def prepared(picture: Image.Image, side: int) -> Tensor:

@@ -1,24 +1,39 @@
-"""A judge sees a picture as a unit vector; what it has seen it remembers."""
+"""A judge is a network; an embedder sees a picture as a unit vector, and remembers what it has seen."""
 
 import hashlib
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Missing(ValueError):
     """What a metric needs is not on this machine; the message says what to fetch, and where to put it."""
 
 
-class Embedder:
-    """Subclasses say what a batch of pictures looks like to them."""
+class Judge:
+    """Its network lies on its device only from a question to the next rest: training has it for itself."""
 
     name: str
+    model: nn.Module
 
     def __init__(self, device: str = "cpu", batch_size: int = 64):
-        self.device, self.batch_size, self.memory = device, batch_size, {}
+        self.device, self.batch_size = device, batch_size
+
+    def awake(self) -> nn.Module:
+        return self.model.to(self.device)
+
+    def rest(self) -> None:
+        self.model.to("cpu")
+
+
+class Embedder(Judge):
+    """Subclasses say what a batch of pictures looks like to them."""
+
+    def __init__(self, device: str = "cpu", batch_size: int = 64):
+        super().__init__(device, batch_size)
+        self.memory: dict[bytes, Tensor] = {}
 
     def embed(self, pictures: list[Image.Image]) -> Tensor:
         """Features `[pictures, width]` as the network gives them, on the CPU."""

@@ -8,12 +8,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sdft.metrics.clip import Clip
-from sdft.metrics.embedder import Missing, batches
+from sdft.metrics.embedder import Judge, Missing, batches
 
 LAYERS = 4  # of a CLIP: spread evenly over its depth
 
 
-class Lpips:
+class Lpips(Judge):
     """LPIPS by torchmetrics, 0 for equal pictures; `net` is alex (the usual one), vgg or squeeze."""
 
     name = "LPIPS"
@@ -23,23 +23,23 @@ class Lpips:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
         from torchvision import models
 
+        super().__init__(device, batch_size)
         weights = {"alex": models.AlexNet_Weights, "vgg": models.VGG16_Weights, "squeeze": models.SqueezeNet1_1_Weights}
         if net not in weights:
             raise ValueError(f"{word}={net}: choose one of {', '.join(weights)}, or clip")
         try:
-            self.metric = LearnedPerceptualImagePatchSimilarity(net, reduction="none", normalize=True).to(device)
+            self.model = LearnedPerceptualImagePatchSimilarity(net, reduction="none", normalize=True)
         except OSError:
             file = weights[net].IMAGENET1K_V1.url.rsplit("/", 1)[1]
             raise Missing(
                 f"{word}={net}: {file} of torchvision is not here; "
                 f"fetch it once with the network on, or put it into {torch.hub.get_dir()}/checkpoints/"
             ) from None
-        self.device, self.batch_size = device, batch_size
 
     @torch.no_grad()
     def distances(self, ones: list[Image.Image], others: list[Image.Image]) -> Tensor:
         """`[pairs]`; of pictures of different sizes, over the middle square of the smallest."""
-        found, sizes = [], {picture.size for picture in (*ones, *others)}
+        found, metric, sizes = [], self.awake(), {picture.size for picture in (*ones, *others)}
         if len(sizes) > 1:
             side = min(min(size) for size in sizes)
             ones, others = (
@@ -49,9 +49,9 @@ class Lpips:
             one, other = (
                 torch.stack([pixels(picture) for picture in side]).to(self.device) for side in zip(*pairs, strict=True)
             )
-            self.metric.reset()
-            self.metric.update(one, other)
-            found.append(self.metric.compute().reshape(-1).cpu())
+            metric.reset()
+            metric.update(one, other)
+            found.append(metric.compute().reshape(-1).cpu())
         return torch.cat(found)
 
     def pairwise(self, pictures: list[Image.Image]) -> Tensor:
@@ -85,7 +85,7 @@ class ClipLayers:
         rows = []
         for batch in batches(pictures, self.clip.batch_size):
             stack = torch.stack([self.clip.transform(picture) for picture in batch]).to(self.clip.device)
-            given = self.clip.model.visual.forward_intermediates(stack, indices=self.layers, intermediates_only=True)
+            given = self.clip.awake().visual.forward_intermediates(stack, indices=self.layers, intermediates_only=True)
             unit = [F.normalize(m, dim=1) / (m.shape[2] * m.shape[3]) ** 0.5 for m in given["image_intermediates"]]
             rows.append(torch.cat([m.flatten(1) for m in unit], 1).cpu() / len(unit) ** 0.5)
         return torch.cat(rows)

@@ -6,6 +6,7 @@ import torch
 from sdft.data.digits import Digits, InkedDigits
 from sdft.metrics.clip import Clip
 from sdft.metrics.zero_shot import ZeroShot
+from sdft.suite import Suite
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +51,37 @@ def test_an_unknown_judge_is_refused():
 def test_missing_weights_are_told_in_one_line():
     with pytest.raises(ValueError, match="metrics.clip=ViT-B-32: its weights cannot be read"):
         Clip("ViT-B-32", pretrained="openai")
+
+
+def test_a_judge_lies_on_its_device_only_while_it_is_asked():
+    judge, picture = Clip("tiny-clip", device="meta"), InkedDigits()[0].image
+    where = lambda: {parameter.device.type for parameter in judge.model.parameters()}  # noqa: E731
+    assert where() == {"cpu"}
+    with pytest.raises(NotImplementedError):  # nothing of that device can be looked at
+        judge.images([picture])
+    assert where() == {"meta"}
+
+
+def test_judges_rest_after_an_evaluation_on_the_way(run, monkeypatch):
+    rests = []
+    monkeypatch.setattr(Clip, "rest", lambda judge: rests.append(judge.name))
+    words = (
+        "metrics=digits",
+        "metrics.sets=[]",
+        "steps=2",
+        "evaluate_every=1",
+        "evaluate_images=1",
+        "data.per_digit=1",
+    )
+    run(*words, "sampling.images=1", "protocol.images=1")
+    assert rests == ["tiny-clip"] * 3
+
+
+def test_embedded_judges_are_opened_when_they_are_asked_and_others_before():
+    judges = Suite("tiny-clip", perceptual="clip").judges()
+    assert not {"clip", "perceptual"} & set(vars(judges)) and not judges.missing
+    judges.rest()
+    assert "clip" not in vars(judges)
+    assert judges.names() == {"clip": "tiny-clip", "perceptual": "LPIPS (tiny-clip)"}
+    early = Suite("ViT-B-32", pretrained="openai", perceptual="clip").judges()
+    assert list(early.missing) == ["CLIP"] and early.names() == {}
