@@ -58,20 +58,34 @@ def hidden(*packages: str):
 
 @contextmanager
 def postponed(functions: dict[str, list[str]]):
-    """Whoever takes these functions from these modules, that are not here yet, has the module imported by the first call."""
+    """Whoever takes these functions from these modules, that are not here yet, has the module imported by the first call.
 
-    def later(module: str, name: str):
+    Whoever takes anything else from them has it imported at once.
+    """
+
+    def called(module: str, name: str):
         return lambda *given, **named: getattr(importlib.import_module(module), name)(*given, **named)
 
-    names = [name for name in functions if name not in sys.modules]
-    for name in names:
-        sys.modules[name] = ModuleType(name)
-        vars(sys.modules[name]).update({function: later(name, function) for function in functions[name]})
+    def asked(module: str, name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        put_away(module)
+        return getattr(importlib.import_module(module), name)
+
+    def put_away(module: str) -> None:
+        if sys.modules.get(module) is stand_ins[module]:
+            del sys.modules[module]
+
+    stand_ins = {name: ModuleType(name) for name in functions if name not in sys.modules}
+    for module, stand_in in stand_ins.items():
+        vars(stand_in).update({name: called(module, name) for name in functions[module]})
+        stand_in.__getattr__ = partial(asked, module)
+    sys.modules.update(stand_ins)
     try:
         yield
     finally:
-        for name in names:
-            sys.modules.pop(name)
+        for module in stand_ins:
+            put_away(module)
 
 
 @contextmanager

@@ -65,3 +65,23 @@ def test_what_is_hidden_is_hidden_only_there(monkeypatch):
     import colorsys
 
     assert colorsys.rgb_to_hls
+
+
+def test_what_is_postponed_is_there_for_who_calls_it_and_for_who_takes_something_else(monkeypatch):
+    from sdft.lean import postponed
+
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with postponed({"colorsys": ["rgb_to_hls"]}):
+        from colorsys import rgb_to_hls
+
+        assert sys.modules["colorsys"].__spec__ is None
+    assert "colorsys" not in sys.modules and rgb_to_hls(1, 1, 1) == (0, 1, 0)
+    monkeypatch.delitem(sys.modules, "colorsys")
+    with postponed({"colorsys": ["rgb_to_hls"]}):
+        from colorsys import rgb_to_hls, rgb_to_hsv
+
+        real = sys.modules["colorsys"]
+        assert real.__spec__ and rgb_to_hsv is real.rgb_to_hsv and rgb_to_hls(1, 1, 1) == (0, 1, 0)
+        with pytest.raises(ImportError, match="nothing"):
+            exec("from colorsys import nothing")
+    assert sys.modules["colorsys"] is real
