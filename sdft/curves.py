@@ -29,9 +29,8 @@ def draw(folder: Path, held_out: bool) -> Path:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.6))
-    figure.subplots_adjust(
-        left=0.065, right=0.985, top=0.9, bottom=0.14, wspace=0.15
-    )  # a layout that is found costs a drawing
+    # given, for a layout that matplotlib finds itself costs a drawing
+    figure.subplots_adjust(left=0.065, right=0.985, top=0.9, bottom=0.14, wspace=0.15)
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     steps, values = read(folder, TRAINING)

@@ -52,12 +52,9 @@ class Judges:
 
     @cached_property
     def faces(self) -> Faces | None:
-        asked = self.suite
-        return (
-            self.tried("faces", lambda: Faces(asked.faces, asked.detector, asked.face_threshold))
-            if asked.faces
-            else None
-        )
+        if not (asked := self.suite).faces:
+            return None
+        return self.tried("faces", lambda: Faces(asked.faces, asked.detector, asked.face_threshold))
 
     @cached_property
     def perceptual(self) -> Lpips | ClipLayers | None:
