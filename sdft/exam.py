@@ -109,6 +109,7 @@ class Exam:
             group.name: dict(self.of_prompts() if group.name == PROMPTS else self.of_controls(base[group.name]))
             for group in self.groups
         }
+        self.judges.rest()
 
     def of_prompts(self):
         """What tells whether it was learned: names and metrics."""
@@ -174,6 +175,7 @@ class Exam:
     def scores(self, pictures: dict[str, list[Image.Image]]) -> dict[str, dict[str, dict]]:
         """The scores of one state as files hold them, by group and name."""
         groups = self.measure(pictures)
+        self.judges.rest()
         return {group: {name: told(m, self.images) for name, m in metrics.items()} for group, metrics in groups.items()}
 
     def references(self) -> dict[str, dict[str, float]]:

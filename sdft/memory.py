@@ -163,8 +163,7 @@ def drawing_of(other: FineTuning, step: Step, ghosts: Ghosts) -> int:
         return 0
     start, model = ghosts.now, other.model
     ghosts.most = start
-    channels, side = model.vae.config.latent_channels, step.pixels // model.factor
-    model.decode(ghosts.like(torch.empty(0), (step.pictures, channels, side, side)))
+    model.decode(ghosts.like(torch.empty(0), model.batch_shape(step.pictures, (step.pixels, step.pixels))))
     return ghosts.most - start
 
 

@@ -62,7 +62,7 @@ class StableDiffusion(nn.Module):
         if resolution < unit or resolution % unit:
             nearest = max(unit, round(resolution / unit) * unit)
             raise ValueError(f"{word}={resolution}: {self.name} takes multiples of {unit}, such as {nearest}")
-        return self.vae.config.latent_channels, resolution // self.factor, resolution // self.factor
+        return self.batch_shape(1, (resolution, resolution))[1:]
 
     def batch_shape(self, count: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """Of the latents of `count` pictures of (width, height) pixels: `[count, 4, h/f, w/f]`."""

@@ -14,6 +14,8 @@ import pytest
 from conftest import QUICK, ROOT
 from test_resume import same
 
+from sdft.files import read_json
+
 WORDS = [
     *QUICK, "steps=12", "save_every=2", "keep=2", "sample_every=4", "validate_every=5", "log_every=3", "ema=0.9", "rank=2",
     "data.per_digit=2", "data.digits=[0,1,2]", "hydra.run.dir=run",
@@ -98,8 +100,7 @@ def again(home) -> list[str]:
 
 def finished(home) -> bool:
     """Whether the run's record says so, as it does of one killed behind its very last file."""
-    record = home / "run" / "run.json"
-    return record.is_file() and json.loads(record.read_text())["state"] == "finished"
+    return read_json(home / "run" / "run.json").get("state") == "finished"
 
 
 @pytest.mark.slow

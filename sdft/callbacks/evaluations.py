@@ -96,7 +96,6 @@ class Evaluations(Callback):
         if step == 0:
             self.exam.begin(pictures)
         scores = self.exam.scores(pictures)
-        self.exam.judges.rest()
         self.timeline.write({"step": step, **self.asked(), "scores": scores})
         return scores
 

@@ -6,6 +6,7 @@ import torch
 from sdft.data.digits import Digits, InkedDigits
 from sdft.metrics.clip import Clip
 from sdft.metrics.zero_shot import ZeroShot
+from sdft.module import FineTuning
 from sdft.suite import Suite
 
 
@@ -62,19 +63,22 @@ def test_a_judge_lies_on_its_device_only_while_it_is_asked():
     assert where() == {"meta"}
 
 
-def test_judges_rest_after_an_evaluation_on_the_way(run, monkeypatch):
-    rests = []
-    monkeypatch.setattr(Clip, "rest", lambda judge: rests.append(judge.name))
-    words = (
-        "metrics=digits",
-        "metrics.sets=[]",
-        "steps=2",
-        "evaluate_every=1",
-        "evaluate_images=1",
-        "data.per_digit=1",
-    )
-    run(*words, "sampling.images=1", "protocol.images=1")
-    assert rests == ["tiny-clip"] * 3
+def test_judges_rest_whenever_a_step_is_trained(run, monkeypatch):
+    """After what is asked before training, after each evaluation on the way, and in a run that goes on."""
+    events = []
+
+    def told(owner, name: str) -> None:
+        method = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given: events.append(name) or method(*given))
+
+    for owner, name in ((Clip, "awake"), (Clip, "rest"), (FineTuning, "training_step")):
+        told(owner, name)
+    words = ["metrics=digits", "metrics.sets=[]", "evaluate_every=1", "evaluate_images=1", "data.per_digit=1"]
+    words += ["sampling.images=1", "protocol.images=1"]
+    _, folder = run(*words, "steps=2")
+    run(*words, "steps=3", f"resume={folder}", "confirm=true")
+    before = [events[number - 1] for number, event in enumerate(events) if event == "training_step"]
+    assert before == ["rest"] * 3 and events.count("rest") >= 4 and "awake" in events
 
 
 def test_embedded_judges_are_opened_when_they_are_asked_and_others_before():
