@@ -6,6 +6,7 @@ Whoever needs one of them later imports it then. transformers also reads its tho
 diffusers all that pip has written.
 """
 
+import gc
 import importlib
 import importlib.metadata
 import sys
@@ -16,13 +17,27 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import PathFinder
 from types import ModuleType, SimpleNamespace
 
+from sdft.asleep import Bedroom
+
+OFTEN = gc.get_threshold()
+SELDOM = 200_000  # imports make things that stay, and looking through them for garbage took a second
 INPUTS = "wandb.sdk.launch.inputs.internal"
 
 
 def start() -> None:
-    """From now on these libraries, where they have not been imported yet, are imported without the others."""
-    if not any(isinstance(finder, Lean) for finder in sys.meta_path):
-        sys.meta_path.insert(0, Lean())
+    """From now on these libraries, where they have not been imported yet, are imported without the others.
+
+    Until `started`, garbage is seldom looked for.
+    """
+    gc.set_threshold(SELDOM, *OFTEN[1:])
+    for kind in (Lean, Bedroom):
+        if not any(isinstance(finder, kind) for finder in sys.meta_path):
+            sys.meta_path.insert(0, kind())
+
+
+def started() -> None:
+    """The large imports are done: what computes may leave large things behind."""
+    gc.set_threshold(*OFTEN)
 
 
 class Lean(MetaPathFinder, Loader):
@@ -115,21 +130,26 @@ def for_torchmetrics():
 
 @contextmanager
 def for_peft():
-    """It would ask at every layer, for quantized weights, of which there are none here."""
+    """It would ask at every layer for quantized weights, and for such as are spread over processes: there are none here."""
     with hidden("bitsandbytes"):
         yield
         from peft.import_utils import is_bnb_available
 
         is_bnb_available()  # is remembered
+    sys.modules["peft.tuners.tuners_utils"]._torch_supports_distributed = False
 
 
 @contextmanager
-def read_once():
-    """It remembers 128 of the 550 folders that it reads, so that it reads them all again when it comes back."""
+def for_transformers():
+    """It remembers 128 of the 550 folders that it reads, so that it reads them all again when it comes back.
+
+    And it imports its ways to spread a model over processes, which Lightning does here, and attention that has to be compiled.
+    """
     yield
     asked = sys.modules["transformers.utils.import_utils"]
     if read := getattr(getattr(asked, "create_import_structure_from_path", None), "__wrapped__", None):
         asked.create_import_structure_from_path = cache(read)
+    asked.is_torch_distributed_available = asked.is_torch_flex_attn_available = cache(lambda: False)
 
 
 @contextmanager
@@ -181,14 +201,22 @@ DETECTORS = {  # functions that their losses take from elsewhere
     "scipy.optimize": ["linear_sum_assignment"],
     "transformers.image_transforms": ["center_to_corners_format"],
 }
+MASKS = {
+    "torch._dynamo._trace_wrapped_higher_order_op": ["TransformGetItemToIndex"]
+}  # both would wake torch's compiler
+REGIONS = {"torch._dynamo.utils": ["is_compile_supported"]}
 WORLDS = {
     "torchmetrics": for_torchmetrics,
     "diffusers": partial(hidden, "bitsandbytes"),
     "diffusers.utils.import_utils": read_later,
+    "diffusers.models.attention_dispatch": partial(postponed, {"torch.nn.attention.flex_attention": []}),
     "diffusers.schedulers": partial(postponed, {"scipy.stats": [], "scipy.integrate": ["quad"]}),
     "peft": for_peft,
+    "torchvision.ops.roi_align": partial(postponed, REGIONS),
     "transformers.loss.loss_utils": partial(postponed, DETECTORS),
-    "transformers.utils.import_utils": read_once,
+    "transformers.masking_utils": partial(postponed, MASKS),
+    "transformers.utils.import_utils": for_transformers,
+    "wandb.util": partial(hidden, "pandas"),  # it then asks for the names of types
 }
 
 

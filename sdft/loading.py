@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+import sdft.lean as lean
 from sdft.assets import FOLDER
 from sdft.layout import check_code, check_layout
 from sdft.model import PREDICTIONS, StableDiffusion, noise_levels
@@ -43,6 +44,7 @@ def load(
     if prediction_type is not None or zero_terminal_snr:
         model.scheduler = changed(model.scheduler, prediction_type or model.prediction_type, zero_terminal_snr)
         model.alphas_cumprod = noise_levels(model.scheduler.config)
+    lean.started()
     return model
 
 

@@ -8,7 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "sdft"
 # lowest first; a module imports only what stands before its own layer
 LAYERS = [
-    ["processes", "lean"],
+    ["processes", "asleep"],
+    ["lean"],
     [
         "draws",
         "config",

@@ -7,9 +7,11 @@ import pytest
 from conftest import ROOT
 
 ASKED = """
-import sys
+import gc, sys
 import sdft.lean as lean
+often = gc.get_threshold()
 lean.start(); lean.start()
+assert gc.get_threshold()[0] > often[0]
 import lightning, torchmetrics
 seen = [name for name in ("scipy", "matplotlib", "torchvision", "transformers", "bitsandbytes", "sklearn") if name in sys.modules]
 assert not seen, seen
@@ -19,6 +21,10 @@ assert "bitsandbytes" not in sys.modules
 assert torchmetrics.__spec__.loader is torchmetrics.__loader__ and not isinstance(torchmetrics.__loader__, lean.Lean)
 from sdft.loading import load
 load("tiny-sd")
+assert gc.get_threshold() == often
+from wandb.util import is_pandas_data_frame
+assert not is_pandas_data_frame([1]) and "pandas" not in sys.modules
+assert not [name for name in sys.modules if name.startswith(("torch.distributed.tensor", "torch.nn.attention.flex_attention"))]
 from diffusers import DPMSolverMultistepScheduler, LMSDiscreteScheduler
 assert not [name for name in sys.modules if name.startswith(("scipy.optimize", "scipy.stats", "scipy.integrate"))]
 import diffusers.utils.import_utils, transformers.models, transformers.utils.import_utils
@@ -39,6 +45,10 @@ linear.set_timesteps(4)
 noise = torch.ones(1, 4, 2, 2)
 linear.step(noise, linear.timesteps[0], linear.step(noise, linear.timesteps[0], noise).prev_sample)
 from transformers.image_transforms import resize
+import diffusers.models.attention_dispatch as attention, torch.nn.attention.flex_attention
+assert attention.flex_attention.BlockMask is torch.nn.attention.flex_attention.BlockMask
+import pandas
+assert is_pandas_data_frame(pandas.DataFrame())
 from scipy.optimize import minimize
 from torchmetrics.utilities.imports import _SCIPY_AVAILABLE, _TORCHVISION_AVAILABLE
 assert _SCIPY_AVAILABLE and _TORCHVISION_AVAILABLE
