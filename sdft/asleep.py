@@ -143,6 +143,7 @@ def asleep(name: str) -> bool:
 
 def awake(name: str) -> ModuleType:
     """The package, for who wants it now."""
-    if asleep(name):
-        sys.modules[name].wake()
-    return import_module(name)
+    package = import_module(name)
+    if isinstance(package, Sleeper):
+        package.wake()
+    return package

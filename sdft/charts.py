@@ -50,9 +50,8 @@ def lines_with_spread(panels: dict[str, dict[str, list[tuple[float, float, list[
 def scatter(points: dict[str, tuple[float, float]], x: str, y: str, up: bool, log: bool) -> str:
     """Settings by cost and score, and the Pareto front: those that no other beats in both."""
     figure, (axes,) = drawn(1, 1, 3.2, width=5.2)
-    for name, (cost, score) in points.items():
+    for cost, score in points.values():
         axes.plot(cost, score, "o", color=BLUE, markersize=5)
-        axes.annotate(literal(name), (cost, score), textcoords="offset points", xytext=(6, 3), fontsize=7)
     better = max if up else min
     front = [p for p in points.values() if all(better(p[1], q[1]) == p[1] for q in points.values() if q[0] <= p[0])]
     axes.plot(*zip(*sorted(front), strict=True), color=AMBER, linewidth=1.4, zorder=0)
@@ -60,7 +59,23 @@ def scatter(points: dict[str, tuple[float, float]], x: str, y: str, up: bool, lo
         axes.set_xscale("log")
     axes.margins(x=0.18)
     finish(axes, f"{y} {'↑' if up else '↓'}", x)
+    figure.draw_without_rendering()  # lays out, which places depend on
+    name_points(axes, points)
     return svg(figure)
+
+
+def name_points(axes, points: dict[str, tuple[float, float]]) -> list[tuple[float, float]]:
+    """A name at the right of each point, a line lower as long as another name stands there; returns how far off they are."""
+    taken, offsets, line = [], [], 9
+    for name, point in sorted(points.items(), key=lambda item: -item[1][1]):
+        left, middle = axes.transData.transform(point) * 72 / axes.figure.dpi
+        right, lower = left + 4 * len(name), 3
+        while any(abs(middle + lower - m) < line and left < r and le < right for m, le, r in taken):
+            lower -= line
+        taken.append((middle + lower, left, right))
+        offsets.append((6, lower))
+        axes.annotate(literal(name), point, textcoords="offset points", xytext=offsets[-1], fontsize=7)
+    return offsets
 
 
 def drawn(rows: int, columns: int, height: float, width: float = 10.6):

@@ -201,9 +201,8 @@ DETECTORS = {  # functions that their losses take from elsewhere
     "scipy.optimize": ["linear_sum_assignment"],
     "transformers.image_transforms": ["center_to_corners_format"],
 }
-MASKS = {
-    "torch._dynamo._trace_wrapped_higher_order_op": ["TransformGetItemToIndex"]
-}  # both would wake torch's compiler
+# these two would wake torch's compiler
+MASKS = {"torch._dynamo._trace_wrapped_higher_order_op": ["TransformGetItemToIndex"]}
 REGIONS = {"torch._dynamo.utils": ["is_compile_supported"]}
 WORLDS = {
     "torchmetrics": for_torchmetrics,

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from sdft.charts import scatter
+from sdft.charts import drawn, name_points, scatter
 from sdft.compare import answer, compare, differences, main
 from sdft.compare_page import against_words
 from sdft.results import Run, facts, grouped, metrics, read
@@ -106,6 +106,15 @@ def test_unlike_evaluations_are_not_compared():
 
 def test_labels_are_no_formulas():
     assert "$a$" in scatter({"template=$a$ and $b_": (1.0, 2.0), "b": (2.0, 3.0)}, "learns", "CLIP-I", True, False)
+
+
+def test_names_of_settings_that_cost_the_same_stand_below_each_other():
+    figure, (axes,) = drawn(1, 1, 3.2)
+    points = {"rank=4 alpha=16": (15.7, 0.435), "rank=16 alpha=16": (15.8, 0.4349), "rank=1": (14.0, 0.35)}
+    for point in points.values():
+        axes.plot(*point, "o")
+    figure.draw_without_rendering()
+    assert name_points(axes, points) == [(6, 3), (6, -6), (6, 3)]
 
 
 def test_training_seeds_are_paired_by_their_number():
