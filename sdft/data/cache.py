@@ -27,7 +27,20 @@ class Store:
     def __init__(self, folder: Path | None):
         self.folder, self.memory, self.places, self.files = folder, {}, {}, {}
         for path in sorted(folder.glob("*.safetensors")) if folder else ():
+            self.learn_whole(path)
+
+    def learn_whole(self, path: Path) -> None:
+        """Whatever a full disk or a broken copy has left of a file is thrown away."""
+        from safetensors import SafetensorError
+
+        try:
             self.learn(path)
+        except FileNotFoundError:
+            return  # the first process was here
+        except SafetensorError:
+            if processes.rank() == 0:
+                print(f"cache    {path}: cut off; what it held is computed again", flush=True)
+                path.unlink()
 
     def learn(self, path: Path) -> None:
         for name in self.open(path).keys():  # noqa: SIM118 (not a dict)

@@ -91,3 +91,16 @@ def test_a_store_gives_back_what_it_was_given_in_every_process(tmp_path):
             assert all(torch.equal(store[key][name], tensor) for name, tensor in entry.items())
     assert torch.equal(Store(tmp_path / "s")["k2"]["a"], entries["k2"]["a"])
     assert not list((tmp_path / "s").glob(".*"))
+
+
+@pytest.mark.parametrize("left", [0, 7, 60, -1])
+def test_what_a_file_that_is_cut_off_held_is_computed_again(tmp_path, capsys, left):
+    entries = [{f"k{i}": {"a": torch.randn(2, i + 1)}} for i in range(3)]
+    store = Store(tmp_path)
+    paths = [store.add(entry) for entry in entries]
+    paths[1].write_bytes(paths[1].read_bytes()[:left])
+    again = Store(tmp_path)
+    assert ["k0" in again, "k1" in again, "k2" in again] == [True, False, True] and not paths[1].exists()
+    assert f"cache    {paths[1]}: cut off; what it held is computed again\n" == capsys.readouterr().out
+    again.share(entries[1])
+    assert torch.equal(Store(tmp_path)["k1"]["a"], entries[1]["k1"]["a"])
