@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sdft.config import check, check_origin, typed
-from sdft.files import read_json
+from sdft.files import read_config, read_json
 from sdft.states import State, of_file, of_run
 
 # of a run's config; the rest was about training
@@ -115,10 +115,9 @@ def words_of(asked: DictConfig, cfg: DictConfig) -> DictConfig:
 
 def config_of(run: Path) -> DictConfig:
     """The config that `run` was trained with, as far as it says what was learned."""
-    file = run / "config.yaml"
-    if not file.is_file():
+    if not (run / "config.yaml").is_file():
         raise ValueError(f"run={run}: not a run folder (no config.yaml)")
-    whole = OmegaConf.load(file)
+    whole = read_config(run)
     kept = OmegaConf.create({k: v for k, v in whole.items() if k in NEEDED or not OmegaConf.is_dict(v)})
     check_origin(kept, run)
     return kept

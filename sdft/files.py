@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what a file of JSON says."""
+"""Files that appear whole or not at all, and what is said in a file of JSON, and in the words of a run."""
 
 import json
 import os
@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 
 @contextmanager
@@ -30,6 +34,20 @@ def read_json(file: Path) -> dict:
         raise ValueError(f"{file}: not a file of JSON") from None
     if not isinstance(found, dict):
         raise ValueError(f"{file}: not an object of JSON")
+    return found
+
+
+def read_config(run: Path) -> DictConfig:
+    """`config.yaml` in the folder of a run: its words."""
+    file = run / "config.yaml"
+    try:
+        found = OmegaConf.load(file)
+    except FileNotFoundError:
+        raise ValueError(f"{run}: not a run folder (no config.yaml)") from None
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError):
+        found = None
+    if not isinstance(found, DictConfig):
+        raise ValueError(f"{file}: not the words of a run; it is cut off, or was changed")
     return found
 
 

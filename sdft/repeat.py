@@ -8,7 +8,7 @@ from PIL import Image, ImageChops
 
 import sdft.metrics_file as metrics_file
 from sdft.checkpoints import read
-from sdft.files import read_json
+from sdft.files import read_config, read_json
 from sdft.resume import changes
 
 MEASURED = ("images_per_second", "memory_gb")  # of this time and this machine
@@ -26,7 +26,7 @@ def check(cfg: DictConfig) -> None:
     if on_the_way := [part for part in record["resumed"] if part["changed"]]:
         words = ", ".join(on_the_way[0]["changed"])
         raise ValueError(f"repeat={folder}: went on with other {words} at step {on_the_way[0]['step']}; repeat another")
-    old, new = (OmegaConf.to_container(one) for one in (OmegaConf.load(folder / "config.yaml"), cfg))
+    old, new = (OmegaConf.to_container(one) for one in (read_config(folder), cfg))
     other = [name for name in changes(old, new) if name not in ("repeat", "name", "tags", "sweep")]
     if other:
         raise ValueError(f"repeat={folder}: {other[0]} is another; give no other words, or train without repeat")

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from sdft.files import read_json
+from sdft.files import read_config, read_json
 
 LAST, GOES_ON, AGAIN = "last", "resume", "repeat"
 OWN = (GOES_ON, AGAIN, "confirm")  # words of going on itself
@@ -61,7 +61,13 @@ def before(folder: Path) -> list[str]:
     """The words that a run was started with."""
     if record := read_json(folder / "run.json"):
         return record["overrides"]
-    return yaml.safe_load((folder / GIVEN).read_text(encoding="utf-8"))
+    try:
+        found = yaml.safe_load((folder / GIVEN).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):
+        found = None
+    if not isinstance(found, list):
+        raise ValueError(f"{folder / GIVEN}: not the words of a run; it is cut off, or was changed")
+    return found
 
 
 @dataclass
@@ -91,7 +97,7 @@ def going_on(cfg: DictConfig, folder: Path, a_step: int) -> Before | None:
     from sdft.metrics_file import NAME, read
 
     record = read_json(folder / "run.json")
-    changed = changes(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), OmegaConf.to_container(cfg))
+    changed = changes(OmegaConf.to_container(read_config(folder)), OmegaConf.to_container(cfg))
     batch = record["batch"]
     if (was := batch["size"] * batch["accumulate"] * batch["processes"]) != a_step and not changed:
         changed["samples of a step"] = (was, a_step)

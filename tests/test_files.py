@@ -2,7 +2,8 @@
 
 import pytest
 
-from sdft.files import read_json, whole
+from sdft.files import read_config, read_json, whole
+from sdft.resume import before
 
 
 def test_a_file_takes_its_name_only_when_it_is_written(tmp_path):
@@ -36,6 +37,20 @@ def test_a_file_that_is_cut_off_or_another_is_named(tmp_path, content, told):
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=f"run.json: {told}"):
         read_json(file)
+
+
+@pytest.mark.parametrize("content", [b"a: [b", b"5", b"\xff\xfe", None])
+def test_words_of_a_run_that_cannot_be_read_are_named(tmp_path, content):
+    with pytest.raises(ValueError, match="not a run folder"):
+        read_config(tmp_path)
+    for file, read, other in (
+        (tmp_path / "config.yaml", read_config, b"- a"),
+        (tmp_path / ".hydra" / "overrides.yaml", before, b"a: b"),
+    ):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(other if content is None else content)
+        with pytest.raises(ValueError, match=f"{file}: not the words of a run; it is cut off, or was changed"):
+            read(tmp_path)
 
 
 def test_a_run_whose_record_is_cut_off_is_named_by_whoever_reads_it(tmp_path):

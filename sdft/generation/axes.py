@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from sdft.files import read_json
+from sdft.files import read_config, read_json
 from sdft.prompts import read_prompts
 
 WORDS = ("strength", "prompt", "checkpoint", "run", "rank", "seed", "steps", "guidance_scale", "scheduler", "weights")
@@ -91,7 +91,7 @@ def of_runs(key: str, word: str, value, runs) -> Axis:
 def of_ranks(key: str, word: str, value, runs) -> Axis:
     """The runs of these ranks among those of `run`, or of all their ranks."""
     folders = runs_in(Path(runs).expanduser()) if runs else []
-    ranks = [OmegaConf.load(folder / "config.yaml").get("rank") for folder in folders]
+    ranks = [read_config(folder).get("rank") for folder in folders]
     there = sorted({rank for rank in ranks if rank is not None})
     if not there:
         raise ValueError(f"{key}={value}: give run=SWEEP with it, a folder with runs of several ranks in it")

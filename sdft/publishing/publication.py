@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import sdft.drawn as drawn
 from sdft.config import check_secret
-from sdft.files import read_json
+from sdft.files import read_config, read_json
 from sdft.layout import check_tensors
 from sdft.publishing.card import GIVES, Card
 from sdft.publishing.modelspec import KINDS, describe, metadata
@@ -57,7 +57,7 @@ def publication(asked: Asked) -> Path:
     run, facts = asked.run, read_json(asked.run / "run.json")
     if facts.get("state") != "finished" or not (run / "config.yaml").is_file():
         raise ValueError(f"run={run}: no finished run there ({facts.get('state', 'no run.json')}); give a run's folder")
-    config = OmegaConf.load(run / "config.yaml")
+    config = read_config(run)
     kind = result_of(run)
     source = run / (BEST if asked.best else kind)
     if not source.is_dir():

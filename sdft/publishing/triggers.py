@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from sdft.files import read_json
+from sdft.files import read_config, read_json
 
 SHARE = 0.5  # of the captions have a word that triggers
 COMMON = (
@@ -14,7 +12,7 @@ COMMON = (
 
 def triggers(run: Path) -> list[str]:
     """A learned token, the instance prompt, the template's words, the one caption, or the words that most captions share."""
-    config, facts = OmegaConf.load(run / "config.yaml"), read_json(run / "data.json")
+    config, facts = read_config(run), read_json(run / "data.json")
     template, method = config.get("template"), config.get("method") or {}
     if token := method.get("token"):
         return [plain(token)]
