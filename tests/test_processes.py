@@ -179,7 +179,7 @@ def test_a_process_that_dies_ends_the_others_and_the_run(tmp_path):
         sys.executable,
         str(ROOT / "train.py"),
         *WORDS,
-        "steps=300",
+        "steps=100",
         "batch_size=2",
         "devices=2",
         "strategy=ddp",
