@@ -1,15 +1,15 @@
 """Score: python evaluate.py run=outputs/NAME/STAMP   (--help lists every word)."""
 
-from sdft.command import command
+from sdft.cli.entry_point import command
 
 
 @command("evaluate")
 def main(cfg):
-    import sdft.processes as processes
-    from sdft.asked import jobs
-    from sdft.calibration import calibrate
-    from sdft.dashboard import add_to_run
-    from sdft.evaluation import evaluate, summary
+    import sdft.distributed as processes
+    from sdft.evaluation.evaluate import evaluate, summary
+    from sdft.evaluation.real_image_baseline import calibrate
+    from sdft.evaluation.request import jobs
+    from sdft.training.evaluation_logging import add_to_run
 
     if cfg.get("model") == "none":
         if not processes.place().number:

@@ -1,6 +1,6 @@
 """Fine-tune: python train.py method=lora rank=32   (--help lists every word)."""
 
-from sdft.command import command
+from sdft.cli.entry_point import command
 
 
 @command("train")
@@ -8,7 +8,7 @@ def main(cfg):
     from sdft.config import check
 
     check(cfg)
-    from sdft.training import train
+    from sdft.training.training_run import train
 
     train(cfg)
 

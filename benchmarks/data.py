@@ -37,11 +37,11 @@ def timed(task) -> tuple[float, object]:
 
 
 def main(count: int, side: int) -> None:
-    from sdft.data.cache import fill
-    from sdft.data.folder import Folder
-    from sdft.data.report import report
-    from sdft.data.stream import Stream
-    from sdft.loading import load
+    from sdft.data.dataset_report import report
+    from sdft.data.image_folder import Folder
+    from sdft.data.latent_cache import fill
+    from sdft.data.training_samples import Stream
+    from sdft.models.loading import load
 
     work = Path(tempfile.mkdtemp())
     generate(work / "pictures", count, side)

@@ -15,11 +15,11 @@ import time
 import torch
 
 from sdft.data.digits import Digits
-from sdft.exam import Exam
-from sdft.loading import load
-from sdft.protocol import Protocol
-from sdft.sampling import Sampling
-from sdft.suite import Suite
+from sdft.evaluation.evaluator import Exam
+from sdft.evaluation.metrics_config import Suite
+from sdft.evaluation.protocol import Protocol
+from sdft.models.loading import load
+from sdft.models.sampling import Sampling
 
 ROUNDS, BATCH = 5, 20
 

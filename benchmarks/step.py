@@ -27,14 +27,11 @@ PLAIN = ["logger=none", "metrics=none", "sample_every=0", "validate_every=0", "l
 
 def turns(words: list[str], rounds: int, per: int, warm: int) -> dict[str, list[float]]:
     """Seconds a step of each round, ours and the bare loop's, and what was measured beside."""
-    import sdft.lean as lean
-
-    lean.start()
     from lightning import Callback
     from torch.utils.flop_counter import FlopCounterMode
 
-    import sdft.training as training
-    from sdft.callbacks.meters import memory_gb
+    import sdft.training.training_run as training
+    from sdft.training.callbacks.metrics import memory_gb
 
     found = {"ours": [], "bare": []}
 

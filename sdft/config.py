@@ -20,7 +20,8 @@ LARGEST = 10**18
 MOST = 200  # letters of a value that an error repeats
 KIND = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 
-CONF = Path(__file__).parent.parent / "conf"
+PACKAGE = Path(__file__).parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in the wheel, in the checkout
 SECRETS = {
     "KEY",
     "APIKEY",

@@ -36,7 +36,7 @@ QUICK = [
 @pytest.fixture(scope="session")
 def tiny():
     """A function that builds tiny-sd, by default with random weights, always the same ones."""
-    from sdft.loading import load
+    from sdft.models.loading import load
 
     def build(seed: int = 0, **options):
         torch.manual_seed(seed)
@@ -54,7 +54,7 @@ def composed(*overrides: str, config: str = "train") -> DictConfig:
 def trained(home: Path, *overrides: str, name: str = "run"):
     """Train in `home`, where this process works, in a folder of that name; returns (module, folder)."""
     from sdft.config import check
-    from sdft.training import train
+    from sdft.training.training_run import train
 
     folder = home / name
     (folder / ".hydra").mkdir(parents=True, exist_ok=f"resume={folder}" in overrides)

@@ -8,7 +8,7 @@ from conftest import scores_of
 from PIL import Image
 
 from sdft.data.digits import answers, style_words
-from sdft.metrics.clip import Clip
+from sdft.evaluation.metrics.clip import Clip
 
 pytestmark = pytest.mark.slow
 
@@ -94,9 +94,9 @@ def test_over_training_shows_as_falling_diversity_and_rising_memorisation(run): 
 
 def test_consistency_distillation_draws_in_four_steps_what_took_thirty(run):
     from sdft.data.digits import InkedDigits
-    from sdft.loading import load
-    from sdft.metrics.zero_shot import ZeroShot
-    from sdft.sampling import Sampling
+    from sdft.evaluation.metrics.zero_shot import ZeroShot
+    from sdft.models.loading import load
+    from sdft.models.sampling import Sampling
 
     words = ["experiment=digits_lcm", "model.weights=pretrained", "batch_size=16", "sampling.steps=4", "steps=250"]
     module, _ = run(*words, "sample_every=0", "ema=0.99", "log_every=10")

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import save_pictures, trained
-from test_training import rows
+from test_training_run import rows
 
 FILE = Path(__file__).with_name("losses.json")
 SAME, ELSEWHERE = 1e-6, 2e-5

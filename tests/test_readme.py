@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT
 from test_config import checked
 
-from sdft.combinations import corners, jobs, space_of, spread_out, values_of
-from sdft.sweep import read, told_to_the_sweep
+from sdft.sweeps.grid import corners, jobs, space_of, spread_out, values_of
+from sdft.sweeps.sweep import read, told_to_the_sweep
 
 README = (ROOT / "README.md").read_text()
 PAGES = README + "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))

@@ -23,16 +23,16 @@ from pages import Page
 from PIL import Image
 from test_loggers import records
 
-from sdft.asked import config_of
-from sdft.assets import FOLDER
 from sdft.config import check
-from sdft.data.folder import Folder
-from sdft.data.hub import Hub
-from sdft.data.shards import Shards
-from sdft.data.source import Source
-from sdft.data.view import Worded
-from sdft.loading import load
-from sdft.states import of_file
+from sdft.data.dataset import Source
+from sdft.data.hf_dataset import Hub
+from sdft.data.image_folder import Folder
+from sdft.data.transforms import Worded
+from sdft.data.webdataset import Shards
+from sdft.evaluation.request import config_of
+from sdft.evaluation.variants import of_file
+from sdft.models.embedded import FOLDER
+from sdft.models.loading import load
 
 SECRET = "feedface" * 5
 HOLDERS = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MY_SECRET", "SOMETHING_ELSE")
@@ -110,8 +110,8 @@ def test_pickled_weights_of_a_model_are_refused(part, kind, planted, folder):
 def test_pickled_weights_of_a_judge_are_refused(planted, tmp_path):
     from transformers import ViTConfig
 
-    from sdft.metrics.clip import Clip
-    from sdft.metrics.dino import Dino
+    from sdft.evaluation.metrics.clip import Clip
+    from sdft.evaluation.metrics.dino import Dino
 
     assert "more than tensors" in refused(lambda: Clip("RN50", str(planted(tmp_path / "clip.pt"))))
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
@@ -170,8 +170,8 @@ def test_no_call_of_the_package_lets_code_in():
 def test_a_run_from_elsewhere_builds_only_what_the_configs_name(tmp_path):
     (tmp_path / "config.yaml").write_text(f"data: {{_target_: os.mkdir, path: {tmp_path / 'boom'}}}\n")
     assert "its data is os.mkdir, which no file of conf/ names" in refused(lambda: config_of(tmp_path))
-    (tmp_path / "config.yaml").write_text("method: {_target_: sdft.record.subprocess.run, args: [id]}\n")
-    assert "its method is sdft.record.subprocess.run" in refused(lambda: config_of(tmp_path))
+    (tmp_path / "config.yaml").write_text("method: {_target_: sdft.runs.metadata.subprocess.run, args: [id]}\n")
+    assert "its method is sdft.runs.metadata.subprocess.run" in refused(lambda: config_of(tmp_path))
     OmegaConf.save(OmegaConf.create({"data": composed().data}), tmp_path / "config.yaml")
     assert config_of(tmp_path).data._target_ == "sdft.data.digits.Digits"
 
@@ -264,7 +264,7 @@ class Linked(Page):
 
 
 def test_pages_show_captions_as_text(told, tmp_path):
-    from sdft.compare import compare
+    from sdft.sweeps.compare import compare
 
     compare([told], tmp_path)
     for file in (told / "evaluation" / "report.html", tmp_path / "compare.html"):
@@ -288,8 +288,8 @@ def test_no_prompt_breaks_out_of_the_card(text, told, tmp_path, tiny):
 
     import markdown
 
-    from sdft.publishing.card import write_card
-    from sdft.sampling import Sampling
+    from sdft.models.sampling import Sampling
+    from sdft.training.export.model_card import write_card
 
     (tmp_path / "adapter").mkdir()
     shutil.copy(told / "samples.png", tmp_path)

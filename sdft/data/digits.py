@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from sdft.data.source import Picture, Questions, Source
-from sdft.draws import generator
+from sdft.data.dataset import Picture, Questions, Source
+from sdft.rng import generator
 
 SIZE = 32
 MOST = 170  # pictures of a digit that there are at least

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from sdft.assets import FOLDER
+from sdft.models.embedded import FOLDER
 
 CLIP_ROOT = "text_model."  # what every LoRA file puts before the text encoder's layers
 KOHYA_PREFIX = {"unet": "lora_unet", "text_encoder": "lora_te"}

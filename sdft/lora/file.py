@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdft.digest import of_file
 from sdft.lora.architecture import CLIP_ROOT, Architecture, known
-from sdft.lora.factors import Layer
-from sdft.lora.names import LAYER_KINDS, grouped, kind_of, located
-from sdft.lora.tensors import layer_of
+from sdft.lora.key_names import LAYER_KINDS, grouped, kind_of, located
+from sdft.lora.layer_parsing import layer_of
+from sdft.lora.low_rank import Layer
+from sdft.runs.hashing import of_file
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT = "lora_adapter_metadata"  # the key of the header that holds peft's configuration
@@ -65,7 +65,7 @@ def read(path: Path, architectures: list[Architecture] | None = None) -> LoraFil
     """
     from safetensors import safe_open
 
-    from sdft.layout import check_tensors
+    from sdft.models.safetensors_check import check_tensors
 
     file = lora_file(Path(path).expanduser())
     check_tensors(file, "adapter")

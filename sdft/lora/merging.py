@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdft.digest import of_weights
-from sdft.loading import load
 from sdft.lora.architecture import named, of_model, submodule
-from sdft.lora.factors import of_difference
 from sdft.lora.file import LoraFile, one_each
+from sdft.lora.low_rank import of_difference
 from sdft.lora.mixing import Made
-from sdft.model import StableDiffusion
+from sdft.models.loading import load
+from sdft.models.stable_diffusion import StableDiffusion
+from sdft.runs.hashing import of_weights
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sdft.lora.factors import Layer, Product, distance, energy, layer, reduced, total
 from sdft.lora.file import LoraFile, one_each
+from sdft.lora.low_rank import Layer, Product, distance, energy, layer, reduced, total
 
 HOWS = ("concat", "svd", "linear")
 SUMS = ("one", "any", "normalize")

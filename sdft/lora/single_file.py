@@ -13,8 +13,8 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from sdft.files import whole
-from sdft.model import StableDiffusion
+from sdft.models.stable_diffusion import StableDiffusion
+from sdft.runs.files import whole
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."

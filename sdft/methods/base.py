@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar
 
-from sdft.model import StableDiffusion
+from sdft.models.stable_diffusion import StableDiffusion
 
 
 class Method:

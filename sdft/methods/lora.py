@@ -67,7 +67,7 @@ class LoRA(Method):
             check_targets(model.parts[part], part, patterns, linear=self.init == "pissa")
 
     def prepare(self, model):
-        from sdft.lora.equivalent import products
+        from sdft.lora.to_lora import products
 
         for part, patterns in self.targets().items():
             model.parts[part].add_adapter(self.config(patterns))
@@ -94,8 +94,8 @@ class LoRA(Method):
         return self.plus if ".lora_B." in name else 1.0
 
     def save(self, model, folder: Path, name: str):
-        from sdft.lora.export import save_lora
-        from sdft.lora.learned import plain, trained
+        from sdft.lora.formats import save_lora
+        from sdft.lora.state_dict import plain, trained
 
         as_it_is = self.kind == "lora" and self.init != "pissa"
         adapters = {
@@ -105,7 +105,7 @@ class LoRA(Method):
         save_lora(adapters, folder, name, self.about)
 
     def load(self, model, folder: Path):
-        from sdft.lora.export import load_lora
+        from sdft.lora.formats import load_lora
 
         load_lora(model, folder)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sdft.methods.sft import SFT
+from sdft.methods.full import SFT
 
 
 @dataclass

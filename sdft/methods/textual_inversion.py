@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdft.layout import check_tensors
 from sdft.methods.base import Method
+from sdft.models.safetensors_check import check_tensors
 
 MOST = 75
 FILE = "learned_embeds.safetensors"
@@ -61,7 +61,7 @@ class TextualInversion(Method):
         return vocabulary[[ids[i % len(ids)] for i in range(self.vectors)]]
 
     def save(self, model, folder: Path, name: str):
-        from sdft.lora.export import write
+        from sdft.lora.formats import write
 
         folder.mkdir(parents=True, exist_ok=True)
         rows = model.text_encoder.get_input_embeddings().rows

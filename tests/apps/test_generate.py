@@ -14,9 +14,9 @@ from omegaconf import open_dict
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
-from sdft.apps.generate import generate
+from sdft.apps.generate.__main__ import generate
 from sdft.methods.lora import LoRA
-from sdft.sampling import Sampling
+from sdft.models.sampling import Sampling
 
 TINY = ["model=tiny", "model.weights=random", "accelerator=cpu"]
 QUICK = [*TINY, "steps=2", "prompts=[a cat,two dogs]"]
@@ -250,7 +250,7 @@ def test_no_folder_of_this_machine_is_in_a_picture(made, adapter, monkeypatch):
 def test_a_new_process_makes_the_same(tmp_path):
     def program(*words: str) -> str:
         here = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "sdft.apps.generate", *words]
+        command = [sys.executable, "-m", "sdft", "generate", *words]
         return subprocess.run(
             command, cwd=tmp_path, env=os.environ | here, capture_output=True, text=True, check=True
         ).stdout

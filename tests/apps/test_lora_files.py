@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sdft.loading import load
 from sdft.lora.architecture import known
 from sdft.lora.file import read
 from sdft.lora.merging import merge
 from sdft.methods.lora import LoRA
+from sdft.models.loading import load
 
 TINY = known("tiny-sd")
 FILE = "pytorch_lora_weights.safetensors"

@@ -8,16 +8,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sdft.apps.morph import main
+from sdft.apps.morph.__main__ import main
+from sdft.apps.morph.ddim_inversion import Ddim
+from sdft.apps.morph.diffmorpher import Morph, Recipe
+from sdft.apps.morph.image_pair import read, together
+from sdft.apps.morph.single_image_lora import Portrait
+from sdft.apps.morph.video import Film, can_write_mp4, write_gif, write_mp4
+from sdft.data.dataset import Picture
 from sdft.data.digits import Digits
-from sdft.data.source import Picture
-from sdft.digest import of_weights
-from sdft.morph.film import Film, can_write_mp4, write_gif, write_mp4
-from sdft.morph.inversion import Ddim
-from sdft.morph.morph import Morph, Recipe
-from sdft.morph.pair import read, together
-from sdft.morph.portrait import Portrait
-from sdft.precision import Precision
+from sdft.runs.hashing import of_weights
+from sdft.training.precision import Precision
 
 FAST = ["steps=2", "ddim_steps=4", "frames=3", "attention=0.5", "accelerator=cpu", "model.weights=random"]
 PROMPTS = "prompts=[a handwritten three in neon light,a handwritten three as a blueprint]"

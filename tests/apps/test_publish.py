@@ -14,8 +14,8 @@ from conftest import composed
 from safetensors import safe_open
 from test_security import HOSTILE, Page
 
-from sdft.publishing.publication import Asked, command_of, publication
-from sdft.publishing.upload import upload
+from sdft.apps.publish.publication import Asked, command_of, publication
+from sdft.apps.publish.upload import upload
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_without_token_or_network_one_line_tells(fault, run, hub):
 
 
 def test_the_program_prints_where_to_look_and_refuses_to_push_without_a_license(run, monkeypatch, capsys):
-    from sdft.apps.publish import main
+    from sdft.apps.publish.__main__ import main
 
     monkeypatch.setattr(sys, "argv", ["publish", f"run={run}"])
     main()
@@ -239,7 +239,7 @@ def test_the_program_prints_where_to_look_and_refuses_to_push_without_a_license(
 
 
 def test_its_words_are_those_of_its_config():
-    from sdft.apps.publish import WORDS
+    from sdft.apps.publish.__main__ import WORDS
 
     assert set(composed(config="publish")) - {"hydra"} == set(WORDS)
 

@@ -9,13 +9,13 @@ import tarfile
 import pytest
 from PIL import Image
 
-from sdft.data.folder import Folder
-from sdft.data.hub import Hub
-from sdft.data.report import contact_sheet, report
-from sdft.data.scan import difference_hash
-from sdft.data.shards import Shards
-from sdft.data.stream import Stream
-from sdft.data.view import split
+from sdft.data.dataset_report import contact_sheet, report
+from sdft.data.file_index import difference_hash
+from sdft.data.hf_dataset import Hub
+from sdft.data.image_folder import Folder
+from sdft.data.training_samples import Stream
+from sdft.data.transforms import split
+from sdft.data.webdataset import Shards
 
 ROWS = [("a.jpg", "an a"), ("sub/b.PNG", "a b"), ("c.webp", "a c")]
 

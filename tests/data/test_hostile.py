@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from sdft.data.folder import Folder
+from sdft.data.image_folder import Folder
 
 
 def bomb(side: int) -> bytes:
@@ -127,7 +127,7 @@ def test_the_report_names_them_without_training_in_little_memory(hostile):  # S3
     words = [f"data.path={folder}", "data.on_error=skip", "resolution=64"]
     program = (
         "import runpy\n"
-        "runpy.run_module('sdft.apps.inspect', run_name='__main__')\n"
+        "runpy.run_module('sdft.apps.inspect_dataset', run_name='__main__')\n"
         "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
     )
     done = subprocess.run(

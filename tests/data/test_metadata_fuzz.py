@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sdft.command import explained, line
-from sdft.data.folder import Folder
+from sdft.cli.entry_point import explained, line
+from sdft.data.image_folder import Folder
 
 NAMES = ["a.png", "b.png", "sub/c.png"]
 ODD_NAMES = [

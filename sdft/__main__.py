@@ -1,0 +1,36 @@
+"""Run a program by its name: `sdft generate OPTION=VALUE …`, or `python -m sdft generate …` without installing."""
+
+import sys
+from importlib import import_module
+
+PROGRAMS = {
+    "compare": "sdft.sweeps.compare",
+    "convert": "sdft.apps.lora.convert",
+    "dashboard": "sdft.apps.wandb_report.__main__",
+    "extract": "sdft.apps.lora.extract",
+    "gallery": "sdft.apps.gallery.__main__",
+    "generate": "sdft.apps.generate.__main__",
+    "inspect": "sdft.apps.inspect_dataset",
+    "merge": "sdft.apps.lora.merge",
+    "mix": "sdft.apps.lora.mix",
+    "morph": "sdft.apps.morph.__main__",
+    "publish": "sdft.apps.publish.__main__",
+    "resize": "sdft.apps.lora.resize",
+    "show": "sdft.apps.lora.show",
+    "stylize": "sdft.apps.stylize.__main__",
+}
+
+
+def main() -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("--help", "-h"):
+        print(f"sdft PROGRAM OPTION=VALUE …\n\nprograms: {', '.join(PROGRAMS)}\n\n`sdft PROGRAM --help` lists its options.")
+        return
+    if name not in PROGRAMS:
+        sys.exit(f"error: {name}: not a program of sdft; choose {', '.join(PROGRAMS)}")
+    del sys.argv[1]
+    import_module(PROGRAMS[name]).main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""All runs in the browser, on this machine alone: sdft gallery"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from sdft.cli.entry_point import command
+
+
+@command("gallery")
+def main(cfg):
+    from sdft.config import check, typed
+
+    check(cfg)
+    typed(cfg, {"folder": str, "multirun": str | None, "port": int, "open": bool})
+    if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
+        raise ValueError(f'gallery: needs {missing[0]}, which is not installed; pip install -e ".[gallery]"')
+    from sdft.apps.gallery.server import HERE, listening, serve, shelf_of
+
+    shelf = shelf_of(Path(cfg.folder).expanduser(), Path(cfg.multirun).expanduser() if cfg.multirun else None)
+    opened = listening(cfg.port)
+    address = f"http://{HERE}:{opened.getsockname()[1]}/"
+    print(f"look     {address}   Ctrl-C ends it", flush=True)
+    if cfg.open:
+        import webbrowser
+
+        webbrowser.open(address)
+    serve(shelf, opened)
+
+
+if __name__ == "__main__":
+    main()

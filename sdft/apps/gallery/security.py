@@ -1,0 +1,80 @@
+"""Only this machine's browser, only reading, and no code but this project's own: what every request and answer must be."""
+
+import base64
+import hashlib
+import re
+
+from sdft.evaluation.plots.templates import FOLDER
+
+HOST = re.compile(
+    r"(127\.0\.0\.1|localhost)(:\d{1,5})?"
+)  # a page elsewhere whose name leads here has another (DNS rebinding)
+METHODS = ("GET", "HEAD")
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+def policy_of_reports() -> str:
+    """For pages that lie in runs: no origin, no network, and of all scripts the one that this project writes into them."""
+    found = re.findall(r"<script>(.*?)</script>", (FOLDER / "report.html").read_text(encoding="utf-8"), re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in found]
+    scripts = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {scripts}; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+class Guard:
+    """Around an ASGI application."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def headed(message):
+            if message["type"] == "http.response.start":
+                there = {name for name, _ in message["headers"]}
+                new = [(name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in there]
+                message = message | {"headers": [*message["headers"], *new]}
+            await send(message)
+
+        hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
+            await refuse(headed, 421, "This address is 127.0.0.1 or localhost.")
+        elif scope["method"] not in METHODS:
+            await refuse(headed, 405, "Nothing can be changed here.", (b"allow", b"GET, HEAD"))
+        else:
+            await self.app(scope, receive, headed)
+
+
+async def refuse(send, status: int, said: str, *headers: tuple[bytes, bytes]) -> None:
+    body = said.encode()
+    told = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": told})
+    await send({"type": "http.response.body", "body": body})

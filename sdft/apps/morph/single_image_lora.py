@@ -1,0 +1,151 @@
+"""A LoRA of one picture, learned once and kept: the same picture, words, base and settings find it again."""
+
+import copy
+import json
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from sdft.data.dataset import Picture, Source
+from sdft.models.cpu_threads import shared
+from sdft.models.stable_diffusion import StableDiffusion
+from sdft.runs.files import whole
+from sdft.runs.hashing import of_weights
+from sdft.training.precision import Precision
+from sdft.training.strategy import Strategy
+
+SEAL = "learned.json"  # written last; without it nothing was learned to the end
+NAME = "one-picture"
+
+
+@dataclass
+class Portrait:
+    """How a picture is learned by heart: the UNet's attention alone, at each timestep as likely, without a weighting.
+
+    The defaults are DiffMorpher's (Zhang et al., 2023).
+    """
+
+    rank: int = 16
+    steps: int = 200
+    lr: float = 2e-4
+    seed: int = 0
+
+    def __post_init__(self):
+        for key, value in {"rank": self.rank, "steps": self.steps}.items():
+            if value < 1:
+                raise ValueError(f"{key}={value}: choose 1 or more")
+        if self.lr <= 0:
+            raise ValueError(f"lr={self.lr}: choose more than 0; 2e-4 is usual")
+
+    def settings(self, base: StableDiffusion, picture: Picture, precision: Precision) -> dict:
+        """All that the adapter depends on; `base` is as it came, without adapters."""
+        source = Alone(picture)
+        facts = {"base": of_weights(base), "prediction": base.prediction_type, "windows": base.windows}
+        shown = {"picture": source.digest(0), "size": list(picture.image.size), "caption": picture.caption}
+        return {**asdict(self), **facts, **shown, "precision": precision.compute}
+
+    def learn(
+        self, base: StableDiffusion, picture: Picture, precision: Precision, accelerator: str, place: Path
+    ) -> "Kept":
+        """The adapter of `picture` at its own size, which the model takes, in a folder of `place`; `base` stays as it is."""
+        settings = self.settings(base, picture, precision)
+        folder = place / self.name(settings)
+        if (folder / SEAL).is_file():
+            return Kept(folder, 0.0)
+        began = time.perf_counter()
+        method, model = self.method(), copy.deepcopy(base).cpu()
+        self.fit(model, method, picture, precision, Strategy(accelerator=accelerator, devices=1))
+        method.save(model, folder, NAME)
+        seconds = time.perf_counter() - began
+        with whole(folder / SEAL) as file:
+            file.write_text(json.dumps(settings | {"seconds": round(seconds, 1)}, indent=1, ensure_ascii=False) + "\n")
+        return Kept(folder, seconds)
+
+    @staticmethod
+    def name(settings: dict) -> str:
+        from sdft.models.image_cache import place
+
+        return place(settings["caption"], settings)
+
+    def method(self):
+        from sdft.methods.lora import LoRA
+
+        return LoRA(self.rank, self.rank, text_encoder=False)
+
+    def fit(self, model: StableDiffusion, method, picture: Picture, precision: Precision, strategy: Strategy) -> None:
+        """The project's own step, stream and loop, without the files of a run."""
+        from sdft.data.datamodule import Pictures
+        from sdft.losses.diffusion import Objective
+        from sdft.training.callbacks.metrics import Meters
+        from sdft.training.callbacks.progress_bar import ProgressBar
+        from sdft.training.lr_schedule import Schedule
+        from sdft.training.module import FineTuning
+        from sdft.training.trainer import quiet_trainer
+
+        method.check(model, [picture.caption])
+        optimizer = partial(torch.optim.AdamW, lr=self.lr, weight_decay=1e-2)
+        rates = dict.fromkeys(model.parts, self.lr)
+        about = {"lr": rates, "compute": precision.dtype, "seed": self.seed}
+        module = FineTuning(model, method, Objective("none"), optimizer, Schedule("constant"), **about)
+        model.to(strategy.device())
+        samples, meters = self.samples(model, picture), Meters(max(1, self.steps // 20))
+        trainer = quiet_trainer(
+            **strategy.trainer(),
+            precision=precision.trainer,
+            max_steps=self.steps,
+            logger=False,
+            callbacks=[meters, ProgressBar(meters)],
+            enable_checkpointing=False,
+        )
+        with shared(model.unet, model.batch_shape(1, samples.sizes[0])):
+            trainer.fit(module, Pictures(samples, 1))
+        if module.held_back:
+            raise ValueError(
+                f"lr={self.lr}: {int(module.held_back)} of {self.steps} gradients were no number; choose a lower lr"
+            )
+
+    def samples(self, model: StableDiffusion, picture: Picture):
+        """The picture's stream, with its latents and its words computed once."""
+        from sdft.data.latent_cache import Store, contexts, latents, make, wanted_latents, wanted_texts
+        from sdft.data.training_samples import Stream
+
+        samples = Stream(max(picture.image.size), seed=self.seed, max_upscale=0).samples(Alone(picture), model)
+        samples.sizes = [picture.image.size]
+        stores = Store(None), Store(None)
+        make(stores[0], wanted_latents([samples]), latents(model), "latents")
+        make(stores[1], wanted_texts([samples]), contexts(model), "captions")
+        samples.latents, samples.contexts = stores
+        return samples
+
+
+@dataclass
+class Kept:
+    """A folder with an adapter, and the seconds that it took now: 0 when it was there."""
+
+    folder: Path
+    seconds: float
+
+
+class Alone(Source):
+    """One picture."""
+
+    def __init__(self, picture: Picture):
+        self.picture_of_it = picture
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index: int) -> Picture:
+        return self.picture_of_it
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return [self.picture_of_it.image.size]
+
+    def captions(self) -> list[str]:
+        return [self.picture_of_it.caption]
+
+    def describe(self) -> str:
+        return self.picture_of_it.name

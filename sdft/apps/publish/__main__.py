@@ -1,0 +1,41 @@
+"""A run's result for others, as a folder or on the hub: sdft publish run=FOLDER to=USER/NAME"""
+
+from pathlib import Path
+
+from sdft.cli.entry_point import command
+
+WORDS = {"run": str | None, "to": str | None, "license": str | None}
+WORDS |= dict.fromkeys(("best", "captions", "push", "private"), bool)
+
+
+@command("publish")
+def main(cfg):
+    from sdft.config import check, typed
+
+    check(cfg)
+    typed(cfg, WORDS)
+    from sdft.apps.publish.publication import LICENSES, Asked, publication
+    from sdft.apps.publish.upload import upload
+    from sdft.evaluation.request import newest_run
+
+    if cfg.push and not cfg.to:
+        raise ValueError("push=true: give to=USER/NAME with it")
+    if cfg.push and not cfg.license:
+        raise ValueError(f"push=true: no license; give license=… with it, one of {', '.join(LICENSES.split())}")
+    run = Path(cfg.run).expanduser() if cfg.run else newest_run()
+    folder = publication(Asked(run, cfg.to, cfg.license, cfg.best, cfg.captions))
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
+    print(f"folder   {folder}/ ({size:.1f} MB)")
+    if not cfg.license:
+        print(
+            f"license  none; before others may use it, choose license=… of {', '.join(LICENSES.split()[:5])} and more"
+        )
+    print(f"look     {folder / 'README.md'}")
+    if cfg.push:
+        print(f"hub      {upload(folder, cfg.to, cfg.private, f'{run.parent.name} of sdft')}")
+    else:
+        print(f"next     sdft publish run={run} to={cfg.to or 'USER/NAME'} license=… push=true")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The sections of a published card: licence, trigger words, data, scores, settings, and use in other tools."""
+
+import re
+from pathlib import Path
+
+from sdft.runs.files import read_json
+from sdft.training.export.model_card import quoted
+
+SETTINGS = """method rank alpha lr text_lr steps epochs batch_size accumulate optimizer schedule warmup weighting snr_gamma
+    loss noise_offset input_perturbation caption_dropout resolution crop flip template precision ema seed"""
+
+
+def license_section(license: str | None, base: str) -> str:
+    if license:
+        return f"License: {quoted(license)}. The base, {quoted(base)}, has a license of its own, which goes on to hold."
+    return "**No license was chosen**, so nobody but its author may use it."
+
+
+def trigger_section(words: list[str]) -> list[str]:
+    if not words:
+        return []
+    return [f"## Trigger words\n\nWrite {' or '.join(map(quoted, words))} into the prompt."]
+
+
+def data_section(run: Path, facts: dict, captions: bool) -> str:
+    """Numbers, and the most frequent words on request; no file's name and no caption."""
+    data = read_json(run / "data.json")
+    low, high = data.get("sides", [0, 0])
+    sides = f"{low} to {high}" if low < high else f"{low}"
+    lines = [
+        f"{many(facts['images'], 'picture')} with sides of {sides} px, learned at {facts['resolution']} px, each seen "
+        f"{many(facts['epochs'], 'time')}; {many(data.get('captions', 0), 'caption')}, "
+        f"{data.get('different captions', 0)} different."
+    ]
+    if facts.get("class_images"):
+        lines.append(f"Beside them {facts['class_images']} pictures of the class, so that it stays what it was.")
+    if captions and (words := data.get("frequent words")):
+        lines.append("Most frequent words: " + ", ".join(map(quoted, words)) + ".")
+    return "## Trained on\n\n" + "\n".join(lines)
+
+
+def scores_section(run: Path, folder: Path) -> list[str]:
+    """A table a group of prompts: the base, what was learned, and the same score of real pictures."""
+    found = read_json(run / "evaluation" / "scores.json")
+    if not found:
+        return []
+    states, tables = found["states"], []
+    for group, metrics in found["metrics"].items():
+        reference = found.get("reference", {}).get(group, {})
+        labels = [state["label"] for state in states] + (["real pictures"] if reference else [])
+        rows = [
+            [
+                quoted(name) + {True: " ↑", False: " ↓"}.get(about["higher_is_better"], ""),
+                *(shown(state["scores"].get(group, {}).get(name, {}).get("value"), about) for state in states),
+                *([shown(reference.get(name), about)] if reference else []),
+            ]
+            for name, about in metrics.items()
+        ]
+        prompts = f"{len(found['groups'].get(group, []))} × {found['images']} pictures"
+        tables.append(f"{quoted(group)}, {prompts}:\n\n{table(['', *map(quoted, labels)], rows)}")
+    judges = ", ".join(quoted(judge) for judge in found["judges"].values())
+    sheet = "![The same prompts and seeds, judged](evaluation.png)" if (folder / "evaluation.png").is_file() else ""
+    return [
+        "\n\n".join(["## Scores", *tables, f"Judged by {judges}; ↑ higher is better.", *([sheet] if sheet else [])])
+    ]
+
+
+def many(count: float, what: str) -> str:
+    return f"{count:g} {what}{'s' * (count != 1)}"
+
+
+def shown(value, about: dict) -> str:
+    digits = re.search(r"\.(\d)f", str(about["form"]))
+    return f"{value:.{int(digits[1]) if digits else 3}f}" if isinstance(value, int | float) else ""
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def settings_section(facts: dict) -> str:
+    words = facts["words"]
+    words |= {} if words.get("snr_gamma") else {"weighting": None}
+    words |= {"steps": facts["steps"], "epochs": f"{facts['epochs']:g}"}
+    rows = [[quoted(word), quoted(words[word])] for word in SETTINGS.split() if words.get(word) or word == "seed"]
+    versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
+    return f"## Settings\n\n{table(['word', 'value'], rows)}\n\n{quoted(versions)}"
+
+
+def tools_section(kind: str, name: str, words: list[str]) -> list[str]:
+    """How tools with pages of buttons take the file."""
+    said = quoted(", ".join(words)) if words else "the prompt"
+    if kind == "adapter":
+        file = f"{name}-kohya"
+        return [
+            f"In WebUIs: put `{file}.safetensors` into `models/Lora` (ComfyUI: `models/loras`), and write "
+            f"`<lora:{file}:1>` beside {said}. Trigger words, settings and a thumbnail are in the file."
+        ]
+    if kind == "embedding":
+        return [f"In WebUIs: put `learned_embeds.safetensors` into `embeddings`, and write {said}."]
+    return []

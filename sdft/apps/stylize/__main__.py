@@ -1,0 +1,61 @@
+"""Pictures in a learned style: sdft stylize images=PHOTOS run=FOLDER"""
+
+from pathlib import Path
+
+from sdft.cli.entry_point import command
+
+WORDS = {"images": str, "prompt": str | None, "resolution": int | None, "controlnet": str, "folder": str}
+WORDS |= dict.fromkeys(("strength", "guidance_scale", "control"), float)
+WORDS |= {"steps": int, "seed": int, "scales": list[float]}
+
+
+@command("stylize")
+def main(cfg):
+    from sdft.config import check, typed
+
+    check(cfg)
+    typed(cfg, WORDS)
+    from sdft.apps.load_model import config, open_model
+    from sdft.apps.stylize.controlnet import open_controlnet
+    from sdft.apps.stylize.img2img import Restyling, photographs, restyle
+    from sdft.training.export.trigger_words import triggers
+
+    files = photographs(cfg.images)
+    run_cfg, run = config(cfg)
+    words = triggers(run) if run else []
+    prompt = cfg.prompt if cfg.prompt is not None else ", ".join(words)
+    if not prompt:
+        raise ValueError("prompt=null: give what the pictures should show, with the words that call up the style")
+    resolution = cfg.resolution or run_cfg.get("resolution") or 512
+    work = Restyling(
+        prompt,
+        resolution,
+        cfg.strength,
+        cfg.guidance_scale,
+        cfg.control,
+        cfg.steps,
+        tuple(cfg.scales),
+        cfg.seed,
+    )
+    opened = open_model(cfg)
+    opened.model.latent_shape(resolution)
+    controlnet = None if cfg.controlnet == "none" else open_controlnet(cfg.controlnet, opened.model)
+    if controlnet:
+        controlnet.to(opened.model.unet.device)
+    about = {
+        "model": opened.model.name,
+        "run": str(run) if run else None,
+        "adapters": [str(file) for file in opened.adapters],
+        "weights": opened.weights,
+        "controlnet": cfg.controlnet,
+        "images": [str(file) for file in files],
+    }
+    folder = Path(cfg.folder)
+    found = restyle(work, opened.model, files, controlnet, folder, about)
+    print(f'prompt   "{prompt}" · strength {work.strength:g} · control {work.control if controlnet else 0:g}')
+    print(f"made     {len(files)} strips in {folder}/")
+    print(f"look     {found}")
+
+
+if __name__ == "__main__":
+    main()

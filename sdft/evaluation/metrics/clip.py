@@ -1,0 +1,51 @@
+"""The judge of pictures and words: any open_clip model (Radford et al., 2021)."""
+
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdft.evaluation.metrics.feature_extractor import Embedder, Missing, batches
+from sdft.models.embedded import TINY_CLIP
+
+
+class Clip(Embedder):
+    """`name` is tiny-clip (embedded), a folder in open_clip's layout, or an open_clip model with a `pretrained` tag or file."""
+
+    def __init__(self, name: str, pretrained: str | None = None, device: str = "cpu", batch_size: int = 64):
+        import open_clip
+
+        super().__init__(device, batch_size)
+        folder = TINY_CLIP if name == "tiny-clip" else Path(name).expanduser()
+        full = f"local-dir:{folder}" if folder.is_dir() else name
+        if full == name and name not in open_clip.list_models():
+            raise ValueError(
+                f"metrics.clip={name}: no such folder or open_clip model; tiny-clip is embedded, ViT-L-14-quickgelu is usual"
+            )
+        try:
+            model, _, self.transform = open_clip.create_model_and_transforms(
+                full, pretrained=pretrained, weights_only=True
+            )
+        except UnpicklingError:
+            raise ValueError(f"metrics.clip={name}: its weights hold more than tensors, and are not opened") from None
+        except (OSError, RuntimeError) as error:
+            why = str(error).splitlines()[0]
+            raise Missing(
+                f"metrics.clip={name}: its weights cannot be read ({why}); "
+                "fetch them once with the network on, or give a file as metrics.pretrained=FILE"
+            ) from None
+        self.model, self.tokenizer = model.eval(), open_clip.get_tokenizer(full)
+        self.name = name
+
+    @torch.no_grad()
+    def embed(self, pictures: list[Image.Image]) -> Tensor:
+        stack = torch.stack([self.transform(picture) for picture in pictures])
+        return self.awake().encode_image(stack.to(self.device)).cpu()
+
+    @torch.no_grad()
+    def texts(self, captions: list[str]) -> Tensor:
+        """Unit features `[captions, width]`."""
+        tokens = (self.tokenizer(batch) for batch in batches(captions, self.batch_size))
+        return torch.cat([self.awake().encode_text(t.to(self.device), normalize=True).cpu() for t in tokens])

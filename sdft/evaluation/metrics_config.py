@@ -1,0 +1,45 @@
+"""Which judges score a run."""
+
+from dataclasses import dataclass, field
+
+SETS = ("CMMD", "FID", "KID")  # distances of all pictures to real ones
+
+
+@dataclass
+class Suite:
+    """`clip` judges; the others are off when null.
+
+    `dino` is a folder or hub id, `perceptual` clip (its layers), or LPIPS over alex, vgg or squeeze, `faces` and `detector`
+    ONNX files (see `sdft.evaluation.metrics.face_embedding`). `sets` are distances of all pictures to real ones, CMMD, FID or KID, by `features`:
+    clip or dino. At most `references` training pictures, evenly chosen, are compared with.
+    """
+
+    clip: str
+    pretrained: str | None = None
+    dino: str | None = None
+    perceptual: str | None = None
+    faces: str | None = None
+    detector: str = "cascade"
+    face_threshold: float | None = None
+    sets: list[str] = field(default_factory=list)
+    features: str = "clip"
+    references: int = 1000
+
+    def __post_init__(self):
+        if wrong := [name for name in self.sets if name not in SETS]:
+            raise ValueError(f"metrics.sets={wrong[0]}: choose from {', '.join(SETS)}")
+        if self.features not in ("clip", "dino") or (self.features == "dino" and not self.dino):
+            raise ValueError(f"metrics.features={self.features}: choose clip, or dino with metrics.dino=FOLDER")
+        if self.references < 1:
+            raise ValueError(f"metrics.references={self.references}: choose 1 or more")
+
+    @property
+    def embedded(self) -> bool:
+        """Whether nothing is asked that could be missing."""
+        others = self.pretrained or self.dino or self.faces
+        return self.clip == "tiny-clip" and self.perceptual in (None, "clip") and not others
+
+    def judges(self, device: str = "cpu"):
+        from sdft.evaluation.evaluator import Judges
+
+        return Judges(self, device)

@@ -1,0 +1,36 @@
+"""Full fine-tuning: every weight of the UNet learns, and the text encoder's on request."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from sdft.methods.base import Method
+
+
+@dataclass
+class SFT(Method):
+    text_encoder: bool = False
+    result: ClassVar[str] = "pipeline"
+
+    def learns(self) -> list[str]:
+        return ["unet", "text_encoder"] if self.text_encoder else ["unet"]
+
+    def prepare(self, model):
+        for part in self.learns():
+            model.parts[part].requires_grad_(True)
+
+    def save(self, model, folder: Path, name: str):
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        model.pipeline().save_pretrained(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+
+    def load(self, model, folder: Path):
+        from sdft.models.loading import pretrained
+
+        learned = pretrained(str(folder))
+        for part in self.learns():
+            model.parts[part].load_state_dict(learned.parts[part].state_dict())

@@ -1,0 +1,14 @@
+"""The embedded default: a small, true Stable Diffusion and the CLIP that judges it, with the recipes that made them.
+
+    python -m scripts.train_tiny_tokenizer         seconds      tiny-sd/tokenizer
+    python -m scripts.train_tiny_vae               10 minutes   tiny-sd/vae
+    python -m scripts.train_tiny_clip              15 minutes   tiny-clip, tiny-sd/text_encoder
+    python train.py experiment=digits_base  20 minutes   tiny-sd/unet
+
+Times are of two CPU cores. `sd15/` and `sd21/` hold the published configurations alone, for `model.weights=random`.
+"""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent / "assets"
+TINY_SD, TINY_CLIP = FOLDER / "tiny-sd", FOLDER / "tiny-clip"

@@ -1,0 +1,55 @@
+"""Weights are safetensors, and a model folder is five parts by name with no code of its own."""
+
+from pathlib import Path
+
+from sdft.runs.files import read_json
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+NETWORKS = ("unet", "vae", "text_encoder")
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # whose classes a pipeline names
+
+
+def check_layout(folder: Path) -> None:
+    """`ValueError` before anything of it is opened."""
+    for part in PARTS:
+        if not (folder / part).is_dir():
+            raise ValueError(f"model.name={folder}: no {part}/ in it; a model folder holds {', '.join(PARTS)}")
+    check_code(folder)
+    for part in NETWORKS:
+        files = sorted((folder / part).glob("*.safetensors"))
+        if not files:
+            there = ", ".join(file.name for file in sorted((folder / part).iterdir())) or "nothing"
+            raise ValueError(
+                f"model.name={folder}: no .safetensors in {part}/, which holds {there}; pickles can hold code, "
+                "and are not opened"
+            )
+        for file in files:
+            check_tensors(file, "model.name")
+
+
+def check_code(folder: Path) -> None:
+    """`ValueError` for configurations that name code outside of the libraries, which would otherwise be passed over."""
+    index = read_json(folder / "model_index.json")
+    classes = {key: value for key, value in index.items() if isinstance(value, list)}
+    foreign = [key for key, value in classes.items() if value[:1] != [None] and value[0] not in LIBRARIES]
+    if foreign or isinstance(index.get("_class_name"), list):
+        key = (foreign or ["_class_name"])[0]
+        raise ValueError(f"model.name={folder}: its model_index.json names code of its own ({key}), which is not run")
+    for part in PARTS:
+        for file in sorted((folder / part).glob("*config.json")):
+            if "auto_map" in read_json(file):
+                raise ValueError(
+                    f"model.name={folder}: {part}/{file.name} names code of its own (auto_map), which is not run"
+                )
+
+
+def check_tensors(file: Path, key: str) -> None:
+    """`ValueError` for weights that are no safetensors: a pickle can hold code, and is not opened."""
+    from safetensors import SafetensorError, safe_open
+
+    if file.suffix != ".safetensors":
+        raise ValueError(f"{key}={file}: only .safetensors files are opened; pickles can hold code")
+    try:
+        safe_open(file, "pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{key}={file}: not a safetensors file ({error})") from None

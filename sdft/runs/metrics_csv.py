@@ -1,0 +1,67 @@
+"""`metrics.csv`: a row for whatever is measured at a step, on the disk at once; a resumed run goes on behind its own rows."""
+
+import csv
+from pathlib import Path
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from sdft.runs.files import whole
+
+NAME = "metrics.csv"
+
+
+class MetricsFile(Logger):
+    name, version, experiment = "", "", None
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.path = folder / NAME
+        self.columns, self.rows = read(self.path)
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict, step: int | None = None) -> None:
+        row = {"step": step} | {name: float(value) for name, value in metrics.items()}
+        new = [name for name in row if name not in self.columns]
+        self.columns += new
+        self.rows.append(row)
+        if new:
+            self.rewrite()
+            return
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    @rank_zero_only
+    def log_hyperparams(self, *_) -> None:
+        """They are in `config.yaml`."""
+
+    @rank_zero_only
+    def keep(self, count: int) -> None:
+        """Of what an earlier process has written, the first `count` rows: it measured the others after its last checkpoint."""
+        self.rows = self.rows[:count]
+        there = {name for row in self.rows for name, value in row.items() if value not in ("", None)}
+        self.columns = [name for name in self.columns if name in there]
+        if self.columns:
+            self.rewrite()
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def rewrite(self) -> None:
+        with whole(self.path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+def read(path: Path) -> tuple[list[str], list[dict]]:
+    """Columns and rows; a last line that was cut off is left out."""
+    if not path.is_file():
+        return [], []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    reader = csv.DictReader(line for line in lines if line.endswith("\n"))
+    rows = list(reader)
+    return list(reader.fieldnames or []), rows

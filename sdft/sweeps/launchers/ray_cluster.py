@@ -1,0 +1,63 @@
+"""Jobs of a sweep on a Ray cluster."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdft.sweeps.jobs import Job
+from sdft.sweeps.launchers.remote_command import MANY, Call, call, need
+
+
+@dataclass
+class Ray:
+    """Jobs on a Ray cluster at `address`, or on one of this machine alone (null), each with `cpus` and its devices' GPUs."""
+
+    address: str | None = None
+    cpus: float = 1
+    n_jobs: int | None = None
+    logs, here = True, False
+
+    def prepare(self, folder: Path, configs: list) -> None:
+        need("ray")
+        if spread := [cfg.num_nodes for cfg in configs if cfg.num_nodes > 1]:
+            raise ValueError(f"num_nodes={spread[0]}: launcher=ray gives a job one machine; choose launcher=submitit")
+        import ray
+
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        quiet = {"log_to_driver": False, "include_dashboard": False, "logging_level": "ERROR"}
+        try:
+            ray.init(self.address, ignore_reinit_error=True, **quiet)
+        except ConnectionError as error:
+            raise ValueError(f"launcher.address={self.address}: {str(error).splitlines()[0]}") from None
+        devices = [int(cfg.devices) if str(cfg.devices).isdigit() else 1 for cfg in configs]
+        gpus = max(devices) if ray.cluster_resources().get("GPU") and configs[0].accelerator != "cpu" else 0
+        self.slots = self.n_jobs or MANY
+        self.remote = ray.remote(num_cpus=self.cpus, num_gpus=gpus, max_retries=0)(run)
+
+    def start(self, job: Job) -> "RayJob":
+        return RayJob(self.remote.remote(call(job)))
+
+
+def run(call: Call) -> int:
+    return call()
+
+
+class RayJob:
+    def __init__(self, reference):
+        self.reference = reference
+
+    def code(self) -> int | None:
+        import ray
+
+        if not ray.wait([self.reference], timeout=0)[0]:
+            return None
+        try:
+            return ray.get(self.reference)
+        except ray.exceptions.RayError as error:
+            print(f"         {str(error).strip().splitlines()[-1]}", flush=True)
+            return 1
+
+    def stop(self) -> None:
+        import ray
+
+        ray.cancel(self.reference, force=True)

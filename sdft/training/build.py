@@ -1,0 +1,168 @@
+"""From a config to the objects of a run."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from sdft.data.dataset import Source
+from sdft.runs.metadata import command
+from sdft.training.optimizers import check
+
+PARTS = ("method", "objective", "smoothness", "schedule", "precision", "strategy", "sampling", "stream", "loop")
+CHEAP = (*PARTS, "metrics", "prior", "protocol")
+
+
+def cheap_parts(cfg: DictConfig) -> dict:
+    """What needs neither pictures nor weights, so that its refusals come first."""
+    parts = {key: instantiate(cfg[key]) for key in CHEAP}
+    check(cfg.optimizer)
+    check_together(cfg, parts)
+    return parts
+
+
+def check_together(cfg: DictConfig, parts: dict) -> None:
+    """`ValueError` for parts that do not go with each other."""
+    method, name = parts["method"], HydraConfig.get().runtime.choices.get("method")
+    if method.teaches and not parts["objective"].teaches:
+        raise ValueError(f"method={name}: learns by objective=consistency alone; leave the objective out")
+    if parts["objective"].teaches and not method.teaches:
+        raise ValueError(f"objective=consistency: a method={name} has no teacher; choose method=lcm_lora")
+    if method.teaches and parts["prior"]:
+        raise ValueError(f"prior={HydraConfig.get().runtime.choices.prior}: the base itself teaches; choose prior=none")
+    if cfg.smooth and parts["strategy"].name == "fsdp":
+        raise ValueError(f"smooth={cfg.smooth}: strategy=fsdp has no second derivatives; choose strategy=ddp")
+
+
+def build_samples(parts: dict, model, taught: Source, classes: Source | None, a_step: int):
+    """The stream that is learned from: single pictures, or each beside one of its class."""
+    from sdft.data.prior_preservation import Pairs
+
+    samples = parts["stream"].samples(taught, model, a_step=a_step)
+    if classes is None:
+        return samples
+    return Pairs(samples, parts["stream"].samples(classes, model, "class "), parts["prior"].weight)
+
+
+def build_module(cfg: DictConfig, parts: dict, model):
+    from sdft.training.callbacks.ema import averages
+    from sdft.training.module import FineTuning
+
+    loop = parts["loop"]
+    scale = loop.samples_per_step(parts["strategy"].world()) if loop.scale_lr else 1
+    optimizer = instantiate(cfg.optimizer, _convert_="all")  # plain lists, for checkpoints hold them
+    if loop.ema and averages(optimizer.func):
+        raise ValueError(f"ema={loop.ema}: {optimizer.func.__name__} averages the weights itself; give ema=0")
+    if optimizer.func.__name__ == "Prodigy" and (
+        loop.lr < 0.1 or loop.text_lr != loop.lr or cfg.method.get("plus", 1) != 1
+    ):
+        raise ValueError(f"lr={loop.lr} text_lr={loop.text_lr}: Prodigy finds the rate of all; give lr=1.0 text_lr=1.0")
+    return FineTuning(
+        model,
+        parts["method"],
+        parts["objective"],
+        unfused(optimizer) if parts["precision"].scaled else optimizer,
+        parts["schedule"],
+        lr={"unet": loop.lr * scale, "text_encoder": loop.text_lr * scale},
+        clip=loop.clip,
+        compute=parts["precision"].dtype,
+        checkpointing=loop.gradient_checkpointing,
+        seed=cfg.seed,
+        smoothness=parts["smoothness"] if parts["smoothness"].weight else None,
+    )
+
+
+def unfused(optimizer: partial) -> partial:
+    """Fused optimizers unscale fp16 gradients themselves, after they were clipped: too late."""
+    return partial(optimizer, fused=False) if "fused" in optimizer.keywords else optimizer
+
+
+def build_trainer(
+    cfg: DictConfig,
+    parts: dict,
+    samples,
+    held_out,
+    folder: Path,
+    prompts: list[str],
+    steps: int,
+    exam,
+    before,
+    checkpoint: Path | None,
+):
+    """Lightning's trainer with this project's callbacks; it keeps no console of its own.
+
+    `held_out` are samples for validation, None to validate on some of those that are learned from; `exam` is taken on the way;
+    `before` is the run as it was when it goes on, `checkpoint` what it goes on from.
+    """
+    from sdft.runs.metrics_csv import MetricsFile
+    from sdft.training.async_checkpoint import WholeFiles
+    from sdft.training.trainer import quiet_trainer
+
+    loop = parts["loop"]
+    dashboard = instantiate(cfg.logger, **(before.wandb() if before and "wandb" in str(cfg.logger) else {}))
+    place, metrics = parts["strategy"].trainer(), MetricsFile(folder)
+    if not checkpoint:
+        metrics.keep(0)
+    return quiet_trainer(
+        **place | {"plugins": [*place["plugins"], WholeFiles(loop.keep)]},
+        precision=parts["precision"].trainer,
+        max_steps=steps,
+        accumulate_grad_batches=loop.accumulate,
+        logger=[metrics, *([dashboard] if dashboard else [])],
+        callbacks=callbacks_of(cfg, parts, samples, held_out, folder, prompts, exam, metrics, checkpoint),
+        log_every_n_steps=loop.log_every,
+        enable_checkpointing=True,
+        default_root_dir=folder,
+    )
+
+
+def callbacks_of(
+    cfg: DictConfig, parts: dict, samples, held_out, folder, prompts: list[str], exam, metrics, checkpoint
+) -> list:
+    """In the order in which they act; Lightning puts checkpoints last."""
+    from sdft.training.callbacks.checkpoint import Checkpoints
+    from sdft.training.callbacks.ema import EMA
+    from sdft.training.callbacks.export import Export
+    from sdft.training.callbacks.gradient_check import FirstGradients
+    from sdft.training.callbacks.loss_spike import Spikes
+    from sdft.training.callbacks.metrics import Meters
+    from sdft.training.callbacks.nan_check import Numbers
+    from sdft.training.callbacks.oom_checkpoint import Rescue
+    from sdft.training.callbacks.progress_bar import ProgressBar
+    from sdft.training.callbacks.sample_images import Samples as SampleSheets
+    from sdft.training.callbacks.signals import Stops
+    from sdft.training.callbacks.validation import Validation
+
+    loop = parts["loop"]
+    ema, meters = EMA(loop.ema), Meters(loop.log_every)
+    sheets = SampleSheets(folder, parts["sampling"], prompts, cfg.resolution, loop.sample_every, ema, meters)
+    found = [
+        Numbers(samples, loop.on_nan, loop.log_every, folder),
+        meters,
+        Spikes(meters),
+        ProgressBar(meters),
+        FirstGradients(),
+        *([ema] if loop.ema else []),
+        Validation(samples, held_out, loop.validate_every, meters, ema),
+        sheets,
+        Export(sheets, cfg.name, command()),
+    ]
+    if exam:
+        found.insert(-1, evaluations(cfg, parts, folder, exam, ema, meters, checkpoint))
+    saves = Checkpoints(folder / "checkpoints", loop.save_steps(), loop.save_seconds(), metrics)
+    return [*found, Rescue(folder), Stops(folder), saves]
+
+
+def evaluations(cfg: DictConfig, parts: dict, folder: Path, exam, ema, meters, checkpoint: Path | None):
+    """`exam` every so often, with other seeds than at the end."""
+    from sdft.training.callbacks.evaluation import SEEDS, Evaluations
+
+    loop = parts["loop"]
+    asked = replace(parts["sampling"], images=exam.images, seed=parts["sampling"].seed + SEEDS)
+    chosen = {"every": loop.evaluate_every, "choose": loop.checkpoint_metric, "patience": loop.patience}
+    before = checkpoint.parent.parent if checkpoint else None
+    about = {"ema": ema, "meters": meters, "name": cfg.name, "before": before}
+    return Evaluations(folder, exam, asked, cfg.resolution, **chosen, **about)

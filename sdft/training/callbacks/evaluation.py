@@ -1,0 +1,155 @@
+"""Scores on the way: the protocol at every N steps, the best result kept, and a stop when nothing gets better."""
+
+import shutil
+from pathlib import Path
+
+from lightning import Callback
+from PIL import Image
+
+import sdft.distributed as processes
+from sdft.evaluation.evaluator import Exam
+from sdft.evaluation.protocol import PROMPTS
+from sdft.evaluation.statistics import flat, key, worth
+from sdft.evaluation.variants import BEST
+from sdft.models.sampling import Sampling
+from sdft.runs.evaluation_history import Timeline
+from sdft.training.callbacks.ema import EMA
+from sdft.training.callbacks.metrics import Meters
+from sdft.training.export.modelspec import describe_result
+from sdft.training.fsdp import whole
+
+SEEDS = 10_000  # beyond those of the evaluation at the end, which is then no judge of its own choice
+
+
+class Evaluations(Callback):
+    """`choose` names the score, as `CLIP-I` or `controls/drift`, whose best result is kept in `best/`.
+
+    `before` is the folder of the run that a resumed one goes on from.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        exam: Exam,
+        sampling: Sampling,
+        resolution: int,
+        every: int,
+        choose: str | None,
+        patience: int,
+        ema: EMA,
+        meters: Meters,
+        name: str,
+        before: Path | None = None,
+    ):
+        self.folder, self.exam, self.sampling, self.resolution = folder, exam, sampling, resolution
+        self.every, self.choose, self.patience = every, choose, patience
+        self.ema, self.meters, self.name, self.before = ema, meters, name, before
+        self.timeline = Timeline(folder / "evaluation")
+        self.best: dict | None = None  # step, metric and value
+        self.since = 0  # evaluations since then
+        self.measured: int | None = None  # step
+
+    def on_train_start(self, trainer, module):
+        if trainer.global_step == 0:
+            self.measure(trainer, module)
+        elif trainer.is_global_zero:
+            self.take_over()
+            first = self.timeline.entries()[0]
+            if other := [key for key, value in self.asked().items() if first[key] != value]:
+                raise ValueError(
+                    f"evaluate_every: the run that is resumed was evaluated with other {', '.join(other)}; "
+                    "give the same words as then, or evaluate_every=0"
+                )
+            self.exam.begin(self.timeline.kept(0))
+        if self.best and self.best["metric"] != self.choose:
+            self.best, self.since = None, 0
+        self.stop(trainer)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step % self.every == 0 and trainer.global_step != self.measured:
+            self.measure(trainer, module)
+            self.stop(trainer)
+
+    def stop(self, trainer) -> None:
+        if self.patience and self.since >= self.patience:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer, module):
+        if trainer.global_step != self.measured:
+            self.measure(trainer, module)
+
+    def measure(self, trainer, module) -> None:
+        """Draw, in all processes; score and write down, in the first; compare, in all."""
+        self.measured = step = trainer.global_step
+        with self.meters.paused(), self.ema.applied(module):
+            draw = lambda group: self.sampling(module.model, group.prompts, self.resolution)  # noqa: E731
+            pictures = {group.name: draw(group) for group in self.exam.groups}
+            scores = processes.told(self.score(pictures, step) if trainer.is_global_zero else None)
+            if self.choose and step:
+                self.compare(step, scores, module)
+        told = {f"scores/{name}": s["value"] for name, s in flat(scores).items() if s["value"] is not None}
+        for logger in trainer.loggers:
+            logger.log_metrics(told, step)
+
+    def score(self, pictures: dict[str, list[Image.Image]], step: int) -> dict:
+        self.timeline.keep(pictures, step)
+        if step == 0:
+            self.exam.begin(pictures)
+        scores = self.exam.scores(pictures)
+        self.timeline.write({"step": step, **self.asked(), "scores": scores})
+        return scores
+
+    def compare(self, step: int, scores: dict, module) -> None:
+        """Keep the result when its score is the best so far; what could not be computed never is."""
+        group, name = where(self.choose)
+        direction = self.exam.metrics[group][name].higher_is_better
+        value = scores[group][name]["value"]
+        before = self.best["value"] if self.best else None
+        if worth(value, direction) > worth(before, direction):
+            model = whole(module.model)
+            if processes.rank() == 0:
+                module.method.save(model, self.folder / BEST, self.name)
+                describe_result(self.folder / BEST, self.folder, module.method.result, step)
+            self.best, self.since = {"step": step, "metric": self.choose, "value": value}, 0
+        else:
+            self.since += 1
+
+    def take_over(self) -> None:
+        """What the run before has evaluated: the base's pictures among it, which this run cannot make any more."""
+        if self.timeline.entries():
+            return
+        before = Timeline(self.before / "evaluation") if self.before else None
+        if not before or not before.entries():
+            raise ValueError("evaluate_every: the run that is resumed did not evaluate its base; give evaluate_every=0")
+        self.timeline.take_over(before)
+        if (self.before / BEST).is_dir():
+            shutil.copytree(self.before / BEST, self.folder / BEST, dirs_exist_ok=True)
+
+    def asked(self) -> dict:
+        """What the pictures of a step are of."""
+        groups = {group.name: group.prompts for group in self.exam.groups}
+        drawn = {name: value for name, value in self.sampling.told().items() if name != "batch_size"}
+        return {"groups": groups, "images": self.exam.images, "sampling": drawn}
+
+    def state_dict(self):
+        return {"best": self.best, "since": self.since, "measured": self.measured}
+
+    def load_state_dict(self, state):
+        self.best, self.since, self.measured = state["best"], state["since"], state["measured"]
+
+
+def where(choose: str) -> tuple[str, str]:
+    """Group and name of a score."""
+    group, slash, name = choose.rpartition("/")
+    return (group, name) if slash else (PROMPTS, choose)
+
+
+def check_choice(choose: str | None, exam: Exam) -> None:
+    """Before anything is trained: does the score exist here?"""
+    exam.begin({group.name: [Image.new("RGB", (8, 8))] for group in exam.groups})
+    if choose is None:
+        return
+    there = [key(group, name) for group, row in exam.metrics.items() for name in row]
+    if key(*where(choose)) not in there:
+        missing = "".join(f"; {name} not measured: {why}" for name, why in exam.judges.missing.items())
+        raise ValueError(f"checkpoint_metric={choose}: choose one of {', '.join(there)}{missing}")

@@ -1,0 +1,36 @@
+"""Stop at the first step when something that should learn gets no gradient."""
+
+import re
+
+from lightning import Callback
+
+from sdft.training.fsdp import full
+
+ADAPTER = re.compile(r"\.(?:lora|hada|lokr)_")  # what stands between a layer's name and its adapter's tensors
+
+PATIENCE = {"embedding": 50}  # steps: a word is not in every caption
+
+
+class FirstGradients(Callback):
+    """A layer whose learned tensors all have a zero gradient at the first step would never move; the run stops and names it."""
+
+    def on_train_start(self, trainer, module):
+        self.patience = PATIENCE.get(module.method.result, 1) if trainer.global_step == 0 else 0
+        self.moved: set[str] = set()
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        if not self.patience:
+            return
+        self.patience -= 1
+        layers = set()
+        for name, p in module.learned().items():
+            layer = ADAPTER.split(name)[0] if ADAPTER.search(name) else name.rsplit(".", 1)[0]
+            layers.add(layer)
+            if layer not in self.moved and p.grad is not None and bool(full(p.grad).any()):
+                self.moved.add(layer)
+        still = sorted(layers - self.moved)
+        if not still:
+            self.patience = 0
+        elif not self.patience:
+            more = f" and {len(still) - 1} more layers" if len(still) > 1 else ""
+            raise ValueError(f"{still[0]}{more} of {len(layers)} that should learn got no gradient at the first step")

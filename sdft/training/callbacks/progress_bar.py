@@ -1,0 +1,51 @@
+"""The progress bar: steps, loss, images a second, time left. Where there is no terminal, a line now and then."""
+
+import time
+
+from lightning import Callback
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sdft.training.callbacks.metrics import Meters
+
+LINE_EVERY = 30  # seconds
+
+
+class ProgressBar(Callback):
+    def __init__(self, meters: Meters):
+        self.meters = meters
+
+    def on_train_start(self, trainer, module):
+        console = Console(stderr=False)
+        self.line = time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.completed}/{task.total}"),
+            BarColumn(30),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            console=console,
+            disable=not console.is_terminal or trainer.global_rank > 0,
+        )
+        self.bar.start()
+        self.task = self.bar.add_task(
+            "", total=trainer.max_steps, completed=trainer.global_step, numbers=self.numbers()
+        )
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.bar.update(self.task, completed=trainer.global_step, numbers=self.numbers())
+        if self.bar.disable and trainer.global_rank == 0 and time.monotonic() - self.line > LINE_EVERY:
+            self.line = time.monotonic()
+            print(f"{trainer.global_step}/{trainer.max_steps}  {self.numbers()}", flush=True)
+
+    def numbers(self) -> str:
+        last = self.meters.last
+        speed = f"{last['images_per_second']:.1f} img/s · " if "images_per_second" in last else ""
+        return f"loss {last['loss']:.4f} · {speed}" if last else "warming up · "
+
+    def on_train_end(self, trainer, module):
+        self.bar.stop()
+
+    def on_exception(self, trainer, module, exception):
+        if hasattr(self, "bar"):
+            self.bar.stop()

@@ -1,0 +1,66 @@
+"""The loss on the same images, noise and timesteps again and again: what training moved, without the noise of its draws."""
+
+import torch
+from lightning import Callback
+
+from sdft.data.training_samples import Samples
+from sdft.models.sampling import evaluating
+from sdft.training.callbacks.ema import EMA
+from sdft.training.callbacks.metrics import QUARTERS, Meters
+
+IMAGES = 4  # where none are held out
+MOST = 32
+TIMES = 10  # in a run, unless told otherwise
+SHARES = [(quarter + 0.5) / QUARTERS for quarter in range(QUARTERS)]  # of the timesteps: the middle of each quarter
+
+
+class Validation(Callback):
+    """Mean losses before weighting, over held-out images (at most `MOST`), else over the first `IMAGES` that are trained on.
+
+    Measured at the start, every `every` steps (None: `TIMES` in the run; 0: not at all) and at the end.
+    """
+
+    def __init__(self, samples: Samples, held_out: Samples | None, every: int | None, meters: Meters, ema: EMA):
+        self.samples, self.every = held_out or samples, every
+        self.count = min(MOST if held_out else IMAGES, len(self.samples))
+        self.meters, self.ema = meters, ema
+        self.first = self.last = float("nan")
+        self.measured: int | None = None  # step
+
+    def on_train_start(self, trainer, module):
+        if self.every is None:
+            self.every = max(1, trainer.max_steps // TIMES)
+        if trainer.global_step == 0:
+            self.first = self.measure(trainer, module)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if self.every and trainer.global_step % self.every == 0:
+            self.measure(trainer, module)
+
+    def on_train_end(self, trainer, module):
+        self.measure(trainer, module)
+
+    @torch.no_grad()
+    def measure(self, trainer, module) -> float:
+        if self.measured == trainer.global_step:
+            return self.last
+        self.measured = trainer.global_step
+        losses = []
+        with self.meters.paused(), self.ema.applied(module), evaluating(module.model):
+            for index in range(self.count):
+                batch = self.samples.collate([self.samples.fixed(index, share) for share in SHARES])
+                batch = {key: value.to(module.device) for key, value in batch.items()}
+                with trainer.precision_plugin.forward_context():
+                    losses.append(module.distances(batch))
+        quarters = torch.stack(losses).mean(0).tolist()
+        self.last = sum(quarters) / QUARTERS
+        report = {"loss": self.last} | {f"loss_quarter_{q + 1}": loss for q, loss in enumerate(quarters)}
+        for logger in trainer.loggers:
+            logger.log_metrics({f"validation/{key}": value for key, value in report.items()}, trainer.global_step)
+        return self.last
+
+    def state_dict(self):
+        return {"first": self.first, "last": self.last, "measured": self.measured}
+
+    def load_state_dict(self, state):
+        self.first, self.last, self.measured = state["first"], state["last"], state["measured"]

@@ -1,0 +1,107 @@
+"""How a run ends: what was measured, what improved, and where everything lies."""
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+import sdft.distributed as processes
+from sdft.runs.metadata import Record
+from sdft.runs.reproduce import verdict
+
+
+def outcome(trainer, result: Path) -> dict:
+    """What the callbacks measured, and what the result weighs."""
+    from sdft.training.callbacks.evaluation import Evaluations
+    from sdft.training.callbacks.metrics import Meters
+    from sdft.training.callbacks.validation import Validation
+
+    found = {type(callback): callback for callback in trainer.callbacks}
+    meters, validation = found[Meters], found[Validation]
+    best = found[Evaluations].best if Evaluations in found else None
+    early = {"stopped_at": trainer.global_step} if trainer.global_step < trainer.max_steps else {}
+    return {
+        **({"best": best} if best else {}),
+        **early,
+        "seconds": round(meters.elapsed(), 1),
+        "last": meters.last,
+        "seconds_per_step": round(meters.seconds / meters.steps, 4) if meters.steps else None,
+        "validation_loss": [validation.first, validation.last],
+        "result_mb": round(megabytes(result), 3),
+    }
+
+
+def closing(record: Record, cfg: DictConfig, method, judges, held_out: bool, loggers: list) -> None:
+    """What improved, and where everything lies."""
+    from sdft.evaluation.plots.loss_curve import draw
+
+    folder, (first, last) = record.folder, record.facts["validation_loss"]
+    images = "held-out" if held_out else "training"
+    if first_of_all := processes.rank() == 0:
+        print(f"loss     {first:.4f} → {last:.4f} at fixed noise on {images} images ({last / first - 1:+.1%})")
+        draw(folder, held_out)
+        if stopped := record.facts.get("stopped_at"):
+            waited = f"{cfg.patience} evaluations in a row"
+            print(f"stopped  at step {stopped}: {waited} brought no better {cfg.checkpoint_metric}")
+    if cfg.metrics:
+        from sdft.evaluation.evaluate import evaluate
+        from sdft.evaluation.variants import of_run
+        from sdft.training.evaluation_logging import show_report
+
+        report = evaluate(folder / "evaluation", cfg, of_run(folder, method, [1.0], None, cfg.seed), judges)
+        for logger in loggers if report else ():
+            show_report(logger, report, folder / "evaluation" / "pictures.png")
+    if not first_of_all:
+        return
+    result = folder / method.result
+    print(f"look     {folder / 'samples.png'}   {folder / 'loss.png'}")
+    print(f"{method.result:<8} {result}/ ({megabytes(result):.1f} MB)")
+    if best := record.facts.get("best"):
+        print(f"best     {folder / 'best'}/ is of step {best['step']}: {best['metric']} {best['value']:.3f}")
+    score = "python evaluate.py" if judges else "python evaluate.py metrics=clip"
+    print(f"next     {score}   ·   python train.py model=sd15 data=folder data.path=PHOTOS")
+
+
+def tell_whether_same(record: Record, before: str) -> bool:
+    """As the run that this one repeats."""
+    same, lines = verdict(Path(before).expanduser(), record.folder)
+    print(f"repeat   {'bit-identical to' if same else 'not what came of'} {before}", flush=True)
+    for line in lines:
+        print(f"         {line}", flush=True)
+    record.end("finished", repeats={"run": before, "identical": same})
+    return same
+
+
+def megabytes(result: Path) -> float:
+    return sum(f.stat().st_size for f in result.rglob("*.safetensors")) / 2**20
+
+
+def release(module, trainer) -> None:
+    """What has been trained is on disk: its memory is for the evaluation."""
+    for optimizer in trainer.optimizers:
+        optimizer.zero_grad()
+        optimizer.state.clear()
+    if module.device.type == "cuda":
+        module.to("cpu")
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def dashboards():
+    """Closed at the end, with the exit status that the process will have."""
+    try:
+        yield
+    except BaseException:
+        close_dashboards(1)
+        raise
+    close_dashboards()
+
+
+def close_dashboards(status: int = 0) -> None:
+    """Before the process ends, with the exit status that it will have."""
+    if "wandb" in sys.modules:
+        from sdft.training.wandb_logger import close
+
+        close(status)

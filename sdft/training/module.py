@@ -1,0 +1,224 @@
+"""The training step: a model, a method, an objective, and the learning rate of each part."""
+
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from sdft.losses.diffusion import Objective
+from sdft.losses.smooth_diffusion import Smoothness
+from sdft.methods.base import Method
+from sdft.models.stable_diffusion import StableDiffusion
+from sdft.rng import generator
+from sdft.training.fsdp import full, is_part, shard
+
+MEASURED = {
+    "grad_norm": torch.float32,
+    "held_back": torch.long,
+    "last_held": torch.long,
+}  # that a resumed run goes on with
+
+
+class FineTuning(LightningModule):
+    """What learns is fp32 and in train mode; what is frozen is in evaluation mode, and beside an adapter in `compute`."""
+
+    strict_loading = False  # checkpoints hold only what learns
+
+    def __init__(
+        self,
+        model: StableDiffusion,
+        method: Method,
+        objective: Objective,
+        optimizer,
+        schedule,
+        lr: dict[str, float],
+        clip: float = 1.0,
+        compute: torch.dtype = torch.float32,
+        checkpointing: bool = False,
+        seed: int = 0,
+        smoothness: Smoothness | None = None,
+    ):
+        """`optimizer` makes an optimizer from parameter groups, `schedule` maps it and the run's steps to a scheduler,
+        `lr` is the rate of each of `model.parts`; `clip` is the largest gradient norm (0: any)."""
+        super().__init__()
+        objective.check(model)
+        self.size = sum(p.numel() for p in model.parameters())  # of the base, without what the method adds
+        torch.manual_seed(seed)
+        method.prepare(model)
+        self.model, self.method, self.objective = model, method, objective
+        self.optimizer, self.schedule, self.lr, self.clip = optimizer, schedule, lr, clip
+        self.seed, self.smoothness = seed, smoothness
+        self.grad_norm: Tensor | None = None
+        self.odd: Tensor | bool = False  # whether a loss of this step was no number
+        self.held_back: Tensor | None = None  # steps whose gradient was no number, and the last of them
+        self.resting: list[str] = []  # parts that training does without
+        if not self.learned():
+            raise ValueError(f"{type(method).__name__} leaves nothing to learn; turn on a part of the method")
+        set_precision(model, compute, frozen=torch.float32 if method.result == "pipeline" else compute)
+        for name, module in model.named_modules():
+            module.training = ".lora_dropout" in name or any(p.requires_grad for p in module.parameters())
+        if checkpointing:
+            checkpoint_gradients(model)
+
+    def configure_model(self):
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
+
+    def learned(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def losses(self, batch: dict) -> Tensor:
+        """Weighted loss of each sample `[batch]`."""
+        inputs = self.inputs(batch)
+        losses = self.objective(self.model, *inputs, batch)
+        return losses + self.smoothness(self.model, *inputs, batch) if self.smoothness else losses
+
+    def distances(self, batch: dict) -> Tensor:
+        """Loss of each sample `[batch]` before weighting: what runs with different weightings are compared by."""
+        return self.objective.distances(self.model, *self.inputs(batch), batch)
+
+    def inputs(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Latents `[batch, 4, h/8, w/8]` and what the UNet attends to `[batch, tokens, width]`."""
+        moments = (batch["mean"], batch["std"]) if "mean" in batch else self.model.moments(batch["pixels"])
+        context = batch["context"] if "context" in batch else self.model.condition(batch["ids"])
+        return self.model.latents(*moments, batch["posterior"]), context
+
+    def on_train_start(self):
+        for part in self.resting:
+            getattr(self.model, part).to("cpu")
+        for optimizer in self.trainer.optimizers:
+            if hasattr(optimizer, "train"):  # schedule-free ones start elsewhere
+                optimizer.train()
+
+    def on_train_batch_start(self, batch, batch_idx):
+        """Dropout inside the networks draws from the global generator: let the batch decide, not the past."""
+        seed = generator(self.seed, "dropout", batch_idx, self.global_rank).initial_seed()
+        torch.default_generator.manual_seed(seed)  # not torch's own, which keeps a note for every absent kind of device
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed_all(seed)
+
+    def training_step(self, batch: dict, _) -> dict:
+        losses = self.losses(batch)
+        loss = (losses * batch["weight"] * batch["share"]).mean()
+        self.odd = ~loss.detach().isfinite() | self.odd
+        return {
+            "loss": loss,
+            "losses": losses.detach(),
+            "timestep": batch["timestep"],
+        }
+
+    def configure_optimizers(self):
+        groups = []
+        for part, module in self.model.parts.items():
+            rates: dict[float, list] = {}
+            for name, p in module.named_parameters():
+                if p.requires_grad:
+                    rates.setdefault(self.method.rate(name), []).append(p)
+            for rate, parameters in sorted(rates.items()):
+                name = part if rate == 1 else f"{part}_x{rate:g}"
+                groups.append({"params": parameters, "lr": self.lr[part] * rate, "name": name})
+        optimizer = self.optimizer(groups)
+        return [optimizer], [{"scheduler": self.schedule(optimizer, self.trainer.max_steps), "interval": "step"}]
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        """Clip by the norm over all that learns, and keep the norm before clipping, on the device."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.grad_norm = full(nn.utils.clip_grad_norm_(parameters, self.clip or float("inf"))).detach()
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        bad, self.odd = self.odd if scaled else ~self.grad_norm.isfinite(), False
+        if not scaled:  # a scaler holds back itself; gradients that overflow are its trade, losses are not
+            self.hold_back(optimizer, parameters, bad)
+        if self.held_back is None:
+            self.held_back, self.last_held = (torch.zeros_like(bad, dtype=torch.long) for _ in range(2))
+        self.held_back += bad
+        self.last_held = torch.where(bad, self.trainer.global_step, self.last_held)
+
+    def hold_back(self, optimizer, parameters: list[nn.Parameter], bad: Tensor) -> None:
+        """Leave the weights as they are when the gradient is no number; without asking the device, where it can."""
+        if all(group.get("fused") for group in optimizer.param_groups) and not any(map(is_part, parameters)):
+            optimizer.grad_scale, optimizer.found_inf = None, bad.float()
+        elif bad:
+            for parameter in parameters:
+                parameter.grad = None
+
+    def on_before_optimizer_step(self, optimizer):
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        self.scale = None if scaler is None else scaler.get_scale()
+        if self.smoothness:
+            self.smoothness.advance(lambda number: self.trainer.strategy.reduce(number, reduce_op="mean"))
+
+    def lr_scheduler_step(self, scheduler, metric):
+        """fp16 skips the steps that overflow; the schedule then waits for the weights."""
+        if self.scale is None or self.trainer.precision_plugin.scaler.get_scale() >= self.scale:
+            scheduler.step()
+
+    def on_save_checkpoint(self, checkpoint):
+        learned = {f"model.{name}" for name in self.learned()}
+        checkpoint["state_dict"] = {n: w for n, w in checkpoint["state_dict"].items() if n in learned}
+        checkpoint["method"] = self.method.words()
+        checkpoint["measured"] = {name: float(getattr(self, name)) for name in MEASURED}
+        if self.smoothness:
+            checkpoint["smoothness"] = self.smoothness.state()
+
+    def on_load_checkpoint(self, checkpoint):
+        for name, kind in MEASURED.items():
+            setattr(self, name, torch.tensor(checkpoint["measured"][name], dtype=kind, device=self.device))
+        if self.smoothness and "smoothness" in checkpoint:
+            self.smoothness.go_on(checkpoint["smoothness"])
+        was, now = checkpoint["method"], self.method.words()
+        if other := [key for key in was.keys() | now.keys() if was.get(key) != now.get(key)]:
+            key = sorted(other)[0]
+            raise ValueError(
+                f"resume: the method's {key} was {was.get(key)} and is {now.get(key)}; "
+                "give the method the words that it was trained with"
+            )
+        if "state_dict" not in checkpoint:
+            return  # sharded weights have been read by their strategy
+        saved = {name.removeprefix("model."): tuple(w.shape) for name, w in checkpoint["state_dict"].items()}
+        wanted = {name: tuple(p.shape) for name, p in self.learned().items()}
+        if other := sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name)):
+            raise ValueError(
+                f"resume: {other[0]} is {saved.get(other[0], 'absent')} in the checkpoint and "
+                f"{wanted.get(other[0], 'absent')} in this run; give the method the words that it was trained with"
+            )
+
+
+def set_precision(model: StableDiffusion, compute: torch.dtype, frozen: torch.dtype) -> None:
+    """What learns, and the autoencoder, in fp32; the other frozen weights in `frozen`; products in `compute`."""
+    model.compute = compute
+    for part in model.parts.values():
+        for parameter in part.parameters():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
+
+
+def checkpoint_gradients(model: StableDiffusion) -> None:
+    """Keep no activations inside the blocks: backward computes them again."""
+    model.unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, context_fn=same_kernels))
+    if any(p.requires_grad for p in model.text_encoder.parameters()):
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        model.text_encoder.activation_checkpointing_enable()
+        for layer in model.text_encoder.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.training = True  # or it would not; what drops out is below it and keeps its own mode
+
+
+def same_kernels():
+    """Contexts of a forward pass and of its repetition in backward, which must choose attention's kernel as the first did."""
+    fused = torch.backends.cuda.flash_sdp_enabled()  # off where a second derivative is needed: see `sdft.losses.smooth_diffusion`
+    return nullcontext(), nullcontext() if fused else PlainAttention()
+
+
+class PlainAttention:
+    """`sdpa_kernel`, to be entered more than once: a second derivative repeats the forward pass twice."""
+
+    def __enter__(self):
+        self.inside = sdpa_kernel(SDPBackend.MATH)
+        self.inside.__enter__()
+
+    def __exit__(self, *error):
+        self.inside.__exit__(*error)

@@ -1,0 +1,291 @@
+"""Only this machine's browser, only reading, only what lies in the runs folder, and no code of anybody else."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from urllib.request import urlopen
+
+import pytest
+from conftest import ROOT
+from pages import Page
+from run_folders import write_run
+
+pytest.importorskip("starlette")
+from starlette.testclient import TestClient
+
+from sdft.apps.gallery.app import application
+from sdft.apps.gallery.run_facts import command_line
+from sdft.apps.gallery.server import shelf_of
+
+HOSTILE = [
+    "<script>alert(1)</script> \"><img src=x onerror='alert(1)'>",
+    "{{ 7*7 }} {% raw %} </textarea></title><svg onload=alert(1)>",
+    "javascript:alert(1)//' style='x:y' onclick='alert(1)",
+]
+PAGES = ("/", "/?q=%22%3E%3Cscript%3E", "/?in=%22%3E%3Cscript%3E", "/run/runs/x/run", "/compare?run=runs/x/run")
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    write_run(tmp_path / "outputs" / "x" / "run")
+    (tmp_path / "secret.txt").write_text("a secret")
+    (tmp_path / "outside").mkdir()
+    write_run(tmp_path / "outside" / "run")
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def there(outputs):
+    return TestClient(application(shelf_of(outputs, None)), base_url="http://127.0.0.1:8000")
+
+
+class Strict(Page):
+    """No style but the page's own, no link to elsewhere; what lies in attributes is shown, too."""
+
+    runs = ("script", "style")
+
+    def handle_starttag(self, tag, attributes):
+        super().handle_starttag(tag, attributes)
+        told = dict(attributes)
+        self.code += [f"{key}={value}" for key, value in attributes if key == "style"]
+        self.code += [value for key, value in attributes if key in ("href", "src") and not value.startswith(("/", "?"))]
+        self.shown += " ".join(filter(None, (told.get("alt"), told.get("value"))))
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.com", "127.0.0.1.evil.com", "evil.com:8000", "127.0.0.1:8000@evil.com", "", "0.0.0.0"]
+)
+def test_another_hosts_name_is_refused(host, there):
+    answer = there.get("/", headers={"host": host})
+    assert answer.status_code == 421 and "Runs" not in answer.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.1:54321", "localhost:9"])
+def test_this_machine_under_any_port_is_served(host, there):
+    assert there.get("/", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
+def test_nothing_but_reading(method, there):
+    for address in ("/", "/run/runs/x/run", "/file/runs/x/run/config.yaml"):
+        answer = there.request(method, address)
+        assert answer.status_code == 405 and answer.headers["allow"] == "GET, HEAD"
+
+
+def test_head_is_answered_without_a_body(there):
+    answer = there.head("/file/runs/x/run/config.yaml")
+    assert answer.status_code == 200 and answer.content == b""
+
+
+@pytest.mark.parametrize(
+    "address", [*PAGES, "/nowhere", "/run/runs/no", "/static/gallery.js", "/file/runs/x/run/config.yaml"]
+)
+def test_every_answer_forbids_what_is_not_needed(address, there):
+    told = there.get(address, headers={"origin": "http://evil.com"}).headers
+    assert told["x-content-type-options"] == "nosniff" and told["cross-origin-resource-policy"] == "same-origin"
+    policy = told["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+    assert not [name for name in told if name.startswith("access-control")]
+
+
+OUT = [
+    "runs/../../secret.txt",
+    "runs/x/../../../secret.txt",
+    "runs/..%2f..%2fsecret.txt",
+    "runs/%2e%2e/%2e%2e/secret.txt",
+    "runs/x/run/..\\..\\..\\secret.txt",
+    "runs//etc/passwd",
+    "/etc/passwd",
+    "runs/x/run/%00.txt",
+    "elsewhere/x/run/config.yaml",
+    "runs",
+    "runs/",
+    "",
+    "runs/x/run",
+    "runs/x/run/.hydra/overrides.yaml",
+    "runs/x/run/checkpoints/last.ckpt",
+    "runs/x/run/link.txt",
+    "runs/x/run/links/secret.txt",
+    "runs/x/run/hidden.txt",
+    "runs/x/run/pipe.txt",
+    "runs/x/run/circle.txt",
+    "runs/" + "x" * 5000 + ".txt",
+    "runs/x/run/page.svg",
+]
+
+
+@pytest.mark.parametrize("address", OUT)
+def test_no_file_but_those_of_runs_that_are_for_the_eyes(address, there, outputs):
+    run = outputs / "x" / "run"
+    (run / "link.txt").symlink_to(outputs.parent / "secret.txt")
+    (run / "links").symlink_to(outputs.parent)
+    (run / "hidden.txt").symlink_to(run / ".hydra" / "overrides.yaml")
+    (run / "circle.txt").symlink_to(run / "circle.txt")
+    (run / "page.svg").write_text("<svg onload='alert(1)'/>")
+    os.mkfifo(run / "pipe.txt")
+    answer = there.get(f"/file/{address}")
+    assert answer.status_code == 404 and "secret" not in answer.text
+    with pytest.raises(OSError):  # whatever a client or server makes of points and slashes
+        from urllib.parse import unquote
+
+        content = there.app.app.routes[6].endpoint.__self__.shelf.content(unquote(address))
+        assert address.endswith((".ckpt", ".svg")) and not content.startswith(b"a secret")
+        raise FileNotFoundError
+
+
+def test_links_inside_of_the_folder_are_followed(there, outputs):
+    (outputs / "x" / "run" / "link.txt").symlink_to(outputs / "x" / "run" / "config.yaml")
+    assert there.get("/file/runs/x/run/link.txt").text == "rank: 4\n"
+
+
+ELSEWHERE = ["runs/../outside/run", "runs/x/../../outside/run", "runs/x/link", "runs/link/run", "runs/x/.hydra"]
+
+
+@pytest.mark.parametrize("id", ELSEWHERE)
+def test_a_run_elsewhere_is_none(id, there, outputs):
+    (outputs / "x" / "link").symlink_to(outputs.parent / "outside" / "run")
+    (outputs / "link").symlink_to(outputs.parent / "outside")
+    for page in ("/run/", "/curves/", "/samples/", "/strip/", "/compare?run="):
+        assert there.get(page + id.replace("..", "%2e%2e")).status_code == 404
+    assert there.get("/").text.count('class="card"') == 1
+
+
+@pytest.mark.parametrize("name", ["run.json", "data.json", "metrics.csv", "evaluation/scores.json", "log.txt", "lock"])
+def test_what_a_page_reads_is_not_read_from_elsewhere(name, there, outputs, tmp_path):
+    run = outputs / "x" / "run"
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(facts | {"state": "failed"}))
+    secret = tmp_path / "secret.json"
+    told = {"a secret": "a secret", "state": "failed", "device": "a secret", "words": {"a secret": 1}}
+    report = json.loads((run / "evaluation/scores.json").read_text().replace("CLIP-T", "a secret"))
+    text = (
+        "step,a secret\n1,2\n" if name == "metrics.csv" else json.dumps(told | report | {"host": "a secret", "pid": 1})
+    )
+    secret.write_text(text)
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(secret)
+    for page in ("/", "/run/runs/x/run", "/curves/runs/x/run", "/compare?run=runs/x/run&run=runs/x/run"):
+        assert "a secret" not in there.get(page).text
+
+
+def test_samples_are_not_read_from_elsewhere(there, outputs, tmp_path):
+    samples = outputs / "x" / "run" / "samples"
+    for step in (0, 10):
+        for file in (samples / f"step-{step:06d}").iterdir():
+            file.unlink()
+    last = samples / "step-000020"
+    (last / "000.png").rename(tmp_path / "secret.png")
+    (last / "000.png").symlink_to(tmp_path / "secret.png")
+    (last / "001.png").unlink()
+    facts = [
+        {"file": "../../../../../secret.png", "prompt": "x", "seed": 0},
+        {"file": "000.png", "prompt": "y", "seed": 0},
+    ]
+    (last / "samples.json").write_text(json.dumps(facts))
+    assert there.get("/strip/runs/x/run").status_code == 204
+    told = there.get("/samples/runs/x/run").json()
+    assert [row["prompt"] for row in told["rows"]] == ["y"]
+    assert there.get(told["rows"][0]["files"][-1]).status_code == 404
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_a_run_holds_is_shown_as_text(text, outputs, there):
+    words = {text: text, "method": text, "rank": 4}
+    facts = {"overrides": [text, f"x={text}"], "command": ["train.py", text], "words": words, "warnings": [text]}
+    facts |= {"device": text, "commit": text, "started": text, "versions": {text: text}, "best": {"metric": text}}
+    run = write_run(outputs / "h" / "run", prompts=(text, "another"), state="failed", **facts)
+    write_run(outputs / "<img src=x onerror=alert(1)>" / "run", prompts=(text,))
+    (run / "log.txt").write_text(text)
+    (run / "data.json").write_text(json.dumps({text: text}))
+    (run / "<svg onload=alert(1)>.txt").write_text("")
+    report = json.loads((run / "evaluation" / "scores.json").read_text())
+    report["metrics"]["prompts"]["CLIP-T"]["what"] = text
+    (run / "evaluation" / "scores.json").write_text(json.dumps(report))
+    for address in ("/", "/run/runs/h/run", "/compare?run=runs/h/run", "/compare?run=runs/h/run&run=runs/x/run"):
+        page = Strict(there.get(address).text)
+        assert not page.code, (address, page.code)
+        assert text in page.shown, address
+    assert there.get("/samples/runs/h/run").json()["rows"][0]["prompt"] == text
+
+
+@pytest.mark.parametrize("address", PAGES)
+def test_no_page_holds_code_or_style_of_its_own(address, there):
+    assert not Strict(there.get(address).text).code
+
+
+def test_texts_are_sent_as_texts_and_pages_in_a_box(there, outputs):
+    (outputs / "x" / "run" / "notes.md").write_text("<script>alert(1)</script>")
+    assert there.get("/file/runs/x/run/notes.md").headers["content-type"].startswith("text/plain")
+    assert there.get("/file/runs/x/run/run.json").headers["content-type"].startswith("text/plain")
+    policy = there.get("/file/runs/x/run/evaluation/report.html").headers["content-security-policy"]
+    assert policy.startswith("sandbox allow-scripts;") and "allow-same-origin" not in policy
+    assert "script-src 'sha256-" in policy and "default-src 'none'" in policy and "img-src data:" in policy
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-c", "import os"],
+        ["evil.py", "rank=4"],
+        ["../train.py"],
+        ["train.py", "+model._target_=os.system"],
+        ["train.py", "--config-dir=/nowhere/evil"],
+        ["train.py", "hydra.searchpath=[/nowhere/evil]"],
+        ["train.py", "rank=4\x1b[201~; rm -rf ~\n"],
+        ["train.py", "rank=\u202e4"],
+    ],
+)
+def test_no_command_is_offered_for_copying_that_runs_another_program(command, outputs, there):
+    run = write_run(outputs / "c" / "run", state="running", command=command)
+    line, safe = command_line(command)
+    assert not safe and line.isprintable()
+    (run / "lock").write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+    assert 'class="copy"' not in there.get("/run/runs/c/run").text
+
+
+def test_a_command_is_what_a_shell_would_need():
+    command = ["train.py", "-m", "prompts=[a cat,a dog]", "template='{caption} in oil'", "~ema", "rank=4,8"]
+    line, safe = command_line(command)
+    assert safe and line.startswith("python train.py -m 'prompts=[a cat,a dog]'")
+    assert command_line(["train.py", "rank=4", "hydra.run.dir=multirun/x/0"]) == ("python train.py rank=4", True)
+
+
+def test_the_program_tells_its_address_and_listens_to_this_machine_alone(outputs):
+    told = [sys.executable, "-m", "sdft", "gallery", f"folder={outputs}", "multirun=null"]
+    process = subprocess.Popen(told, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline()
+        address = line.split()[1]
+        assert line.startswith("look     http://127.0.0.1:")
+        with urlopen(address, timeout=120) as answer:
+            assert b"x/run" in answer.read() or answer.status == 200
+        port = int(address.rsplit(":", 1)[1].strip("/"))
+        if sys.platform == "linux":
+            with pytest.raises(OSError):
+                socket.create_connection(("127.0.0.2", port), timeout=5)
+    finally:
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=120)
+    assert process.returncode in (0, 130) and rest == "" and "Traceback" not in errors
+
+
+def test_without_its_libraries_it_says_what_to_install(monkeypatch, capsys):
+    import sdft.apps.gallery.__main__ as program
+
+    monkeypatch.setattr(program, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["gallery"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # which the program sets: it is as it was for the next test
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == 1
+    line = 'error: gallery: needs starlette, which is not installed; pip install -e ".[gallery]"\n'
+    assert capsys.readouterr().err == line
+
+
+def test_the_program_refuses_in_one_line(tmp_path):
+    told = [sys.executable, "-m", "sdft", "gallery", f"folder={tmp_path / 'nowhere'}"]
+    done = subprocess.run(told, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no such folder" in done.stderr

@@ -1,0 +1,77 @@
+"""Perceptual distances: their form, and LPIPS where its weights are."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision import models
+
+from sdft.data.digits import Digits, InkedDigits
+from sdft.evaluation.metrics.clip import Clip
+from sdft.evaluation.metrics.feature_extractor import Missing
+from sdft.evaluation.metrics.lpips import ClipLayers, Lpips
+
+
+@pytest.fixture(scope="module")
+def layers():
+    return ClipLayers(Clip("tiny-clip", batch_size=3))
+
+
+def test_distances_are_mean_squares_of_unit_activations(layers):
+    made = [Digits()[i].image for i in (0, 12, 31)]
+    clip = layers.clip
+    with torch.no_grad():
+        stack = torch.stack([clip.transform(p) for p in made])
+        maps = clip.model.visual.forward_intermediates(stack, indices=4, intermediates_only=True)["image_intermediates"]
+    assert len(maps) == 4
+    unit = [m.double().numpy() / np.linalg.norm(m.double().numpy(), axis=1, keepdims=True) for m in maps]
+    expected = np.mean([((m[0] - m[2]) ** 2).sum(0).mean() for m in unit])
+    assert layers.distances([made[0]], [made[2]]).item() == pytest.approx(expected, abs=1e-5)
+    table = layers.pairwise(made)
+    assert table[0, 2].item() == pytest.approx(expected, abs=1e-5)
+    assert torch.equal(table, table.T) and not table.diagonal().any()
+
+
+def test_looks_differ_more_than_pictures_of_one_look(layers):
+    neon, inks = ([source[i].image for i in range(8)] for source in (Digits(), InkedDigits()))
+    assert layers.distances(neon, inks).mean() > 2 * layers.pairwise(neon).mean()
+
+
+def test_missing_weights_say_which_file_goes_where(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda *_, **__: (_ for _ in ()).throw(OSError("no network"))
+    )
+    with pytest.raises(Missing, match=r"alexnet-owt-7be5be79.pth of torchvision .* put it into .*/checkpoints/"):
+        Lpips("alex")
+    with pytest.raises(ValueError, match="metrics.perceptual=resnet: choose one of alex, vgg, squeeze, or clip"):
+        Lpips("resnet")
+
+
+def test_lpips_is_torchmetrics_pair_by_pair(monkeypatch, photographs):
+    """With random weights of the real architecture: what is tested is the way there and back."""
+    from PIL import Image
+    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as reference
+
+    torch.manual_seed(0)
+    weights = models.alexnet(weights=None).state_dict()
+    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", lambda *_, **__: weights)
+    made = [Image.open(photographs / f"{name}.jpg").resize((64, 64)) for name in ("cat", "coffee", "rocket")]
+    lpips = Lpips("alex", batch_size=2)
+    table = lpips.pairwise(made)
+    pixels = [torch.from_numpy(np.asarray(p).copy()).permute(2, 0, 1)[None] / 255 for p in made]
+    with torch.no_grad():
+        expected = reference(pixels[0], pixels[2], net_type="alex", normalize=True)
+    assert table[0, 2].item() == pytest.approx(expected.item(), abs=1e-5) and table[0, 2] > 0
+    assert torch.equal(table, table.T) and lpips.distances(made[:1], made[:1]).item() == pytest.approx(0, abs=1e-6)
+    assert lpips.pairwise(made[:1]).tolist() == [[0.0]]
+    uneven = [made[0], made[1].resize((96, 70))]  # as photographs are
+    assert lpips.pairwise(uneven)[0, 1] > 0
+
+
+def test_a_clip_without_a_transformer_is_refused():
+    class Convolutional:
+        name = "RN50"
+        model = type("Model", (), {"visual": object()})()
+
+    with pytest.raises(ValueError, match="metrics.perceptual=clip: RN50 is no vision transformer"):
+        ClipLayers(Convolutional())

@@ -1,0 +1,182 @@
+"""Closed forms of the loss and its weights (numbers of the SD schedule)."""
+
+import pytest
+import torch
+
+from sdft.losses.diffusion import Objective
+from sdft.models.loading import changed
+
+WHOLE = {"mask": torch.ones(1, 1, 8, 8)}
+
+
+def snr(model, t):
+    alpha = model.alphas_cumprod[torch.tensor(t)]
+    return (alpha / (1 - alpha)).item()
+
+
+def test_the_snr_of_the_sd_schedule(tiny):
+    model = tiny()
+    assert snr(model, 0) == pytest.approx(1175.44, abs=0.01)
+    assert snr(model, 100) == pytest.approx(8.4539, abs=1e-3)
+    assert snr(model, 200) == pytest.approx(3.06, abs=1e-2)
+    assert snr(model, 999) == pytest.approx(0.0047, abs=1e-4)
+
+
+def test_min_snr_for_epsilon_is_min_snr_gamma_over_snr(tiny):
+    model = tiny()
+    weight = Objective(snr_gamma=5).weight(model, torch.arange(1000))
+    assert int(torch.nonzero(weight == 1)[0]) == 147
+    assert weight.mean().item() == pytest.approx(0.91657, abs=1e-5)
+    assert weight[0].item() == pytest.approx(5 / 1175.44, rel=1e-4)
+
+
+def test_min_snr_for_v_prediction_is_min_snr_gamma_over_snr_plus_one(tiny):
+    model = tiny(prediction_type="v_prediction")
+    weight = Objective(snr_gamma=5).weight(model, torch.tensor([0, 500]))
+    for t, given in zip((0, 500), weight.tolist(), strict=True):
+        assert given == pytest.approx(min(snr(model, t), 5) / (snr(model, t) + 1), rel=1e-5)
+
+
+def test_gamma_zero_is_plain_mse(tiny):
+    assert Objective(snr_gamma=0).weight(tiny(), torch.tensor([0, 999])).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_model_that_predicts_the_target_has_no_loss(tiny, prediction_type):
+    model = tiny(prediction_type=prediction_type)
+    latents, noise, offset = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.randn(2, 4, 1, 1)
+    timesteps = torch.tensor([10, 900])
+    from diffusers import DDPMScheduler
+
+    reference, shifted = DDPMScheduler.from_config(model.scheduler.config), noise + 0.1 * offset
+    noisy = reference.add_noise(latents, shifted, timesteps)
+    target = shifted if prediction_type == "epsilon" else reference.get_velocity(latents, shifted, timesteps)
+    seen = {}
+    model.predict = lambda given, t, context: seen.update(noisy=given) or target
+    draws = {"noise": noise, "offset": offset, "timestep": timesteps, "perturbation": torch.randn(2, 4, 8, 8)} | WHOLE
+    losses = Objective(snr_gamma=5, noise_offset=0.1)(model, latents, None, draws)
+    assert torch.allclose(seen["noisy"], noisy, atol=1e-5)
+    assert torch.allclose(losses, torch.zeros(2), atol=1e-9)
+
+
+def test_one_loss_per_image(tiny):
+    model = tiny()
+    model.predict = lambda noisy, t, context: torch.zeros_like(noisy)
+    noise = torch.stack([torch.ones(4, 8, 8), 2 * torch.ones(4, 8, 8)])
+    draws = {
+        "noise": noise,
+        "offset": torch.zeros(2, 4, 1, 1),
+        "timestep": torch.tensor([5, 5]),
+        "perturbation": noise,
+    } | WHOLE
+    losses = Objective(snr_gamma=0)(model, noise * 0, None, draws)
+    assert losses.tolist() == [1, 4]
+
+
+@pytest.mark.parametrize(("unmasked", "expected"), [(0.0, [1, 4]), (0.5, [1 * 1.5 / 1.5, (4 + 0.5 * 100) / 1.5])])
+def test_a_mask_weighs_the_squared_error_once_and_every_picture_the_same(tiny, unmasked, expected):  # pitfall 11
+    model = tiny()
+    model.predict = lambda noisy, t, context: torch.zeros_like(noisy)
+    noise, mask = torch.ones(2, 4, 8, 8), torch.zeros(2, 1, 8, 8)
+    noise[1] = 10
+    noise[1, :, :, :4] = 2
+    mask[0, :, :, 1] = mask[1, :, :, :4] = 1
+    draws = {"noise": noise, "offset": torch.zeros(2, 4, 1, 1), "timestep": torch.tensor([5, 5]), "perturbation": noise}
+    losses = Objective(snr_gamma=0, unmasked=unmasked)(model, noise * 0, None, draws | {"mask": mask})
+    assert losses.tolist() == pytest.approx(expected)
+
+
+def test_the_distances_are_the_losses_before_weighting(tiny):
+    model = tiny()
+    model.predict = lambda noisy, t, context: torch.zeros_like(noisy)
+    noise = torch.randn(3, 4, 8, 8)
+    draws = {
+        "noise": noise,
+        "offset": torch.zeros(3, 4, 1, 1),
+        "timestep": torch.tensor([5, 500, 999]),
+        "perturbation": noise,
+    }
+    objective = Objective()
+    weighted, plain = (f(model, noise * 0, None, draws | WHOLE) for f in (objective, objective.distances))
+    assert torch.allclose(weighted, plain * objective.weight(model, draws["timestep"]))
+
+
+def test_epsilon_with_zero_terminal_snr_is_refused_by_name(tiny):
+    model = tiny()
+    model.alphas_cumprod[-1] = 2**-24
+    with pytest.raises(ValueError, match="epsilon with zero terminal SNR"):
+        Objective().check(model)
+
+
+def test_v_prediction_gives_the_terminal_step_of_zero_snr_no_weight(tiny):
+    model = tiny(prediction_type="v_prediction")
+    model.alphas_cumprod[-1] = 2**-24
+    Objective().check(model)
+    assert Objective().weight(model, torch.tensor([999])).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_soft_min_snr_and_debiased_in_closed_form(tiny):
+    for prediction_type in ("epsilon", "v_prediction"):
+        model, v = tiny(prediction_type=prediction_type), prediction_type == "v_prediction"
+        for t in (0, 100, 147, 500, 999):
+            at, s = torch.tensor([t]), snr(model, t)
+            soft = Objective("soft_min_snr", snr_gamma=5).weight(model, at).item()
+            debiased = Objective("debiased").weight(model, at).item()
+            assert soft == pytest.approx((s * 5 / (s + 5)) / (s + 1) if v else 5 / (s + 5), rel=1e-5)
+            assert debiased == pytest.approx(s**0.5 / (s + 1) if v else s**-0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("weighting", ["min_snr", "soft_min_snr", "debiased"])
+def test_a_weighting_means_the_same_for_epsilon_and_velocity(tiny, weighting):
+    """The velocity error is (snr + 1) / snr times the epsilon error of the same denoised image."""
+    epsilon, velocity = tiny(), tiny(prediction_type="v_prediction")
+    t = torch.tensor([3, 300, 900])
+    ratio = torch.tensor([(snr(epsilon, int(i)) + 1) / snr(epsilon, int(i)) for i in t])
+    objective = Objective(weighting)
+    assert torch.allclose(objective.weight(velocity, t) * ratio, objective.weight(epsilon, t), rtol=1e-5)
+
+
+def test_input_perturbation_perturbs_the_input_only(tiny):  # pitfall 10
+    model, seen = tiny(), {}
+    latents, noise, extra = (torch.randn(1, 4, 8, 8) for _ in range(3))
+    model.predict = lambda given, t, context: seen.update(noisy=given) or noise
+    draws = {
+        "noise": noise,
+        "offset": torch.zeros(1, 4, 1, 1),
+        "timestep": torch.tensor([500]),
+        "perturbation": extra,
+    } | WHOLE
+    losses = Objective(input_perturbation=0.1)(model, latents, None, draws)
+    alpha = model.alphas_cumprod[500]
+    assert torch.allclose(seen["noisy"], alpha.sqrt() * latents + (1 - alpha).sqrt() * (noise + 0.1 * extra), atol=1e-6)
+    assert losses.item() == 0
+
+
+def test_l1_and_huber():
+    error = torch.tensor([-2.0, 0.05, 1.0])
+    assert torch.equal(Objective(loss="l1").distance(error), error.abs())
+    huber = Objective(loss="huber", huber_delta=0.1).distance(error)
+    reference = 2 * torch.nn.functional.huber_loss(error, torch.zeros(3), reduction="none", delta=0.1)
+    assert torch.allclose(huber, reference, atol=1e-6)
+
+
+def test_zero_terminal_snr_reaches_training_and_sampling(tiny):
+    model = tiny(prediction_type="v_prediction", zero_terminal_snr=True)
+    assert model.alphas_cumprod[-1] < 1e-6 and model.alphas_cumprod[0] == pytest.approx(0.99915, abs=1e-5)
+    Objective().check(model)
+    assert model.pipeline().scheduler.alphas_cumprod[-1] < 1e-6
+    from diffusers import DDIMScheduler, PNDMScheduler
+
+    assert isinstance(changed(PNDMScheduler(), "v_prediction", True), DDIMScheduler)
+    assert torch.isfinite(Objective().weight(model, torch.arange(1000))).all()
+    with pytest.raises(ValueError, match="epsilon with zero terminal SNR"):
+        Objective().check(tiny(zero_terminal_snr=True))
+
+
+BAD = {"weighting": "p2", "loss": "l3", "huber_delta": 0, "snr_gamma": -1, "unmasked": 2}
+
+
+@pytest.mark.parametrize(("key", "value"), BAD.items())
+def test_bad_words_are_refused(key, value):
+    with pytest.raises(ValueError, match=f"{key}={value}: choose"):
+        Objective(**{key: value})

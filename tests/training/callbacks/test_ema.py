@@ -1,0 +1,76 @@
+"""The average moves on optimizer steps only, is what is sampled and exported, and leaves the raw weights alone."""
+
+import torch
+from torch import nn
+
+from sdft.training.callbacks.ema import EMA
+
+
+class Module(nn.Module):
+    device = torch.device("cpu")
+
+    def __init__(self, optimizers=()):
+        self.__dict__["trainer"] = type("Trainer", (), {"optimizers": list(optimizers)})()
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+
+    def learned(self):
+        return {"weight": self.weight}
+
+
+def trainer(step: int):
+    return type("Trainer", (), {"global_step": step})()
+
+
+def test_the_average_is_that_of_the_formula():  # pitfall 17
+    module, ema = Module(), EMA(0.5)
+    ema.on_train_start(trainer(0), module)
+    reference = torch.zeros(3)
+    for step in range(1, 30):
+        module.weight.data = torch.full((3,), float(step))
+        ema.on_train_batch_end(trainer(step), module, None, None, 0)
+        decay = min(0.5, (1 + step) / (10 + step))
+        reference = decay * reference + (1 - decay) * module.weight.data
+    assert torch.allclose(ema.average["weight"], reference) and ema.updates == 29
+
+
+def test_micro_batches_do_not_move_it():
+    module, ema = Module(), EMA(0.5)
+    ema.on_train_start(trainer(0), module)
+    module.weight.data += 1
+    ema.on_train_batch_end(trainer(0), module, None, None, 0)
+    assert not ema.average["weight"].any() and ema.updates == 0
+
+
+def test_raw_weights_come_back():
+    module, ema = Module(), EMA(0.9)
+    ema.on_train_start(trainer(0), module)
+    module.weight.data += 1
+    with ema.applied(module):
+        assert not module.weight.any()
+    assert module.weight.tolist() == [1, 1, 1]
+
+
+def test_its_state_is_saved_with_its_count():
+    module, ema, other = Module(), EMA(0.9), EMA(0.9)
+    ema.on_train_start(trainer(0), module)
+    module.weight.data += 1
+    ema.on_train_batch_end(trainer(1), module, None, None, 0)
+    other.load_state_dict(ema.state_dict())
+    assert torch.equal(other.average["weight"], ema.average["weight"]) and other.updates == 1
+
+
+def test_weights_that_the_optimizer_averages_are_shown_and_the_raw_ones_come_back_to_the_bit():
+    from schedulefree import AdamWScheduleFree
+
+    module = Module()
+    optimizer = AdamWScheduleFree([module.weight], lr=0.3)
+    module.trainer.optimizers.append(optimizer)
+    optimizer.train()
+    for step in range(3):
+        module.weight.grad = torch.tensor([1.0, -2.0, 0.3]) / (step + 1)
+        optimizer.step()
+    raw = module.weight.detach().clone()
+    with EMA(0.0).applied(module):
+        assert not torch.equal(module.weight, raw)
+    assert torch.equal(module.weight, raw) and optimizer.param_groups[0]["train_mode"]

@@ -1,0 +1,70 @@
+"""Speed leaves out what is not training, and names its device."""
+
+import time
+
+import pytest
+import torch
+
+from sdft.training.callbacks.metrics import Meters
+from sdft.training.run_summary import device_name
+
+
+class Reports:
+    def __init__(self):
+        self.rows = []
+
+    def log_metrics(self, row, step):
+        self.rows.append((step, row))
+
+
+@pytest.fixture
+def running(tiny):
+    """(meters, trainer, module) of a run that reports every second step."""
+    logger = Reports()
+    optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.5, "name": "unet"}])
+    strategy = type("Strategy", (), {"reduce": lambda self, t, reduce_op: t})()
+    facts = {
+        "global_step": 0,
+        "world_size": 1,
+        "accumulate_grad_batches": 1,
+        "loggers": [logger],
+        "optimizers": [optimizer],
+    }
+    trainer = type("Trainer", (), facts | {"strategy": strategy})()
+    module = type("Module", (), {"model": tiny(), "device": torch.device("cpu"), "grad_norm": torch.tensor(0.25)})()
+    meters = Meters(every=2)
+    meters.on_train_start(trainer, module)
+    return meters, trainer, module
+
+
+def step(meters, trainer, module, losses, timesteps):
+    trainer.global_step += 1
+    outputs = {"losses": torch.tensor(losses), "timestep": torch.tensor(timesteps)}
+    weights = {"weight": torch.ones(len(losses)), "share": torch.ones(len(losses))}
+    meters.on_train_batch_end(trainer, module, outputs, weights, trainer.global_step - 1)
+
+
+def test_loss_by_timestep_quarter_and_over_all(running):
+    meters, trainer, module = running
+    step(meters, trainer, module, [1.0, 2.0], [0, 249])
+    assert not trainer.loggers[0].rows
+    step(meters, trainer, module, [3.0, 6.0], [250, 999])
+    ((at, row),) = trainer.loggers[0].rows
+    assert at == 2
+    assert row["train/loss"] == pytest.approx(3) and row["train/grad_norm"] == 0.25 and row["train/lr_unet"] == 0.5
+    assert [row.get(f"train/loss_quarter_{q}") for q in (1, 2, 3, 4)] == [1.5, 3, None, 6]
+
+
+def test_pauses_do_not_count_as_training_time(running):  # pitfall 35
+    meters, trainer, module = running
+    step(meters, trainer, module, [1.0], [0])
+    with meters.paused():
+        time.sleep(0.5)
+    time.sleep(0.05)
+    step(meters, trainer, module, [1.0], [0])
+    assert meters.last["images_per_second"] > 2 / 0.3
+
+
+def test_the_device_is_named():
+    assert device_name(torch.device("cpu"), 1).endswith(", 1 thread)")
+    assert device_name(torch.device("cpu"), 2).endswith(", 2 threads)")

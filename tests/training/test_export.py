@@ -1,0 +1,198 @@
+"""What is saved gives the same picture elsewhere: alpha is never lost, no key is dropped."""
+
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from sdft.lora.formats import load_lora
+from sdft.lora.to_lora import products
+from sdft.methods.lora import LoRA
+
+PROMPT = "a handwritten five in neon light"
+
+
+def trained(model, size: float = 0.3, **options):
+    """A LoRA with alpha other than rank whose weights are no longer those of the start."""
+    method = LoRA(**{"rank": 4, "alpha": 6.0} | options)
+    method.prepare(model)
+    torch.manual_seed(3)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data += size * torch.randn_like(p)
+    return method
+
+
+@torch.no_grad()
+def output(model):
+    torch.manual_seed(1)
+    return model.predict(
+        torch.randn(2, 4, 8, 8), torch.tensor([400, 20]), model.condition(model.tokenize([PROMPT] * 2))
+    )
+
+
+KINDS = {
+    "attention": {},
+    "convolutions too": {"unet_targets": ["to_q", "to_v", "conv1", "conv2", "proj_in"]},
+    "unet only": {"text_encoder": False},
+    "rank-stabilised": {"rslora": True},
+    "loha": {"kind": "loha"},
+    "loha of convolutions": {"kind": "loha", "rank": 2, "unet_targets": ["to_q", "conv1", "proj_in"]},
+    "lokr": {"kind": "lokr"},
+    "lokr of convolutions": {"kind": "lokr", "rank": 1, "unet_targets": ["to_q", "conv1", "proj_in"]},
+    "pissa": {"init": "pissa", "size": 0.05},
+    "rank-stabilised pissa": {"init": "pissa", "rslora": True, "size": 0.05},
+}
+
+
+@pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "mine-kohya.safetensors"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_alpha_survives_both_formats(tiny, tmp_path, kind, file):
+    model = tiny()
+    base = output(model)
+    trained(model, **KINDS[kind]).save(model, tmp_path, "mine")
+    fresh = tiny()
+    load_lora(fresh, tmp_path / file)
+    rounding = 1e-4 if "pissa" in kind else 1e-5  # what is large on both sides of a difference; sums in another order
+    assert torch.allclose(output(fresh), output(model), atol=rounding)
+    assert not torch.allclose(output(fresh), base, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["attention", "loha", "lokr", "pissa"])
+def test_an_adapter_changes_nothing_before_it_learns(tiny, kind):
+    model = tiny()
+    base = output(model)
+    trained(model, **KINDS[kind] | {"size": 0.0})
+    assert torch.allclose(output(model), base, atol=2e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 300}, {"kind": "loha", "rank": 12}, {"kind": "lokr", "rank": 64}])
+def test_products_are_the_changes_of_the_weights_at_any_rank(tiny, options):
+    model = tiny()
+    trained(model, text_encoder=False, unet_targets=["to_k", "conv1"], **options)
+    layers = {name: layer for name, layer in model.unet.named_modules() if hasattr(layer, "get_delta_weight")}
+    for name, (up, down) in products(model.unet).items():
+        change = layers[name].get_delta_weight("default").flatten(1)
+        assert torch.allclose(up @ down, change, atol=1e-5) and up.shape[1] <= min(change.shape), name
+
+
+def test_lora_merged_is_lora_applied(tiny, tmp_path):  # S0-02
+    model = tiny()
+    trained(model, size=0.03).save(model, tmp_path, "mine")
+    applied = output(model)
+    pipeline = tiny().pipeline()
+    pipeline.load_lora_weights(tmp_path)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    merged = tiny()
+    merged.unet, merged.text_encoder = pipeline.unet, pipeline.text_encoder
+    assert torch.allclose(output(merged), applied, atol=1e-5)
+
+
+def test_dora_survives_the_diffusers_format(tiny, tmp_path):
+    model = tiny()
+    trained(model, dora=True).save(model, tmp_path, "mine")
+    fresh = tiny()
+    load_lora(fresh, tmp_path)
+    assert torch.allclose(output(fresh), output(model), atol=1e-5)
+
+
+def test_the_kohya_dora_has_one_magnitude_an_output_and_opens_again(tiny, tmp_path):
+    model = tiny()
+    trained(model, dora=True, unet_targets=["to_q", "conv1"]).save(model, tmp_path, "mine")
+    shapes = {k: v.shape for k, v in load_file(tmp_path / "mine-kohya.safetensors").items() if k.endswith("dora_scale")}
+    assert {len(shape) for shape in shapes.values()} == {2, 4} and all(
+        shape[1:].numel() == 1 for shape in shapes.values()
+    )
+    fresh = tiny()
+    load_lora(fresh, tmp_path / "mine-kohya.safetensors")
+    assert torch.allclose(output(fresh), output(model), atol=1e-5)
+
+
+@pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "mine-kohya.safetensors"])
+def test_plain_diffusers_opens_both_files_and_gives_the_sampled_picture(tiny, tmp_path, file):
+    from sdft.models.sampling import Sampling
+
+    model = tiny()
+    model.pipeline().save_pretrained(tmp_path / "base")
+    trained(model).save(model, tmp_path, "mine")
+    sampled = next(iter(Sampling(steps=4, guidance_scale=3.0, seed=5)(model, [PROMPT], 32)))
+    plain = StableDiffusionPipeline.from_pretrained(tmp_path / "base", safety_checker=None)
+    plain.load_lora_weights(tmp_path, weight_name=file)
+    image = plain(
+        PROMPT,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        height=32,
+        width=32,
+        generator=torch.Generator().manual_seed(5),
+    ).images[0]
+    assert max(abs(a - b) for a, b in zip(sampled.tobytes(), image.tobytes(), strict=True)) <= 2
+
+
+def test_the_kohya_file_has_the_names_that_tools_know(tiny, tmp_path):
+    model = tiny()
+    trained(model).save(model, tmp_path, "mine")
+    with safe_open(tmp_path / "mine-kohya.safetensors", "pt") as file:
+        keys, metadata = set(file.keys()), file.metadata()
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
+    assert {f"{layer}.lora_down.weight", f"{layer}.lora_up.weight", f"{layer}.alpha"} <= keys
+    assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha" in keys
+    assert metadata["ss_network_dim"] == "4" and metadata["ss_network_alpha"] == "6.0"
+
+
+def test_the_diffusers_file_has_alpha_in_its_metadata(tiny, tmp_path):
+    model = tiny()
+    trained(model).save(model, tmp_path, "mine")
+    with safe_open(tmp_path / "pytorch_lora_weights.safetensors", "pt") as file:
+        config = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert (config["unet.r"], config["unet.lora_alpha"], config["text_encoder.lora_alpha"]) == (4, 6.0, 6.0)
+
+
+@pytest.mark.parametrize("change", ["unknown", "renamed", "missing"])
+@pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "mine-kohya.safetensors"])
+def test_keys_that_do_not_fit_are_an_error(tiny, tmp_path, file, change):
+    model = tiny()
+    trained(model).save(model, tmp_path, "mine")
+    with safe_open(tmp_path / file, "pt") as opened:
+        metadata = opened.metadata()
+    weights = load_file(tmp_path / file)
+    key = next(k for k in weights if k.endswith(("lora_A.weight", "lora_down.weight")))
+    if change == "unknown":
+        weights["lora_unet_nowhere.lora_down.weight"] = torch.ones(2, 2)
+    elif change == "renamed":
+        weights[key.replace("down_blocks", "side_blocks").replace("text_model", "test_model")] = weights.pop(key)
+    else:
+        del weights[key]
+    save_file(weights, tmp_path / "changed.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match="changed.safetensors"):
+        load_lora(tiny(), tmp_path / "changed.safetensors")
+
+
+def test_a_lora_of_another_architecture_is_refused(tiny, tmp_path):
+    model = tiny()
+    trained(model).save(model, tmp_path, "mine")
+    weights = {
+        k: v[..., :-1].contiguous() if v.ndim > 1 else v
+        for k, v in load_file(tmp_path / "mine-kohya.safetensors").items()
+    }
+    save_file(weights, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="adapter=.*other.safetensors"):
+        load_lora(tiny(), tmp_path / "other.safetensors")
+
+
+def test_a_path_without_a_lora_is_refused(tiny, tmp_path):
+    with pytest.raises(ValueError, match="no such LoRA file"):
+        load_lora(tiny(), tmp_path)
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        load_lora(tiny(), tmp_path / "text.safetensors")
+
+
+def test_nothing_partial_is_left(tiny, tmp_path):
+    model = tiny()
+    trained(model).save(model, tmp_path, "mine")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine-kohya.safetensors", "pytorch_lora_weights.safetensors"]

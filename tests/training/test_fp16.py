@@ -1,0 +1,71 @@
+"""fp16 with a scaler, on the CPU's own half precision: it trains, and the scaler's state is part of the checkpoint."""
+
+from functools import partial
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+
+from sdft.data.datamodule import Pictures
+from sdft.data.digits import Digits
+from sdft.data.training_samples import Stream
+from sdft.losses.diffusion import Objective
+from sdft.methods.lora import LoRA
+from sdft.models.sampling import Sampling
+from sdft.training.build import unfused
+from sdft.training.lr_schedule import Schedule
+from sdft.training.module import FineTuning
+
+HALF = torch.float16
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    model = tiny()
+    samples = Stream(32).samples(Digits(per_digit=2), model, a_step=2)
+    optimizer = unfused(partial(torch.optim.AdamW, lr=1e-3, fused=True))
+    schedule, lr = Schedule("linear"), {"unet": 1e-3, "text_encoder": 1e-3}
+    module = FineTuning(model, LoRA(4, 4), Objective(), optimizer, schedule, lr, clip=1.0, compute=HALF)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=10_000)  # the first steps overflow
+    trainer = Trainer(
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+        accelerator="cpu",
+        max_steps=20,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path_factory.mktemp("fp16"),
+    )
+    trainer.fit(module, Pictures(samples, batch_size=2))
+    return module, trainer
+
+
+def test_the_scaler_skips_what_overflows_and_the_schedule_waits(trained):  # pitfall 7
+    module, trainer = trained
+    scale = trainer.precision_plugin.scaler.get_scale()
+    skipped = round(torch.log2(torch.tensor(2.0**24 / scale)).item())
+    assert skipped > 0
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 20 - skipped
+    assert all(torch.isfinite(p).all() for p in module.learned().values())
+    assert any(p.any() for n, p in module.learned().items() if ".lora_B." in n)
+    assert 0 < module.grad_norm < 100  # of unscaled gradients
+
+
+def test_what_overflows_is_not_taken_for_a_loss_that_is_no_number(trained):
+    assert int(trained[0].held_back) == 0
+
+
+def test_the_scaler_is_checkpointed(trained, tmp_path):
+    _, trainer = trained
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["MixedPrecision"]
+    assert saved["scale"] == trainer.precision_plugin.scaler.get_scale()
+
+
+def test_half_precision_samples_without_touching_the_autoencoder(trained):
+    module, _ = trained
+    (picture,) = Sampling(steps=2)(module.model, ["a handwritten one"], 32)
+    assert picture.size == (32, 32) and module.model.vae.dtype == torch.float32

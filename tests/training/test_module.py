@@ -1,0 +1,181 @@
+"""The training step: what learns, in which precision, clipped, accumulated."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from sdft.losses.diffusion import Objective
+from sdft.methods.full import SFT
+from sdft.methods.lora import LoRA
+from sdft.training.lr_schedule import Schedule
+from sdft.training.module import FineTuning
+
+
+def build(model, method=None, **options):
+    lr = {"unet": 1e-4, "text_encoder": 5e-5}
+    optimizer = partial(torch.optim.AdamW, lr=1e-4)
+    return FineTuning(model, method or LoRA(4, 4), Objective(), optimizer, Schedule("constant"), lr, **options)
+
+
+def batch(model, size=2, seed=0):
+    torch.manual_seed(seed)
+    shape = (size, *model.latent_shape(32))
+    return {
+        "pixels": torch.rand(size, 3, 32, 32) * 2 - 1,
+        "ids": model.tokenize(["a handwritten two in neon light"] * size),
+        "posterior": torch.randn(shape),
+        "noise": torch.randn(shape),
+        "perturbation": torch.randn(shape),
+        "offset": torch.randn(size, shape[1], 1, 1),
+        "timestep": torch.randint(0, 1000, (size,)),
+        "weight": torch.ones(size),
+        "share": torch.ones(size),
+        "mask": torch.ones(size, 1, *shape[2:]),
+    }
+
+
+def norm(module) -> float:
+    return torch.stack([p.grad.norm() for p in module.learned().values() if p.grad is not None]).norm().item()
+
+
+def groups(module):
+    return torch.optim.AdamW([{"params": [p for p in module.parameters() if p.requires_grad]}])
+
+
+def attached(module):
+    """To a trainer that has not begun."""
+    module._trainer = SimpleNamespace(global_step=0, precision_plugin=None)
+    return module
+
+
+def test_clipping_clips_and_the_logged_norm_is_that_before(tiny):  # pitfall 1
+    module = attached(build(tiny(), clip=1e-3))
+    module.training_step(batch(module.model), 0)["loss"].backward()
+    before = norm(module)
+    module.configure_gradient_clipping(groups(module))
+    assert before > 1e-3
+    assert module.grad_norm.item() == pytest.approx(before, rel=1e-5)
+    assert norm(module) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_clip_zero_only_measures(tiny):
+    module = attached(build(tiny(), clip=0))
+    module.training_step(batch(module.model), 0)["loss"].backward()
+    before = norm(module)
+    module.configure_gradient_clipping(groups(module))
+    assert norm(module) == pytest.approx(before, rel=1e-6)
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_learns_is_fp32_whatever_the_precision(tiny, compute):  # pitfalls 2 and 7
+    module = build(tiny(), compute=compute)
+    assert {p.dtype for p in module.learned().values()} == {torch.float32}
+    assert {p.dtype for n, p in module.model.unet.named_parameters() if ".lora_" not in n} == {compute}
+    assert module.model.vae.dtype == torch.float32
+
+
+def test_the_autoencoder_computes_in_fp32_inside_autocast(tiny):  # pitfall 7
+    model, seen = tiny(), set()
+    model.vae.encoder.conv_in.register_forward_hook(lambda m, i, out: seen.add(out.dtype))
+    model.vae.decoder.conv_in.register_forward_hook(lambda m, i, out: seen.add(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model.decode(model.moments(torch.zeros(1, 3, 32, 32))[0])
+    assert seen == {torch.float32}
+
+
+def test_gaussian_entries_move_at_the_usual_rate(tiny):  # pitfall 2
+    module = build(tiny(), compute=torch.bfloat16)
+    a = {n: p for n, p in module.learned().items() if ".lora_A." in n}
+    for p in module.learned().values():
+        p.grad = torch.randn_like(p)
+    before = {n: p.detach().clone() for n, p in a.items()}
+    torch.optim.AdamW(a.values(), lr=1e-4).step()
+    moved = torch.cat([(p != before[n]).flatten() for n, p in a.items()]).float().mean()
+    assert moved > 0.99
+
+
+def test_the_seed_decides_the_adapter(tiny):  # pitfall 5
+    weights = []
+    for noise in (1, 2):
+        model = tiny()
+        torch.manual_seed(noise)
+        weights.append(build(model, seed=7).learned())
+    assert all(torch.equal(p, weights[1][n]) for n, p in weights[0].items())
+
+
+def test_frozen_modules_stay_in_evaluation_mode(tiny):  # pitfall 6
+    module = build(tiny(), LoRA(4, 4, text_encoder=False))
+    model = module.model
+    assert not any(m.training for part in (model.vae, model.text_encoder) for m in part.modules())
+    training = {name for name, m in model.unet.named_modules() if m.training}
+    learning = {n for n, m in model.unet.named_modules() if any(p.requires_grad for p in m.parameters())}
+    assert learning <= training and all(".lora_dropout" in name for name in training - learning)
+
+
+def test_nothing_to_learn_is_an_error(tiny):  # pitfall 3
+    class Nothing(SFT):
+        def prepare(self, model):
+            pass
+
+    with pytest.raises(ValueError, match="Nothing leaves nothing to learn"):
+        build(tiny(), Nothing())
+
+
+def test_each_part_has_its_own_rate(tiny):
+    module = build(tiny())
+    module._trainer = type("Trainer", (), {"max_steps": 10})()
+    (optimizer,), _ = module.configure_optimizers()
+    assert {g["name"]: g["lr"] for g in optimizer.param_groups} == {"unet": 1e-4, "text_encoder": 5e-5}
+
+
+def test_losses_do_not_depend_on_the_batch_they_are_in(tiny):
+    module = build(tiny())
+    whole = batch(module.model, 4)
+    alone = torch.cat([module.losses({k: v[i : i + 1] for k, v in whole.items()}) for i in range(4)])
+    assert torch.allclose(module.losses(whole), alone, atol=1e-5)
+
+
+def test_full_fine_tuning_learns_the_unet_and_nothing_else(tiny):
+    module = build(tiny(), SFT())
+    assert set(module.learned()) == {f"unet.{n}" for n, _ in module.model.unet.named_parameters()}
+
+
+def test_a_skipped_fp16_step_does_not_advance_the_schedule(tiny):  # pitfall 7
+    module, optimizer = build(tiny()), torch.optim.AdamW([nn.Parameter(torch.ones(1))], lr=1.0)
+    scheduler = Schedule("linear")(optimizer, 10)
+    scaler = torch.amp.GradScaler("cpu")
+    plugin = type("Plugin", (), {"scaler": scaler})()
+    module._trainer = type("Trainer", (), {"precision_plugin": plugin})()
+    for gradient, steps in ((float("inf"), 0), (1.0, 1)):
+        p = optimizer.param_groups[0]["params"][0]
+        scaler.scale((p * gradient).sum()).backward()
+        module.on_before_optimizer_step(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        module.lr_scheduler_step(scheduler, None)
+        optimizer.zero_grad()
+        assert scheduler.last_epoch == steps
+
+
+@pytest.mark.parametrize("method", [LoRA(4, 4), SFT(text_encoder=True)])
+def test_gradient_checkpointing_changes_no_gradient(tiny, method):
+    gradients = []
+    for checkpointing in (False, True):
+        module = build(tiny(), method, checkpointing=checkpointing)
+        module.training_step(batch(module.model), 0)["loss"].backward()
+        gradients.append({name: p.grad for name, p in module.learned().items()})
+    assert module.model.unet.is_gradient_checkpointing
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
+
+
+def test_each_rate_has_a_group_of_its_own(tiny):
+    module = build(tiny(), LoRA(4, 4, plus=16.0))
+    module.__dict__["_trainer"] = type("Trainer", (), {"max_steps": 3})()
+    (optimizer,), _ = module.configure_optimizers()
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == pytest.approx({"unet": 1e-4, "unet_x16": 16e-4, "text_encoder": 5e-5, "text_encoder_x16": 80e-5})
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(module.learned())
