@@ -61,7 +61,7 @@ def main():
     )
 
     start = time.perf_counter()
-    judges = Suite("tiny-clip", perceptual="clip", sets=["CMMD"]).judges()
+    judges = Suite("tiny-clip", perceptual="clip", distribution_metrics=["CMMD"]).judges()
     protocol = Protocol(controls=["a handwritten one"] * 5, images=20)
     groups = protocol.groups(questions, [], [])
     exam = Exam(judges, protocol, groups, source, questions)

@@ -34,7 +34,7 @@ LAYERS = [
     ],
     ["checkpoints", "metrics_file", "loggers", "layout"],
     ["loop", "checkpoint_io", "jobs", "resume"],
-    ["repeat"],
+    ["reproduce"],
     ["launchers.local", "launchers.call"],
     ["launchers.slurm", "launchers.ray_cluster"],
     ["publishing.triggers"],

@@ -62,8 +62,8 @@ def test_rank_is_a_word_of_its_own_and_alpha_follows_it():
 
 
 def test_text_lr_follows_lr():
-    assert checked("data=folder", "data.path=x", "lr=3e-4").loop.text_lr == 3e-4
-    assert checked("lr=3e-4", "text_lr=1e-5").loop.text_lr == 1e-5
+    assert checked("data=folder", "data.path=x", "lr=3e-4").loop.text_encoder_lr == 3e-4
+    assert checked("lr=3e-4", "text_encoder_lr=1e-5").loop.text_encoder_lr == 1e-5
 
 
 def test_the_model_brings_its_resolution_and_the_command_line_wins():
@@ -81,10 +81,10 @@ def test_the_model_brings_its_resolution_and_the_command_line_wins():
         (["alpha=abc"], r"method.alpha=abc: LoRA takes a number"),
         (["method.alpha=abc"], r"method.alpha=abc: LoRA takes a number"),
         (["caption_dropout=abc"], r"caption_dropout=abc: Stream takes a number"),
-        (["stream.dropout=abc"], r"stream.dropout=abc: Stream takes a number"),
+        (["dataset.dropout=abc"], r"dataset.dropout=abc: Stream takes a number"),
         (["+method.foo=1"], r"method.foo=1: LoRA takes rank, alpha, text_encoder"),
         (["lr=fast"], r"lr=fast: .* takes a number"),
-        (["+loop.nope=1"], r"loop.nope=1: Loop takes steps"),
+        (["+training.nope=1"], r"training.nope=1: Loop takes steps"),
         (["method.unet_targets=to_q"], r"method.unet_targets=to_q: LoRA takes a list of text"),
         (["flip=maybe"], r"flip=maybe: Stream takes true or false"),
         (["data=folder"], r"please set data.path=…"),

@@ -42,7 +42,7 @@ def test_dreambooth_learns_the_subject_and_only_the_prior_keeps_the_class(run, l
             "metrics=digits",
             "sample_every=0",
         ]
-        _, folder = run(*words, "sampling.images=40", f"prior_weight={weight}", name=f"weight{weight}")
+        _, folder = run(*words, "sampling.images=40", f"prior_loss_weight={weight}", name=f"weight{weight}")
         scores[weight] = scores_of(folder, "class")
         gain = json.loads((folder / "evaluation" / "scores.json").read_text())["states"][1]["difference"]["prompts"]
         assert gain["CLIP-I"]["low"] > 0.5
@@ -73,7 +73,7 @@ def test_lora_on_cross_attention_makes_a_shifted_domain_clearer(run):  # S4-09
 def test_over_training_shows_as_falling_diversity_and_rising_memorisation(run):  # S3-40
     words = [
         "experiment=digits_subject",
-        "prior_weight=0",
+        "prior_loss_weight=0",
         "model.weights=pretrained",
         "sampling.steps=20",
         "log_every=50",

@@ -43,7 +43,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_two_processes_are_one_with_the_double_batch(tmp_path):  # pitfall 13
-    words = ["steps=20", "schedule=cosine", "accumulate=2"]
+    words = ["steps=20", "schedule=cosine", "gradient_accumulation_steps=2"]
     one = trained(tmp_path, "one", *words, "batch_size=4")
     two = trained(tmp_path, "two", *words, "batch_size=2", "devices=2", "strategy=ddp")
     assert alike(one, two, ADAPTER) and losses(one) == pytest.approx(losses(two), abs=1e-5) and len(losses(one)) == 5
@@ -51,7 +51,7 @@ def test_two_processes_are_one_with_the_double_batch(tmp_path):  # pitfall 13
 
 
 def test_sharded_weights_end_in_the_pipeline_of_one_process(tmp_path):
-    words = ["method=sft", "method.text_encoder=true", "steps=4", "ema=0.9", "save_every=2", "keep=9"]
+    words = ["method=sft", "method.text_encoder=true", "steps=4", "ema=0.9", "save_every=2", "checkpoints_total_limit=9"]
     one = trained(tmp_path, "one", *words, "batch_size=4")
     two = trained(tmp_path, "two", *words, "batch_size=2", "devices=2", "strategy=fsdp")
     for file in (
@@ -74,7 +74,7 @@ def test_pictures_of_the_class_caches_and_scores_are_made_once_by_all(tmp_path):
     words = [
         "experiment=digits_subject",
         "steps=2",
-        "class_images=6",
+        "num_class_images=6",
         "metrics=digits",
         "protocol.images=2",
         "sampling.batch_size=2",
@@ -138,7 +138,7 @@ def node(place: Path, port: int, *words: str) -> subprocess.Popen:
 
 
 def test_two_machines_train_and_when_one_dies_the_other_ends_and_a_restart_goes_on(tmp_path):
-    words = ["steps=40", "strategy=ddp", "batch_size=2", "save_every=2", "keep=99", "validate_every=0"]
+    words = ["steps=40", "strategy=ddp", "batch_size=2", "save_every=2", "checkpoints_total_limit=99", "validate_every=0"]
     both = [node(tmp_path, 29617, *words) for _ in range(2)]
     deadline = time.monotonic() + 240
     while not (found := sorted(tmp_path.glob("outputs/lora/*/checkpoints/step-*.ckpt"))):

@@ -26,16 +26,16 @@ from test_training_run import rows
 FILE = Path(__file__).with_name("losses.json")
 SAME, ELSEWHERE = 1e-6, 2e-5
 SUBJECT = ["instance_prompt=a sks three", "class_prompt=a handwritten three", "data.path=subject"]
-SUBJECT += ["class_images=0", "class_path=class"]
+SUBJECT += ["num_class_images=0", "class_path=class"]
 RUNS = {
     "lora": ["method=lora"],
-    "dora": ["method=lora", "method.dora=true", "rank=4", "alpha=2", "accumulate=2"],
-    "lokr": ["method=lora", "method.kind=lokr", "rank=4"],
+    "dora": ["method=lora", "method.use_dora=true", "rank=4", "alpha=2", "gradient_accumulation_steps=2"],
+    "lokr": ["method=lora", "method.adapter_type=lokr", "rank=4"],
     "sft": ["method=sft", "lr=1e-4"],
     "sft_text_encoder": ["method=sft", "lr=1e-4", "method.text_encoder=true", "ema=0.9", "schedule=cosine", "warmup=5"],
     "dreambooth": ["method=dreambooth", "lr=1e-4", *SUBJECT],
     "dreambooth_lora": ["method=dreambooth_lora", "lr=1e-3", *SUBJECT],
-    "textual_inversion": ["method=textual_inversion", "vectors=2"],
+    "textual_inversion": ["method=textual_inversion", "num_vectors=2"],
     "pretrain": ["method=pretrain", "lr=1e-4"],
     "unweighted": [
         "method=lora",
@@ -47,7 +47,7 @@ RUNS = {
     ],
     "velocity": ["method=lora", "model.prediction_type=v_prediction", "model.zero_terminal_snr=true", "snr_gamma=5"],
     "lcm_lora": ["method=lcm_lora", "rank=4", "lr=1e-3"],
-    "smooth": ["method=lora", "smooth=0.5"],
+    "smooth": ["method=lora", "smooth_diffusion_weight=0.5"],
 }
 
 

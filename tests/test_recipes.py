@@ -41,7 +41,7 @@ def test_it_runs_two_steps_on_the_tiny_model(run, pictures, tmp_path, monkeypatc
     words += ["steps=2", "warmup=0", "sampling.images=1", "cache=off"]
     words += [] if recipe.stem in DIGITS else [f"data.path={pictures}"]
     if "dream" in recipe.stem or "subject" in recipe.stem:
-        words.append("class_images=2")
+        words.append("num_class_images=2")
     module, folder = run(*words)
     assert (folder / module.method.result).is_dir() and module.trainer.global_step == 2
 
@@ -52,9 +52,9 @@ EXACT = {
     "dog_sft": {"resolution": 256, "lr": 1e-4, "batch_size": 1, "epochs": 100},
     "dog_dreambooth": {"class_images": 45, "epochs": 20, "instance_prompt": "a sks dog", "class_prompt": "a dog"},
     "dreambooth_paper": {"steps": 1000, "class_images": 1000, "lr": 5e-6},
-    "captions_sft": {"steps": 15000, "accumulate": 4, "batch_size": 1, "lr": 1e-5, "clip": 1, "gradient_checkpointing": True},
+    "captions_sft": {"steps": 15000, "gradient_accumulation_steps": 4, "batch_size": 1, "lr": 1e-5, "max_grad_norm": 1, "gradient_checkpointing": True},
     "captions_sft_4gpu": {"steps": 4000, "devices": 4, "lr": 1e-5},
-    "captions_lora": {"seed": 1337, "steps": 15000, "accumulate": 4, "rank": 4, "save_every": 500, "prompts": ["Totoro"]},
+    "captions_lora": {"seed": 1337, "steps": 15000, "gradient_accumulation_steps": 4, "rank": 4, "save_every": 500, "prompts": ["Totoro"]},
     "single_image": {"epochs": 200},
     "style": {"epochs": 20, "rank": 8},
 }  # fmt: skip

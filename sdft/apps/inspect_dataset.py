@@ -18,7 +18,7 @@ def main(cfg):
     from sdft.models.clip_tokenizer import clip_tokenizer
     from sdft.models.embedded import FOLDER
 
-    source, stream = worded(instantiate(cfg.data), cfg.template), instantiate(cfg.stream)
+    source, stream = worded(instantiate(cfg.data), cfg.caption_template), instantiate(cfg.dataset)
     tokenizer = clip_tokenizer(FOLDER / "sd15" / "tokenizer")
     plan = stream.plan(source, cfg.unit, cfg.batch_size)
     sizes = stream.sizes(source, cfg.unit)

@@ -51,7 +51,7 @@ class Named:
     @property
     def scalable(self) -> bool:
         """Whether it has a strength other than all and nothing."""
-        pissa = getattr(self.method, "init", None) == "pissa"  # its checkpoints change the base's weights, too
+        pissa = getattr(self.method, "init_lora_weights", None) == "pissa"  # its checkpoints change the base's weights, too
         adapted = self.method is not None and self.method.result == "adapter"
         return bool(self.adapters) or (self.checkpoint and adapted and not pissa)
 

@@ -80,16 +80,16 @@ class Numbers(Sampler):
 
     def __init__(self, plan: Plan, first: int, last: int, batch_size: int, accumulate: int, rank: int, world: int):
         self.plan, self.first, self.last = plan, first, last
-        self.batch_size, self.accumulate, self.rank, self.world = batch_size, accumulate, rank, world
+        self.batch_size, self.gradient_accumulation_steps, self.rank, self.world = batch_size, accumulate, rank, world
 
     def __len__(self):
-        return self.last * self.accumulate
+        return self.last * self.gradient_accumulation_steps
 
     def __iter__(self) -> Iterator[list[tuple[int, float]]]:
         for step in range(self.first, self.last):
             numbers = self.plan.step(step)
-            for turn in range(self.accumulate):
+            for turn in range(self.gradient_accumulation_steps):
                 start = (turn * self.world + self.rank) * self.batch_size
                 mine = numbers[start : start + self.batch_size]
-                share = self.accumulate * self.world * len(mine) / len(numbers)
+                share = self.gradient_accumulation_steps * self.world * len(mine) / len(numbers)
                 yield [(number, share) for number in mine] or [(numbers[0], 0.0)]

@@ -34,13 +34,13 @@ class Prior:
 
     def __post_init__(self):
         if self.weight < 0:
-            raise ValueError(f"prior_weight={self.weight}: choose 0 (off) or more; 1 is usual")
+            raise ValueError(f"prior_loss_weight={self.weight}: choose 0 (off) or more; 1 is usual")
         if self.images < 0:
             raise ValueError(
-                f"class_images={self.images}: choose 1 or more, or 0 to use those in class_path as they are"
+                f"num_class_images={self.images}: choose 1 or more, or 0 to use those in class_path as they are"
             )
         if not self.images and not self.path:
-            raise ValueError("class_images=0: give class_path=FOLDER, whose pictures are then used as they are")
+            raise ValueError("num_class_images=0: give class_path=FOLDER, whose pictures are then used as they are")
         if self.path and not self.images:
             self.own()
         elif self.path and Path(self.path).expanduser().is_dir():
@@ -67,7 +67,7 @@ class Prior:
         if strays or (files and not (folder / MANIFEST).is_file()):
             raise ValueError(
                 f"class_path={self.path}: it holds pictures that its {MANIFEST} does not name ({some(strays or files)}); "
-                "move them out, or give class_images=0 to use all that lies there as it is"
+                "move them out, or give num_class_images=0 to use all that lies there as it is"
             )
 
     def source(self, model, sampling: Sampling, resolution: int) -> Source:

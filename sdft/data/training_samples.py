@@ -25,7 +25,7 @@ MIDDLE = (0.5, 0.5)
 
 @dataclass
 class Stream:
-    """How pictures become samples: `resolution` in pixels, each picture at `more_resolutions` too, `dropout` the share of
+    """How pictures become samples: `resolution` in pixels, each picture at `extra_resolutions` too, `dropout` the share of
     samples that lose their caption, `timestep_range` the shares of the noise schedule between which timesteps are drawn.
 
     `crop`: buckets keep each picture's shape, at about resolution² pixels and enlarged at most about `max_upscale` times
@@ -34,7 +34,7 @@ class Stream:
     """
 
     resolution: int
-    more_resolutions: list[int] = field(default_factory=list)
+    extra_resolutions: list[int] = field(default_factory=list)
     seed: int = 0
     crop: str = "buckets"
     max_upscale: float = 2.0
@@ -51,7 +51,7 @@ class Stream:
         for key, choices in {"crop": CROPS, "cache": CACHES}.items():
             if getattr(self, key) not in choices:
                 raise ValueError(f"{key}={getattr(self, key)}: choose one of {', '.join(choices)}")
-        for key in ("resolution", "more_resolutions"):
+        for key in ("resolution", "extra_resolutions"):
             value = getattr(self, key)
             for side in [value] if key == "resolution" else value:
                 if not SIDES[0] <= side <= SIDES[1]:
@@ -68,24 +68,24 @@ class Stream:
             )
         if self.timestep_distribution not in DISTRIBUTIONS:
             raise ValueError(
-                f"stream.timestep_distribution={self.timestep_distribution}: choose {' or '.join(DISTRIBUTIONS)}"
+                f"dataset.timestep_distribution={self.timestep_distribution}: choose {' or '.join(DISTRIBUTIONS)}"
             )
         shares = list(self.timestep_range)
         if len(shares) != 2 or not 0 <= shares[0] <= shares[1] - APART <= 1 - APART:
             raise ValueError(
-                f"stream.timestep_range={shares}: choose two rising shares, {APART} or more apart, as [0.0,1.0]"
+                f"dataset.timestep_range={shares}: choose two rising shares, {APART} or more apart, as [0.0,1.0]"
             )
 
     def seen(self, source: Source) -> Source:
         """The pictures, once for every resolution."""
         return (
-            Part(source, [*range(len(source))] * (1 + len(self.more_resolutions))) if self.more_resolutions else source
+            Part(source, [*range(len(source))] * (1 + len(self.extra_resolutions))) if self.extra_resolutions else source
         )
 
     def sizes(self, source: Source, unit: int) -> list[Size]:
         """What each picture that is `seen` is brought to: sides that are multiples of the model's `unit`."""
         sizes, whole = [], source.sizes()
-        for resolution in (self.resolution, *self.more_resolutions):
+        for resolution in (self.resolution, *self.extra_resolutions):
             if self.crop == "buckets":
                 sides = unit_of(resolution, unit)
                 brought = {size: bucket(size, resolution, sides, self.max_upscale) for size in set(whole)}
@@ -114,7 +114,7 @@ class Samples(Dataset):
     def __init__(self, stream: Stream, source: Source, model, name: str = "", a_step: int = 1):
         """`name` tells the draws of one stream from those of another in the same run; a step takes `a_step` samples."""
         self.stream, self.name, self.tokenize = stream, name, model.tokenize
-        self.channels, *_ = (model.latent_shape(r)[0] for r in (stream.resolution, *stream.more_resolutions))
+        self.channels, *_ = (model.latent_shape(r)[0] for r in (stream.resolution, *stream.extra_resolutions))
         self.factor, self.timesteps = model.factor, len(model.alphas_cumprod)
         self.sizes, self.keys = stream.sizes(source, model.unit), {}
         self.plan, self.parts = Plan(stream.seed, self.sizes, a_step), [self]
@@ -176,7 +176,7 @@ class Samples(Dataset):
 
     def caption(self, index: int, number: int) -> Tensor:
         """Token ids `[tokens]` of one of the picture's captions, drawn by the sample's number, or of none."""
-        if bool(self.uniform(number, "dropout") < self.stream.dropout):
+        if bool(self.uniform(number, "dropout") < self.dataset.dropout):
             return self.empty
         variant = int(self.uniform(number, "caption") * len(self.ids[index]))
         if not self.stream.shuffle_tags:
@@ -202,9 +202,9 @@ class Samples(Dataset):
 
     def timestep(self, number: int) -> Tensor:
         """One of the stream's range, by its distribution; a whole number `[]`."""
-        chance, favoured = self.chance("timestep", number), self.stream.timestep_distribution == "logit_normal"
+        chance, favoured = self.chance("timestep", number), self.dataset.timestep_distribution == "logit_normal"
         share = torch.randn((), generator=chance).sigmoid() if favoured else torch.rand((), generator=chance)
-        first, last = (round(edge * self.timesteps) for edge in self.stream.timestep_range)
+        first, last = (round(edge * self.timesteps) for edge in self.dataset.timestep_range)
         return (first + share * (last - first)).long().clamp(max=last - 1)
 
     def shape(self, size: Size) -> tuple[int, int, int]:

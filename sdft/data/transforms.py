@@ -62,7 +62,7 @@ class Worded(View):
         super().__init__(source)
         self.template = template
         if any(mark in template.replace(HOLE, "") for mark in "{}"):
-            raise ValueError(f"template={template}: {HOLE} is all that can stand in braces")
+            raise ValueError(f"caption_template={template}: {HOLE} is all that can stand in braces")
 
     def word(self, text: str) -> str:
         return self.template.replace(HOLE, text)
@@ -125,17 +125,17 @@ class Part(View):
         return f"{self.source.describe()}, {len(self)} of them"
 
 
-def split(source: Source, held_out: float) -> tuple[Source, Source | None]:
+def split(source: Source, validation_split: float) -> tuple[Source, Source | None]:
     """The pictures to learn from, and those held out: a number of them, or a share below 1. The same ones for every seed.
 
     `ValueError` when nothing would be left to learn from.
     """
-    if held_out < 0:
-        raise ValueError(f"held_out={held_out}: choose a number of pictures, a share of them below 1, or 0")
-    count = round(held_out * len(source)) if held_out < 1 else int(held_out)
+    if validation_split < 0:
+        raise ValueError(f"validation_split={validation_split}: choose a number of pictures, a share of them below 1, or 0")
+    count = round(validation_split * len(source)) if validation_split < 1 else int(validation_split)
     if not count:
         return source, None
     if count >= len(source):
-        raise ValueError(f"held_out={held_out:g}: leaves nothing to learn of {len(source)} pictures; choose fewer")
+        raise ValueError(f"validation_split={validation_split:g}: leaves nothing to learn of {len(source)} pictures; choose fewer")
     shuffled = order(0, -1, len(source)).tolist()
     return Part(source, sorted(shuffled[count:])), Part(source, sorted(shuffled[:count]))

@@ -36,8 +36,8 @@ def evaluate(folder: Path, cfg: DictConfig, states: list[State], judges: Judges 
 
     `cfg` is a run's config, or has its keys model, data, metrics, protocol, sampling, resolution and seed.
     """
-    source, protocol = worded(instantiate(cfg.data), cfg.get("template")), protocol_of(cfg)
-    questions, taught = source.questions(), split(source, cfg.get("held_out", 0))[0]
+    source, protocol = worded(instantiate(cfg.data), cfg.get("caption_template")), protocol_of(cfg)
+    questions, taught = source.questions(), split(source, cfg.get("validation_split", 0))[0]
     groups = groups_of(cfg, protocol, questions, source)
     sampling = dataclasses.replace(instantiate(cfg.sampling), images=protocol.images)
     device = alone(cfg.accelerator)

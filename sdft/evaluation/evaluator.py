@@ -95,7 +95,7 @@ class Exam:
     ):
         self.judges, self.protocol, self.groups, self.questions = judges, protocol, groups, questions
         self.images = protocol.images
-        step = max(1, -(-len(taught) // judges.suite.references))
+        step = max(1, -(-len(taught) // judges.suite.max_reference_images))
         self.taught = [smaller(taught[index]) for index in range(0, len(taught), step)]
         self.real = [questions.real[i] for i in range(len(questions.real))] if questions and questions.real else None
 
@@ -131,10 +131,10 @@ class Exam:
             yield "DIV", Diversity(judges.perceptual, self.images, (self.real or self.taught)[:COMPARED])
         if judges.subject:
             yield "nearest", Nearest(judges.subject, real)
-        features = judges.dino if judges.suite.features == "dino" else judges.clip
+        features = judges.dino if judges.suite.feature_extractor == "dino" else judges.clip
         if features:
             against = [picture.image for picture in self.real] if self.real else real
-            yield from ((name, DISTANCES[name](features, against)) for name in judges.suite.sets)
+            yield from ((name, DISTANCES[name](features, against)) for name in judges.suite.distribution_metrics)
 
     def of_faces(self, real: list[Image.Image]):
         faces = self.judges.faces

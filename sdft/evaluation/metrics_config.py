@@ -21,17 +21,17 @@ class Suite:
     faces: str | None = None
     detector: str = "cascade"
     face_threshold: float | None = None
-    sets: list[str] = field(default_factory=list)
-    features: str = "clip"
-    references: int = 1000
+    distribution_metrics: list[str] = field(default_factory=list)
+    feature_extractor: str = "clip"
+    max_reference_images: int = 1000
 
     def __post_init__(self):
-        if wrong := [name for name in self.sets if name not in SETS]:
-            raise ValueError(f"metrics.sets={wrong[0]}: choose from {', '.join(SETS)}")
-        if self.features not in ("clip", "dino") or (self.features == "dino" and not self.dino):
-            raise ValueError(f"metrics.features={self.features}: choose clip, or dino with metrics.dino=FOLDER")
-        if self.references < 1:
-            raise ValueError(f"metrics.references={self.references}: choose 1 or more")
+        if wrong := [name for name in self.distribution_metrics if name not in SETS]:
+            raise ValueError(f"metrics.distribution_metrics={wrong[0]}: choose from {', '.join(SETS)}")
+        if self.feature_extractor not in ("clip", "dino") or (self.feature_extractor == "dino" and not self.dino):
+            raise ValueError(f"metrics.feature_extractor={self.feature_extractor}: choose clip, or dino with metrics.dino=FOLDER")
+        if self.max_reference_images < 1:
+            raise ValueError(f"metrics.max_reference_images={self.max_reference_images}: choose 1 or more")
 
     @property
     def embedded(self) -> bool:

@@ -31,7 +31,7 @@ class Protocol:
     class_prompts: Any = None
     controls: Any = None
     images: int = 4
-    token: str | None = None
+    placeholder_token: str | None = None
     class_noun: str | None = None
 
     def __post_init__(self):
@@ -57,11 +57,11 @@ class Protocol:
 
     def plain(self, text: str) -> str:
         """Without the word that was learned."""
-        word = rf"(?<!\w){re.escape(self.token)}(?!\w)" if self.token else r"(?!)"
+        word = rf"(?<!\w){re.escape(self.placeholder_token)}(?!\w)" if self.placeholder_token else r"(?!)"
         return " ".join(re.sub(word, "", text).split())
 
     def filled(self, name: str, texts: list[str]) -> Group:
-        known = {"token": self.token, "class": self.class_noun}
+        known = {"token": self.placeholder_token, "class": self.class_noun}
         for text in texts:
             for hole in HOLES.findall(text):
                 if hole not in known:
@@ -69,7 +69,7 @@ class Protocol:
                         f"protocol: {{{hole}}} in {text!r}; only {{token}} and {{class}} can stand in braces"
                     )
                 if known[hole] is None:
-                    word = {"token": "token=sks", "class": "class_noun=dog"}[hole]
+                    word = {"token": "placeholder_token=sks", "class": "class_noun=dog"}[hole]
                     raise ValueError(f"protocol: {text!r} has {{{hole}}} in it; give {word}")
         plain = {**known, "token": ""}
         return Group(name, [fill(text, known) for text in texts], [self.plain(fill(text, plain)) for text in texts])

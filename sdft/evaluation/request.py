@@ -13,11 +13,11 @@ from sdft.runs.files import read_config, read_json
 
 # of a run's config; the rest was about training
 NEEDED = ("data", "method", "model", "metrics", "protocol", "sampling", "prior", "precision")
-OF_FILES = ("model", "resolution", "template", "seed")  # words of evaluations without a run
-PROTOCOL = ("prompts", "class_prompts", "controls", "images", "token", "class_noun")  # words that go to it
+OF_FILES = ("model", "resolution", "caption_template", "seed")  # words of evaluations without a run
+PROTOCOL = ("prompts", "class_prompts", "controls", "images", "placeholder_token", "class_noun")  # words that go to it
 
-TEXT = ("adapter", "token", "class_noun", "instance_prompt", "class_prompt", "accelerator", "template")
-WORDS = dict.fromkeys(TEXT, str | None) | dict.fromkeys(("images", "resolution", "seed", "windows"), int | None)
+TEXT = ("adapter", "placeholder_token", "class_noun", "instance_prompt", "class_prompt", "accelerator", "caption_template")
+WORDS = dict.fromkeys(TEXT, str | None) | dict.fromkeys(("images", "resolution", "seed", "prompt_chunks"), int | None)
 WORDS |= {"wandb": bool}
 
 
@@ -66,7 +66,7 @@ def check_words(asked: DictConfig) -> None:
 
 def scales_of(asked: DictConfig) -> list[float]:
     """Strengths; `ValueError` names one that is no number."""
-    scales = list(asked.scales) if OmegaConf.is_list(asked.scales) else [asked.scales]
+    scales = list(asked.adapter_scales) if OmegaConf.is_list(asked.adapter_scales) else [asked.adapter_scales]
     if wrong := [scale for scale in scales if not isinstance(scale, int | float) or isinstance(scale, bool)]:
         raise ValueError(f"scales={shown_word(wrong[0])}: give numbers, such as [0.5,1]")
     return scales

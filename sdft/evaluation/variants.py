@@ -36,7 +36,7 @@ def of_run(
         raise ValueError(f"checkpoints=best: {run} has none; train with evaluate_every=N checkpoint_metric=SCORE")
     if scales != [1.0] and method.result != "adapter":
         raise ValueError(
-            f"scales={scales}: only an adapter has a strength, and this run's result is its {method.result}/"
+            f"adapter_scales={scales}: only an adapter has a strength, and this run's result is its {method.result}/"
         )
     found = [State(BASE)]
     for step, file in chosen(run, checkpoints):
@@ -61,7 +61,7 @@ def of_file(path: Path, scales: list[float]) -> list[State]:
     if not (path / "model_index.json").is_file():
         return [State(BASE), *scaled_states(named(path), str(path), lambda model: load_lora(model, path), scales)]
     if scales != [1.0]:
-        raise ValueError(f"scales={scales}: only an adapter has a strength, and adapter={path} is a pipeline")
+        raise ValueError(f"adapter_scales={scales}: only an adapter has a strength, and adapter={path} is a pipeline")
 
     def load(model: StableDiffusion) -> None:
         try:
@@ -80,7 +80,7 @@ def named(path: Path) -> str:
 
 def scaled_states(label: str, source: str, load: Callable, scales: list[float]) -> list[State]:
     if not scales:
-        raise ValueError("scales=[]: give at least one, such as [0.5,1]")
+        raise ValueError("adapter_scales=[]: give at least one, such as [0.5,1]")
     names = {scale: label if scale == 1 else f"{label} × {scale:g}" for scale in scales}
     return [State(name, source, load, scale) for scale, name in names.items()]
 

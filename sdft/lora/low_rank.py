@@ -92,21 +92,21 @@ def spectrum(product: Product) -> tuple[Tensor, Tensor, Tensor]:
     return left @ u, values, v @ right.T
 
 
-def reduced(product: Product, rank: int | None = None, keep: float | None = None) -> Product:
-    """The nearest change of at most `rank`, or of the least rank with `keep` of the energy; both factors of the same size."""
+def reduced(product: Product, rank: int | None = None, energy: float | None = None) -> Product:
+    """The nearest change of at most `rank`, or of the least rank with `energy` of the energy; both factors of the same size."""
     left, values, right = spectrum(product)
-    rank = min(rank or len(values), len(values), rank_for(values, keep) if keep is not None else len(values))
+    rank = min(rank or len(values), len(values), rank_for(values, energy) if energy is not None else len(values))
     root = values[:rank].sqrt()
     return left[:, :rank] * root, root[:, None] * right[:rank]
 
 
-def rank_for(values: Tensor, keep: float) -> int:
-    """The least rank, 1 at the least, whose singular values hold the share `keep` of all energy."""
+def rank_for(values: Tensor, energy: float) -> int:
+    """The least rank, 1 at the least, whose singular values hold the share `energy` of all energy."""
     held = values.square().cumsum(0)
-    return int((held < keep * held[-1] * (1 - 1e-12)).sum()) + 1
+    return int((held < energy * held[-1] * (1 - 1e-12)).sum()) + 1
 
 
-def of_difference(change: Tensor, rank: int, keep: float | None = None) -> Product:
+def of_difference(change: Tensor, rank: int, energy: float | None = None) -> Product:
     """The nearest product of at most `rank` to a whole matrix `[out, in]`: its projection on its main directions, which
     are those of the smaller of its two Gram matrices; that costs a fraction of an SVD.
     """
@@ -116,7 +116,7 @@ def of_difference(change: Tensor, rank: int, keep: float | None = None) -> Produ
     values, vectors = torch.linalg.eigh(matrix @ matrix.T)
     values, vectors = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
     nonzero = int((values > 1e-7 * values[0]).sum())  # below is rounding
-    rank = max(1, min(rank, nonzero, rank_for(values, keep) if keep is not None else rank))
+    rank = max(1, min(rank, nonzero, rank_for(values, energy) if energy is not None else rank))
     main, root = vectors[:, :rank], values[:rank].clamp(min=1e-300).sqrt()
     one, other = main * root, (main.T @ matrix) / root[:, None]
     return (other.T, one.T) if tall else (one, other)

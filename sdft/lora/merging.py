@@ -36,7 +36,7 @@ def extract(
     base: StableDiffusion,
     tuned: StableDiffusion,
     rank: int | None,
-    keep: float | None = None,
+    energy: float | None = None,
     targets: dict[str, list[str] | None] | None = None,
     told: Callable[[list], list] = list,
 ) -> tuple[Made, float]:
@@ -50,10 +50,10 @@ def extract(
         part = next(part for part in shapes if shapes[part] != others[part])
         name = next(n for n in shapes[part] | others[part] if shapes[part].get(n) != others[part].get(n))
         raise ValueError(f"tuned={tuned.name}: not of the architecture of base={base.name} ({part}.{name} is another)")
-    if rank is None and keep is None:
-        raise ValueError("rank=null keep=null: give one of them, such as rank=16 or keep=0.95")
-    if keep is not None and not 0 < keep <= 1:
-        raise ValueError(f"keep={keep}: choose more than 0 up to 1, such as 0.95")
+    if rank is None and energy is None:
+        raise ValueError("rank=null energy=null: give one of them, such as rank=16 or energy=0.95")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy={energy}: choose more than 0 up to 1, such as 0.95")
     most = max(min(shape[0], torch.Size(shape[1:]).numel()) for layers in shapes.values() for shape in layers.values())
     if rank is not None and not 1 <= rank <= most:
         raise ValueError(f"rank={rank}: choose 1 to {most}; no layer of {base.name} has more")
@@ -63,7 +63,7 @@ def extract(
         before, after = (submodule(part, m.parts[part], name).weight.double() for m in (base, tuned))
         change = (after - before).cpu()
         if torch.count_nonzero(change):
-            product = of_difference(change.flatten(1), rank or most, keep)
+            product = of_difference(change.flatten(1), rank or most, energy)
             made.whole += (whole := float(change.square().sum()))
             held = float(product[0].T.matmul(change.flatten(1)).mul(product[1]).sum())
             made.missing += max(whole - held, 0.0)
@@ -96,9 +96,9 @@ def opened(name: str, word: str) -> StableDiffusion:
 
 
 def tuned_record(
-    base: StableDiffusion, tuned: StableDiffusion, rank: int | None, keep: float | None, kept: float
+    base: StableDiffusion, tuned: StableDiffusion, rank: int | None, energy: float | None, kept: float
 ) -> dict:
     """For the header of what was extracted: from which weights."""
     of = [{"file": "/".join(Path(model.name).parts[-2:]), "sha256": of_weights(model)} for model in (base, tuned)]
-    words = {"rank": rank} if keep is None else {"keep": keep}
+    words = {"rank": rank} if energy is None else {"energy": energy}
     return {"sdft": json.dumps({"made_by": "extract", **words, "kept": round(kept, 6), "of": of}, ensure_ascii=False)}

@@ -47,34 +47,34 @@ class Made:
 def balanced(weights: list[float] | None, count: int, sums: str) -> list[float]:
     """The weights as they are applied; `ValueError` when they are not as many as files, or do not sum to 1 where they should."""
     if sums not in SUMS:
-        raise ValueError(f"sum={sums}: choose one of {', '.join(SUMS)}")
+        raise ValueError(f"weight_sum={sums}: choose one of {', '.join(SUMS)}")
     if not count:
         raise ValueError("adapters=[]: give at least one LoRA file, or the folder of a run or an adapter")
     weights = [1 / count] * count if weights is None else one_each(list(weights), count)
     if sums == "one" and abs(sum(weights) - 1) > 1e-6:
         raise ValueError(
-            f"weights={weights}: they sum to {sum(weights):.6g}, not 1; give sum=any to add the files up as strongly as that, "
-            "or sum=normalize to divide by the sum"
+            f"weights={weights}: they sum to {sum(weights):.6g}, not 1; give weight_sum=any to add the files up as strongly as that, "
+            "or weight_sum=normalize to divide by the sum"
         )
     if sums == "normalize" and abs(sum(weights)) < 1e-9:
-        raise ValueError(f"weights={weights}: they sum to 0, which nothing is divided by; give sum=any")
+        raise ValueError(f"weights={weights}: they sum to 0, which nothing is divided by; give weight_sum=any")
     return [weight / sum(weights) for weight in weights] if sums == "normalize" else weights
 
 
-def mix(files: list[LoraFile], weights: list[float], how: str = "concat", rank: int | None = None) -> Made:
+def mix(files: list[LoraFile], weights: list[float], merge_method: str = "concat", rank: int | None = None) -> Made:
     """`concat`: the weighted sum itself, ranks add up; `svd`: the nearest to it of `rank`, by default the largest of the files';
     `linear`: factors added up as many tools do, which is something else, and `kept` says by how much.
     """
-    check(files, how, rank)
+    check(files, merge_method, rank)
     made, most = Made(), max(layer.rank for file in files for layer in file.layers.values())
     for part, name in sorted({key for file in files for key in file.layers}, reverse=True):
         mine = [
             (w, file.layers[part, name]) for w, file in zip(weights, files, strict=True) if (part, name) in file.layers
         ]
         exact = total([(weight, layer.product()) for weight, layer in mine])
-        if how == "linear":
+        if merge_method == "linear":
             product = added([(w, layer.product()) for w, layer in mine], name)
-        elif how == "svd":
+        elif merge_method == "svd":
             product = reduced(exact, rank or most)
         else:  # more than the weight has is never needed
             product = exact if exact[0].shape[1] <= min(len(exact[0]), exact[1].shape[1]) else reduced(exact)
@@ -82,11 +82,11 @@ def mix(files: list[LoraFile], weights: list[float], how: str = "concat", rank: 
     return made
 
 
-def check(files: list[LoraFile], how: str, rank: int | None) -> None:
-    if how not in HOWS:
-        raise ValueError(f"how={how}: choose one of {', '.join(HOWS)}")
-    if rank is not None and how != "svd":
-        raise ValueError(f"rank={rank}: goes with how=svd; how={how} has the rank that comes out")
+def check(files: list[LoraFile], merge_method: str, rank: int | None) -> None:
+    if merge_method not in HOWS:
+        raise ValueError(f"merge_method={merge_method}: choose one of {', '.join(HOWS)}")
+    if rank is not None and merge_method != "svd":
+        raise ValueError(f"rank={rank}: goes with merge_method=svd; merge_method={merge_method} has the rank that comes out")
     for file in files:
         if file.dora:
             raise ValueError(
@@ -109,7 +109,7 @@ def check(files: list[LoraFile], how: str, rank: int | None) -> None:
 def added(parts: list[tuple[float, Product]], name: str) -> Product:
     """Factors times the root of their weights, added up; the sign goes to one of them."""
     if len(sizes := {len(down) for _, (_, down) in parts}) > 1:
-        raise ValueError(f"how=linear: the files have ranks {sorted(sizes)} in {name}; choose how=concat or how=svd")
+        raise ValueError(f"merge_method=linear: the files have ranks {sorted(sizes)} in {name}; choose merge_method=concat or merge_method=svd")
     signed = [(abs(w) ** 0.5, 1 if w >= 0 else -1, up, down) for w, (up, down) in parts]
     return sum(root * sign * up for root, sign, up, _ in signed), sum(root * down for root, _, _, down in signed)
 
@@ -118,26 +118,26 @@ def shown(value: float | None) -> str:
     return "null" if value is None else str(value)
 
 
-def resize(file: LoraFile, rank: int | None, keep: float | None) -> Made:
+def resize(file: LoraFile, rank: int | None, energy: float | None) -> Made:
     """Every layer by its nearest of at most `rank`, or of the least rank that keeps that share of its energy.
 
     A DoRA's magnitudes stay as they are. Layers of a lower rank keep theirs.
     """
     most = max(layer.rank for layer in file.layers.values())
-    if (rank is None) == (keep is None):
+    if (rank is None) == (energy is None):
         raise ValueError(
-            f"rank={shown(rank)} keep={shown(keep)}: give one of them, such as rank={max(1, most // 2)} or keep=0.95"
+            f"rank={shown(rank)} energy={shown(energy)}: give one of them, such as rank={max(1, most // 2)} or energy=0.95"
         )
     if rank is not None and not 1 <= rank <= most:
         raise ValueError(f"rank={rank}: {file.path.name} has rank {most}; choose 1 to {most}")
-    if keep is not None and not 0 < keep <= 1:
-        raise ValueError(f"keep={keep}: choose more than 0 up to 1, such as 0.95")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy={energy}: choose more than 0 up to 1, such as 0.95")
     made = Made()
     for (part, name), one in file.layers.items():
         exact = one.product()
         if not torch.count_nonzero(exact[0]) or not torch.count_nonzero(exact[1]):
             product = exact[0][:, :1], exact[1][:1]
         else:
-            product = reduced(exact, rank, keep)
+            product = reduced(exact, rank, energy)
         made.add(part, name, one.shape, exact, product, one.magnitude)
     return made

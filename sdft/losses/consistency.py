@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sdft.losses.diffusion import check_terminal_snr, check_unmasked, mean_inside, noised
+from sdft.losses.diffusion import check_terminal_snr, check_unmasked_weight, mean_inside, noised
 
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0  # which the LCM scheduler takes for granted
 
@@ -25,7 +25,7 @@ class Consistency:
     guidance_range: list[float] = field(default_factory=lambda: [4.0, 16.0])
     solver_steps: int = 50
     huber_c: float = 0.001
-    unmasked: float = 0.0
+    unmasked_weight: float = 0.0
     teaches: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -36,7 +36,7 @@ class Consistency:
             raise ValueError(f"solver_steps={self.solver_steps}: choose from 2 to 1000; 50 is usual")
         if self.huber_c <= 0:
             raise ValueError(f"objective.huber_c={self.huber_c}: choose more than 0; 0.001 is usual")
-        check_unmasked(self.unmasked)
+        check_unmasked_weight(self.unmasked_weight)
 
     def check(self, model) -> None:
         check_terminal_snr(model)
@@ -55,7 +55,7 @@ class Consistency:
             before = self.solved(model, noisy, late, early, context, draws["guidance"])
             target = image(model, before, early, context)
         distances = ((found - target).square() + self.huber_c**2).sqrt() - self.huber_c
-        return mean_inside(distances, draws["mask"], self.unmasked)
+        return mean_inside(distances, draws["mask"], self.unmasked_weight)
 
     distances = __call__  # no timestep weighs more
 

@@ -16,7 +16,7 @@ class Objective:
 
     `noise_offset` adds a constant per channel to the noise, so that brightness can be learned (Guttenberg, 2023).
     `input_perturbation` adds further noise to the input alone; the target keeps the clean noise (Ning et al., 2023).
-    Where a `mask` is 0 the distance counts `unmasked` times, and the mean is over the mask: each picture weighs the same.
+    Where a `mask` is 0 the distance counts `unmasked_weight` times, and the mean is over the mask: each picture weighs the same.
     `huber_delta` is where the Huber loss turns from squared to linear. `snr_gamma=0` turns every weighting off.
     """
 
@@ -26,7 +26,7 @@ class Objective:
     huber_delta: float = 0.1
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
-    unmasked: float = 0.0
+    unmasked_weight: float = 0.0
     teaches: ClassVar[bool] = False  # see `sdft.methods.base`
 
     def __post_init__(self):
@@ -41,7 +41,7 @@ class Objective:
         for key in ("noise_offset", "input_perturbation"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key}={getattr(self, key)}: choose from 0 (off) to 1; 0.1 is usual")
-        check_unmasked(self.unmasked)
+        check_unmasked_weight(self.unmasked_weight)
 
     def check(self, model) -> None:
         check_terminal_snr(model)
@@ -62,7 +62,7 @@ class Objective:
         noisy = signal * latents + sigma * (noise + self.input_perturbation * draws["perturbation"])
         target = noise if model.prediction_type == "epsilon" else signal * noise - sigma * latents
         error = model.predict(noisy, draws["timestep"], context).float() - target
-        return mean_inside(self.distance(error), draws["mask"], self.unmasked)
+        return mean_inside(self.distance(error), draws["mask"], self.unmasked_weight)
 
     def distance(self, error: Tensor) -> Tensor:
         """error², |error|, or Huber's: error² within delta, 2 delta |error| - delta² outside (twice the usual, to match MSE)."""
@@ -101,9 +101,9 @@ def check_terminal_snr(model) -> None:
         )
 
 
-def check_unmasked(unmasked: float) -> None:
-    if not 0 <= unmasked <= 1:
-        raise ValueError(f"unmasked={unmasked}: choose from 0 (what a mask blackens is not learned) to 1")
+def check_unmasked_weight(unmasked_weight: float) -> None:
+    if not 0 <= unmasked_weight <= 1:
+        raise ValueError(f"unmasked_weight={unmasked_weight}: choose from 0 (what a mask blackens is not learned) to 1")
 
 
 def noised(model, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def noised(model, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
 
-def mean_inside(distances: Tensor, mask: Tensor, unmasked: float) -> Tensor:
-    """Means `[batch]` of distances `[batch, 4, h, w]` over a mask `[batch, 1, h, w]`, outside of which they count `unmasked`."""
-    mask = unmasked + (1 - unmasked) * mask
+def mean_inside(distances: Tensor, mask: Tensor, unmasked_weight: float) -> Tensor:
+    """Means `[batch]` of distances `[batch, 4, h, w]` over a mask `[batch, 1, h, w]`, outside of which they count `unmasked_weight`."""
+    mask = unmasked_weight + (1 - unmasked_weight) * mask
     return (distances.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1e-6)

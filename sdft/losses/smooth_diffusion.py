@@ -24,7 +24,7 @@ class Smoothness:
 
     def __post_init__(self):
         if self.weight < 0:
-            raise ValueError(f"smooth={self.weight}: choose 0 (off) or more; 1 is usual")
+            raise ValueError(f"smooth_diffusion_weight={self.weight}: choose 0 (off) or more; 1 is usual")
         if not 0 < self.rate <= 1:
             raise ValueError(f"smoothness.rate={self.rate}: choose more than 0, and at most 1; 0.01 is usual")
         self.mean, self.steps, self.seen, self.count = torch.zeros(()), torch.zeros(()), torch.zeros(()), 0

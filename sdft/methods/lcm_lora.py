@@ -22,8 +22,8 @@ class LCMLoRA(LoRA):
         super().__post_init__()
         if self.text_encoder:
             raise ValueError("method.text_encoder=true: only the UNet learns to draw in few steps; choose false")
-        if self.init == "pissa":
-            raise ValueError("method.init=pissa: changes the weights below the adapter, which teach; choose gaussian")
+        if self.init_lora_weights == "pissa":
+            raise ValueError("method.init_lora_weights=pissa: changes the weights below the adapter, which teach; choose gaussian")
 
     def check(self, model, captions):
         super().check(model, captions)

@@ -9,17 +9,17 @@ from sdft.methods.base import Method
 KINDS = ("lora", "loha", "lokr")
 INITS = ("gaussian", "kaiming", "pissa")
 MOST = 4096  # of the rank
-LORA_ONLY = {"init": "gaussian", "dropout": 0.0, "rslora": False, "dora": False, "plus": 1.0}
+LORA_ONLY = {"init_lora_weights": "gaussian", "dropout": 0.0, "use_rslora": False, "use_dora": False, "loraplus_lr_ratio": 1.0}
 
 
 @dataclass
 class LoRA(Method):
     """Adapters on the modules whose names end in one of the targets.
 
-    `kind`: lora, or the Hadamard (loha) or Kronecker (lokr) products of LyCORIS; files hold their exact equivalent as a LoRA.
-    `init`: A gaussian or kaiming and B zero, or pissa: both from the weight's largest singular vectors (Meng et al., 2024).
-    `rslora` scales by alpha / sqrt(rank) (Kalajdzievski, 2023); `dora` learns magnitude apart from direction (Liu et al., 2024).
-    `plus` is how many times faster B learns than A (LoRA+, Hayou et al., 2024; 16 is usual there).
+    `adapter_type`: lora, or the Hadamard (loha) or Kronecker (lokr) products of LyCORIS; files hold their exact equivalent as a LoRA.
+    `init_lora_weights`: A gaussian or kaiming and B zero, or pissa: both from the weight's largest singular vectors (Meng et al., 2024).
+    `use_rslora` scales by alpha / sqrt(rank) (Kalajdzievski, 2023); `use_dora` learns magnitude apart from direction (Liu et al., 2024).
+    `loraplus_lr_ratio` is how many times faster B learns than A (LoRA+, Hayou et al., 2024; 16 is usual there).
     """
 
     rank: int
@@ -27,12 +27,12 @@ class LoRA(Method):
     text_encoder: bool = True
     unet_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     text_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj"])
-    kind: str = "lora"
+    adapter_type: str = "lora"
     dropout: float = 0.0
-    init: str = "gaussian"
-    rslora: bool = False
-    dora: bool = False
-    plus: float = 1.0
+    init_lora_weights: str = "gaussian"
+    use_rslora: bool = False
+    use_dora: bool = False
+    loraplus_lr_ratio: float = 1.0
     result: ClassVar[str] = "adapter"
     about: ClassVar[dict[str, str]] = {}  # further metadata of the files
 
@@ -45,17 +45,17 @@ class LoRA(Method):
             raise ValueError(f"alpha={self.alpha}: choose more than 0; alpha equal to rank is usual")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"method.dropout={self.dropout}: choose from 0 up to, not including, 1")
-        if self.plus <= 0:
-            raise ValueError(f"method.plus={self.plus}: choose more than 0; 1 is off, 16 is usual")
-        for key, choices in {"kind": KINDS, "init": INITS}.items():
+        if self.loraplus_lr_ratio <= 0:
+            raise ValueError(f"method.loraplus_lr_ratio={self.loraplus_lr_ratio}: choose more than 0; 1 is off, 16 is usual")
+        for key, choices in {"adapter_type": KINDS, "init_lora_weights": INITS}.items():
             if getattr(self, key) not in choices:
                 raise ValueError(f"method.{key}={getattr(self, key)}: choose one of {', '.join(choices)}")
-        if self.kind != "lora" and (other := [k for k, off in LORA_ONLY.items() if getattr(self, k) != off]):
+        if self.adapter_type != "lora" and (other := [k for k, off in LORA_ONLY.items() if getattr(self, k) != off]):
             raise ValueError(
-                f"method.{other[0]}={getattr(self, other[0])}: not for method.kind={self.kind}, only for lora"
+                f"method.{other[0]}={getattr(self, other[0])}: not for method.adapter_type={self.adapter_type}, only for lora"
             )
-        if self.init == "pissa" and (self.dora or self.dropout):
-            raise ValueError("method.init=pissa: not with dora or dropout, which would change the model it starts from")
+        if self.init_lora_weights == "pissa" and (self.use_dora or self.dropout):
+            raise ValueError("method.init_lora_weights=pissa: not with dora or dropout, which would change the model it starts from")
 
     def targets(self) -> dict[str, list[str]]:
         """The patterns of each part that gets an adapter; an empty list leaves the part as it is."""
@@ -64,40 +64,40 @@ class LoRA(Method):
 
     def check(self, model, captions):
         for part, patterns in self.targets().items():
-            check_targets(model.parts[part], part, patterns, linear=self.init == "pissa")
+            check_targets(model.parts[part], part, patterns, linear=self.init_lora_weights == "pissa")
 
     def prepare(self, model):
         from sdft.lora.to_lora import products
 
         for part, patterns in self.targets().items():
             model.parts[part].add_adapter(self.config(patterns))
-        self.start = {part: products(model.parts[part]) for part in self.targets()} if self.init == "pissa" else {}
+        self.start = {part: products(model.parts[part]) for part in self.targets()} if self.init_lora_weights == "pissa" else {}
 
     def config(self, patterns: list[str]):
         """peft's configuration of one part."""
         from peft import LoHaConfig, LoKrConfig, LoraConfig
 
-        if self.kind != "lora":
-            kind = {"loha": LoHaConfig, "lokr": LoKrConfig}[self.kind]
+        if self.adapter_type != "lora":
+            kind = {"loha": LoHaConfig, "lokr": LoKrConfig}[self.adapter_type]
             return kind(r=self.rank, alpha=self.alpha, target_modules=patterns)
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             target_modules=patterns,
             lora_dropout=self.dropout,
-            init_lora_weights=True if self.init == "kaiming" else self.init,
-            use_rslora=self.rslora,
-            use_dora=self.dora,
+            init_lora_weights=True if self.init_lora_weights == "kaiming" else self.init_lora_weights,
+            use_rslora=self.use_rslora,
+            use_dora=self.use_dora,
         )
 
     def rate(self, name: str) -> float:
-        return self.plus if ".lora_B." in name else 1.0
+        return self.loraplus_lr_ratio if ".lora_B." in name else 1.0
 
     def save(self, model, folder: Path, name: str):
         from sdft.lora.formats import save_lora
         from sdft.lora.state_dict import plain, trained
 
-        as_it_is = self.kind == "lora" and self.init != "pissa"
+        as_it_is = self.adapter_type == "lora" and self.init_lora_weights != "pissa"
         adapters = {
             part: trained(part, model.parts[part]) if as_it_is else plain(part, model.parts[part], self.start.get(part))
             for part in self.targets()

@@ -17,35 +17,35 @@ FILE = "learned_embeds.safetensors"
 
 @dataclass
 class TextualInversion(Method):
-    """`token` is written in captions and stands for `vectors` embeddings, each starting as one of `init_words`' tokens in turn.
+    """`placeholder_token` is written in captions and stands for `num_vectors` embeddings, each starting as one of `initializer_token`' tokens in turn.
 
-    Without `init_words` they start as random as the vocabulary's own.
+    Without `initializer_token` they start as random as the vocabulary's own.
     """
 
-    token: str
-    init_words: str | None = None
-    vectors: int = 1
+    placeholder_token: str
+    initializer_token: str | None = None
+    num_vectors: int = 1
     result: ClassVar[str] = "embedding"
 
     def __post_init__(self):
-        if not self.token or any(mark.isspace() for mark in self.token):
-            raise ValueError(f"token={self.token!r}: choose a word without spaces, such as my-cat")
-        if not 1 <= self.vectors <= MOST:
-            raise ValueError(f"vectors={self.vectors}: choose from 1 to {MOST}, which a prompt has room for")
-        if self.init_words is not None and not self.init_words.strip():
-            raise ValueError(f"init_words={self.init_words!r}: choose a word or more, or null to start at random")
+        if not self.placeholder_token or any(mark.isspace() for mark in self.placeholder_token):
+            raise ValueError(f"placeholder_token={self.placeholder_token!r}: choose a word without spaces, such as my-cat")
+        if not 1 <= self.num_vectors <= MOST:
+            raise ValueError(f"num_vectors={self.num_vectors}: choose from 1 to {MOST}, which a prompt has room for")
+        if self.initializer_token is not None and not self.initializer_token.strip():
+            raise ValueError(f"initializer_token={self.initializer_token!r}: choose a word or more, or null to start at random")
 
     def names(self) -> list[str]:
         """One for each vector, as diffusers calls them."""
-        return [self.token, *[f"{self.token}_{i}" for i in range(1, self.vectors)]]
+        return [self.placeholder_token, *[f"{self.placeholder_token}_{i}" for i in range(1, self.num_vectors)]]
 
     def check(self, model, captions):
         if taken := sorted(set(self.names()) & model.tokenizer.get_vocab().keys()):
-            raise ValueError(f"token={taken[0]}: the vocabulary has it; choose a new word, such as my-{self.token}")
-        if not any(self.token in caption for caption in captions):
+            raise ValueError(f"placeholder_token={taken[0]}: the vocabulary has it; choose a new word, such as my-{self.placeholder_token}")
+        if not any(self.placeholder_token in caption for caption in captions):
             raise ValueError(
-                f"token={self.token}: no caption has it, so nothing would be learned; "
-                f"write it into the captions, or give 'template=\"{{caption}} {self.token}\"'"
+                f"placeholder_token={self.placeholder_token}: no caption has it, so nothing would be learned; "
+                f"write it into the captions, or give 'caption_template=\"{{caption}} {self.placeholder_token}\"'"
             )
 
     def prepare(self, model):
@@ -55,17 +55,17 @@ class TextualInversion(Method):
 
     def beginning(self, model, vocabulary: Tensor) -> Tensor:
         """`[vectors, width]`."""
-        if self.init_words is None:
-            return vocabulary.mean(0) + vocabulary.std(0) * torch.randn(self.vectors, vocabulary.shape[1])
-        ids = model.tokenizer(self.init_words, add_special_tokens=False).input_ids
-        return vocabulary[[ids[i % len(ids)] for i in range(self.vectors)]]
+        if self.initializer_token is None:
+            return vocabulary.mean(0) + vocabulary.std(0) * torch.randn(self.num_vectors, vocabulary.shape[1])
+        ids = model.tokenizer(self.initializer_token, add_special_tokens=False).input_ids
+        return vocabulary[[ids[i % len(ids)] for i in range(self.num_vectors)]]
 
     def save(self, model, folder: Path, name: str):
         from sdft.lora.formats import write
 
         folder.mkdir(parents=True, exist_ok=True)
         rows = model.text_encoder.get_input_embeddings().rows
-        write(folder / FILE, {self.token: rows}, {})
+        write(folder / FILE, {self.placeholder_token: rows}, {})
 
     def load(self, model, folder: Path):
         check_tensors(folder / FILE, "embedding")

@@ -27,7 +27,7 @@ def settings_of(model: StableDiffusion, sampling: Sampling, resolution: Size) ->
         "guidance_scale": sampling.guidance_scale,
         **({"negative_prompt": sampling.negative_prompt} if sampling.negative_prompt else {}),
         "resolution": list(resolution) if isinstance(resolution, tuple) else resolution,
-        "windows": model.windows,
+        "prompt_chunks": model.prompt_chunks,
         "precision": str(model.compute).removeprefix("torch."),
     }
 

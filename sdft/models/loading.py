@@ -20,7 +20,7 @@ def load(
     variant: str | None = None,
     prediction_type: str | None = None,
     zero_terminal_snr: bool = False,
-    windows: int = 1,
+    prompt_chunks: int = 1,
 ) -> StableDiffusion:
     """An embedded model, a local folder or a hub id in the diffusers layout, in fp32.
 
@@ -29,8 +29,8 @@ def load(
     """
     if weights not in WEIGHTS:
         raise ValueError(f"model.weights={weights}: choose one of {', '.join(WEIGHTS)}")
-    if windows < 1:
-        raise ValueError(f"windows={windows}: choose 1 or more; each holds 75 tokens of a prompt")
+    if prompt_chunks < 1:
+        raise ValueError(f"prompt_chunks={prompt_chunks}: choose 1 or more; each holds 75 tokens of a prompt")
     if prediction_type not in (None, *PREDICTIONS):
         raise ValueError(f"model.prediction_type={prediction_type}: choose one of {', '.join(PREDICTIONS)}")
     embedded = {index.parent.name: index.parent for index in FOLDER.glob("*/model_index.json")}
@@ -39,7 +39,7 @@ def load(
         model = pretrained(place, revision, variant)
     else:
         model = untrained(configurations(place, architecture))
-    model.name, model.windows = f"sdft/assets/{name}" if name in embedded else name, windows
+    model.name, model.prompt_chunks = f"sdft/assets/{name}" if name in embedded else name, prompt_chunks
     if prediction_type is not None or zero_terminal_snr:
         model.scheduler = changed(model.scheduler, prediction_type or model.prediction_type, zero_terminal_snr)
         model.alphas_cumprod = noise_levels(model.scheduler.config)

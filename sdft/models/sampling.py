@@ -105,9 +105,9 @@ class Sampling:
 
 
 def asked(model: StableDiffusion, prompts: list[str], device: torch.device, negative: str | None = None) -> dict:
-    """What a pipeline takes: prompts, or of a model with several windows what it makes of them and of `negative`, or of none."""
+    """What a pipeline takes: prompts, or of a model with several prompt_chunks what it makes of them and of `negative`, or of none."""
     away_from = [negative or ""] * len(prompts)
-    if model.windows == 1:
+    if model.prompt_chunks == 1:
         return {"prompt": prompts} | ({"negative_prompt": away_from} if negative else {})
     context, none = (model.condition(model.tokenize(texts).to(device)) for texts in (prompts, away_from))
     return {"prompt_embeds": context, "negative_prompt_embeds": none}

@@ -19,7 +19,7 @@ class StableDiffusion(nn.Module):
         super().__init__()
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
         self.tokenizer, self.scheduler, self.name = tokenizer, scheduler, "the model"
-        self.windows = 1  # of the text encoder's length, in which a prompt is encoded
+        self.prompt_chunks = 1  # of the text encoder's length, in which a prompt is encoded
         self.register_buffer("alphas_cumprod", noise_levels(scheduler.config), persistent=False)
         self.vocabulary = len(tokenizer)  # without words that a method adds
         self.compute = torch.float32  # the precision of products; the training module may change it
@@ -44,7 +44,7 @@ class StableDiffusion(nn.Module):
     @property
     def prompt_tokens(self) -> int:
         """The longest prompt that is read whole, with one start and end."""
-        return self.windows * (self.tokens - 2) + 2
+        return self.prompt_chunks * (self.tokens - 2) + 2
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -87,13 +87,13 @@ class StableDiffusion(nn.Module):
             return self.vae.decode(latents.float() / self.vae.config.scaling_factor).sample
 
     def tokenize(self, captions: list[str]) -> Tensor:
-        """Token ids `[batch, windows * tokens]`, padded and cut to what the text encoder takes, window by window."""
+        """Token ids `[batch, prompt_chunks * tokens]`, padded and cut to what the text encoder takes, window by window."""
         one = {"padding": "max_length", "max_length": self.tokens, "truncation": True, "return_tensors": "pt"}
-        if self.windows == 1:
+        if self.prompt_chunks == 1:
             return self.tokenizer(self.spelled(captions), **one).input_ids
         inner, rows = self.tokens - 2, []
         for ids in self.tokenizer(self.spelled(captions), add_special_tokens=False, verbose=False).input_ids:
-            pieces = [ids[start : start + inner] for start in range(0, inner * self.windows, inner)]
+            pieces = [ids[start : start + inner] for start in range(0, inner * self.prompt_chunks, inner)]
             start, end, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
             rows.append([t for p in pieces for t in [start, *p, end, *[pad] * (inner - len(p))]])
         return torch.tensor(rows)
@@ -107,8 +107,8 @@ class StableDiffusion(nn.Module):
         return TextualInversionLoaderMixin().maybe_convert_prompt(captions, self.tokenizer)
 
     def condition(self, ids: Tensor) -> Tensor:
-        """Token ids `[batch, windows * tokens]` to what the UNet attends to `[batch, windows * tokens, width]`."""
-        return self.text_encoder(ids.reshape(-1, ids.shape[1] // self.windows))[0].reshape(*ids.shape, -1)
+        """Token ids `[batch, prompt_chunks * tokens]` to what the UNet attends to `[batch, prompt_chunks * tokens, width]`."""
+        return self.text_encoder(ids.reshape(-1, ids.shape[1] // self.prompt_chunks))[0].reshape(*ids.shape, -1)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """The UNet's output `[batch, 4, h, w]`: noise or velocity, as `prediction_type` says."""

@@ -17,19 +17,19 @@ CIRCUMSTANCES = ("commit", "digests", "versions", "python", "device", "batch")
 
 def check(cfg: DictConfig) -> None:
     """`ValueError` unless the run is there, ended, and ran with the same words throughout: these."""
-    folder = Path(cfg.repeat).expanduser()
+    folder = Path(cfg.reproduce).expanduser()
     record = read_json(folder / "run.json")
     if not record:
-        raise ValueError(f"repeat={cfg.repeat}: no run there; give a run's folder, or last")
+        raise ValueError(f"reproduce={cfg.reproduce}: no run there; give a run's folder, or last")
     if (state := record.get("state")) != "finished":
-        raise ValueError(f"repeat={folder}: did not finish ({state}); resume={folder} goes on with it")
+        raise ValueError(f"reproduce={folder}: did not finish ({state}); resume={folder} goes on with it")
     if on_the_way := [part for part in record["resumed"] if part["changed"]]:
         words = ", ".join(on_the_way[0]["changed"])
-        raise ValueError(f"repeat={folder}: went on with other {words} at step {on_the_way[0]['step']}; repeat another")
+        raise ValueError(f"reproduce={folder}: went on with other {words} at step {on_the_way[0]['step']}; repeat another")
     old, new = (OmegaConf.to_container(one) for one in (read_config(folder), cfg))
-    other = [name for name in changes(old, new) if name not in ("repeat", "name", "tags", "sweep")]
+    other = [name for name in changes(old, new) if name not in ("reproduce", "name", "tags", "sweep")]
     if other:
-        raise ValueError(f"repeat={folder}: {other[0]} is another; give no other words, or train without repeat")
+        raise ValueError(f"reproduce={folder}: {other[0]} is another; give no other words, or train without repeat")
 
 
 def verdict(before: Path, after: Path) -> tuple[bool, list[str]]:

@@ -8,14 +8,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from sdft.runs.files import read_config, read_json
 
-LAST, GOES_ON, AGAIN = "last", "resume", "repeat"
-OWN = (GOES_ON, AGAIN, "confirm")  # words of going on itself
-FREE = {*OWN, "workers", "save_every", "keep"}  # words that change no result
+LAST, GOES_ON, AGAIN = "last", "resume", "reproduce"
+OWN = (GOES_ON, AGAIN, "allow_config_change")  # words of going on itself
+FREE = {*OWN, "workers", "save_every", "checkpoints_total_limit"}  # words that change no result
 GIVEN = Path(".hydra", "overrides.yaml")
 
 
 def words(given: list[str]) -> list[str]:
-    """A command line with the words of the run that it goes on with, or repeats: `resume=FOLDER`, `repeat=last`.
+    """A command line with the words of the run that it goes on with, or repeats: `resume=FOLDER`, `reproduce=last`.
 
     Words given now replace those of before. A checkpoint file begins a new run, as does another `hydra.run.dir`.
     """
@@ -99,11 +99,11 @@ def going_on(cfg: DictConfig, folder: Path, a_step: int) -> Before | None:
     record = read_json(folder / "run.json")
     changed = changes(OmegaConf.to_container(read_config(folder)), OmegaConf.to_container(cfg))
     batch = record["batch"]
-    if (was := batch["size"] * batch["accumulate"] * batch["processes"]) != a_step and not changed:
+    if (was := batch["size"] * batch["gradient_accumulation_steps"] * batch["processes"]) != a_step and not changed:
         changed["samples of a step"] = (was, a_step)
-    if changed and not cfg.confirm:
+    if changed and not cfg.allow_config_change:
         words = ", ".join(f"{name} was {old} and is {new}" for name, (old, new) in changed.items())
-        raise ValueError(f"resume={folder}: {words}; add confirm=true to go on like that")
+        raise ValueError(f"resume={folder}: {words}; add allow_config_change=true to go on like that")
     return Before(record, changed, max((int(row["step"]) for row in read(folder / NAME)[1]), default=0))
 
 

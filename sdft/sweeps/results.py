@@ -148,7 +148,7 @@ def varies(key: str, runs: list[Run]) -> bool:
 
 
 def copies(key: str, told: list[str], runs: list[Run]) -> bool:
-    """Whether a word only follows an earlier one, as text_lr follows lr."""
+    """Whether a word only follows an earlier one, as text_encoder_lr follows lr."""
     before = told[: told.index(key)]
     return any(all(run.words.get(key) == run.words.get(other) for run in runs) for other in before)
 

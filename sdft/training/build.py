@@ -12,7 +12,7 @@ from sdft.data.dataset import Source
 from sdft.runs.metadata import command
 from sdft.training.optimizers import check
 
-PARTS = ("method", "objective", "smoothness", "schedule", "precision", "strategy", "sampling", "stream", "loop")
+PARTS = ("method", "objective", "smoothness", "schedule", "precision", "strategy", "sampling", "dataset", "training")
 CHEAP = (*PARTS, "metrics", "prior", "protocol")
 
 
@@ -33,41 +33,41 @@ def check_together(cfg: DictConfig, parts: dict) -> None:
         raise ValueError(f"objective=consistency: a method={name} has no teacher; choose method=lcm_lora")
     if method.teaches and parts["prior"]:
         raise ValueError(f"prior={HydraConfig.get().runtime.choices.prior}: the base itself teaches; choose prior=none")
-    if cfg.smooth and parts["strategy"].name == "fsdp":
-        raise ValueError(f"smooth={cfg.smooth}: strategy=fsdp has no second derivatives; choose strategy=ddp")
+    if cfg.smooth_diffusion_weight and parts["strategy"].name == "fsdp":
+        raise ValueError(f"smooth_diffusion_weight={cfg.smooth_diffusion_weight}: strategy=fsdp has no second derivatives; choose strategy=ddp")
 
 
 def build_samples(parts: dict, model, taught: Source, classes: Source | None, a_step: int):
     """The stream that is learned from: single pictures, or each beside one of its class."""
     from sdft.data.prior_preservation import Pairs
 
-    samples = parts["stream"].samples(taught, model, a_step=a_step)
+    samples = parts["dataset"].samples(taught, model, a_step=a_step)
     if classes is None:
         return samples
-    return Pairs(samples, parts["stream"].samples(classes, model, "class "), parts["prior"].weight)
+    return Pairs(samples, parts["dataset"].samples(classes, model, "class "), parts["prior"].weight)
 
 
 def build_module(cfg: DictConfig, parts: dict, model):
     from sdft.training.callbacks.ema import averages
     from sdft.training.module import FineTuning
 
-    loop = parts["loop"]
+    loop = parts["training"]
     scale = loop.samples_per_step(parts["strategy"].world()) if loop.scale_lr else 1
     optimizer = instantiate(cfg.optimizer, _convert_="all")  # plain lists, for checkpoints hold them
     if loop.ema and averages(optimizer.func):
         raise ValueError(f"ema={loop.ema}: {optimizer.func.__name__} averages the weights itself; give ema=0")
     if optimizer.func.__name__ == "Prodigy" and (
-        loop.lr < 0.1 or loop.text_lr != loop.lr or cfg.method.get("plus", 1) != 1
+        loop.lr < 0.1 or loop.text_encoder_lr != loop.lr or cfg.method.get("loraplus_lr_ratio", 1) != 1
     ):
-        raise ValueError(f"lr={loop.lr} text_lr={loop.text_lr}: Prodigy finds the rate of all; give lr=1.0 text_lr=1.0")
+        raise ValueError(f"lr={loop.lr} text_encoder_lr={loop.text_encoder_lr}: Prodigy finds the rate of all; give lr=1.0 text_encoder_lr=1.0")
     return FineTuning(
         model,
         parts["method"],
         parts["objective"],
         unfused(optimizer) if parts["precision"].scaled else optimizer,
         parts["schedule"],
-        lr={"unet": loop.lr * scale, "text_encoder": loop.text_lr * scale},
-        clip=loop.clip,
+        lr={"unet": loop.lr * scale, "text_encoder": loop.text_encoder_lr * scale},
+        clip=loop.max_grad_norm,
         compute=parts["precision"].dtype,
         checkpointing=loop.gradient_checkpointing,
         seed=cfg.seed,
@@ -101,16 +101,16 @@ def build_trainer(
     from sdft.training.async_checkpoint import WholeFiles
     from sdft.training.trainer import quiet_trainer
 
-    loop = parts["loop"]
+    loop = parts["training"]
     dashboard = instantiate(cfg.logger, **(before.wandb() if before and "wandb" in str(cfg.logger) else {}))
     place, metrics = parts["strategy"].trainer(), MetricsFile(folder)
     if not checkpoint:
         metrics.keep(0)
     return quiet_trainer(
-        **place | {"plugins": [*place["plugins"], WholeFiles(loop.keep)]},
+        **place | {"plugins": [*place["plugins"], WholeFiles(loop.checkpoints_total_limit)]},
         precision=parts["precision"].trainer,
         max_steps=steps,
-        accumulate_grad_batches=loop.accumulate,
+        accumulate_grad_batches=loop.gradient_accumulation_steps,
         logger=[metrics, *([dashboard] if dashboard else [])],
         callbacks=callbacks_of(cfg, parts, samples, held_out, folder, prompts, exam, metrics, checkpoint),
         log_every_n_steps=loop.log_every,
@@ -136,7 +136,7 @@ def callbacks_of(
     from sdft.training.callbacks.signals import Stops
     from sdft.training.callbacks.validation import Validation
 
-    loop = parts["loop"]
+    loop = parts["training"]
     ema, meters = EMA(loop.ema), Meters(loop.log_every)
     sheets = SampleSheets(folder, parts["sampling"], prompts, cfg.resolution, loop.sample_every, ema, meters)
     found = [
@@ -160,7 +160,7 @@ def evaluations(cfg: DictConfig, parts: dict, folder: Path, exam, ema, meters, c
     """`exam` every so often, with other seeds than at the end."""
     from sdft.training.callbacks.evaluation import SEEDS, Evaluations
 
-    loop = parts["loop"]
+    loop = parts["training"]
     asked = replace(parts["sampling"], images=exam.images, seed=parts["sampling"].seed + SEEDS)
     chosen = {"every": loop.evaluate_every, "choose": loop.checkpoint_metric, "patience": loop.patience}
     before = checkpoint.parent.parent if checkpoint else None

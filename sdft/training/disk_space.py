@@ -28,7 +28,7 @@ def result_size(module: FineTuning) -> int:
 def run_size(module: FineTuning, loop, sampling, prompts: list[str], resolution: int, steps: int) -> int:
     """Bytes that the run's folder holds at its fullest: a new checkpoint stands beside the `keep` that are there."""
     every = loop.save_steps()
-    checkpoints = 1 + (min(loop.keep, steps // every) if every else loop.keep if loop.save_every else 0)
+    checkpoints = 1 + (min(loop.checkpoints_total_limit, steps // every) if every else loop.checkpoints_total_limit if loop.save_every else 0)
     sampled = 2 + (steps // loop.sample_every if loop.sample_every else 0)
     pictures = sampled * len(sampling.requests(prompts)) * PER_PIXEL * resolution**2
     results = (1 + bool(loop.checkpoint_metric)) * result_size(module)
@@ -56,7 +56,7 @@ def less(loop) -> list[str]:
     """Words that make fewer checkpoints."""
     if not loop.save_every:
         return []
-    return [f"keep={loop.keep - 1} or fewer"] if loop.keep > 1 else ["save_every=0"]
+    return [f"checkpoints_total_limit={loop.checkpoints_total_limit - 1} or fewer"] if loop.checkpoints_total_limit > 1 else ["save_every=0"]
 
 
 def existing(folder: Path) -> Path:

@@ -69,5 +69,5 @@ def whole(model: StableDiffusion) -> StableDiffusion:
         return model
     vae, scheduler = model.vae, model.scheduler
     found = StableDiffusion(parts["unet"], vae, parts["text_encoder"], model.tokenizer, scheduler)
-    found.name, found.windows, found.vocabulary = model.name, model.windows, model.vocabulary
+    found.name, found.prompt_chunks, found.vocabulary = model.name, model.prompt_chunks, model.vocabulary
     return found

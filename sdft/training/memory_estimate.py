@@ -212,7 +212,7 @@ def step_of(samples, loop, sampling, resolution: int, trainer) -> Step:
     return Step(
         samples.collate([samples[number]]),
         loop.batch_size,
-        loop.accumulate,
+        loop.gradient_accumulation_steps,
         trainer.strategy.root_device,
         ema=bool(loop.ema),
         spread=trainer.world_size if strategy == "ModelParallelStrategy" else 1,

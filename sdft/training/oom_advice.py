@@ -132,8 +132,8 @@ def changes(module, step: Step, cfg) -> list[list[Change]]:
 
 def fewer(step: Step, count: int) -> Change:
     many = step.batch_size * step.accumulate // count
-    words = f"batch_size={count} accumulate={many}"
-    return Change(words, {"batch_size": count, "accumulate": many}, " (the same result)")
+    words = f"batch_size={count} gradient_accumulation_steps={many}"
+    return Change(words, {"batch_size": count, "gradient_accumulation_steps": many}, " (the same result)")
 
 
 def eight_bit(groups):

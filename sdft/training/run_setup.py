@@ -12,8 +12,8 @@ from sdft.runs.resume import Before
 from sdft.training.build import PARTS
 from sdft.training.run_summary import announce
 
-WORDS = {"name": str, "seed": int, "template": str | None, "held_out": float, "resolution": int, "sweep": str | None}
-WORDS |= {"tags": list[str], "confirm": bool, "repeat": str | None}
+WORDS = {"name": str, "seed": int, "caption_template": str | None, "validation_split": float, "resolution": int, "sweep": str | None}
+WORDS |= {"tags": list[str], "allow_config_change": bool, "reproduce": str | None}
 NEEDED = (*PARTS, "model", "data", "optimizer")
 
 
@@ -34,7 +34,7 @@ def check_unfinished(cfg: DictConfig, checkpoint: Path | None, steps: int, befor
     done = read(checkpoint)["global_step"] if checkpoint else 0
     ended = before is None or before.record["state"] == "finished"
     if done > steps or (checkpoint and done == steps and ended):
-        more = "give more steps, and confirm=true" if before else "give more steps"
+        more = "give more steps, and allow_config_change=true" if before else "give more steps"
         raise ValueError(f"resume={cfg.resume}: already at step {done} of {steps}; {more}")
     return done
 

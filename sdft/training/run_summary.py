@@ -27,7 +27,7 @@ def inspect(module, samples, loop, schedule, trainer, step: Step) -> dict:
         "steps": steps,
         "epochs": round(steps / samples.plan.steps_an_epoch, 2),
         "buckets": {f"{w}x{h}": n for (w, h), n in sorted(Counter(samples.parts[0].sizes).items())},
-        "batch": {"size": loop.batch_size, "accumulate": loop.accumulate, "processes": world},
+        "batch": {"size": loop.batch_size, "gradient_accumulation_steps": loop.gradient_accumulation_steps, "processes": world},
         "resolution": samples.stream.resolution,
         "prediction_type": model.prediction_type,
         "base": model.name,
@@ -76,7 +76,7 @@ def announce(plan: dict, headline: str, data: list[str], folder: Path) -> None:
     learned = sum(plan["learns"].values())
     parts = " + ".join(f"{PART_NAMES[part]} {n:,}" for part, n in plan["learns"].items())
     batch = plan["batch"]
-    factors = [str(batch["size"])] + [str(n) for n in (batch["accumulate"], batch["processes"]) if n > 1]
+    factors = [str(batch["size"])] + [str(n) for n in (batch["gradient_accumulation_steps"], batch["processes"]) if n > 1]
     share = f"{learned / plan['parameters']:.2%}" if learned < plan["parameters"] else "all"
     print("\n".join([f"sdft · {headline}", *data]))
     print(f"learns   {parts} of {plan['parameters']:,} ({share})")

@@ -14,9 +14,9 @@ class Loop:
     steps: int | None = None
     epochs: int | None = None
     batch_size: int = 1
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
     lr: float = 1e-4
-    text_lr: float = 1e-4
+    text_encoder_lr: float = 1e-4
     clip: float = 1.0
     on_nan: str = "stop"
     ema: float = 0.0
@@ -29,7 +29,7 @@ class Loop:
     checkpoint_metric: str | None = None
     patience: int = 0
     save_every: int | str = 0
-    keep: int = 1
+    checkpoints_total_limit: int = 1
     resume: str | None = None
     scale_lr: bool = False
     gradient_checkpointing: bool = False
@@ -45,9 +45,9 @@ class Loop:
         for key, most in MOST.items():
             if getattr(self, key) > most:
                 raise ValueError(f"{key}={getattr(self, key)}: choose {most} or less")
-        if not self.lr and not self.text_lr:
+        if not self.lr and not self.text_encoder_lr:
             raise ValueError(
-                f"lr={self.lr} text_lr={self.text_lr}: nothing would learn; choose more than 0 for one of them"
+                f"lr={self.lr} text_encoder_lr={self.text_encoder_lr}: nothing would learn; choose more than 0 for one of them"
             )
         if self.on_nan not in ("stop", "skip"):
             raise ValueError(f"on_nan={self.on_nan}: choose stop or skip")
@@ -101,12 +101,12 @@ class Loop:
         return found
 
     def samples_per_step(self, world: int) -> int:
-        return self.batch_size * self.accumulate * world
+        return self.batch_size * self.gradient_accumulation_steps * world
 
 
 LEAST = {
-    "steps": 1, "epochs": 1, "batch_size": 1, "accumulate": 1, "lr": 0, "text_lr": 0, "clip": 0,
-    "workers": 0, "log_every": 1, "sample_every": 0, "validate_every": 0, "save_every": 0, "keep": 1,
+    "steps": 1, "epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "lr": 0, "text_encoder_lr": 0, "clip": 0,
+    "workers": 0, "log_every": 1, "sample_every": 0, "validate_every": 0, "save_every": 0, "checkpoints_total_limit": 1,
     "evaluate_every": 0, "evaluate_images": 1, "patience": 0, "seed": 0,
 }  # fmt: skip
-MOST = {"batch_size": 2**16, "accumulate": 2**16, "workers": 2**10}  # beyond it a slip of the keyboard
+MOST = {"batch_size": 2**16, "gradient_accumulation_steps": 2**16, "workers": 2**10}  # beyond it a slip of the keyboard

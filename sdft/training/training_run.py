@@ -38,10 +38,10 @@ def train(cfg: DictConfig):
     What a user can get wrong is refused before anything is written there.
     """
     check_words(cfg)
-    if cfg.repeat:
+    if cfg.reproduce:
         check(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    parts, source = cheap_parts(cfg), worded(instantiate(cfg.data), cfg.template)
+    parts, source = cheap_parts(cfg), worded(instantiate(cfg.data), cfg.caption_template)
     prior, strategy = parts["prior"], parts["strategy"]
     if prior:
         prior.check_apart(cfg.data.get("path"))
@@ -59,9 +59,9 @@ def train(cfg: DictConfig):
 
 def alone(cfg: DictConfig, folder: Path, parts: dict, source):
     """The run, whose folder is nobody else's now."""
-    loop, prior, strategy = parts["loop"], parts["prior"], parts["strategy"]
+    loop, prior, strategy = parts["training"], parts["prior"], parts["strategy"]
     a_step = loop.samples_per_step(strategy.world())
-    before, (taught, spare) = going_on(cfg, folder, a_step), split(source, cfg.held_out)
+    before, (taught, spare) = going_on(cfg, folder, a_step), split(source, cfg.validation_split)
     checkpoint = loop.checkpoint(folder)
     prompts = read_prompts(cfg.prompts) or source.prompts() + ([prior.prompt] if prior else [])
     source.verify()
@@ -69,11 +69,11 @@ def alone(cfg: DictConfig, folder: Path, parts: dict, source):
     torch.manual_seed(cfg.seed)
     model = instantiate(cfg.model)
     model.latent_shape(cfg.resolution)
-    for resolution in parts["stream"].more_resolutions:
-        model.latent_shape(resolution, "more_resolutions")
+    for resolution in parts["dataset"].extra_resolutions:
+        model.latent_shape(resolution, "extra_resolutions")
     parts["method"].check(model, taught.captions())
     digests = {"model": of_weights(model), "data": of_source(taught)} if processes.rank() == 0 else {}
-    steps = loop.total(parts["stream"].plan(taught, model.unit, a_step))
+    steps = loop.total(parts["dataset"].plan(taught, model.unit, a_step))
     parts["schedule"].check(steps)
     done = check_unfinished(cfg, checkpoint, steps, before)
 
@@ -88,7 +88,7 @@ def alone(cfg: DictConfig, folder: Path, parts: dict, source):
     module = build_module(cfg, parts, model.cpu())  # what learns begins the same on every device
     model.to(device)
     samples = build_samples(parts, model, taught, classes, a_step)
-    held_out = spare and parts["stream"].samples(spare, model, "held out ")
+    held_out = spare and parts["dataset"].samples(spare, model, "held out ")
     size = run_size(module, loop, parts["sampling"], prompts, cfg.resolution, steps)
     cache(module, [*samples.parts, *([held_out] if spare else [])], partial(check_room, folder, size, loop=loop))
     fasten(module, samples, loop.compile, device, steps)
@@ -105,7 +105,7 @@ def alone(cfg: DictConfig, folder: Path, parts: dict, source):
         release(module, trainer)
         closing(record, cfg, module.method, judges, bool(spare), trainer.loggers)
         record.end("finished")
-        same = tell_whether_same(record, cfg.repeat) if cfg.repeat and processes.rank() == 0 else True
+        same = tell_whether_same(record, cfg.reproduce) if cfg.reproduce and processes.rank() == 0 else True
         processes.part()
     if not same:
         sys.exit(1)

@@ -27,10 +27,10 @@ def gaussian(kind: str, deviation: float = 0.5):
     return predict
 
 
-def trip(kind: str, steps: int, refine: int = 0) -> float:
+def trip(kind: str, steps: int, inversion_iterations: int = 0) -> float:
     """The largest error of there and back."""
     path, clean = ddim(kind, steps), 0.5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    return float((path.sample(gaussian(kind), path.invert(gaussian(kind), clean, refine)) - clean).abs().max())
+    return float((path.sample(gaussian(kind), path.invert(gaussian(kind), clean, inversion_iterations)) - clean).abs().max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -42,7 +42,7 @@ def test_sampling_after_inversion_gives_the_picture_back_and_more_steps_nearer(k
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_inversion_that_asks_again_is_exact(kind):
-    assert trip(kind, 10, refine=20) < 1e-5 < trip(kind, 10, refine=1) < trip(kind, 10)
+    assert trip(kind, 10, inversion_iterations=20) < 1e-5 < trip(kind, 10, inversion_iterations=1) < trip(kind, 10)
 
 
 @pytest.mark.parametrize("kind", KINDS)

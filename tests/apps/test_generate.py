@@ -79,7 +79,7 @@ def test_a_picture_is_made_again_to_the_bit_wherever_it_stood_in_its_batch(made,
     words = [*QUICK, "images=3", "batch_size=4", "scheduler=euler_a", "negative_prompt='blue, grün'", "height=40"]
     files, _ = made(*words, f"adapters=[{adapter}]", "weights=[0.7]", "strength=0.9", "seed=5")
     for file in (files[2], files[5]):  # in batches of four and of two
-        (again,), out = made(f"from={file}", f"adapters=[{adapter}]", "accelerator=cpu", folder=f"again {file.stem}")
+        (again,), out = made(f"reproduce={file}", f"adapters=[{adapter}]", "accelerator=cpu", folder=f"again {file.stem}")
         assert np.array_equal(pixels(again), pixels(file))
         assert told(again) == told(file) and f"same     {file} to the bit" in out
     assert told(files[5])["batch"] == [2, 1] and Image.open(files[5]).size == (32, 40)
@@ -88,12 +88,12 @@ def test_a_picture_is_made_again_to_the_bit_wherever_it_stood_in_its_batch(made,
 def test_words_beside_a_picture_win_and_the_rest_is_the_pictures(made, adapter):
     (file, _), _ = made(*QUICK, f"adapters=[{adapter}]", "seed=3")
     files, out = made(
-        f"from={file}", f"adapters=[{adapter}]", "x.strength=[0,1]", "steps=1", "accelerator=cpu", folder="other"
+        f"reproduce={file}", f"adapters=[{adapter}]", "x.strength=[0,1]", "steps=1", "accelerator=cpu", folder="other"
     )
     facts = [told(one) for one in files]
     assert [f["strength"] for f in facts] == [0, 1] and {f["steps"] for f in facts} == {1} and "same" not in out
     assert {f["seed"] for f in facts} == {3} and {f["prompt"] for f in facts} == {"a cat"}
-    sizes = made(f"from={file}", "adapters=[]", "model=tiny", "model.weights=random", "height=48", folder="sizes")[0]
+    sizes = made(f"reproduce={file}", "adapters=[]", "model=tiny", "model.weights=random", "height=48", folder="sizes")[0]
     assert Image.open(sizes[0]).size == (32, 48)
 
 
@@ -119,7 +119,7 @@ def test_every_cell_has_the_same_seed_and_differs_in_its_axes_alone(made, adapte
     assert len({json.dumps({k: v for k, v in f.items() if k not in own}) for f in facts}) == 1
 
 
-RUN = ("steps=2", "save_every=1", "keep=3", "lr=0.05", "data.per_digit=1", "sample_every=0")
+RUN = ("steps=2", "save_every=1", "checkpoints_total_limit=3", "lr=0.05", "data.per_digit=1", "sample_every=0")
 ONE = ("prompts=[a cat]", "steps=1", "accelerator=cpu")
 
 
@@ -133,7 +133,7 @@ def test_a_run_brings_its_words_and_its_checkpoints(shared, made):
     of_steps, _ = made(f"run={run}", "x.checkpoint=[0,1,2,result]", *ONE, folder="steps")
     zero, one, two, last = map(pixels, of_steps)
     assert np.abs(two - last).max() <= 2 < np.abs(one - two).max() and not np.array_equal(zero, one)
-    (again,), out = made(f"from={of_steps[1]}", f"run={run}", folder="again")
+    (again,), out = made(f"reproduce={of_steps[1]}", f"run={run}", folder="again")
     assert told(again)["checkpoint"] == "1" and "to the bit" in out
     with pytest.raises(ValueError, match=r"checkpoint=7: choose a step, best, or result; .* has 1, 2"):
         made(f"run={run}", "checkpoint=7", *ONE)
@@ -158,7 +158,7 @@ def test_a_result_without_strength_is_all_or_nothing(shared, made):
     quick = [f"run={run}", "prompts=[a cat]", "steps=1", "accelerator=cpu"]
     base, tuned = made(*quick, "x.strength=[0,1]")[0]
     assert not np.array_equal(pixels(base), pixels(tuned))
-    assert "to the bit" in made(f"from={tuned}", f"run={run}", folder="again")[1]
+    assert "to the bit" in made(f"reproduce={tuned}", f"run={run}", folder="again")[1]
     with pytest.raises(ValueError, match="strength=0.5: .*pipeline has none but 0 and 1"):
         made(*quick, "strength=0.5")
 
@@ -197,11 +197,11 @@ def test_an_adapter_that_changed_or_went_is_named(made, adapter):
     picture = made(*QUICK, f"adapters=[{file}]")[0][0]
     save_file({key: weight * 2 for key, weight in load_file(file).items()}, file, metadata=header(adapter))
     with pytest.raises(ValueError, match=r"its adapter mine.safetensors has changed \(SHA-256 .* then, .* now\)"):
-        made(f"from={picture}", folder="again")
-    assert made(f"from={picture}", f"adapters=[{file}]", folder="again")[0]
+        made(f"reproduce={picture}", folder="again")
+    assert made(f"reproduce={picture}", f"adapters=[{file}]", folder="again")[0]
     file.unlink()
     with pytest.raises(ValueError, match=r"its adapter mine.safetensors \(SHA-256 .*\) is not here; give adapters="):
-        made(f"from={picture}", folder="again")
+        made(f"reproduce={picture}", folder="again")
 
 
 def header(file: Path) -> dict:
@@ -215,7 +215,7 @@ def test_a_model_that_is_another_now_is_named(made):
     picture = made(*QUICK)[0][0]
     stranger = rewritten(picture, model=told(picture)["model"] | {"weights": "pretrained"})
     with pytest.raises(ValueError, match="the weights of sdft/assets/tiny-sd are others now"):
-        made(f"from={stranger}", folder="again")
+        made(f"reproduce={stranger}", folder="again")
 
 
 def test_a_strangers_picture_builds_and_fetches_nothing(made):
@@ -232,7 +232,7 @@ def test_a_strangers_picture_builds_and_fetches_nothing(made):
         "run": ({"run": "/etc", "adapters": []}, "its run /etc is not here"),
     }.values():
         with pytest.raises(ValueError, match=line):
-            made(f"from={rewritten(picture, **changes)}", folder="again")
+            made(f"reproduce={rewritten(picture, **changes)}", folder="again")
 
 
 def test_no_folder_of_this_machine_is_in_a_picture(made, adapter, monkeypatch):
@@ -243,7 +243,7 @@ def test_no_folder_of_this_machine_is_in_a_picture(made, adapter, monkeypatch):
     monkeypatch.setenv("HOME", str(adapter.parent))
     file = made(*QUICK, f"adapters=[{adapter}]")[0][0]
     assert told(file)["adapters"][0]["file"] == "~/pytorch_lora_weights.safetensors"
-    assert "to the bit" in made(f"from={file}", folder="again")[1]
+    assert "to the bit" in made(f"reproduce={file}", folder="again")[1]
 
 
 @pytest.mark.slow
@@ -256,4 +256,4 @@ def test_a_new_process_makes_the_same(tmp_path):
         ).stdout
 
     program("model=tiny", "prompts=[a handwritten three]", "images=3", "folder=made", "accelerator=cpu")
-    assert "to the bit" in program("from=made/0001-a-handwritten-three-1.png", "folder=again", "accelerator=cpu")
+    assert "to the bit" in program("reproduce=made/0001-a-handwritten-three-1.png", "folder=again", "accelerator=cpu")

@@ -68,23 +68,23 @@ def header(path) -> dict:
 
 
 def test_mix_writes_both_formats_which_say_of_what_they_are_made(app, home):
-    told = app("mix", "adapters=[a,b/mine-kohya.safetensors]", "weights=[0.7,0.3]", "how=svd", "rank=3", "folder=mixed")
+    told = app("mix", "adapters=[a,b/mine-kohya.safetensors]", "weights=[0.7,0.3]", "merge_method=svd", "rank=3", "folder=mixed")
     assert "% of their sum's energy" in told and "mixed/mix-kohya.safetensors" in told
     for path in (home / "mixed" / FILE, home / "mixed" / "mix-kohya.safetensors"):
         made = json.loads(header(path)["sdft"])
-        assert (made["made_by"], made["how"], [one["weight"] for one in made["of"]]) == ("mix", "svd", [0.7, 0.3])
+        assert (made["made_by"], made["merge_method"], [one["weight"] for one in made["of"]]) == ("mix", "svd", [0.7, 0.3])
         assert made["of"][0] == {"file": f"a/{FILE}", "sha256": read(home / "a", TINY).digest, "weight": 0.7}
         assert str(home) not in str(header(path))
-    assert "off their weighted sum by" in app("mix", "adapters=[a,b]", "how=linear", "folder=linear", "dtype=fp16")
+    assert "off their weighted sum by" in app("mix", "adapters=[a,b]", "merge_method=linear", "folder=linear", "dtype=fp16")
     assert next(iter(load_file(home / "linear" / FILE).values())).dtype == torch.float16
     assert "exactly their sum" in app("mix", "adapters=[a,b]", "folder=exact")
 
 
 def test_resize_keeps_what_the_header_tells(app, home):
-    told = app("resize", "adapter=a/mine-kohya.safetensors", "keep=0.8", "folder=resized", "name=small")
+    told = app("resize", "adapter=a/mine-kohya.safetensors", "energy=0.8", "folder=resized", "name=small")
     assert "rank     4 before" in told and "kept     " in told
     metadata = header(home / "resized" / "small-kohya.safetensors")
-    assert metadata["ss_network_dim"] == "4" and json.loads(metadata["sdft"])["keep"] == 0.8
+    assert metadata["ss_network_dim"] == "4" and json.loads(metadata["sdft"])["energy"] == 0.8
 
 
 def test_convert_goes_there_and_back_with_the_header(app, home):
@@ -127,7 +127,7 @@ def test_extract_finds_what_was_merged(app, home):
     for key, layer in one.layers.items():
         torch.testing.assert_close(layer.change(), other.layers[key].change(), atol=1e-6, rtol=0)
     told = app(
-        "extract", "base=tiny-sd", "tuned=tuned", "keep=0.9", "folder=part", "unet_targets=[to_q]", "text_targets=[]"
+        "extract", "base=tiny-sd", "tuned=tuned", "energy=0.9", "folder=part", "unet_targets=[to_q]", "text_targets=[]"
     )
     assert "of all that changed lies in" in told
 
@@ -164,7 +164,7 @@ BAD = {
     ("mix", "adapters=[a,dora]"): "a DoRA, whose change depends",
     ("mix", "adapters=[]"): "give at least one",
     ("mix",): "please set adapters=",
-    ("mix", "adapters=[a,b]", "how=svd", "rank=99"): "rank=99: choose 1 to 8",
+    ("mix", "adapters=[a,b]", "merge_method=svd", "rank=99"): "rank=99: choose 1 to 8",
     ("mix", "adapters=[a]", "dtype=int8"): "choose one of fp32",
     ("mix", "adapters=[a]", "name=../x"): "without folders",
     ("mix", "adapters=[a]", "weights=much"): "weights=much",

@@ -83,7 +83,7 @@ def test_a_film_its_strip_and_its_scores_and_adapters_that_are_learned_once(app,
         ("images=[neon.png,blueprint.png]", [], "please set prompts=…"),
         ("images=[neon.png,blueprint.png]", [PROMPTS, "frames=1"], "frames=1: choose from 2 to 1000"),
         ("images=[neon.png,blueprint.png]", [PROMPTS, "lora=both"], "lora=both: choose one of dw, factors, none"),
-        ("images=[neon.png,blueprint.png]", [PROMPTS, "perceptual=none"], "needs an eye; choose pacing=uniform"),
+        ("images=[neon.png,blueprint.png]", [PROMPTS, "perceptual=none"], "needs an eye; choose frame_spacing=uniform"),
         ("images=[neon.png,blueprint.png]", [PROMPTS, "perceptual=eyes"], "perceptual=eyes: choose one of alex"),
         ("images=[neon.png,blueprint.png]", [PROMPTS, "adapters=[a,b]"], "adapter=a: no such LoRA file"),
         ("images=[neon.png,blueprint.png]", [PROMPTS, "resolution=20"], "resolution=20: "),
@@ -101,8 +101,8 @@ def test_what_cannot_be_is_one_line(app, home, images, words, told):
     [
         (Recipe, {"adain": "yes"}, "adain=yes: choose one of noise, result, none"),
         (Recipe, {"attention": 2.0}, "attention=2.0: choose the share of steps"),
-        (Recipe, {"pacing": "odd"}, "pacing=odd: choose one of even, uniform"),
-        (Recipe, {"rounds": 0}, "rounds=0: choose from 1 to 4"),
+        (Recipe, {"frame_spacing": "odd"}, "frame_spacing=odd: choose one of even, uniform"),
+        (Recipe, {"spacing_iterations": 0}, "spacing_iterations=0: choose from 1 to 4"),
         (Portrait, {"rank": 0}, "rank=0: choose 1 or more"),
         (Portrait, {"lr": 0.0}, "lr=0.0: choose more than 0"),
     ],
@@ -189,7 +189,7 @@ class Rushing(Morph):
 
 
 def test_even_pacing_lowers_the_variance_of_steps_and_each_round_more():
-    recipes = [Recipe(pacing="uniform"), Recipe(), Recipe(rounds=3)]
+    recipes = [Recipe(frame_spacing="uniform"), Recipe(), Recipe(spacing_iterations=3)]
     films = [Rushing().film(recipe, 11, ruler) for recipe in recipes]
     uniform, once, thrice = (film.scores() for film in films)
     assert uniform["PDV"] > 10 * once["PDV"] > 10 * thrice["PDV"]

@@ -32,7 +32,7 @@ TOLD = {
         "variant": None,
         "prediction_type": None,
         "zero_terminal_snr": False,
-        "windows": 1,
+        "prompt_chunks": 1,
     },
     "adapters": [{"file": "outputs/lora/sks, dog.safetensors", "digest": DIGEST, "tensors": "cd" * 32, "weight": 1.0}],
     "sampler": {"_class_name": "DDIMScheduler"},
@@ -76,7 +76,7 @@ ODD = {
     "precision": ["float64", None],
     "prompt": ["a" * 10_001, None, ["a"]],
     "strength": [1e9, None],
-    "model": [[], {}, TOLD["model"] | {"windows": 10**6}, TOLD["model"] | {"_target_": "os.system"}],
+    "model": [[], {}, TOLD["model"] | {"prompt_chunks": 10**6}, TOLD["model"] | {"_target_": "os.system"}],
     "adapters": [{}, [1], [TOLD["adapters"][0] | {"weight": "1"}], TOLD["adapters"] * 17, [{"file": "x"}]],
     "batch": [[1, 1], [0, 0], [10**9, 0], [1.0, 0], [4], "41", [True, False]],
     "result": [{}, 7, {"file": "x", "digest": "short"}],
@@ -94,7 +94,7 @@ def test_what_cannot_be_is_one_line(told, tmp_path):
     texts = PngImagePlugin.PngInfo()
     texts.add_text("sdft", json.dumps({"sdft": 1} | told))
     Image.new("RGB", (8, 8)).save(tmp_path / "odd.png", pnginfo=texts)
-    with pytest.raises(ValueError, match="from=.*odd.png: ") as error:
+    with pytest.raises(ValueError, match="reproduce=.*odd.png: ") as error:
         metadata.read(tmp_path / "odd.png")
     assert "\n" not in str(error.value) and len(str(error.value)) < len(str(tmp_path)) + 300
 
@@ -105,7 +105,7 @@ def test_other_texts_are_one_line(text, tmp_path):
     if text is not None:
         texts.add_text("sdft", text)
     Image.new("RGB", (8, 8)).save(tmp_path / "odd.png", pnginfo=texts)
-    with pytest.raises(ValueError, match="from=.*odd.png: "):
+    with pytest.raises(ValueError, match="reproduce=.*odd.png: "):
         metadata.read(tmp_path / "odd.png")
 
 

@@ -118,7 +118,7 @@ def test_each_picture_becomes_a_strip_with_and_without_the_adapter(model, adapte
     wide.save(tmp_path / "wide.jpg")
     worn = load("tiny-sd")
     wear(worn, [adapter])
-    work = Restyling("a handwritten seven", 32, scales=(0.5, 1.0), **QUICK)
+    work = Restyling("a handwritten seven", 32, adapter_scales=(0.5, 1.0), **QUICK)
     found = restyle(work, worn, photographs(str(tmp_path)), None, tmp_path / "out", {"run": None})
     names = {path.name for path in (tmp_path / "out").iterdir()}
     labels = ("before", "without-lora", "lora-at-0-5", "after")
@@ -164,8 +164,8 @@ def test_a_controlnet_that_does_not_fit_is_refused_in_one_line(fault, model, tmp
     [
         ({"strength": 0}, "strength=0: choose more than 0, up to 1"),
         ({"strength": 0.1, "steps": 5}, "leaves no step"),
-        ({"control": -1}, "control=-1: choose 0 or more"),
-        ({"scales": ()}, r"scales=\[\]: give at least one"),
+        ({"controlnet_scale": -1}, "controlnet_scale=-1: choose 0 or more"),
+        ({"adapter_scales": ()}, r"adapter_scales=\[\]: give at least one"),
         ({"steps": 0}, "steps=0: choose from 1"),
     ],
 )

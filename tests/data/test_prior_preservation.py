@@ -76,7 +76,7 @@ def test_stray_pictures_are_refused_or_taken_as_they_are(made, tmp_path):
     made(path=str(folder))
     Image.new("RGB", (40, 40)).save(folder / "me.jpg")
     with pytest.raises(
-        ValueError, match=r"class_path=.*does not name \(me.jpg\); move them out, or give class_images=0"
+        ValueError, match=r"class_path=.*does not name \(me.jpg\); move them out, or give num_class_images=0"
     ):
         Prior("a three", path=str(folder))
     source, asked = made(path=str(folder), images=0)
@@ -86,9 +86,9 @@ def test_stray_pictures_are_refused_or_taken_as_they_are(made, tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"weight": -1}, "prior_weight=-1"),
-        ({"images": -1}, "class_images=-1"),
-        ({"images": 0}, "class_images=0: give class_path=FOLDER"),
+        ({"weight": -1}, "prior_loss_weight=-1"),
+        ({"images": -1}, "num_class_images=-1"),
+        ({"images": 0}, "num_class_images=0: give class_path=FOLDER"),
         ({"images": 0, "path": "nowhere"}, "class_path=nowhere: no such folder"),
     ],
 )

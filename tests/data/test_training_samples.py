@@ -109,8 +109,8 @@ def test_tags_are_shuffled_behind_those_that_stay(tiny):
 
 
 def test_several_resolutions_show_each_picture_at_each(samples):
-    several = samples(more_resolutions=[16, 48])
+    several = samples(extra_resolutions=[16, 48])
     seen = [(int(s["index"]) % 10, tuple(s["pixels"].shape[1:])) for s in (several[n] for n in range(30))]
     assert sorted(seen) == sorted((i, (side, side)) for i in range(10) for side in (16, 32, 48))
     with pytest.raises(ValueError, match="resolution=20"):
-        samples(more_resolutions=[20])
+        samples(extra_resolutions=[20])

@@ -23,7 +23,7 @@ def test_a_template_without_a_hole_is_the_caption_of_all():
     assert worded(source, None) is source
 
 
-@pytest.mark.parametrize(("held_out", "count"), [(10, 10), (0.1, 5), (0, 0), (0.001, 0)])
+@pytest.mark.parametrize(("validation_split", "count"), [(10, 10), (0.1, 5), (0, 0), (0.001, 0)])
 def test_held_out_pictures_are_not_learned_from(held_out, count):
     source = Digits()
     taught, spare = split(source, held_out)
@@ -37,7 +37,7 @@ def test_held_out_pictures_are_not_learned_from(held_out, count):
 
 
 def test_something_must_be_left_to_learn():
-    with pytest.raises(ValueError, match="held_out=50: leaves nothing to learn of 50 pictures"):
+    with pytest.raises(ValueError, match="validation_split=50: leaves nothing to learn of 50 pictures"):
         split(Digits(), 50)
 
 

@@ -78,7 +78,7 @@ def test_pictures_are_made_once_and_the_base_once_for_all_runs(trained, monkeypa
     evaluated(*words, "images=3")
     assert len(made) == 12 and {seed for _, seed in made} == {2}
     made.clear()
-    evaluated(*words, "images=2", "scales=[0.5]")
+    evaluated(*words, "images=2", "adapter_scales=[0.5]")
     assert len(made) == 12  # the base is there
     made.clear()
     evaluated(*words, "images=2", "sampling.steps=1")
@@ -102,8 +102,8 @@ def test_given_prompts_are_scored_without_questions(trained):
 
 
 def test_strengths_and_checkpoints_stand_beside_each_other(run):
-    _, folder = run("steps=2", "lr=0.05", "save_every=1", "keep=5", "model.weights=pretrained")
-    words = [f"run={folder}", "images=1", "scales=[0.5,1]", "checkpoints=all", "prompts=[a handwritten one]"]
+    _, folder = run("steps=2", "lr=0.05", "save_every=1", "checkpoints_total_limit=5", "model.weights=pretrained")
+    words = [f"run={folder}", "images=1", "adapter_scales=[0.5,1]", "checkpoints=all", "prompts=[a handwritten one]"]
     (report,) = evaluated(*words)
     labels = [state["label"] for state in report["states"]]
     assert labels == ["base", "step 1", "step 2", "fine-tuned × 0.5", "fine-tuned"]
@@ -151,7 +151,7 @@ def test_adapters_of_other_strength_or_place_are_told_apart(trained, tmp_path):
 
 
 def test_without_any_judge_there_is_still_a_page(trained):
-    (report,) = evaluated("metrics=clip", f"run={trained}", *ONE, "scales=[0.5,1]")
+    (report,) = evaluated("metrics=clip", f"run={trained}", *ONE, "adapter_scales=[0.5,1]")
     assert list(report["missing"]) == ["CLIP"] and report["states"][1]["scores"] == {"prompts": {}, "controls": {}}
     page = (trained / "evaluation" / "report.html").read_text()
     assert "its weights cannot be read" in page and 'id="strength"' not in page
@@ -160,10 +160,10 @@ def test_without_any_judge_there_is_still_a_page(trained):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["scales=[]"], r"scales=\[\]: give at least one"),
-        (["scales="], r"scales=: give numbers, such as"),
-        (["scales=[1,strong]"], r"scales=strong: give numbers, such as"),
-        (["scales=true"], "scales=True: give numbers, such as"),
+        (["adapter_scales=[]"], r"adapter_scales=\[\]: give at least one"),
+        (["adapter_scales="], r"adapter_scales=: give numbers, such as"),
+        (["adapter_scales=[1,strong]"], r"adapter_scales=strong: give numbers, such as"),
+        (["adapter_scales=true"], "adapter_scales=True: give numbers, such as"),
         (["checkpoints=-1e-9"], "checkpoints=-1e-09: choose all, best, or a list of steps"),
         (["checkpoints=[[1]]"], r"checkpoints=\[1\]: choose all, best, or a list of steps"),
         (["checkpoints=best"], "checkpoints=best: .* has none; train with evaluate_every=N"),
@@ -178,7 +178,7 @@ def test_what_cannot_be_is_told_in_a_line(trained, words, told):
     with pytest.raises((ValueError, InstantiationException), match=told):
         cfg = asked(*words, f"run={trained}", *([] if "metrics=none" in words else ["metrics=digits"]))
         [evaluate(job.folder, job.cfg, job.states) for job in jobs(cfg)]
-    assert len(jobs(asked(f"run={trained}", "scales=0.5", "metrics=digits"))[0].states) == 2
+    assert len(jobs(asked(f"run={trained}", "adapter_scales=0.5", "metrics=digits"))[0].states) == 2
 
 
 def test_several_runs_end_in_one_table(run, capsys):

@@ -9,7 +9,7 @@ from sdft.evaluation.protocol import Protocol, token_and_class
 
 
 def test_a_judge_is_asked_without_the_word_that_only_the_run_knows():
-    protocol = Protocol(["a {token} {class} in the snow"], ["a {class}"], ["a car"], token="sks", class_noun="dog")
+    protocol = Protocol(["a {token} {class} in the snow"], ["a {class}"], ["a car"], placeholder_token="sks", class_noun="dog")
     groups = {group.name: group for group in protocol.groups(None, ["unused"], ["unused"])}
     assert groups["prompts"].prompts == ["a sks dog in the snow"] and groups["prompts"].meant == ["a dog in the snow"]
     assert groups["class"].prompts == ["a dog"] and groups["controls"].prompts == ["a car"]
@@ -26,7 +26,7 @@ def test_without_prompts_of_its_own_it_asks_the_data_then_the_run():
 
 def test_a_file_of_prompts(tmp_path):
     (tmp_path / "p.txt").write_text("a {token} cat\n\n  a red {token} cat \n")
-    assert Protocol(str(tmp_path / "p.txt"), token="x").groups(None, [], [])[0].prompts == ["a x cat", "a red x cat"]
+    assert Protocol(str(tmp_path / "p.txt"), placeholder_token="x").groups(None, [], [])[0].prompts == ["a x cat", "a red x cat"]
     with pytest.raises(ValueError, match="protocol.controls=nowhere.txt: no such text file"):
         Protocol(controls="nowhere.txt")
 
@@ -34,7 +34,7 @@ def test_a_file_of_prompts(tmp_path):
 @pytest.mark.parametrize(
     ("prompt", "told"),
     [
-        ("a {token} cat", "give token=sks"),
+        ("a {token} cat", "give placeholder_token=sks"),
         ("a {class}", "give class_noun=dog"),
         ("a {colour} cat", "only {token} and {class}"),
     ],

@@ -20,7 +20,7 @@ def noise_of(model):
 @pytest.fixture
 def trained(shared):
     """A function from words to (module, folder) of a run with checkpoints at steps 1 and 2 of 3."""
-    return lambda *words: shared("steps=3", "lr=0.05", "save_every=1", "keep=9", "model.weights=pretrained", *words)
+    return lambda *words: shared("steps=3", "lr=0.05", "save_every=1", "checkpoints_total_limit=9", "model.weights=pretrained", *words)
 
 
 def fresh():
@@ -58,7 +58,7 @@ def test_strength_scales_the_change_and_leaves_the_adapter_as_it_was(trained, tm
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["ema=0.9"], ["method=sft"], ["method=textual_inversion"], ["method.init=pissa", "noise_offset=0"]],
+    [[], ["ema=0.9"], ["method=sft"], ["method=textual_inversion"], ["method.init_lora_weights=pissa", "noise_offset=0"]],
     ids=["lora", "ema", "sft", "textual_inversion", "pissa"],
 )
 def test_the_last_checkpoint_is_the_result(trained, words):
@@ -86,7 +86,7 @@ def test_checkpoints_that_are_not_there_are_told(trained):
 
 def test_only_an_adapter_has_a_strength(trained):
     module, folder = trained("method=sft")
-    with pytest.raises(ValueError, match=r"scales=\[0.5\]: only an adapter has a strength, and this run"):
+    with pytest.raises(ValueError, match=r"adapter_scales=\[0.5\]: only an adapter has a strength, and this run"):
         of_run(folder, module.method, [0.5], None, 0)
     with pytest.raises(ValueError, match="only an adapter has a strength, and adapter=.* is a pipeline"):
         of_file(folder / "pipeline", [0.5])

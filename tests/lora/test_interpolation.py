@@ -51,7 +51,7 @@ def test_weights_are_linear_in_what_adapters_change(tiny, files, x):
     torch.testing.assert_close(changes[0.3], 0.7 * changes[0.0] + 0.3 * changes[1.0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["dw", "factors"])
+@pytest.mark.parametrize("adapter_type", ["dw", "factors"])
 def test_the_ends_are_each_adapter_alone_and_off_is_the_base(tiny, files, x, kind):
     model, blend = blended(tiny, files, kind)
     blend.at(0.5)  # and back
@@ -95,7 +95,7 @@ def test_factors_of_adapters_of_other_strength_end_where_they_should(tiny, files
     [
         ({"rank": 2}, "ranks 4 and 2; choose lora=dw"),
         ({"unet_targets": ["to_q"]}, "is in one adapter alone; choose lora=dw"),
-        ({"dora": True}, "a DoRA is more than two factors; choose lora=dw"),
+        ({"use_dora": True}, "a DoRA is more than two factors; choose lora=dw"),
     ],
 )
 def test_factors_that_cannot_be_paired_are_refused(tiny, files, tmp_path, words, told):

@@ -49,18 +49,18 @@ def same(one: dict, other: dict, atol: float = 0.0) -> bool:
 KINDS = {
     "attention": {},
     "convolutions": {"unet_targets": ["to_q", "conv1", "proj_in"], "text_encoder": False},
-    "rank-stabilised": {"rslora": True},
-    "dora": {"dora": True, "unet_targets": ["to_q", "conv1"]},
+    "rank-stabilised": {"use_rslora": True},
+    "use_dora": {"use_dora": True, "unet_targets": ["to_q", "conv1"]},
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("adapter_type", KINDS)
 def test_both_formats_are_read_as_the_same_thing(made, kind):
     folder = made(**KINDS[kind])
     one, other = read(folder, TINY), read(folder / "mine-kohya.safetensors", TINY)
     assert (one.form, other.form) == ("diffusers", "kohya")
     assert same(changes(one), changes(other), 1e-6 if kind == "rank-stabilised" else 0)
-    assert one.dora == other.dora == (kind == "dora")
+    assert one.dora == other.dora == (kind == "use_dora")
     for key, mine in one.layers.items():
         assert mine.magnitude is None or torch.equal(mine.magnitude, other.layers[key].magnitude)
 
@@ -157,7 +157,7 @@ def from_elsewhere(kind: str) -> tuple[dict, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["loha of a convolution", "lokr", "whole lokr of a convolution", "lokr of four factors", "locon"]
+    "adapter_type", ["loha of a convolution", "lokr", "whole lokr of a convolution", "lokr of four factors", "locon"]
 )
 def test_other_kinds_are_read_as_the_lora_that_they_equal(tmp_path, kind):
     tensors, expected = from_elsewhere(kind)
@@ -236,7 +236,7 @@ def test_the_least_rank_and_the_nearest_product_are_the_svds(made):
     torch.testing.assert_close(up @ down, nearest.T)
     wanted = int((s.square().cumsum(0) / s.square().sum() < 0.8).sum()) + 1
     assert (
-        len(of_difference(matrix, 20, 0.8)[1]) == len(reduced((matrix, torch.eye(30).double()), keep=0.8)[1]) == wanted
+        len(of_difference(matrix, 20, 0.8)[1]) == len(reduced((matrix, torch.eye(30).double()), energy=0.8)[1]) == wanted
     )
 
 

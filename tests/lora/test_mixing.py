@@ -32,9 +32,9 @@ def files(tiny, tmp_path_factory):
     kinds = {
         "a": {"rank": 4, "alpha": 6.0},
         "b": {"rank": 2, "alpha": 2.0, "unet_targets": ["to_q", "conv1", "proj_in"], "text_encoder": False},
-        "c": {"rank": 4, "alpha": 3.0, "rslora": True},
-        "dora": {"rank": 4, "alpha": 6.0, "dora": True, "unet_targets": ["to_q", "conv1"]},
-        "loha": {"rank": 2, "alpha": 1.0, "kind": "loha"},
+        "c": {"rank": 4, "alpha": 3.0, "use_rslora": True},
+        "use_dora": {"rank": 4, "alpha": 6.0, "use_dora": True, "unet_targets": ["to_q", "conv1"]},
+        "loha": {"rank": 2, "alpha": 1.0, "adapter_type": "loha"},
     }
     made = {}
     for seed, (name, words) in enumerate(kinds.items()):
@@ -110,7 +110,7 @@ def test_weights_are_one_for_each_and_sum_to_one_unless_asked_otherwise():
     assert balanced([1.0, 3.0], 2, "normalize") == [0.25, 0.75] and balanced([1.0, 3.0], 2, "any") == [1.0, 3.0]
     for weights, count, sums, told in [
         ([0.5], 2, "one", "1 for 2 adapters"),
-        ([0.7, 0.5], 2, "one", "they sum to 1.2, not 1; give sum=any"),
+        ([0.7, 0.5], 2, "one", "they sum to 1.2, not 1; give weight_sum=any"),
         ([1.0, -1.0], 2, "normalize", "sum to 0"),
         ([1.0], 1, "two", "choose one of one, any, normalize"),
     ]:
@@ -119,13 +119,13 @@ def test_weights_are_one_for_each_and_sum_to_one_unless_asked_otherwise():
 
 
 def test_what_cannot_be_mixed_is_named(files):
-    a, b, dora = (read(files[name], TINY) for name in ("a", "b", "dora"))
+    a, b, dora = (read(files[name], TINY) for name in ("a", "b", "use_dora"))
     for given, words, told in [
         ([a, dora], {}, "a DoRA, whose change depends"),
-        ([a, b], {"how": "linear"}, r"ranks \[2, 4\]"),
-        ([a, b], {"how": "svd", "rank": 7}, "rank=7: choose 1 to 6"),
-        ([a, b], {"rank": 3}, "goes with how=svd"),
-        ([a, b], {"how": "add"}, "choose one of concat"),
+        ([a, b], {"merge_method": "linear"}, r"ranks \[2, 4\]"),
+        ([a, b], {"merge_method": "svd", "rank": 7}, "rank=7: choose 1 to 6"),
+        ([a, b], {"rank": 3}, "goes with merge_method=svd"),
+        ([a, b], {"merge_method": "add"}, "choose one of concat"),
     ]:
         with pytest.raises(ValueError, match=told):
             mix(given, [0.5, 0.5], **words)
@@ -136,7 +136,7 @@ def test_what_cannot_be_mixed_is_named(files):
         mix([b, other], [0.5, 0.5])
 
 
-@pytest.mark.parametrize("kind", ["a", "b", "c", "dora", "loha"])
+@pytest.mark.parametrize("adapter_type", ["a", "b", "c", "use_dora", "loha"])
 def test_resized_to_the_rank_that_it_has_a_file_is_as_it_was(tiny, files, tmp_path, kind):
     file = read(files[kind], TINY)
     made = resize(file, max(one.rank for one in file.layers.values()), None)
@@ -163,7 +163,7 @@ def test_a_threshold_gives_each_layer_the_rank_that_it_needs(tiny, files, tmp_pa
         assert off(output(model), expected) < 1e-6 and off(worn(tiny, [path]), expected) < 1e-6
     for words, told in [
         ((9, None), "rank=9: .* has rank 4"),
-        ((None, 1.5), "keep=1.5"),
+        ((None, 1.5), "energy=1.5"),
         ((None, None), "give one"),
         ((0, None), "rank=0"),
     ]:
@@ -176,7 +176,7 @@ def test_a_threshold_gives_each_layer_the_rank_that_it_needs(tiny, files, tmp_pa
     [
         ((9, None), "rank=9: .* has rank 4"),
         ((0, None), "rank=0"),
-        ((None, 1.5), "keep=1.5"),
+        ((None, 1.5), "energy=1.5"),
         ((None, None), "give one"),
     ],
 )
@@ -185,7 +185,7 @@ def test_ranks_and_shares_that_there_are_not_are_refused(files, words, told):
         resize(read(files["a"], TINY), *words)
 
 
-@pytest.mark.parametrize("kind", ["a", "b", "c", "dora"])
+@pytest.mark.parametrize("adapter_type", ["a", "b", "c", "use_dora"])
 def test_there_and_back_every_bit_is_the_same(files, tmp_path, kind):
     given = load_file(files[kind] / FILE)
     parts = {part: of_layers(part, layers) for part, layers in read(files[kind], TINY).parts.items()}
@@ -194,11 +194,11 @@ def test_there_and_back_every_bit_is_the_same(files, tmp_path, kind):
     tensors, metadata = diffusers_format(parts)
     assert tensors.keys() == given.keys() and all(torch.equal(tensors[key], given[key]) for key in given)
     alpha = json.loads(metadata["lora_adapter_metadata"])["unet.lora_alpha"]
-    assert alpha == pytest.approx(3.0 * 4**0.5 if kind == "c" else {"a": 6.0, "b": 2.0, "dora": 6.0}[kind])
+    assert alpha == pytest.approx(3.0 * 4**0.5 if kind == "c" else {"a": 6.0, "b": 2.0, "use_dora": 6.0}[kind])
 
 
 @pytest.mark.parametrize(
-    ("kinds", "weights"), [("a", [1.0]), ("ab", [0.7, 0.5]), (["dora"], [1.0]), (["dora"], [0.6]), (["loha"], [1.0])]
+    ("kinds", "weights"), [("a", [1.0]), ("ab", [0.7, 0.5]), (["use_dora"], [1.0]), (["use_dora"], [0.6]), (["loha"], [1.0])]
 )
 def test_merged_is_applied(tiny, files, kinds, weights):
     paths = [files[kind] for kind in kinds]

@@ -161,8 +161,8 @@ def test_a_run_draws_in_four_steps_and_its_files_say_so(run):
 
 
 def test_accumulated_micro_batches_are_one_batch(run):
-    words = ["method=lcm_lora", *FEW, "steps=2", "lr=1e-3", "optimizer.eps=1e-3", "smooth=0.5"]
-    one, other = (run(*words, f"batch_size={size}", f"accumulate={4 // size}", name=str(size)) for size in (4, 2))
+    words = ["method=lcm_lora", *FEW, "steps=2", "lr=1e-3", "optimizer.eps=1e-3", "smooth_diffusion_weight=0.5"]
+    one, other = (run(*words, f"batch_size={size}", f"gradient_accumulation_steps={4 // size}", name=str(size)) for size in (4, 2))
     assert_same(adapter(one[1]), adapter(other[1]), 1e-5)
     assert one[0].smoothness.state() == pytest.approx(other[0].smoothness.state(), rel=1e-4)
 
@@ -172,15 +172,15 @@ BAD = {
     "guidance_range=[5,3]": r"guidance_range=\[5, 3\]: choose two scales",
     "solver_steps=1": "solver_steps=1: choose from 2 to 1000",
     "objective.huber_c=0": "objective.huber_c=0.*: choose more than 0",
-    "unmasked=2": "unmasked=2: choose from 0",
+    "unmasked_weight=2": "unmasked_weight=2: choose from 0",
     "+method.text_encoder=true": "method.text_encoder=true: only the UNet learns",
-    "method.init=pissa": "method.init=pissa: changes the weights below the adapter",
+    "method.init_lora_weights=pissa": "method.init_lora_weights=pissa: changes the weights below the adapter",
     "rank=0": "rank=0: choose 1 or more",
-    "smooth=-1": "smooth=-1: choose 0 ",
+    "smooth_diffusion_weight=-1": "smooth_diffusion_weight=-1: choose 0 ",
     "sampling.steps=60": "sampling.steps=60: sampling.scheduler=lcm takes 50 or less",
     "sampling.scheduler=magic": "sampling.scheduler=magic: choose one of ddim",
     "objective=denoising": "method=lcm_lora: learns by objective=consistency alone",
-    "template=' '": "data: no picture has a caption",
+    "caption_template=' '": "data: no picture has a caption",
     "prior=class_images instance_prompt=x class_prompt=y": "prior=class_images: the base itself teaches",
 }
 
@@ -196,8 +196,8 @@ def test_what_does_not_fit_is_refused_in_one_line(run, words):
 def test_other_methods_have_no_teacher_and_sharding_no_second_derivative(run):
     with pytest.raises(ValueError, match="objective=consistency: a method=sft has no teacher; choose method=lcm_lora"):
         run("method=sft", "objective=consistency", "steps=1")
-    with pytest.raises(ValueError, match="smooth=1: strategy=fsdp has no second derivatives; choose strategy=ddp"):
-        run("method=sft", "smooth=1", "strategy=fsdp", "steps=1", name="other")
+    with pytest.raises(ValueError, match="smooth_diffusion_weight=1: strategy=fsdp has no second derivatives; choose strategy=ddp"):
+        run("method=sft", "smooth_diffusion_weight=1", "strategy=fsdp", "steps=1", name="other")
 
 
 def test_a_forward_of_noise_is_ddpms(tiny):

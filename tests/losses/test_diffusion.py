@@ -73,8 +73,8 @@ def test_one_loss_per_image(tiny):
     assert losses.tolist() == [1, 4]
 
 
-@pytest.mark.parametrize(("unmasked", "expected"), [(0.0, [1, 4]), (0.5, [1 * 1.5 / 1.5, (4 + 0.5 * 100) / 1.5])])
-def test_a_mask_weighs_the_squared_error_once_and_every_picture_the_same(tiny, unmasked, expected):  # pitfall 11
+@pytest.mark.parametrize(("unmasked_weight", "expected"), [(0.0, [1, 4]), (0.5, [1 * 1.5 / 1.5, (4 + 0.5 * 100) / 1.5])])
+def test_a_mask_weighs_the_squared_error_once_and_every_picture_the_same(tiny, unmasked_weight, expected):  # pitfall 11
     model = tiny()
     model.predict = lambda noisy, t, context: torch.zeros_like(noisy)
     noise, mask = torch.ones(2, 4, 8, 8), torch.zeros(2, 1, 8, 8)
@@ -82,7 +82,7 @@ def test_a_mask_weighs_the_squared_error_once_and_every_picture_the_same(tiny, u
     noise[1, :, :, :4] = 2
     mask[0, :, :, 1] = mask[1, :, :, :4] = 1
     draws = {"noise": noise, "offset": torch.zeros(2, 4, 1, 1), "timestep": torch.tensor([5, 5]), "perturbation": noise}
-    losses = Objective(snr_gamma=0, unmasked=unmasked)(model, noise * 0, None, draws | {"mask": mask})
+    losses = Objective(snr_gamma=0, unmasked_weight=unmasked_weight)(model, noise * 0, None, draws | {"mask": mask})
     assert losses.tolist() == pytest.approx(expected)
 
 
@@ -173,7 +173,7 @@ def test_zero_terminal_snr_reaches_training_and_sampling(tiny):
         Objective().check(tiny(zero_terminal_snr=True))
 
 
-BAD = {"weighting": "p2", "loss": "l3", "huber_delta": 0, "snr_gamma": -1, "unmasked": 2}
+BAD = {"weighting": "p2", "loss": "l3", "huber_delta": 0, "snr_gamma": -1, "unmasked_weight": 2}
 
 
 @pytest.mark.parametrize(("key", "value"), BAD.items())

@@ -143,7 +143,7 @@ def test_its_memory_is_estimated_without_touching_it(tiny):
 
 
 def test_bad_words_are_refused():
-    with pytest.raises(ValueError, match=r"smooth=-1: choose 0 \(off\) or more; 1 is usual"):
+    with pytest.raises(ValueError, match=r"smooth_diffusion_weight=-1: choose 0 \(off\) or more; 1 is usual"):
         Smoothness(-1)
     with pytest.raises(ValueError, match=r"smoothness.rate=0: choose more than 0"):
         Smoothness(1, 0)

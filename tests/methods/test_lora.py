@@ -81,11 +81,11 @@ def test_a_pattern_that_matches_nothing_is_named(tiny, options, told):
         ({"rank": 0}, "rank=0: choose 1 or more"),
         ({"alpha": 0}, "alpha=0"),
         ({"dropout": 1.0}, "method.dropout=1.0"),
-        ({"init": "zeros"}, "method.init=zeros: choose one of gaussian, kaiming"),
-        ({"kind": "ia3"}, "method.kind=ia3: choose one of lora, loha, lokr"),
-        ({"kind": "loha", "dora": True}, "method.dora=True: not for method.kind=loha"),
-        ({"init": "pissa", "dropout": 0.1}, "method.init=pissa: not with dora or dropout"),
-        ({"plus": 0}, "method.plus=0"),
+        ({"init_lora_weights": "zeros"}, "method.init_lora_weights=zeros: choose one of gaussian, kaiming"),
+        ({"adapter_type": "ia3"}, "method.adapter_type=ia3: choose one of lora, loha, lokr"),
+        ({"adapter_type": "loha", "use_dora": True}, "method.use_dora=True: not for method.adapter_type=loha"),
+        ({"init_lora_weights": "pissa", "dropout": 0.1}, "method.init_lora_weights=pissa: not with dora or dropout"),
+        ({"loraplus_lr_ratio": 0}, "method.loraplus_lr_ratio=0"),
     ],
 )
 def test_bad_words_are_refused(options, told):
@@ -94,20 +94,20 @@ def test_bad_words_are_refused(options, told):
 
 
 def test_lora_plus_lets_b_learn_faster(tiny):
-    method = LoRA(4, 4, plus=16.0)
+    method = LoRA(4, 4, loraplus_lr_ratio=16.0)
     assert method.rate("unet.to_q.lora_A.default.weight") == 1
     assert method.rate("unet.to_q.lora_B.default.weight") == 16
 
 
 def test_pissa_names_the_layers_it_cannot_start_from(tiny):
     with pytest.raises(ValueError, match="'conv1' matches no linear layer of the unet"):
-        LoRA(4, 4, init="pissa", unet_targets=["to_q", "conv1"]).check(tiny(), [])
+        LoRA(4, 4, init_lora_weights="pissa", unet_targets=["to_q", "conv1"]).check(tiny(), [])
 
 
 def test_pissa_starts_from_the_largest_singular_vectors(tiny):
     model = tiny()
     weight = model.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_q").weight.clone()
-    LoRA(4, 4, init="pissa").prepare(model)
+    LoRA(4, 4, init_lora_weights="pissa").prepare(model)
     layer = model.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
     left, values, right = torch.linalg.svd(weight)
     change = layer.lora_B["default"].weight @ layer.lora_A["default"].weight

@@ -10,18 +10,18 @@ from PIL import Image
 from test_training_run import difference
 
 TINY_SD = ROOT / "sdft" / "assets" / "tiny-sd"
-SUBJECT = ["instance_prompt=a sks three", "class_prompt=a handwritten three", "class_images=2"]
+SUBJECT = ["instance_prompt=a sks three", "class_prompt=a handwritten three", "num_class_images=2"]
 METHODS = {
     "lora": ["method=lora"],
-    "loha": ["method=lora", "method.kind=loha", "rank=4"],
-    "lokr": ["method=lora", "method.kind=lokr", "rank=4"],
-    "dora": ["method=lora", "method.dora=true"],
-    "pissa": ["method=lora", "method.init=pissa"],
+    "loha": ["method=lora", "method.adapter_type=loha", "rank=4"],
+    "lokr": ["method=lora", "method.adapter_type=lokr", "rank=4"],
+    "use_dora": ["method=lora", "method.use_dora=true"],
+    "pissa": ["method=lora", "method.init_lora_weights=pissa"],
     "convolutions": ["method=lora", "method.unet_targets=[to_q,conv1]", "method.text_encoder=false"],
     "sft": ["method=sft"],
     "sft, text encoder too": ["method=sft", "method.text_encoder=true"],
     "pretrain": ["method=pretrain"],
-    "textual inversion": ["method=textual_inversion", "vectors=2", "text_lr=0.1"],
+    "textual inversion": ["method=textual_inversion", "num_vectors=2", "text_encoder_lr=0.1"],
     "dreambooth": ["method=dreambooth", *SUBJECT],
     "dreambooth_lora": ["method=dreambooth_lora", *SUBJECT],
 }
@@ -34,7 +34,7 @@ LEARNS = {  # by part; None is all of it
     "sft, text encoder too": {"unet": "", "text_encoder": ""},
     "textual inversion": {"text_encoder": "token_embedding.rows"},
 }
-LEARNS |= {"dora": LEARNS["lora"], "pissa": LEARNS["lora"], "dreambooth_lora": LEARNS["lora"]}
+LEARNS |= {"use_dora": LEARNS["lora"], "pissa": LEARNS["lora"], "dreambooth_lora": LEARNS["lora"]}
 LEARNS |= {"pretrain": LEARNS["sft"], "dreambooth": LEARNS["sft"]}
 
 

@@ -115,7 +115,7 @@ def test_encoding_uses_the_noise_it_is_given(tiny):
 
 
 def test_a_long_prompt_is_read_in_windows(tiny):
-    one, three = tiny(), tiny(windows=3)
+    one, three = tiny(), tiny(prompt_chunks=3)
     long = " ".join(["red"] * 70)
     ids = three.tokenize([long, "red"])
     assert ids.shape == (2, 3 * one.tokens) and three.prompt_tokens == 3 * (one.tokens - 2) + 2
@@ -127,5 +127,5 @@ def test_a_long_prompt_is_read_in_windows(tiny):
     context = three.condition(ids)
     assert torch.allclose(context[1, : one.tokens], one.condition(one.tokenize(["red"]))[0], atol=1e-6)
     assert context.shape == (2, 3 * one.tokens, one.text_encoder.config.hidden_size)
-    with pytest.raises(ValueError, match="windows=0: choose 1 or more"):
-        tiny(windows=0)
+    with pytest.raises(ValueError, match="prompt_chunks=0: choose 1 or more"):
+        tiny(prompt_chunks=0)

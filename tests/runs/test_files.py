@@ -67,7 +67,7 @@ def test_a_run_whose_record_is_cut_off_is_named_by_whoever_reads_it(tmp_path):
     (run / "run.json").write_text('{"state": "finished", "overr')
     readers = [
         lambda: resume.before(run),
-        lambda: repeat.check(OmegaConf.create({"repeat": str(run)})),
+        lambda: repeat.check(OmegaConf.create({"reproduce": str(run)})),
         lambda: results.read(run),
         lambda: newest_run(tmp_path),
         lambda: differing([run]),

@@ -17,13 +17,13 @@ BASE = "model.weights=pretrained"  # random ones follow from the seed
 
 def test_a_repeated_run_comes_to_the_same_or_tells_what_differs(run, capsys):
     _, folder = run(*FEW, BASE, name="one")
-    run(*FEW, BASE, f"repeat={folder}", name="two")
+    run(*FEW, BASE, f"reproduce={folder}", name="two")
     assert f"repeat   bit-identical to {folder}" in capsys.readouterr().out
     record = json.loads((folder.parent / "two" / "run.json").read_text())
     assert record["state"] == "finished" and record["repeats"] == {"run": str(folder), "identical": True}
 
-    with pytest.raises(ValueError, match=r"repeat=.*: lr is another; give no other words, or train without repeat"):
-        run(*FEW, BASE, "lr=0.5", f"repeat={folder}", name="three")
+    with pytest.raises(ValueError, match=r"reproduce=.*: lr is another; give no other words, or train without repeat"):
+        run(*FEW, BASE, "lr=0.5", f"reproduce={folder}", name="three")
     _, other = run(*FEW, BASE, "seed=1", name="other")
     same, lines = verdict(folder, other)
     assert not same and lines[0].startswith("weights: ") and lines[1].startswith("averaged weights: ")
@@ -37,8 +37,8 @@ def test_a_repeated_run_comes_to_the_same_or_tells_what_differs(run, capsys):
     facts["versions"]["torch"] = "1.0"
     (other / "run.json").write_text(json.dumps(facts | {"state": "failed"}))
     assert verdict(folder, other)[1][-1].startswith("versions: ")
-    with pytest.raises(ValueError, match=r"repeat=.*: did not finish \(failed\); resume=.* goes on with it"):
-        run(*FEW, BASE, f"repeat={other}", name="four")
+    with pytest.raises(ValueError, match=r"reproduce=.*: did not finish \(failed\); resume=.* goes on with it"):
+        run(*FEW, BASE, f"reproduce={other}", name="four")
 
 
 def test_a_run_says_what_it_was_made_of(run, tiny):
@@ -95,6 +95,6 @@ def test_repeat_takes_the_words_of_the_run(tmp_path):
     words = [*QUICK, *FEW, "hydra.run.dir=outputs/lora/1"]
     command = [sys.executable, str(ROOT / "train.py")]
     subprocess.run([*command, *words], cwd=tmp_path, check=True, timeout=300, stdout=subprocess.DEVNULL)
-    done = subprocess.run([*command, "repeat=last"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "reproduce=last"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "repeat   bit-identical to outputs/lora/1" in done.stdout, done.stderr
     assert len(list(tmp_path.glob("outputs/lora/*/adapter"))) == 2

@@ -79,23 +79,23 @@ def same(one, other) -> None:
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
-SUBJECT = ["instance_prompt=a sks three", "class_prompt=a handwritten three", "class_images=2"]
+SUBJECT = ["instance_prompt=a sks three", "class_prompt=a handwritten three", "num_class_images=2"]
 METHODS = {
     "lora": ["schedule=cosine", "ema=0.9", "rank=2", "caption_dropout=0.5", "method.dropout=0.5"],
-    "accumulated epochs": ["steps=null", "epochs=4", "batch_size=2", "accumulate=2", "rank=2", "log_every=4"],
+    "accumulated epochs": ["steps=null", "epochs=4", "batch_size=2", "gradient_accumulation_steps=2", "rank=2", "log_every=4"],
     "sft": ["method=sft", "method.text_encoder=true", "ema=0.9"],
     "pretrain": ["method=pretrain"],
-    "textual_inversion": ["method=textual_inversion", "vectors=2"],
+    "textual_inversion": ["method=textual_inversion", "num_vectors=2"],
     "dreambooth": ["method=dreambooth", *SUBJECT],
     "dreambooth_lora": ["method=dreambooth_lora", *SUBJECT, "rank=2"],
-    "lcm_lora": ["method=lcm_lora", "rank=2", "ema=0.9", "accumulate=2", "smooth=0.5"],
+    "lcm_lora": ["method=lcm_lora", "rank=2", "ema=0.9", "gradient_accumulation_steps=2", "smooth_diffusion_weight=0.5"],
 }
 FAST = ("lora", "accumulated epochs", "lcm_lora")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in METHODS])
 def test_interrupted_and_resumed_is_uninterrupted(run, tmp_path, monkeypatch, name):
-    given = ["steps=6", "save_every=2", "keep=9", "sample_every=3", "validate_every=3", *METHODS[name]]
+    given = ["steps=6", "save_every=2", "checkpoints_total_limit=9", "sample_every=3", "validate_every=3", *METHODS[name]]
     if "dreambooth" in name:
         given.append(f"data.path={save_pictures(Digits('candy', [3], 5), tmp_path / 'subject', 5)}")
     else:
@@ -128,7 +128,7 @@ def test_a_run_goes_on_from_its_start_and_from_its_last_step(run, monkeypatch, k
     same(whole, folder)
     ours, theirs = (json.loads((place / "evaluation" / "timeline.json").read_text()) for place in (whole, folder))
     assert ours == theirs
-    with pytest.raises(ValueError, match=r"resume=.*: already at step 3 of 3; give more steps, and confirm=true"):
+    with pytest.raises(ValueError, match=r"resume=.*: already at step 3 of 3; give more steps, and allow_config_change=true"):
         run(*given, f"resume={folder}", name="cut")
 
 
@@ -139,15 +139,15 @@ def test_other_words_are_shown_and_must_be_confirmed(run, capsys):
     with pytest.raises(ValueError) as told:
         run(*resumed)
     assert str(told.value) == (
-        f"resume={folder}: steps was 2 and is 4, lr was 0.001 and is 0.0002; add confirm=true to go on like that"
+        f"resume={folder}: steps was 2 and is 4, lr was 0.001 and is 0.0002; add allow_config_change=true to go on like that"
     )
-    run(*resumed, "confirm=true")
+    run(*resumed, "allow_config_change=true")
     assert "changed  steps from 2 to 4" in capsys.readouterr().out
     record = json.loads((folder / "run.json").read_text())
     assert record["resumed"][0]["changed"] == {"steps": [2, 4], "lr": [0.001, 0.0002]}
     assert OmegaConf.load(folder / "config.yaml").steps == 4 and record["steps"] == 4
-    again = OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), {"confirm": False})
-    with pytest.raises(ValueError, match=r"resume=.*: samples of a step was 2 and is 8; add confirm=true"):
+    again = OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), {"allow_config_change": False})
+    with pytest.raises(ValueError, match=r"resume=.*: samples of a step was 2 and is 8; add allow_config_change=true"):
         going_on(again, folder, 8)
 
 
@@ -158,8 +158,8 @@ def test_a_folder_that_holds_a_run_takes_no_other(run):
 
 
 def test_of_a_changed_word_only_itself_is_shown():
-    old = {"lr": 1, "loop": {"lr": 1, "keep": 1}, "data": {"path": "a"}, "resume": None}
-    new = {"lr": 2, "loop": {"lr": 2, "keep": 3}, "data": {"path": "b"}, "resume": "x", "more": 1}
+    old = {"lr": 1, "training": {"lr": 1, "checkpoints_total_limit": 1}, "data": {"path": "a"}, "resume": None}
+    new = {"lr": 2, "training": {"lr": 2, "checkpoints_total_limit": 3}, "data": {"path": "b"}, "resume": "x", "more": 1}
     assert changes(old, new) == {"lr": (1, 2), "data.path": ("a", "b"), "more": (None, 1)}
 
 

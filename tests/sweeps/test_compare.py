@@ -105,7 +105,7 @@ def test_unlike_evaluations_are_not_compared():
 
 
 def test_labels_are_no_formulas():
-    assert "$a$" in scatter({"template=$a$ and $b_": (1.0, 2.0), "b": (2.0, 3.0)}, "learns", "CLIP-I", True, False)
+    assert "$a$" in scatter({"caption_template=$a$ and $b_": (1.0, 2.0), "b": (2.0, 3.0)}, "learns", "CLIP-I", True, False)
 
 
 def test_names_of_settings_that_cost_the_same_stand_below_each_other():
@@ -130,7 +130,7 @@ def test_the_table_and_page_are_those_of_the_lab_report(run, capsys):  # S1-14..
             "steps=2",
             f"method={method}",
             "method.text_encoder=false",
-            "held_out=10",
+            "validation_split=10",
             "log_every=2",
             "metrics=digits",
         ]

@@ -100,7 +100,7 @@ def test_fifty_fast_steps_have_the_losses_of_plain_ones(run, monkeypatch):
     torch.set_num_threads(2)
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # all of them share every operation
     try:
-        assert told("keep=2") == pytest.approx(plain, rel=1e-3, abs=1e-5)
+        assert told("checkpoints_total_limit=2") == pytest.approx(plain, rel=1e-3, abs=1e-5)
     finally:
         torch.set_num_threads(before)
 

@@ -26,29 +26,29 @@ def free(monkeypatch):
 
 def test_what_does_not_fit_is_refused_in_one_line(free, tmp_path):
     free(3 * GB)
-    loop = SimpleNamespace(save_every=100, keep=3)
+    loop = SimpleNamespace(save_every=100, checkpoints_total_limit=3)
     with pytest.raises(
-        ValueError, match=r"run: the run writes about 12\.4 GB, 3\.0 GB are free; give keep=2 or fewer, or "
+        ValueError, match=r"run: the run writes about 12\.4 GB, 3\.0 GB are free; give checkpoints_total_limit=2 or fewer, or "
     ):
         check_room(tmp_path / "run", int(12.4 * GB), 0, loop)
     with pytest.raises(
         ValueError, match=r"about 4\.0 GB, 3\.0 GB are free; give cache=ram, or another hydra\.run\.dir"
     ):
-        check_room(tmp_path / "run", 2 * GB, 2 * GB, SimpleNamespace(save_every=0, keep=1))
+        check_room(tmp_path / "run", 2 * GB, 2 * GB, SimpleNamespace(save_every=0, checkpoints_total_limit=1))
     check_room(tmp_path / "run", 2 * GB, GB // 2, loop)
 
 
 def test_a_run_is_refused_before_anything_is_computed_or_written(run, free, tmp_path, capsys):
     free(2**20)
     with pytest.raises(ValueError, match="the run writes about .* MB, 1 MB are free"):
-        run("steps=4", "save_every=1", "keep=4")
+        run("steps=4", "save_every=1", "checkpoints_total_limit=4")
     assert "cache" not in capsys.readouterr().out and not (tmp_path / "outputs").exists()
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".hydra"]
 
 
 @pytest.mark.parametrize("method", [["ema=0.9"], ["method=sft"]])
 def test_checkpoints_are_as_large_as_expected(run, method):
-    module, folder = run("steps=2", "save_every=1", "keep=2", *method)
+    module, folder = run("steps=2", "save_every=1", "checkpoints_total_limit=2", *method)
     for path in (folder / "checkpoints").glob("*.ckpt"):
         expected = checkpoint_size(module, "ema=0.9" in method)
         assert expected == pytest.approx(
@@ -86,7 +86,7 @@ def test_a_disk_that_fills_up_in_a_run_leaves_earlier_files_whole(run, full, mon
     with pytest.raises(
         ValueError, match=r"run: the disk is full at step 3; earlier files are whole; .*\.ckpt is saved"
     ) as told:
-        run("steps=5", "save_every=1", "keep=9")
+        run("steps=5", "save_every=1", "checkpoints_total_limit=9")
     assert f"go on with resume={tmp_path / 'run'}" in str(told.value)
     files = sorted((tmp_path / "run" / "checkpoints").iterdir())  # the second was being written when it happened
     names = ["step-000001.ckpt", "step-000002.ckpt"][: len(files)]

@@ -19,9 +19,9 @@ def test_epochs_are_the_same_number_of_steps(run):
 
 
 def test_scale_lr_multiplies_by_what_a_step_takes(run):  # S2-16
-    _, plain = run("steps=2", "lr=8e-4", "text_lr=8e-4", "batch_size=4", "accumulate=2", name="plain")
+    _, plain = run("steps=2", "lr=8e-4", "text_encoder_lr=8e-4", "batch_size=4", "gradient_accumulation_steps=2", name="plain")
     _, scaled = run(
-        "steps=2", "lr=1e-4", "text_lr=1e-4", "batch_size=4", "accumulate=2", "scale_lr=true", name="scaled"
+        "steps=2", "lr=1e-4", "text_encoder_lr=1e-4", "batch_size=4", "gradient_accumulation_steps=2", "scale_lr=true", name="scaled"
     )
     assert_same(adapter(plain), adapter(scaled), 1e-8)
 
@@ -35,7 +35,7 @@ def subject(tmp_path_factory):
 
 
 def dreambooth(subject, *words, images: int = 3):
-    given = ["instance_prompt=a sks three", "class_prompt=a handwritten three", f"class_images={images}"]
+    given = ["instance_prompt=a sks three", "class_prompt=a handwritten three", f"num_class_images={images}"]
     return ["method=dreambooth_lora", f"data.path={subject}", "steps=2", "lr=1e-3", *given, *EXACT, *words]
 
 
@@ -43,9 +43,9 @@ def test_prior_weight_0_is_no_prior(run, shared, subject, tmp_path):
     _, without = run(
         "data=folder", f"data.path={subject}", "data.caption=a sks three", "steps=2", "lr=1e-3", *EXACT, name="a"
     )
-    _, zero = run(*dreambooth(subject, "prior_weight=0"), name="b")
+    _, zero = run(*dreambooth(subject, "prior_loss_weight=0"), name="b")
     assert not (tmp_path / "outputs" / "class_images").exists()  # nothing was sampled for nothing
-    _, vanishing = run(*dreambooth(subject, "prior_weight=1e-12"), name="c")
+    _, vanishing = run(*dreambooth(subject, "prior_loss_weight=1e-12"), name="c")
     _, one = shared(*dreambooth(subject))
     assert_same(adapter(without), adapter(zero))
     assert_same(adapter(without), adapter(vanishing), 1e-5)
@@ -81,7 +81,7 @@ def test_a_lora_of_full_rank_can_be_a_full_update(tiny):  # S4-06
 @pytest.mark.parametrize("optimizer", ["adafactor", "prodigy", "schedule_free", "adamw8bit"])
 def test_every_optimizer_trains_and_resumes_to_the_bit(run, optimizer):
     words = [f"optimizer={optimizer}", "steps=6", "sample_every=3", "batch_size=4"]
-    _, whole = run(*words, "save_every=3", "keep=3", name="whole")
+    _, whole = run(*words, "save_every=3", "checkpoints_total_limit=3", name="whole")
     _, resumed = run(*words, f"resume={whole / 'checkpoints' / 'step-000003.ckpt'}", name="resumed")
     assert_same(adapter(whole), adapter(resumed))
     assert any(w.any() for key, w in adapter(whole).items() if "lora_B" in key)

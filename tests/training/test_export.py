@@ -38,18 +38,18 @@ KINDS = {
     "attention": {},
     "convolutions too": {"unet_targets": ["to_q", "to_v", "conv1", "conv2", "proj_in"]},
     "unet only": {"text_encoder": False},
-    "rank-stabilised": {"rslora": True},
-    "loha": {"kind": "loha"},
-    "loha of convolutions": {"kind": "loha", "rank": 2, "unet_targets": ["to_q", "conv1", "proj_in"]},
-    "lokr": {"kind": "lokr"},
-    "lokr of convolutions": {"kind": "lokr", "rank": 1, "unet_targets": ["to_q", "conv1", "proj_in"]},
-    "pissa": {"init": "pissa", "size": 0.05},
-    "rank-stabilised pissa": {"init": "pissa", "rslora": True, "size": 0.05},
+    "rank-stabilised": {"use_rslora": True},
+    "loha": {"adapter_type": "loha"},
+    "loha of convolutions": {"adapter_type": "loha", "rank": 2, "unet_targets": ["to_q", "conv1", "proj_in"]},
+    "lokr": {"adapter_type": "lokr"},
+    "lokr of convolutions": {"adapter_type": "lokr", "rank": 1, "unet_targets": ["to_q", "conv1", "proj_in"]},
+    "pissa": {"init_lora_weights": "pissa", "size": 0.05},
+    "rank-stabilised pissa": {"init_lora_weights": "pissa", "use_rslora": True, "size": 0.05},
 }
 
 
 @pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "mine-kohya.safetensors"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("adapter_type", KINDS)
 def test_alpha_survives_both_formats(tiny, tmp_path, kind, file):
     model = tiny()
     base = output(model)
@@ -61,7 +61,7 @@ def test_alpha_survives_both_formats(tiny, tmp_path, kind, file):
     assert not torch.allclose(output(fresh), base, atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", ["attention", "loha", "lokr", "pissa"])
+@pytest.mark.parametrize("adapter_type", ["attention", "loha", "lokr", "pissa"])
 def test_an_adapter_changes_nothing_before_it_learns(tiny, kind):
     model = tiny()
     base = output(model)
@@ -69,7 +69,7 @@ def test_an_adapter_changes_nothing_before_it_learns(tiny, kind):
     assert torch.allclose(output(model), base, atol=2e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"rank": 300}, {"kind": "loha", "rank": 12}, {"kind": "lokr", "rank": 64}])
+@pytest.mark.parametrize("options", [{}, {"rank": 300}, {"adapter_type": "loha", "rank": 12}, {"adapter_type": "lokr", "rank": 64}])
 def test_products_are_the_changes_of_the_weights_at_any_rank(tiny, options):
     model = tiny()
     trained(model, text_encoder=False, unet_targets=["to_k", "conv1"], **options)

@@ -26,7 +26,7 @@ def trained(tiny, tmp_path_factory):
     samples = Stream(32).samples(Digits(per_digit=2), model, a_step=2)
     optimizer = unfused(partial(torch.optim.AdamW, lr=1e-3, fused=True))
     schedule, lr = Schedule("linear"), {"unet": 1e-3, "text_encoder": 1e-3}
-    module = FineTuning(model, LoRA(4, 4), Objective(), optimizer, schedule, lr, clip=1.0, compute=HALF)
+    module = FineTuning(model, LoRA(4, 4), Objective(), optimizer, schedule, lr, max_grad_norm=1.0, compute=HALF)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=10_000)  # the first steps overflow
     trainer = Trainer(
         plugins=[MixedPrecision("16-mixed", "cpu", scaler)],

@@ -115,10 +115,10 @@ FREQUENT = {"frequent words": {"cat": 9, "the": 9, "red": 5, "hat": 1}, "caption
 @pytest.mark.parametrize(
     ("config", "data", "words"),
     [
-        ({"method": {"token": "my-cat"}, "template": "x"}, FREQUENT, ["my-cat"]),
-        ({"instance_prompt": "a sks dog", "template": "a sks dog"}, FREQUENT, ["a sks dog"]),
-        ({"template": "{caption} in the style\nof sks"}, FREQUENT, ["in the style of sks"]),
-        ({"template": "{caption}"}, {"different captions": 1, "longest caption": {"text": "a cat"}}, ["a cat"]),
+        ({"method": {"placeholder_token": "my-cat"}, "caption_template": "x"}, FREQUENT, ["my-cat"]),
+        ({"instance_prompt": "a sks dog", "caption_template": "a sks dog"}, FREQUENT, ["a sks dog"]),
+        ({"caption_template": "{caption} in the style\nof sks"}, FREQUENT, ["in the style of sks"]),
+        ({"caption_template": "{caption}"}, {"different captions": 1, "longest caption": {"text": "a cat"}}, ["a cat"]),
         ({}, FREQUENT, ["cat", "red"]),
         ({}, {}, []),
     ],

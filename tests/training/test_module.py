@@ -52,7 +52,7 @@ def attached(module):
 
 
 def test_clipping_clips_and_the_logged_norm_is_that_before(tiny):  # pitfall 1
-    module = attached(build(tiny(), clip=1e-3))
+    module = attached(build(tiny(), max_grad_norm=1e-3))
     module.training_step(batch(module.model), 0)["loss"].backward()
     before = norm(module)
     module.configure_gradient_clipping(groups(module))
@@ -62,7 +62,7 @@ def test_clipping_clips_and_the_logged_norm_is_that_before(tiny):  # pitfall 1
 
 
 def test_clip_zero_only_measures(tiny):
-    module = attached(build(tiny(), clip=0))
+    module = attached(build(tiny(), max_grad_norm=0))
     module.training_step(batch(module.model), 0)["loss"].backward()
     before = norm(module)
     module.configure_gradient_clipping(groups(module))
@@ -173,7 +173,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny, method):
 
 
 def test_each_rate_has_a_group_of_its_own(tiny):
-    module = build(tiny(), LoRA(4, 4, plus=16.0))
+    module = build(tiny(), LoRA(4, 4, loraplus_lr_ratio=16.0))
     module.__dict__["_trainer"] = type("Trainer", (), {"max_steps": 3})()
     (optimizer,), _ = module.configure_optimizers()
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}

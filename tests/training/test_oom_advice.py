@@ -11,7 +11,7 @@ from sdft.runs.checkpoint_file import read
 from sdft.training.module import FineTuning
 from sdft.training.oom_advice import out_of_disk, out_of_memory
 
-WORDS = ["batch_size=16", "accumulate=2", "save_every=0", "ema=0.9"]
+WORDS = ["batch_size=16", "gradient_accumulation_steps=2", "save_every=0", "ema=0.9"]
 ADAPTER = "adapter/pytorch_lora_weights.safetensors"
 
 
@@ -55,7 +55,7 @@ def test_the_last_whole_step_is_saved_and_gone_on_from(run, short, tmp_path):
     folder = tmp_path / "run"
     assert f"last.ckpt is saved, go on with resume={folder}" in str(told.value)
     assert "gradient_checkpointing=true needs about" in str(told.value)
-    assert "batch_size=8 accumulate=4 needs about" in str(told.value) and "(the same result)" in str(told.value)
+    assert "batch_size=8 gradient_accumulation_steps=4 needs about" in str(told.value) and "(the same result)" in str(told.value)
     assert json.loads((folder / "run.json").read_text())["state"] == "failed"
     assert read(folder / "checkpoints" / "last.ckpt")["global_step"] == 2
     short(-1)
@@ -67,7 +67,7 @@ def test_the_last_whole_step_is_saved_and_gone_on_from(run, short, tmp_path):
 def test_only_what_applies_is_advised_and_nothing_is_saved_before_a_step(run, short, tmp_path):
     short(0)
     with pytest.raises(ValueError, match="out of memory at step 0") as told:
-        run("steps=2", "batch_size=1", "accumulate=2", "gradient_checkpointing=true")
+        run("steps=2", "batch_size=1", "gradient_accumulation_steps=2", "gradient_checkpointing=true")
     for word in ("gradient_checkpointing", "batch_size", "cache=disk", "bf16", "method=lora"):
         assert word not in str(told.value)
     assert "nothing is saved to go on from" in str(told.value) and not (tmp_path / "run" / "checkpoints").exists()
@@ -77,7 +77,7 @@ def test_what_is_there_decides_what_is_enough(run, short, monkeypatch):
     short(0)
     monkeypatch.setattr("sdft.training.oom_advice.room", lambda device, held: (int(45e6), int(45e6)))
     with pytest.raises(ValueError, match="about 6[0-9] MB needed, 43 MB there; ") as told:
-        run("steps=2", "method=sft", "batch_size=8", "accumulate=2", "log_every=1")
+        run("steps=2", "method=sft", "batch_size=8", "gradient_accumulation_steps=2", "log_every=1")
     assert "method=lora needs about" in str(told.value) and "gradient_checkpointing=true needs" not in str(told.value)
 
 

@@ -27,7 +27,7 @@ def test_a_warm_up_that_leaves_no_time_is_warned_about(run):  # pitfall 34
 
 
 def test_a_plain_run_has_no_warnings_and_says_what_it_does(run, capsys):
-    _, folder = run("steps=1", "accumulate=2")
+    _, folder = run("steps=1", "gradient_accumulation_steps=2")
     assert told(folder) == []
     text = capsys.readouterr().out
     for part in (

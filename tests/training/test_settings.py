@@ -12,10 +12,10 @@ def test_steps_win_over_epochs():
 
 
 @pytest.mark.parametrize(
-    ("batch", "accumulate", "world", "steps"), [(1, 1, 1, 100), (2, 1, 1, 50), (2, 4, 1, 13), (2, 1, 2, 25)]
+    ("batch", "gradient_accumulation_steps", "world", "steps"), [(1, 1, 1, 100), (2, 1, 1, 50), (2, 4, 1, 13), (2, 1, 2, 25)]
 )
 def test_epochs_become_steps_of_all_that_a_step_takes(batch, accumulate, world, steps):  # S3-16
-    loop = Loop(epochs=2, batch_size=batch, accumulate=accumulate)
+    loop = Loop(epochs=2, batch_size=batch, gradient_accumulation_steps=accumulate)
     assert loop.total(Plan(0, [0] * 50, loop.samples_per_step(world))) == steps
 
 
@@ -25,7 +25,7 @@ def test_epochs_become_steps_of_all_that_a_step_takes(batch, accumulate, world, 
         ({}, "steps=None epochs=None: give one of them"),
         ({"steps": 0, "epochs": 0}, "steps=0 epochs=0"),
         ({"steps": -1}, "steps=-1: choose 1 or more"),
-        ({"steps": 1, "accumulate": 0}, "accumulate=0: choose 1 or more"),
+        ({"steps": 1, "gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0: choose 1 or more"),
         ({"steps": 1, "ema": 1.0}, "ema=1.0"),
         ({"steps": 1, "lr": -1.0}, "lr=-1.0"),
     ],

@@ -43,7 +43,7 @@ def test_equal_seeds_give_bit_identical_adapters_and_workers_change_nothing(run,
 def test_accumulation_equals_the_larger_batch(run):  # pitfall 12
     options = ["steps=3", "schedule=cosine", "optimizer.eps=1e-3"]  # a larger eps, for Adam turns rounding into signs
     _, whole = run(*options, "batch_size=4", name="whole")
-    _, parts = run(*options, "batch_size=1", "accumulate=4", name="parts")
+    _, parts = run(*options, "batch_size=1", "gradient_accumulation_steps=4", name="parts")
     assert_same(adapter(whole), adapter(parts), 1e-5)
     for a, b in zip(rows(whole), rows(parts), strict=True):
         assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), abs=1e-5)
@@ -61,7 +61,7 @@ def test_sampling_leaves_training_untouched(shared):  # pitfall 18
 
 
 def test_a_resumed_run_is_bit_identical(run):
-    _, whole = run("steps=6", "schedule=cosine", "ema=0.9", "sample_every=2", "save_every=3", "keep=3", name="whole")
+    _, whole = run("steps=6", "schedule=cosine", "ema=0.9", "sample_every=2", "save_every=3", "checkpoints_total_limit=3", name="whole")
     checkpoint = whole / "checkpoints" / "step-000003.ckpt"
     _, resumed = run(
         "steps=6", "schedule=cosine", "ema=0.9", "sample_every=2", f"resume={checkpoint}", "workers=1", name="resumed"
@@ -82,7 +82,7 @@ def test_checkpoints_hold_only_what_learns(run):
 
 def test_the_loss_at_fixed_noise_falls_and_is_the_same_for_equal_weights(run, capsys):
     _, one = run("steps=20", "lr=1e-3", "model.weights=pretrained", "batch_size=8", name="one")
-    _, other = run("steps=1", "lr=1e-30", "text_lr=1e-30", "model.weights=pretrained", "seed=0", name="other")
+    _, other = run("steps=1", "lr=1e-30", "text_encoder_lr=1e-30", "model.weights=pretrained", "seed=0", name="other")
     first, last = json.loads((one / "run.json").read_text())["validation_loss"]
     assert last < 0.95 * first
     assert json.loads((other / "run.json").read_text())["validation_loss"] == [first, first]
@@ -203,12 +203,12 @@ def test_buckets_windows_and_resolutions_train_together_and_resume_to_the_bit(ru
         "data=folder",
         f"data.path={photographs}",
         "resolution=32",
-        "more_resolutions=[64]",
-        "windows=2",
+        "extra_resolutions=[64]",
+        "prompt_chunks=2",
         "batch_size=2",
     ]
     words += ["prompts=[a photo of a cat]", "steps=10", "flip=true", "max_upscale=0"]
-    _, whole = run(*words, "save_every=5", "keep=2", name="whole")
+    _, whole = run(*words, "save_every=5", "checkpoints_total_limit=2", name="whole")
     _, resumed = run(*words, f"resume={whole / 'checkpoints' / 'step-000005.ckpt'}", "workers=1", name="resumed")
     assert_same(adapter(whole), adapter(resumed))
     facts = json.loads((whole / "data.json").read_text())

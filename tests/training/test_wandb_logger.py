@@ -87,7 +87,7 @@ def test_a_server_that_cannot_be_had_leaves_the_run_offline_in_time(why, afresh,
 
 def test_what_fails_online_and_offline_goes_on_without_wandb(afresh, monkeypatch, capsys):
     init = wandb.init
-    monkeypatch.setattr(wandb, "init", lambda **words: init(**words) if words["settings"].mode == "disabled" else 1 / 0)
+    monkeypatch.setattr(wandb, "init_lora_weights", lambda **words: init(**words) if words["settings"].mode == "disabled" else 1 / 0)
     logger = loggers.wandb("run", "run", mode="online")
     logger.log_hyperparams({"rank": 1})
     logger.log_metrics({"loss": 1.0}, 1)

@@ -93,9 +93,9 @@ def commands(run: Run) -> list[dict]:
         line, safe = command_line(run.facts.command)
         found.append({"name": "this run", "text": line, "safe": safe})
     if run.state == "finished":
-        found.append({"name": "the same again", **said("python", "train.py", f"repeat={folder}")})
+        found.append({"name": "the same again", **said("python", "train.py", f"reproduce={folder}")})
         more = int(run.facts.numbers.get("steps", 0)) * 2
-        words = [f"steps={more}", "confirm=true"] if more else ["confirm=true"]
+        words = [f"steps={more}", "allow_config_change=true"] if more else ["allow_config_change=true"]
         found.append({"name": "go on, to more steps", **said("python", "train.py", f"resume={folder}", *words)})
         found.append({"name": "score it", **said("python", "evaluate.py", f"run={folder}")})
     elif run.state in ("stopped", "failed") and any(run.folder.glob("checkpoints/*.ckpt")):

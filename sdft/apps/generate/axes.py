@@ -130,7 +130,7 @@ def with_all(one: Axis | None, run: Path | None) -> Axis | None:
         raise ValueError("checkpoint=all: is of one run; give run=… with it")
     steps = sorted(int(f.stem.removeprefix("step-")) for f in (run / "checkpoints").glob("step-*.ckpt"))
     if not steps:
-        raise ValueError(f"checkpoint=all: {run} has none; train with save_every=N keep=9")
+        raise ValueError(f"checkpoint=all: {run} has none; train with save_every=N checkpoints_total_limit=9")
     values = [str(step) for step in (0, *steps)]
     return replace(one, values=values, labels=[called(value) for value in values])
 

@@ -48,7 +48,7 @@ MODEL = {
     "variant": ((TEXT, NONE), 0, 40),
     "prediction_type": ((TEXT, NONE), 0, 40),
     "zero_terminal_snr": ((bool,), None, None),
-    "windows": ((int,), 1, 16),
+    "prompt_chunks": ((int,), 1, 16),
 }
 ADAPTER = {
     "file": ((TEXT,), 1, 1000),
@@ -103,7 +103,7 @@ def quoted(text: str, always: bool = False) -> str:
     return json.dumps(text, ensure_ascii=False) if always or any(mark in text for mark in ',:\n"') else text
 
 
-def read(path: Path, key: str = "from") -> dict:
+def read(path: Path, key: str = "reproduce") -> dict:
     """What `save` wrote, checked; `ValueError` in one line for everything else. `key` is what errors call the file."""
     told, where = raw(path, key), f"{key}={path}"
     check(told, FIELDS, where, "")

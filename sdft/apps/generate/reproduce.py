@@ -14,7 +14,7 @@ from sdft.models.safetensors_check import check_tensors
 from sdft.runs.hashing import of_file
 
 PLAIN = ("negative_prompt", "seed", "steps", "guidance_scale", "scheduler", "strength", "width", "height")
-FREE = {"from", "folder", "accelerator"}  # words that change no picture
+FREE = {"reproduce", "folder", "accelerator"}  # words that change no picture
 OF_MODEL = {"model", "run", "adapters", "checkpoint", "weights", "strength"}
 MEND = {
     "adapter": "give adapters=[FILE] to take another",

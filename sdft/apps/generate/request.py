@@ -18,7 +18,7 @@ SAMPLING = ("steps", "guidance_scale", "images", "seed", "batch_size", "schedule
 COUNTS = ("steps", "images", "seed", "batch_size", "resolution", "width", "height")
 WORDS = dict.fromkeys(COUNTS, int | None) | dict.fromkeys(("guidance_scale", "strength"), float | None)
 WORDS |= dict.fromkeys(("run", "checkpoint", "scheduler", "negative_prompt", "accelerator"), str | None)
-WORDS |= {"windows": int, "folder": str}
+WORDS |= {"prompt_chunks": int, "folder": str}
 LARGEST = 8192  # pixels on a side
 
 
@@ -27,12 +27,12 @@ def order(asked: DictConfig, given: set[str]) -> tuple[Generation, dict | None]:
     asked = OmegaConf.create({"model": None, "precision": None} | OmegaConf.to_container(asked, resolve=True))
     typed(asked, WORDS)
     told = None
-    if asked["from"] is not None and not isinstance(asked["from"], str):
-        raise ValueError(f"from={asked['from']}: give a PNG that this program made")
-    if asked["from"] is not None:
-        file = Path(asked["from"]).expanduser()
+    if asked["reproduce"] is not None and not isinstance(asked["reproduce"], str):
+        raise ValueError(f"reproduce={asked['reproduce']}: give a PNG that this program made")
+    if asked["reproduce"] is not None:
+        file = Path(asked["reproduce"]).expanduser()
         told = metadata.read(file)
-        asked = OmegaConf.create(OmegaConf.to_container(asked) | again.words(told, given, f"from={file}"))
+        asked = OmegaConf.create(OmegaConf.to_container(asked) | again.words(told, given, f"reproduce={file}"))
         if "adapters" in given and "weights" not in given and len(asked.adapters) != len(asked.weights or []):
             asked.weights = None  # they were of others
         check(asked)
@@ -93,7 +93,7 @@ def sampling_of(asked: DictConfig, cfg: DictConfig) -> Sampling:
 def prompts_of(asked: DictConfig, run: Path | None, x: Axis | None, y: Axis | None) -> list[str]:
     """Those that were given, of an axis, or that the run drew while it trained."""
     on_axis = next((one.values for one in (x, y) if one and one.word == "prompt"), None)
-    if on_axis and asked.prompts is not None and asked["from"] is None:
+    if on_axis and asked.prompts is not None and asked["reproduce"] is None:
         raise ValueError("prompts: an axis gives them already; leave one of both out")
     found = on_axis or read_prompts(asked.prompts) or (drawn.prompts(run) if run else [])
     if not found:

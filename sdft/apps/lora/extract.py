@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sdft.cli.entry_point import command
 
-WORDS = {"base": str, "tuned": str, "rank": int | None, "keep": float | None}
+WORDS = {"base": str, "tuned": str, "rank": int | None, "energy": float | None}
 WORDS |= {"name": str, "dtype": str, "folder": str}
 TARGETS = ("unet_targets", "text_targets")
 
@@ -31,12 +31,12 @@ def main(cfg):
     def told(names: list):
         return track(names, "extract", console=console, disable=not console.is_terminal)
 
-    made, share = extract(base, tuned, cfg.rank, cfg.keep, targets, told)
+    made, share = extract(base, tuned, cfg.rank, cfg.energy, targets, told)
     layers = sum(len(found) for found in made.parts.values())
     print(f"layers   {layers}, rank {ranks_told(made.ranks)}: {made.kept:.4%} of the energy of what changed in them")
     if share < 0.9999:
         print(f"left     {1 - share:.4%} of all that changed lies in norms, biases or layers not asked for")
-    save(made.parts, Path(cfg.folder), cfg.name, tuned_record(base, tuned, cfg.rank, cfg.keep, made.kept), cfg.dtype)
+    save(made.parts, Path(cfg.folder), cfg.name, tuned_record(base, tuned, cfg.rank, cfg.energy, made.kept), cfg.dtype)
 
 
 if __name__ == "__main__":

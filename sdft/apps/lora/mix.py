@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sdft.cli.entry_point import command
 
-WORDS = {"adapters": list[str], "weights": list[float], "how": str, "rank": int | None, "sum": str}
+WORDS = {"adapters": list[str], "weights": list[float], "merge_method": str, "rank": int | None, "weight_sum": str}
 WORDS |= {"name": str, "dtype": str, "architecture": str | None, "folder": str}
 
 
@@ -19,20 +19,20 @@ def main(cfg):
 
     file_name(cfg.name)
     dtype_of(cfg.dtype)
-    weights = balanced(None if cfg.weights is None else list(cfg.weights), len(cfg.adapters), cfg.sum)
+    weights = balanced(None if cfg.weights is None else list(cfg.weights), len(cfg.adapters), cfg.weight_sum)
     files = opened(list(cfg.adapters), cfg.architecture)
-    made = mix(files, weights, cfg.how, cfg.rank)
+    made = mix(files, weights, cfg.merge_method, cfg.rank)
     for weight, file in zip(weights, files, strict=True):
         print(
             f"{weight:<8g} {file.path}  ({file.form}, rank {ranks_told(sorted({y.rank for y in file.layers.values()}))})"
         )
     close = "exactly their sum" if made.missing == 0 else f"{made.kept:.4%} of their sum's energy"
-    if cfg.how == "linear":
+    if cfg.merge_method == "linear":
         close = (
-            f"off their weighted sum by {(made.missing / (made.whole or 1)) ** 0.5:.1%} of its norm; how=svd is nearer"
+            f"off their weighted sum by {(made.missing / (made.whole or 1)) ** 0.5:.1%} of its norm; merge_method=svd is nearer"
         )
-    print(f"mix      {cfg.how}, rank {ranks_told(made.ranks)}: {close}")
-    words = {"how": cfg.how, **({"rank": cfg.rank} if cfg.rank else {}), "kept": round(made.kept, 6)}
+    print(f"mix      {cfg.merge_method}, rank {ranks_told(made.ranks)}: {close}")
+    words = {"merge_method": cfg.merge_method, **({"rank": cfg.rank} if cfg.rank else {}), "kept": round(made.kept, 6)}
     save(made.parts, Path(cfg.folder), cfg.name, record("mix", files, weights, **words), cfg.dtype)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sdft.cli.entry_point import command
 
-WORDS = {"adapter": str, "rank": int | None, "keep": float | None}
+WORDS = {"adapter": str, "rank": int | None, "energy": float | None}
 WORDS |= {"name": str, "dtype": str, "architecture": str | None, "folder": str}
 
 
@@ -20,11 +20,11 @@ def main(cfg):
     file_name(cfg.name)
     dtype_of(cfg.dtype)
     (file,) = opened([cfg.adapter], cfg.architecture)
-    made = resize(file, cfg.rank, cfg.keep)
+    made = resize(file, cfg.rank, cfg.energy)
     before = sorted({layer.rank for layer in file.layers.values()})
     print(f"rank     {ranks_told(before)} before, {ranks_told(made.ranks)} now")
     print(f"kept     {made.kept:.4%} of the change's energy")
-    words = {"rank": cfg.rank} if cfg.rank else {"keep": cfg.keep}
+    words = {"rank": cfg.rank} if cfg.rank else {"energy": cfg.energy}
     metadata = file.metadata | record("resize", [file], **words, kept=round(made.kept, 6))
     save(made.parts, Path(cfg.folder), cfg.name, metadata, cfg.dtype)
 

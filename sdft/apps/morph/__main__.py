@@ -6,8 +6,8 @@ from pathlib import Path
 
 from sdft.cli.entry_point import command
 
-WORDS = {"images": list[str], "frames": int, "fps": int, "compare": bool, "folder": str, "learned": str, "seed": int}
-WORDS |= {"ddim_steps": int, "refine": int, "perceptual": str, "resolution": int, "adapters": list[str] | None}
+WORDS = {"images": list[str], "frames": int, "fps": int, "compare": bool, "folder": str, "adapter_cache": str, "seed": int}
+WORDS |= {"ddim_steps": int, "inversion_iterations": int, "perceptual": str, "resolution": int, "adapters": list[str] | None}
 MOST = {"frames": (2, 1000), "fps": (1, 100)}
 
 
@@ -48,8 +48,8 @@ def seen_by(cfg, recipe):
     if name == "auto":
         name = "tiny-clip" if cfg.model.get("name") == "tiny-sd" else "alex"
     if name == "none":
-        if recipe.pacing == "even":
-            raise ValueError("perceptual=none pacing=even: needs an eye; choose pacing=uniform, or perceptual=alex")
+        if recipe.frame_spacing == "even":
+            raise ValueError("perceptual=none frame_spacing=even: needs an eye; choose frame_spacing=uniform, or perceptual=alex")
         return None
     device = alone(cfg.accelerator)
     return embedded(device) if name == "tiny-clip" else Lpips(name, device, word="perceptual")
@@ -76,13 +76,13 @@ def ready(cfg, model, pictures, recipe, precision):
 
     ddim, device = Ddim.of(model, cfg.ddim_steps), model.unet.device
     if recipe.lora == "none":
-        return Morph(model, ddim, pictures, None, cfg.refine)
+        return Morph(model, ddim, pictures, None, cfg.inversion_iterations)
     if cfg.adapters is not None:
         files = [Path(file).expanduser() for file in cfg.adapters]
         if len(files) != 2:
             raise ValueError(f"adapters={list(cfg.adapters)}: {len(files)} given; give two, as [A,B]")
     else:
-        portrait, place = instantiate(cfg.portrait), Path(cfg.learned)
+        portrait, place = instantiate(cfg.portrait), Path(cfg.adapter_cache)
         precision.check("cpu" if device.type == "cpu" else "gpu")
         model.cpu()
         files = []
@@ -93,7 +93,7 @@ def ready(cfg, model, pictures, recipe, precision):
             files.append(kept.folder)
         model.to(device)
     names = wear(model, files)
-    return Morph(model, ddim, pictures, Blend(model, names, recipe.lora), cfg.refine)
+    return Morph(model, ddim, pictures, Blend(model, names, recipe.lora), cfg.inversion_iterations)
 
 
 def shot(morph, recipes, count: int, eye):

@@ -48,11 +48,11 @@ class Ddim:
         p, q = self.factors(step)
         return (latents - q * output) / p
 
-    def invert(self, predict: Predict, latents: Tensor, refine: int = 0) -> Tensor:
-        """Clean latents to the noise that they come from; `refine` asks again at the latents found, so often each stride."""
+    def invert(self, predict: Predict, latents: Tensor, inversion_iterations: int = 0) -> Tensor:
+        """Clean latents to the noise that they come from; `inversion_iterations` asks again at the latents found, so often each stride."""
         for step, timestep in enumerate(self.timesteps):
             found = latents
-            for _ in range(1 + refine):
+            for _ in range(1 + inversion_iterations):
                 found = self.noised(latents, predict(found, timestep), step)
             latents = found
         return latents

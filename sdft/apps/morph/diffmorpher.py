@@ -20,7 +20,7 @@ from sdft.models.stable_diffusion import StableDiffusion
 
 PACINGS = ("even", "uniform")
 ADAIN = ("noise", "result", "none")
-ROUNDS = 4  # of even pacing, at most
+ROUNDS = 4  # of even frame_spacing, at most
 
 
 @dataclass
@@ -29,14 +29,14 @@ class Recipe:
 
     `lora`: what of both ends' adapters is interpolated (see `sdft.lora.interpolation`). `adain`: what gets the ends' statistics, the
     interpolated noise, or the latents that come of it. `attention` is the share of the steps, from the noisiest, in which
-    frames attend to the ends' keys and values. `pacing` even puts frames equally far apart to the eye, in `rounds` of looking.
+    frames attend to the ends' keys and values. `frame_spacing` even puts frames equally far apart to the eye, in `spacing_iterations` of looking.
     """
 
     lora: str = "dw"
     adain: str = "noise"
     attention: float = 0.4
-    pacing: str = "even"
-    rounds: int = 1
+    frame_spacing: str = "even"
+    spacing_iterations: int = 1
 
     def __post_init__(self):
         if self.lora not in (*KINDS, "none"):
@@ -45,10 +45,10 @@ class Recipe:
             raise ValueError(f"adain={self.adain}: choose one of {', '.join(ADAIN)}")
         if not 0 <= self.attention <= 1:
             raise ValueError(f"attention={self.attention}: choose the share of steps, from 0 (off) to 1")
-        if self.pacing not in PACINGS:
-            raise ValueError(f"pacing={self.pacing}: choose one of {', '.join(PACINGS)}")
-        if not 1 <= self.rounds <= ROUNDS:
-            raise ValueError(f"rounds={self.rounds}: choose from 1 to {ROUNDS}")
+        if self.frame_spacing not in PACINGS:
+            raise ValueError(f"frame_spacing={self.frame_spacing}: choose one of {', '.join(PACINGS)}")
+        if not 1 <= self.spacing_iterations <= ROUNDS:
+            raise ValueError(f"spacing_iterations={self.spacing_iterations}: choose from 1 to {ROUNDS}")
 
     def without(self) -> dict[str, "Recipe"]:
         """This one, and it without each part that it has."""
@@ -59,8 +59,8 @@ class Recipe:
             found["no AdaIN"] = replace(self, adain="none")
         if self.attention:
             found["no attention"] = replace(self, attention=0.0)
-        if self.pacing == "even":
-            found["no pacing"] = replace(self, pacing="uniform")
+        if self.frame_spacing == "even":
+            found["no pacing"] = replace(self, frame_spacing="uniform")
         return found
 
 
@@ -80,18 +80,18 @@ class Morph:
     """Two pictures of one size, which the model takes, and their words; `blend` holds their adapters, None for lora=none."""
 
     def __init__(
-        self, model: StableDiffusion, ddim: Ddim, pictures: list[Picture], blend: Blend | None, refine: int = 0
+        self, model: StableDiffusion, ddim: Ddim, pictures: list[Picture], blend: Blend | None, inversion_iterations: int = 0
     ):
-        if refine < 0:
-            raise ValueError(f"refine={refine}: choose 0 or more")
-        self.model, self.ddim, self.pictures, self.blend, self.refine = model, ddim, pictures, blend, refine
+        if inversion_iterations < 0:
+            raise ValueError(f"inversion_iterations={inversion_iterations}: choose 0 or more")
+        self.model, self.ddim, self.pictures, self.blend, self.inversion_iterations = model, ddim, pictures, blend, inversion_iterations
         self.known: dict[bool, Ends] = {}
         self.tick: Tick = lambda count: None
 
     def calls(self, recipe: Recipe, count: int) -> int:
         """How many predictions `film` makes at most, but for the ends'."""
-        passes = count + (count - 2) * (recipe.rounds if recipe.pacing == "even" else 0)
-        turns = 1 + (recipe.rounds if recipe.pacing == "even" else 0)
+        passes = count + (count - 2) * (recipe.spacing_iterations if recipe.frame_spacing == "even" else 0)
+        turns = 1 + (recipe.spacing_iterations if recipe.frame_spacing == "even" else 0)
         return passes * self.ddim.steps + turns * 2 * self.shared(recipe)
 
     def shared(self, recipe: Recipe) -> int:
@@ -102,8 +102,8 @@ class Morph:
         """`count` frames from the first picture to the second."""
         shares = np.linspace(0, 1, count).tolist()
         seen = dict(zip(shares, self.frames(shares, recipe), strict=True))
-        if recipe.pacing == "even":
-            for _ in range(recipe.rounds):
+        if recipe.frame_spacing == "even":
+            for _ in range(recipe.spacing_iterations):
                 known = sorted(seen)
                 shares = even(known, between([seen[share] for share in known], distances), count)
                 missing = [share for share in shares if share not in seen]
@@ -180,7 +180,7 @@ class Morph:
             def predict(x: Tensor, timestep: Tensor, context: Tensor = context) -> Tensor:
                 return self.predict(x, timestep, context)
 
-            yield self.ddim.invert(predict, clean, self.refine), context
+            yield self.ddim.invert(predict, clean, self.inversion_iterations), context
 
     def encoded(self, picture: Picture) -> Tensor:
         from sdft.data.images import pixels

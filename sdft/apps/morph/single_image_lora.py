@@ -43,7 +43,7 @@ class Portrait:
     def settings(self, base: StableDiffusion, picture: Picture, precision: Precision) -> dict:
         """All that the adapter depends on; `base` is as it came, without adapters."""
         source = Alone(picture)
-        facts = {"base": of_weights(base), "prediction": base.prediction_type, "windows": base.windows}
+        facts = {"base": of_weights(base), "prediction": base.prediction_type, "prompt_chunks": base.prompt_chunks}
         shown = {"picture": source.digest(0), "size": list(picture.image.size), "caption": picture.caption}
         return {**asdict(self), **facts, **shown, "precision": precision.compute}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from sdft.runs.files import read_json
 from sdft.training.export.model_card import quoted
 
-SETTINGS = """method rank alpha lr text_lr steps epochs batch_size accumulate optimizer schedule warmup weighting snr_gamma
-    loss noise_offset input_perturbation caption_dropout resolution crop flip template precision ema seed"""
+SETTINGS = """method rank alpha lr text_encoder_lr steps epochs batch_size gradient_accumulation_steps optimizer schedule warmup weighting snr_gamma
+    loss noise_offset input_perturbation caption_dropout resolution crop flip caption_template precision ema seed"""
 
 
 def license_section(license: str | None, base: str) -> str:

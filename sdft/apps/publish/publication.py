@@ -30,7 +30,7 @@ PUBLISHED = "published"  # the folder in the run
 LICENSES = """creativeml-openrail-m openrail openrail++ bigscience-openrail-m apache-2.0 mit bsd-3-clause gpl-3.0 agpl-3.0
     lgpl-3.0 cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-nc-nd-4.0 unlicense other"""
 HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
-PLACES = ("path", "class_path", "resume", "repeat", "folder", "dir", "prompts_file")  # words that name folders
+PLACES = ("path", "class_path", "resume", "reproduce", "folder", "dir", "prompts_file")  # words that name folders
 ELSEWHERE = re.compile(r"(^|[\s\[=,:'\"])(~|\.{0,2}[/\\]|[A-Za-z]:[/\\])")  # begins a path
 IMAGES = 8  # of the last samples
 
@@ -134,7 +134,7 @@ def card_of(asked: Asked, config: DictConfig, facts: dict, kind: str, folder: Pa
         prompt=prompts[0] if prompts else "",
         sampling=SimpleNamespace(**config.sampling),
         command=command_of(facts["command"]),
-        dora=bool(config.method.get("dora")),
+        dora=bool(config.method.get("use_dora")),
         place=asked.to or ".",
         gives="" if asked.best else GIVES,
         front=front,

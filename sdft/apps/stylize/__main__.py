@@ -5,8 +5,8 @@ from pathlib import Path
 from sdft.cli.entry_point import command
 
 WORDS = {"images": str, "prompt": str | None, "resolution": int | None, "controlnet": str, "folder": str}
-WORDS |= dict.fromkeys(("strength", "guidance_scale", "control"), float)
-WORDS |= {"steps": int, "seed": int, "scales": list[float]}
+WORDS |= dict.fromkeys(("strength", "guidance_scale", "controlnet_scale"), float)
+WORDS |= {"steps": int, "seed": int, "adapter_scales": list[float]}
 
 
 @command("stylize")
@@ -32,9 +32,9 @@ def main(cfg):
         resolution,
         cfg.strength,
         cfg.guidance_scale,
-        cfg.control,
+        cfg.controlnet_scale,
         cfg.steps,
-        tuple(cfg.scales),
+        tuple(cfg.adapter_scales),
         cfg.seed,
     )
     opened = open_model(cfg)

@@ -32,9 +32,9 @@ class Restyling:
     resolution: int
     strength: float = 0.5
     guidance_scale: float = 7.5
-    control: float = 0.5
+    controlnet_scale: float = 0.5
     steps: int = 50
-    scales: tuple[float, ...] = (1.0,)
+    adapter_scales: tuple[float, ...] = (1.0,)
     seed: int = 0
 
     def __post_init__(self):
@@ -44,11 +44,11 @@ class Restyling:
             raise ValueError(f"steps={self.steps}: choose from 1 to 1000")
         if int(self.steps * self.strength) < 1:
             raise ValueError(f"steps={self.steps} strength={self.strength}: leaves no step to take; choose more")
-        for key in ("guidance_scale", "control", "seed"):
+        for key in ("guidance_scale", "controlnet_scale", "seed"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)}: choose 0 or more")
-        if not self.scales:
-            raise ValueError("scales=[]: give at least one, such as [0.5,1]")
+        if not self.adapter_scales:
+            raise ValueError("adapter_scales=[]: give at least one, such as [0.5,1]")
 
     def __call__(self, model: StableDiffusion, picture: Image.Image, controlnet=None) -> Image.Image:
         """RGB of the same size, whose sides are multiples of `model.unit`."""
@@ -57,7 +57,7 @@ class Restyling:
         pipeline = self.pipeline(model, controlnet)
         pipeline.set_progress_bar_config(disable=True)
         held = (
-            {"control_image": [edges(picture)], "controlnet_conditioning_scale": float(self.control)}
+            {"control_image": [edges(picture)], "controlnet_conditioning_scale": float(self.controlnet_scale)}
             if controlnet
             else {}
         )

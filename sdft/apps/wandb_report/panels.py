@@ -15,7 +15,7 @@ TEXT = """Every line is a run; a sweep is a group of runs and one more, of the j
   far runs with the same words lie apart: less than that may be chance. The sweep's page says what is surely enough.
 - **Losses by step** are of random timesteps and noise, so they jump; each quarter of the timesteps, from the least noise to the
   most, has a size of its own, so compare within one. Where `train/grad_norm` grows without end, the rate is too high.
-- **Validation** is the loss at the same noise every time: small changes count. With `held_out=0.1` it is of pictures that are
+- **Validation** is the loss at the same noise every time: small changes count. With `validation_split=0.1` it is of pictures that are
   not trained on; where it then rises while the training loss falls, the run learns its pictures by heart.
 - **Scores on the way** (`evaluate_every=10`) judge what is drawn, which the loss does not: the best step is often not the last
   one. `scores/controls/drift` is how far pictures moved that should have stayed as they were.

@@ -139,7 +139,7 @@ def write_card(
         prompt=prompts[0],
         sampling=sampling,
         command=command,
-        dora=getattr(module.method, "dora", False),
+        dora=getattr(module.method, "use_dora", False),
         scheduler=used(sampling.scheduler_of(module.model)) if sampling.scheduler else "",
     )
     (folder / "README.md").write_text(card.text(), encoding="utf-8")

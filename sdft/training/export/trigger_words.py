@@ -13,8 +13,8 @@ COMMON = (
 def triggers(run: Path) -> list[str]:
     """A learned token, the instance prompt, the template's words, the one caption, or the words that most captions share."""
     config, facts = read_config(run), read_json(run / "data.json")
-    template, method = config.get("template"), config.get("method") or {}
-    if token := method.get("token"):
+    template, method = config.get("caption_template"), config.get("method") or {}
+    if token := method.get("placeholder_token"):
         return [plain(token)]
     if config.get("instance_prompt"):
         return [plain(config.instance_prompt)]

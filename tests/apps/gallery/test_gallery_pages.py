@@ -133,7 +133,7 @@ def test_a_runs_page_holds_its_words_scores_commands_and_files(outputs):
     write_run(outputs / "lora" / "run")
     page = client(outputs).get("/run/runs/lora/run").text
     folder = outputs / "lora" / "run"
-    for said in ("python train.py rank=4 steps=20", f"repeat={folder}", f"resume={folder} steps=40 confirm=true"):
+    for said in ("python train.py rank=4 steps=20", f"reproduce={folder}", f"resume={folder} steps=40 allow_config_change=true"):
         assert said in page
     for said in ("CLIP-T", "0.400", "0.600", "+0.200", "better", "0.2000 → 0.1000 (-50.0%)", "abc1234"):
         assert said in page

@@ -247,7 +247,7 @@ def test_no_command_is_offered_for_copying_that_runs_another_program(command, ou
 
 
 def test_a_command_is_what_a_shell_would_need():
-    command = ["train.py", "-m", "prompts=[a cat,a dog]", "template='{caption} in oil'", "~ema", "rank=4,8"]
+    command = ["train.py", "-m", "prompts=[a cat,a dog]", "caption_template='{caption} in oil'", "~ema", "rank=4,8"]
     line, safe = command_line(command)
     assert safe and line.startswith("python train.py -m 'prompts=[a cat,a dog]'")
     assert command_line(["train.py", "rank=4", "hydra.run.dir=multirun/x/0"]) == ("python train.py rank=4", True)

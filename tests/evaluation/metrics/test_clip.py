@@ -73,10 +73,10 @@ def test_judges_rest_whenever_a_step_is_trained(run, monkeypatch):
 
     for owner, name in ((Clip, "awake"), (Clip, "rest"), (FineTuning, "training_step")):
         told(owner, name)
-    words = ["metrics=digits", "metrics.sets=[]", "evaluate_every=1", "evaluate_images=1", "data.per_digit=1"]
+    words = ["metrics=digits", "metrics.distribution_metrics=[]", "evaluate_every=1", "evaluate_images=1", "data.per_digit=1"]
     words += ["sampling.images=1", "protocol.images=1"]
     _, folder = run(*words, "steps=2")
-    run(*words, "steps=3", f"resume={folder}", "confirm=true")
+    run(*words, "steps=3", f"resume={folder}", "allow_config_change=true")
     before = [events[number - 1] for number, event in enumerate(events) if event == "training_step"]
     assert before == ["rest"] * 3 and events.count("rest") >= 4 and "awake" in events
 

@@ -8,7 +8,7 @@ import torch
 from sdft.runs.checkpoint_file import read
 from sdft.training.module import FineTuning
 
-WORDS = ["steps=5", "save_every=1", "keep=9", "data.per_digit=2"]
+WORDS = ["steps=5", "save_every=1", "checkpoints_total_limit=9", "data.per_digit=2"]
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ OTHERS = [pytest.param(*pair, marks=pytest.mark.slow) for pair in ((signal.SIGIN
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), *OTHERS])
 def test_a_signal_saves_and_ends_with_its_status_and_the_run_goes_on(tmp_path, number, status):
-    one = started(tmp_path / "one", "steps=60", "save_every=5", "keep=1")
+    one = started(tmp_path / "one", "steps=60", "save_every=5", "checkpoints_total_limit=1")
     stepping(tmp_path / "one")
     one.send_signal(number)
     told = one.communicate(timeout=60)[0]
@@ -69,7 +69,7 @@ def test_a_signal_saves_and_ends_with_its_status_and_the_run_goes_on(tmp_path, n
 @pytest.mark.slow
 def test_two_processes_stop_together_and_go_on(tmp_path):
     both = ["devices=2", "strategy=ddp", "steps=40"]
-    one = started(tmp_path / "one", *both, "save_every=5", "keep=1")
+    one = started(tmp_path / "one", *both, "save_every=5", "checkpoints_total_limit=1")
     stepping(tmp_path / "one")
     os.kill(one.pid, signal.SIGTERM)
     one.communicate(timeout=90)

@@ -13,7 +13,7 @@ def rows(folder) -> list[dict]:
 
 
 def test_the_curve_has_its_points_by_quarter(run):
-    _, folder = run("steps=6", "validate_every=2", "held_out=0.1")
+    _, folder = run("steps=6", "validate_every=2", "validation_split=0.1")
     found = rows(folder)
     assert [row["step"] for row in found] == ["0", "2", "4", "6"]
     for row in found:
@@ -26,11 +26,11 @@ def test_the_curve_has_its_points_by_quarter(run):
     assert Image.open(folder / "loss.png").width > 800
 
 
-WHOLE = ("steps=4", "save_every=2", "keep=2", "snr_gamma=5")
+WHOLE = ("steps=4", "save_every=2", "checkpoints_total_limit=2", "snr_gamma=5")
 
 
 def test_ten_times_unless_told_otherwise_and_never_twice_at_a_step(run, shared):
-    _, often = run("steps=20", "accumulate=2", "batch_size=1", "validate_every=null", name="often")
+    _, often = run("steps=20", "gradient_accumulation_steps=2", "batch_size=1", "validate_every=null", name="often")
     _, seldom = shared(*WHOLE)
     assert [int(row["step"]) for row in rows(often)] == list(range(0, 21, 2))
     assert [int(row["step"]) for row in rows(seldom)] == [0, 4]
