@@ -62,15 +62,15 @@ def test_rank_is_a_word_of_its_own_and_alpha_follows_it():
 
 
 def test_text_lr_follows_lr():
-    assert checked("data=folder", "data.path=x", "lr=3e-4").loop.text_encoder_lr == 3e-4
-    assert checked("lr=3e-4", "text_encoder_lr=1e-5").loop.text_encoder_lr == 1e-5
+    assert checked("data=folder", "data.path=x", "lr=3e-4").training.text_encoder_lr == 3e-4
+    assert checked("lr=3e-4", "text_encoder_lr=1e-5").training.text_encoder_lr == 1e-5
 
 
 def test_the_model_brings_its_resolution_and_the_command_line_wins():
     assert checked().resolution == 32
     assert checked("model=sd15").resolution == 512
     assert checked("model=sd21").resolution == 768
-    assert checked("model=sd15", "resolution=128").stream.resolution == 128
+    assert checked("model=sd15", "resolution=128").dataset.resolution == 128
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def fill(streams: list[Samples], model, text: bool, check: Callable[[int], None]
 
     Returns the parts of the model that training then does without. `check` is told first how many bytes of files are missing.
     """
-    stream, rest, kinds = streams[0].stream, [], []
+    stream, rest, kinds = streams[0].settings, [], []
     if stream.cache != "off" and stream.crop != "random":
         store = Store(None if stream.cache == "ram" else PLACE / "latents" / of_weights(model.vae))
         kinds.append((store, wanted_latents(streams), latents(model), "latents"))
@@ -171,7 +171,7 @@ def wanted_latents(streams: list[Samples]) -> dict[str, tuple]:
     wanted = {}
     for samples in streams:
         for index in range(len(samples)):
-            for flip in (False, True) if samples.stream.flip else (False,):
+            for flip in (False, True) if samples.settings.flip else (False,):
                 for size in samples.sizes_of(index):
                     wanted[samples.latent_key(index, size, flip)] = (size, samples, index, flip)
     return wanted

@@ -97,7 +97,7 @@ class Pairs(Dataset):
 
     def __init__(self, subject: Samples, prior: Samples, weight: float):
         self.subject, self.prior, self.weight = subject, prior, weight
-        self.stream, self.source, self.fixed, self.plan = subject.stream, subject.source, subject.fixed, subject.plan
+        self.settings, self.source, self.fixed, self.plan = subject.settings, subject.source, subject.fixed, subject.plan
         self.parts = [subject, prior]
         prior.shapes = sorted(set(subject.sizes))
 

@@ -113,7 +113,7 @@ class Samples(Dataset):
 
     def __init__(self, stream: Stream, source: Source, model, name: str = "", a_step: int = 1):
         """`name` tells the draws of one stream from those of another in the same run; a step takes `a_step` samples."""
-        self.stream, self.name, self.tokenize = stream, name, model.tokenize
+        self.settings, self.name, self.tokenize = stream, name, model.tokenize
         self.channels, *_ = (model.latent_shape(r)[0] for r in (stream.resolution, *stream.extra_resolutions))
         self.factor, self.timesteps = model.factor, len(model.alphas_cumprod)
         self.sizes, self.keys = stream.sizes(source, model.unit), {}
@@ -136,8 +136,8 @@ class Samples(Dataset):
     def sample(self, number: int, share: float = 1.0, size: Size | None = None) -> dict[str, Tensor]:
         index = self.plan.picture(number)
         size = size or self.sizes[index]
-        place = tuple(self.uniform(number, "crop", 2).tolist()) if self.stream.crop == "random" else MIDDLE
-        flip = self.stream.flip and bool(self.uniform(number, "flip") < 0.5)
+        place = tuple(self.uniform(number, "crop", 2).tolist()) if self.settings.crop == "random" else MIDDLE
+        flip = self.settings.flip and bool(self.uniform(number, "flip") < 0.5)
         return {
             **self.picture(index, size, place, flip),
             **self.text(self.caption(index, number)),
@@ -176,13 +176,13 @@ class Samples(Dataset):
 
     def caption(self, index: int, number: int) -> Tensor:
         """Token ids `[tokens]` of one of the picture's captions, drawn by the sample's number, or of none."""
-        if bool(self.uniform(number, "dropout") < self.dataset.dropout):
+        if bool(self.uniform(number, "dropout") < self.settings.dropout):
             return self.empty
         variant = int(self.uniform(number, "caption") * len(self.ids[index]))
-        if not self.stream.shuffle_tags:
+        if not self.settings.shuffle_tags:
             return self.ids[index][variant]
         tags = [tag.strip() for tag in self.variants[index][variant].split(",")]
-        kept, others = tags[: self.stream.keep_tags], tags[self.stream.keep_tags :]
+        kept, others = tags[: self.settings.keep_tags], tags[self.settings.keep_tags :]
         shuffled = torch.randperm(len(others), generator=self.chance("tags", number)).tolist()
         return self.tokenize([", ".join([*kept, *[others[i] for i in shuffled]])])[0]
 
@@ -190,7 +190,7 @@ class Samples(Dataset):
         return {"ids": ids} if self.contexts is None else self.contexts[self.text_key(ids)]
 
     def noise(self, number, size: Size) -> dict[str, Tensor]:
-        shape, discount = self.shape(size), self.stream.pyramid_noise
+        shape, discount = self.shape(size), self.settings.pyramid_noise
         return {
             "posterior": self.normal(number, "posterior", shape),
             "noise": pyramid_noise(shape, discount, self.chance("noise", number)),
@@ -202,9 +202,9 @@ class Samples(Dataset):
 
     def timestep(self, number: int) -> Tensor:
         """One of the stream's range, by its distribution; a whole number `[]`."""
-        chance, favoured = self.chance("timestep", number), self.dataset.timestep_distribution == "logit_normal"
+        chance, favoured = self.chance("timestep", number), self.settings.timestep_distribution == "logit_normal"
         share = torch.randn((), generator=chance).sigmoid() if favoured else torch.rand((), generator=chance)
-        first, last = (round(edge * self.timesteps) for edge in self.dataset.timestep_range)
+        first, last = (round(edge * self.timesteps) for edge in self.settings.timestep_range)
         return (first + share * (last - first)).long().clamp(max=last - 1)
 
     def shape(self, size: Size) -> tuple[int, int, int]:
@@ -212,7 +212,7 @@ class Samples(Dataset):
         return self.channels, size[1] // self.factor, size[0] // self.factor
 
     def chance(self, purpose: str, number) -> Generator:
-        return generator(self.stream.seed, self.name + purpose, number)
+        return generator(self.settings.seed, self.name + purpose, number)
 
     def uniform(self, number, purpose: str, count: int = 1) -> Tensor:
         return torch.rand(count, generator=self.chance(purpose, number))

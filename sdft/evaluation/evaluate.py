@@ -62,7 +62,7 @@ def evaluate(folder: Path, cfg: DictConfig, states: list[State], judges: Judges 
 def protocol_of(cfg: DictConfig) -> Protocol:
     """What the config asks, with the words of a DreamBooth run for {token} and {class}."""
     token, noun = token_and_class(cfg.get("instance_prompt"), cfg.get("class_prompt"))
-    words = {"token": cfg.get("token") or token, "class_noun": noun}
+    words = {"placeholder_token": cfg.get("placeholder_token") or token, "class_noun": noun}
     return instantiate(cfg.protocol, **{key: word for key, word in words.items() if word and not cfg.protocol.get(key)})
 
 

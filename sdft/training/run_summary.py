@@ -28,7 +28,7 @@ def inspect(module, samples, loop, schedule, trainer, step: Step) -> dict:
         "epochs": round(steps / samples.plan.steps_an_epoch, 2),
         "buckets": {f"{w}x{h}": n for (w, h), n in sorted(Counter(samples.parts[0].sizes).items())},
         "batch": {"size": loop.batch_size, "gradient_accumulation_steps": loop.gradient_accumulation_steps, "processes": world},
-        "resolution": samples.stream.resolution,
+        "resolution": samples.settings.resolution,
         "prediction_type": model.prediction_type,
         "base": model.name,
         "architecture": architecture(model),

@@ -17,7 +17,7 @@ class Loop:
     gradient_accumulation_steps: int = 1
     lr: float = 1e-4
     text_encoder_lr: float = 1e-4
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     on_nan: str = "stop"
     ema: float = 0.0
     workers: int = 0
@@ -105,7 +105,7 @@ class Loop:
 
 
 LEAST = {
-    "steps": 1, "epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "lr": 0, "text_encoder_lr": 0, "clip": 0,
+    "steps": 1, "epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "lr": 0, "text_encoder_lr": 0, "max_grad_norm": 0,
     "workers": 0, "log_every": 1, "sample_every": 0, "validate_every": 0, "save_every": 0, "checkpoints_total_limit": 1,
     "evaluate_every": 0, "evaluate_images": 1, "patience": 0, "seed": 0,
 }  # fmt: skip

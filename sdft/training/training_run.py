@@ -143,7 +143,7 @@ def cache(module, streams: list, check) -> None:
     from sdft.data.latent_cache import fill
 
     learns = any(name.startswith("text_encoder.") for name in module.learned())
-    module.resting = fill(streams, module.model, text=not learns and not streams[0].stream.shuffle_tags, check=check)
+    module.resting = fill(streams, module.model, text=not learns and not streams[0].settings.shuffle_tags, check=check)
 
 
 def fasten(module, samples, compile: str, device, steps: int) -> None:

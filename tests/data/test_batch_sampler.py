@@ -30,7 +30,7 @@ def test_every_picture_comes_exactly_once_an_epoch_and_a_step_has_one_size(group
 
 
 @settings(max_examples=100, deadline=None)
-@given(groups=GROUPS, batch=SMALL, gradient_accumulation_steps=SMALL, world=SMALL, first=st.integers(0, 3))
+@given(groups=GROUPS, batch=SMALL, accumulate=SMALL, world=SMALL, first=st.integers(0, 3))
 def test_any_split_gives_every_step_the_same_samples_and_the_same_mean(groups, batch, accumulate, world, first):
     plan = Plan(0, groups, batch * accumulate * world)
     last = first + 3
