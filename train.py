@@ -1,13 +1,13 @@
 """Fine-tune: python train.py method=lora rank=32   (--help lists every word)."""
 
-from sdft.cli.entry_point import command
+from sdft.cli.entry_point import hydra_main
 
 
-@command("train")
+@hydra_main("train")
 def main(cfg):
-    from sdft.config import check
+    from sdft.config import check_config
 
-    check(cfg)
+    check_config(cfg)
     from sdft.training.training_run import train
 
     train(cfg)

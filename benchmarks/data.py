@@ -37,28 +37,28 @@ def timed(task) -> tuple[float, object]:
 
 
 def main(count: int, side: int) -> None:
-    from sdft.data.dataset_report import report
-    from sdft.data.image_folder import Folder
-    from sdft.data.latent_cache import fill
-    from sdft.data.training_samples import Stream
-    from sdft.models.loading import load
+    from sdft.data.dataset_report import build_dataset_report
+    from sdft.data.image_folder import ImageFolder
+    from sdft.data.latent_cache import fill_caches
+    from sdft.data.training_samples import DataSettings
+    from sdft.models.loading import load_stable_diffusion
 
     work = Path(tempfile.mkdtemp())
     generate(work / "pictures", count, side)
     os.chdir(work)
-    model = load("tiny-sd")
-    stream = Stream(resolution=64)
+    model = load_stable_diffusion("tiny-sd")
+    stream = DataSettings(resolution=64)
 
     def start():
-        source = Folder(str(work / "pictures"))
-        samples = stream.samples(source, model, a_step=4)
-        fill([samples], model, text=True)
-        report(source, samples.sizes, samples.plan.steps_an_epoch, model.tokenizer, model.tokens)
+        source = ImageFolder(str(work / "pictures"))
+        samples = stream.samples(source, model, samples_per_step=4)
+        fill_caches([samples], model, text=True)
+        build_dataset_report(source, samples.sizes, samples.plan.steps_per_epoch, model.tokenizer, model.chunk_length)
         return samples
 
     rows = []
-    source = Folder(str(work / "pictures"))
-    bare = Stream(resolution=64, cache="off").samples(source, model)
+    source = ImageFolder(str(work / "pictures"))
+    bare = DataSettings(resolution=64, cache="off").samples(source, model)
     few = min(count, 1000)
     seconds, _ = timed(lambda: [bare[n] for n in range(few)])
     rows.append(("decode, crop and draw, one thread", f"{few / seconds:.0f} pictures/s"))
@@ -72,7 +72,7 @@ def main(count: int, side: int) -> None:
     seconds, _ = timed(lambda: [samples[n] for n in range(few)])
     rows.append(("samples from the cache, one thread", f"{few / seconds:.0f} pictures/s"))
 
-    steps = [samples.plan.step(k) for k in range(10)]
+    steps = [samples.plan.sample_numbers(k) for k in range(10)]
     drawn = samples.collate([samples[n] for n in steps[0]])
     unet, noise = model.unet.requires_grad_(True), torch.randn_like(drawn["mean"])
     learn = lambda: unet(noise, drawn["timestep"], drawn["context"]).sample.square().mean().backward()  # noqa: E731

@@ -60,7 +60,7 @@ def inside() -> None:
     sys.exit(status)
 
 
-def step_seconds(told: dict, first: int = 20) -> float:
+def median_step_seconds(told: dict, first: int = 20) -> float:
     """The median time from one step to the next, without the first ones."""
     ends = told["steps"][first:]
     return statistics.median(b - a for a, b in pairwise(ends))

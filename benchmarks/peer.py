@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from data import generate
-from measured import ROOT, measured, options, show, step_seconds
+from measured import ROOT, measured, median_step_seconds, options, show
 
 RATE, RANK = 1e-4, 8
 
@@ -73,7 +73,9 @@ def main(words: list[str]) -> None:
             found["peer"].append(
                 measured(script, theirs(asked["model"], str(data), asked, str(turn)), turn, HF_HOME=str(turn))
             )
-    value = {name: [(t["seconds"], step_seconds(t), t["memory_gb"]) for t in told] for name, told in found.items()}
+    value = {
+        name: [(t["seconds"], median_step_seconds(t), t["memory_gb"]) for t in told] for name, told in found.items()
+    }
     rows = [("program", "process s", "ms a step", "peak GB")]
     for name, told in value.items():
         whole, step, memory = (median(column) for column in zip(*told, strict=True))

@@ -15,10 +15,10 @@ import time
 import torch
 
 from sdft.data.digits import Digits
-from sdft.evaluation.evaluator import Exam
-from sdft.evaluation.metrics_config import Suite
-from sdft.evaluation.protocol import Protocol
-from sdft.models.loading import load
+from sdft.evaluation.evaluator import Evaluator
+from sdft.evaluation.metrics_config import MetricsConfig
+from sdft.evaluation.protocol import EvaluationProtocol
+from sdft.models.loading import load_stable_diffusion
 from sdft.models.sampling import Sampling
 
 ROUNDS, BATCH = 5, 20
@@ -31,11 +31,11 @@ def timed(work) -> float:
 
 
 def main():
-    model, source = load("tiny-sd"), Digits()
-    questions = source.questions()
+    model, source = load_stable_diffusion("tiny-sd"), Digits()
+    evaluation_spec = source.evaluation_spec()
     sampling = Sampling(steps=20, guidance_scale=3.0, images=20, batch_size=BATCH)
-    requests = sampling.requests(questions.prompts[:2])
-    pipeline = model.pipeline()
+    requests = sampling.requests(evaluation_spec.prompts[:2])
+    pipeline = model.build_pipeline()
     pipeline.set_progress_bar_config(disable=True)
 
     def bare():
@@ -51,7 +51,7 @@ def main():
             )
 
     def ours():
-        list(sampling.pictures(model, requests, 32))
+        list(sampling.sample_images(model, requests, 32))
 
     bare(), ours()
     pairs = [(timed(bare), timed(ours)) for _ in range(ROUNDS)]
@@ -61,15 +61,15 @@ def main():
     )
 
     start = time.perf_counter()
-    judges = Suite("tiny-clip", perceptual="clip", distribution_metrics=["CMMD"]).judges()
-    protocol = Protocol(controls=["a handwritten one"] * 5, images=20)
-    groups = protocol.groups(questions, [], [])
-    exam = Exam(judges, protocol, groups, source, questions)
+    judges = MetricsConfig("tiny-clip", perceptual="clip", distribution_metrics=["CMMD"]).load_scorers()
+    protocol = EvaluationProtocol(controls=["a handwritten one"] * 5, images=20)
+    groups = protocol.build_groups(evaluation_spec, [], [])
+    exam = Evaluator(judges, protocol, groups, source, evaluation_spec)
     pictures = {group.name: list(sampling(model, group.prompts, 32)) for group in groups}
     drawn = time.perf_counter() - start
-    exam.begin(pictures)
-    exam.measure(pictures)
-    exam.references()
+    exam.build_metrics(pictures)
+    exam.update_metrics(pictures)
+    exam.compute_references()
     scored = time.perf_counter() - start - drawn
     print(f"{sum(map(len, pictures.values()))} pictures: drawn in {drawn:.1f} s, scored in {scored:.1f} s")
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from data import generate
-from measured import ROOT, measured, options, show, step_seconds
+from measured import ROOT, measured, median_step_seconds, options, show
 from step import PLAIN
 
 
@@ -30,7 +30,7 @@ def main(words: list[str]) -> None:
             given = [*(f"{name}={worth}" for name, worth in about.items()), f"hydra.run.dir={home}/{value}"]
             told = measured(ROOT / "train.py", [*PLAIN, *data, f"steps={asked['steps']}", *given], Path(home))
             facts = json.loads(Path(home, value, "run.json").read_text())
-            seconds = step_seconds(told, 5) if told["steps"] else facts["seconds_per_step"]
+            seconds = median_step_seconds(told, 5) if told["steps"] else facts["seconds_per_step"]
             images = int(about.get("batch_size", 1)) * int(about.get("devices", 1))
             rows.append(
                 (value, f"{1000 * seconds:.1f}", f"{images / seconds:.1f}", f"{facts['last']['memory_gb']:.2f}")

@@ -70,20 +70,20 @@ def turns(words: list[str], rounds: int, per: int, warm: int) -> dict[str, list[
 
     build, training.build_trainer = training.build_trainer, with_turns
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        cfg = composed([*words, f"steps={warm + rounds * per}"], Path(folder))
+        cfg = compose_config([*words, f"steps={warm + rounds * per}"], Path(folder))
         compiled = cfg.compile != "off"
         training.train(cfg)
     found["batch"] = cfg.batch_size
     return found
 
 
-def composed(words: list[str], folder: Path):
+def compose_config(words: list[str], folder: Path):
     """The config of a run in `folder`, checked, as the command line would make it; noise is made where it is asked for."""
     from hydra import compose, initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    from sdft.config import check
+    from sdft.config import check_config
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         own = f"hydra.runtime.output_dir={folder}/run"
@@ -94,7 +94,7 @@ def composed(words: list[str], folder: Path):
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         cfg.pop("hydra")
-    check(cfg)
+    check_config(cfg)
     return cfg
 
 
@@ -115,15 +115,15 @@ def bare(module, optimizer, batch: dict, compiled: bool):
     import torch
 
     model = module.model
-    mixed = model.compute is not torch.float32
-    with torch.no_grad(), torch.autocast(module.device.type, model.compute, enabled=mixed):
+    mixed = model.compute_dtype is not torch.float32
+    with torch.no_grad(), torch.autocast(module.device.type, model.compute_dtype, enabled=mixed):
         latents, context = module.inputs(batch)
     learns = any(name.startswith("text_encoder.") for name in module.learned())
     target, timesteps = torch.randn_like(latents), batch["timestep"]
 
     def loop():
         eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-        with eager, torch.autocast(module.device.type, model.compute, enabled=mixed):
+        with eager, torch.autocast(module.device.type, model.compute_dtype, enabled=mixed):
             told = model.condition(batch["ids"]) if learns else context
             loss = (model.predict(latents, timesteps, told).float() - target).square().mean()
         loss.backward()

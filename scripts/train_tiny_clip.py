@@ -12,12 +12,29 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from sdft.data.digits import INKS, PAIRS, PAPERS, SIZE, STYLES, caption, ink, ink_words, strokes
+from sdft.data.digits import (
+    IMAGE_SIZE,
+    INK_PAPER_PAIRS,
+    INKS,
+    PAPERS,
+    STYLES,
+    describe_ink,
+    draw_ink,
+    format_caption,
+    load_strokes,
+)
 from sdft.models.embedded import TINY_CLIP, TINY_SD
 
-CONFIG = {
+CLIP_CONFIG = {
     "embed_dim": 64,
-    "vision_cfg": {"image_size": SIZE, "patch_size": 4, "layers": 4, "width": 96, "head_width": 24, "mlp_ratio": 3.0},
+    "vision_cfg": {
+        "image_size": IMAGE_SIZE,
+        "patch_size": 4,
+        "layers": 4,
+        "width": 96,
+        "head_width": 24,
+        "mlp_ratio": 3.0,
+    },
     "text_cfg": {
         "context_length": 32,
         "vocab_size": 1024,
@@ -31,47 +48,51 @@ CONFIG = {
 MEAN, STD = [0.5] * 3, [0.5] * 3
 
 
-def warp(stroke: torch.Tensor) -> torch.Tensor:
+def augment_stroke(stroke: torch.Tensor) -> torch.Tensor:
     """Ink coverage moved, turned and scaled a little, as handwriting is."""
     turn, size = (torch.rand(2) - 0.5) * torch.tensor([0.5, 0.3])
     cos, sin = torch.cos(turn) * (1 + size), torch.sin(turn) * (1 + size)
     shift = (torch.rand(2) - 0.5) * 0.25
     grid = F.affine_grid(
         torch.stack([torch.stack([cos, -sin, shift[0]]), torch.stack([sin, cos, shift[1]])])[None],
-        (1, 1, SIZE, SIZE),
+        (1, 1, IMAGE_SIZE, IMAGE_SIZE),
         align_corners=False,
     )
     return F.grid_sample(stroke[None], grid, align_corners=False)[0]
 
 
-def picture(stroke: torch.Tensor, digit: int) -> tuple[torch.Tensor, str]:
+def draw_captioned_digit(stroke: torch.Tensor, digit: int) -> tuple[torch.Tensor, str]:
     """One digit in one look, with its caption; a quarter are styles."""
-    stroke = warp(stroke)
+    stroke = augment_stroke(stroke)
     if torch.rand(()) < 0.25:
         paint, words = list(STYLES.values())[int(torch.randint(len(STYLES), ()))]
         pixels = paint(stroke[None])[0]
     else:
-        ink_name, paper_name = PAIRS[int(torch.randint(len(PAIRS), ()))]
+        ink_name, paper_name = INK_PAPER_PAIRS[int(torch.randint(len(INK_PAPER_PAIRS), ()))]
         jitter = torch.randn(2, 3) * 0.03
-        pixels = ink(stroke, torch.tensor(INKS[ink_name]) + jitter[0], torch.tensor(PAPERS[paper_name]) + jitter[1])
-        words = ink_words(ink_name, paper_name)
+        pixels = draw_ink(
+            stroke, torch.tensor(INKS[ink_name]) + jitter[0], torch.tensor(PAPERS[paper_name]) + jitter[1]
+        )
+        words = describe_ink(ink_name, paper_name)
     noise = torch.randn_like(pixels) * 0.1 * torch.rand(())
-    return (pixels + noise).clamp(0, 1), caption(digit, words)
+    return (pixels + noise).clamp(0, 1), format_caption(digit, words)
 
 
-def batch(rows, coverage, shown):
-    pictures, captions = zip(*(picture(coverage[r], int(shown[r])) for r in rows), strict=True)
+def build_batch(rows, coverage, shown):
+    pictures, captions = zip(*(draw_captioned_digit(coverage[r], int(shown[r])) for r in rows), strict=True)
     return (torch.stack(pictures) - 0.5) / 0.5, list(captions)
 
 
-def contrast(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, captions: list[str]) -> torch.Tensor:
+def compute_contrastive_loss(
+    images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, captions: list[str]
+) -> torch.Tensor:
     same = torch.tensor([[a == b for b in captions] for a in captions]).float()
     target = same / same.sum(1, keepdim=True)
     logits = scale * images @ texts.T
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def main(steps: int = 4000, size: int = 64) -> None:
+def train_clip(steps: int = 4000, size: int = 64) -> None:
     import open_clip
     from safetensors.torch import save_file
 
@@ -79,20 +100,20 @@ def main(steps: int = 4000, size: int = 64) -> None:
     TINY_CLIP.mkdir(exist_ok=True)
     shutil.copytree(TINY_SD / "tokenizer", TINY_CLIP, dirs_exist_ok=True)
     config = {
-        "model_cfg": CONFIG,
+        "model_cfg": CLIP_CONFIG,
         "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"},
     }
     (TINY_CLIP / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    clip = open_clip.CLIP(**CONFIG)
+    clip = open_clip.CLIP(**CLIP_CONFIG)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{TINY_CLIP}")
-    coverage, shown = strokes()
+    coverage, shown = load_strokes()
     held_out = torch.arange(len(shown)) % 10 == 9
     seen = torch.nonzero(~held_out)[:, 0]
     optimizer = torch.optim.AdamW(clip.parameters(), 1e-3, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
     for step in range(steps):
-        images, captions = batch(seen[torch.randint(len(seen), (size,))], coverage, shown)
-        loss = contrast(*clip(images, tokenizer(captions))[:3], captions)
+        images, captions = build_batch(seen[torch.randint(len(seen), (size,))], coverage, shown)
+        loss = compute_contrastive_loss(*clip(images, tokenizer(captions))[:3], captions)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
@@ -105,14 +126,18 @@ def main(steps: int = 4000, size: int = 64) -> None:
         {k: v.half().contiguous() for k, v in clip.state_dict().items()}, TINY_CLIP / "open_clip_model.safetensors"
     )
     save_text_encoder(clip)
-    print("held-out digits: style {:.1%}, digit {:.1%}".format(*score(clip, tokenizer, torch.nonzero(held_out)[:, 0])))
+    print(
+        "held-out digits: style {:.1%}, digit {:.1%}".format(
+            *measure_accuracy(clip, tokenizer, torch.nonzero(held_out)[:, 0])
+        )
+    )
 
 
 def save_text_encoder(clip) -> None:
     """The text tower as tiny-sd's `CLIPTextModel`: the same weights under transformers' names."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    text = CONFIG["text_cfg"]
+    text = CLIP_CONFIG["text_cfg"]
     encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=text["vocab_size"],
@@ -121,7 +146,7 @@ def save_text_encoder(clip) -> None:
             num_hidden_layers=text["layers"],
             num_attention_heads=text["heads"],
             max_position_embeddings=text["context_length"],
-            projection_dim=CONFIG["embed_dim"],
+            projection_dim=CLIP_CONFIG["embed_dim"],
             hidden_act="gelu",
             bos_token_id=text["vocab_size"] - 2,
             eos_token_id=text["vocab_size"] - 1,
@@ -154,16 +179,16 @@ def save_text_encoder(clip) -> None:
 
 
 @torch.no_grad()
-def score(clip, tokenizer, rows) -> tuple[float, float]:
+def measure_accuracy(clip, tokenizer, rows) -> tuple[float, float]:
     """Share of pictures whose nearest caption, of all (look x digit), has the right look, and the right digit."""
-    from sdft.data.digits import style_words
+    from sdft.data.digits import describe_styles
 
     torch.manual_seed(1)
-    coverage, shown = strokes()
-    words = list(style_words().values())
-    captions = [caption(d, w) for w in words for d in range(10)]
+    coverage, shown = load_strokes()
+    words = list(describe_styles().values())
+    captions = [format_caption(d, w) for w in words for d in range(10)]
     texts = clip.encode_text(tokenizer(captions), normalize=True)
-    images, truth = batch(rows.repeat(2), coverage, shown)
+    images, truth = build_batch(rows.repeat(2), coverage, shown)
     nearest = (clip.encode_image(images, normalize=True) @ texts.T).argmax(1).tolist()
     asked = [captions.index(t) for t in truth]
     pairs = list(zip(nearest, asked, strict=True))
@@ -173,4 +198,4 @@ def score(clip, tokenizer, rows) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    train_clip(*map(int, sys.argv[1:]))

@@ -2,23 +2,23 @@
 
 import json
 
-from sdft.data.digits import NAMES, STYLES, caption, style_words
+from sdft.data.digits import DIGIT_NAMES, STYLES, describe_styles, format_caption
 from sdft.models.embedded import TINY_SD
 
-SIZE, LENGTH = 1024, 32
+VOCABULARY_SIZE, MAX_LENGTH = 1024, 32
 
 
-def corpus() -> list[str]:
+def build_corpus() -> list[str]:
     """Every caption many times, so that each of its words is one token; then the descriptions of scikit-learn's data sets."""
     from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine
 
-    looks = list(style_words().values()) + [words for _, words in STYLES.values()]
-    captions = [caption(digit, words) for digit in range(len(NAMES)) for words in looks]
+    looks = list(describe_styles().values()) + [words for _, words in STYLES.values()]
+    captions = [format_caption(digit, words) for digit in range(len(DIGIT_NAMES)) for words in looks]
     english = [load().DESCR for load in (load_digits, load_iris, load_wine, load_diabetes, load_breast_cancer)]
     return captions * 20 + english
 
 
-def main() -> None:
+def train_tokenizer() -> None:
     from tokenizers import Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import BPE
     from tokenizers.trainers import BpeTrainer
@@ -29,21 +29,23 @@ def main() -> None:
     specials = ["<|startoftext|>", "<|endoftext|>"]
     learner = Tokenizer(BPE(end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Lowercase()
-    trainer = BpeTrainer(vocab_size=SIZE, end_of_word_suffix="</w>", initial_alphabet=characters, show_progress=False)
+    trainer = BpeTrainer(
+        vocab_size=VOCABULARY_SIZE, end_of_word_suffix="</w>", initial_alphabet=characters, show_progress=False
+    )
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=True)]
     )
-    learner.train_from_iterator(corpus(), trainer)
+    learner.train_from_iterator(build_corpus(), trainer)
 
     merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
     merges = [m for m in merges if all(part in start or part in {a + b for a, b in merges} for part in m)]
-    merges = merges[: SIZE - len(start) - len(specials)]
+    merges = merges[: VOCABULARY_SIZE - len(start) - len(specials)]
     vocabulary = start | {a + b: len(start) + i for i, (a, b) in enumerate(merges)}
     vocabulary |= {word: len(vocabulary) + i for i, word in enumerate(specials)}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_LENGTH)
     tokenizer.save_pretrained(TINY_SD / "tokenizer")
-    print(f"{len(tokenizer)} tokens; {tokenizer.tokenize(caption(3, style_words()['neon']))}")
+    print(f"{len(tokenizer)} tokens; {tokenizer.tokenize(format_caption(3, describe_styles()['neon']))}")
 
 
 if __name__ == "__main__":
-    main()
+    train_tokenizer()

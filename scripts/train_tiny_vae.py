@@ -9,11 +9,11 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from sdft.data.digits import INKS, PAIRS, PAPERS, SIZE, STYLES, ink, strokes
+from sdft.data.digits import IMAGE_SIZE, INK_PAPER_PAIRS, INKS, PAPERS, STYLES, draw_ink, load_strokes
 from sdft.models.embedded import TINY_SD
 
 
-def photographs() -> list[torch.Tensor]:
+def load_photographs() -> list[torch.Tensor]:
     """China and flower at two scales, 0..1 `[3, height, width]`."""
     from sklearn.datasets import load_sample_images
 
@@ -21,33 +21,35 @@ def photographs() -> list[torch.Tensor]:
     return [F.interpolate(image, scale_factor=s, mode="area")[0] for image in full for s in (0.25, 0.125)]
 
 
-def pictures(count: int, photos, coverage) -> torch.Tensor:
+def draw_batch(count: int, photos, coverage) -> torch.Tensor:
     """A training batch `[count, 3, 32, 32]`, -1..1: five eighths recoloured digits, a quarter styles, an eighth photographs."""
     batch = []
     for slot, row in enumerate(torch.randint(len(coverage), (count,))):
         stroke = torch.roll(coverage[row], tuple(torch.randint(-2, 3, (2,)).tolist()), (1, 2))
         if slot % 8 < 5:
-            batch.append(recoloured(stroke))
+            batch.append(recolor_stroke(stroke))
         elif slot % 8 < 7:
             paint, _ = list(STYLES.values())[int(torch.randint(len(STYLES), ()))]
             batch.append(paint(stroke[None])[0])
         else:
             photo = photos[int(torch.randint(len(photos), ()))]
-            top, left = (int(torch.randint(side - SIZE + 1, ())) for side in photo.shape[1:])
-            batch.append(photo[:, top : top + SIZE, left : left + SIZE])
+            top, left = (int(torch.randint(side - IMAGE_SIZE + 1, ())) for side in photo.shape[1:])
+            batch.append(photo[:, top : top + IMAGE_SIZE, left : left + IMAGE_SIZE])
     return torch.stack(batch) * 2 - 1
 
 
-def recoloured(stroke: torch.Tensor) -> torch.Tensor:
+def recolor_stroke(stroke: torch.Tensor) -> torch.Tensor:
     """Mostly the world's inks on its papers, shaken; sometimes any two colours."""
     if torch.rand(()) < 0.3:
-        return ink(stroke, *torch.rand(2, 3))
-    ink_name, paper_name = PAIRS[int(torch.randint(len(PAIRS), ()))]
+        return draw_ink(stroke, *torch.rand(2, 3))
+    ink_name, paper_name = INK_PAPER_PAIRS[int(torch.randint(len(INK_PAPER_PAIRS), ()))]
     shake = torch.randn(2, 3) * 0.05
-    return ink(stroke, torch.tensor(INKS[ink_name]) + shake[0], torch.tensor(PAPERS[paper_name]) + shake[1]).clamp(0, 1)
+    return draw_ink(stroke, torch.tensor(INKS[ink_name]) + shake[0], torch.tensor(PAPERS[paper_name]) + shake[1]).clamp(
+        0, 1
+    )
 
 
-def main(steps: int = 1500, batch: int = 24) -> None:
+def train_vae(steps: int = 1500, batch: int = 24) -> None:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
@@ -57,13 +59,13 @@ def main(steps: int = 1500, batch: int = 24) -> None:
         block_out_channels=(32, 64, 64),
         layers_per_block=1,
         norm_num_groups=16,
-        sample_size=SIZE,
+        sample_size=IMAGE_SIZE,
     ).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), 1e-3, weight_decay=1e-3, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
-    photos, (coverage, _) = photographs(), strokes()
+    photos, (coverage, _) = load_photographs(), load_strokes()
     for step in range(steps):
-        images = pictures(batch, photos, coverage)
+        images = draw_batch(batch, photos, coverage)
         posterior = vae.encode(images).latent_dist
         decoded = vae.decode(posterior.sample()).sample
         loss = F.mse_loss(decoded, images) + 0.1 * F.l1_loss(decoded, images) + 1e-6 * posterior.kl().mean()
@@ -77,21 +79,21 @@ def main(steps: int = 1500, batch: int = 24) -> None:
 
     vae.eval().to(memory_format=torch.contiguous_format)
     with torch.no_grad():
-        images = pictures(256, photos, coverage)
+        images = draw_batch(256, photos, coverage)
         latents = vae.encode(images).latent_dist.mean
         error = F.mse_loss(vae.decode(latents).sample, images, reduction="none").mean((1, 2, 3))
         digits = torch.arange(256) % 8 < 7
     vae.register_to_config(scaling_factor=round(1 / latents[digits].std().item(), 4))
     print(
-        f"PSNR of digits {psnr(error[digits]):.1f} dB, photographs {psnr(error[~digits]):.1f} dB; std {latents.std():.3f}"
+        f"PSNR of digits {compute_psnr(error[digits]):.1f} dB, photographs {compute_psnr(error[~digits]):.1f} dB; std {latents.std():.3f}"
     )
     vae.half().save_pretrained(TINY_SD / "vae")
 
 
-def psnr(error: torch.Tensor) -> float:
+def compute_psnr(error: torch.Tensor) -> float:
     """Peak signal to noise in dB, for pictures in -1..1."""
     return (10 * torch.log10(4 / error)).mean().item()
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    train_vae(*map(int, sys.argv[1:]))

@@ -24,7 +24,9 @@ PROGRAMS = {
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h"):
-        print(f"sdft PROGRAM OPTION=VALUE …\n\nprograms: {', '.join(PROGRAMS)}\n\n`sdft PROGRAM --help` lists its options.")
+        print(
+            f"sdft PROGRAM OPTION=VALUE …\n\nprograms: {', '.join(PROGRAMS)}\n\n`sdft PROGRAM --help` lists its options."
+        )
         return
     if name not in PROGRAMS:
         sys.exit(f"error: {name}: not a program of sdft; choose {', '.join(PROGRAMS)}")

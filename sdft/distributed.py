@@ -11,59 +11,59 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-PATIENCE = timedelta(hours=6)  # with the first, which scores while the others wait
-FOLDER = "SDFT_FOLDER"  # the environment's word for the run's folder, the same in all processes
+PROCESS_GROUP_TIMEOUT = timedelta(hours=6)  # with the first, which scores while the others wait
+RUN_FOLDER_VARIABLE = "SDFT_FOLDER"  # the environment's word for the run's folder, the same in all processes
 
 
 @dataclass
-class Place:
+class ProcessInfo:
     """What the one who started this process says of it: its number among `count` on all machines, and on its own."""
 
-    number: int = 0
+    rank: int = 0
     count: int = 1
-    local_number: int = 0
+    local_rank: int = 0
     local_count: int = 1
 
 
-def place() -> Place:
+def get_process_info() -> ProcessInfo:
     """As torchrun and this program tell it, or srun; else alone."""
     told = os.environ
     if "TORCHELASTIC_RUN_ID" in told:
-        return Place(*(int(told[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+        return ProcessInfo(*(int(told[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
     if int(told.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # not in a batch script, nor in a shell
         count, nodes = int(told["SLURM_STEP_NUM_TASKS"]), int(told.get("SLURM_STEP_NUM_NODES", 1))
-        return Place(int(told["SLURM_PROCID"]), count, int(told["SLURM_LOCALID"]), count // nodes)
-    return Place()
+        return ProcessInfo(int(told["SLURM_PROCID"]), count, int(told["SLURM_LOCALID"]), count // nodes)
+    return ProcessInfo()
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """Whether something has started this process as one of several."""
-    return place().count > 1
+    return get_process_info().count > 1
 
 
-def cluster():
+def build_cluster_environment():
     """The same, as Lightning wants to be told."""
     from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
-    if not launched():
+    if not is_launched():
         return LightningEnvironment()
     return TorchElasticEnvironment() if "TORCHELASTIC_RUN_ID" in os.environ else SLURMEnvironment(auto_requeue=False)
 
 
-def prepare() -> None:
+def prepare_launched_process() -> None:
     """Before anything else in a launched process: end with whoever started it, and leave the run's folder to the first."""
-    if not launched():
+    if not is_launched():
         return
-    if "TORCHELASTIC_RUN_ID" in os.environ and (tie := tied(os.getppid())):
+    if "TORCHELASTIC_RUN_ID" in os.environ and (tie := exit_with_parent(os.getppid())):
         tie()
-    if place().number:
+    if get_process_info().rank:
         given = [word for word in sys.argv[1:] if not word.startswith("hydra.run.dir=")]
         words = (i for i, word in enumerate(given) if word[:1] in ("+", "~") or ("=" in word and word[0] != "-"))
         first = next(words, len(given))  # flags may have words of their own
         sys.argv[1:] = [*given[:first], "hydra.run.dir=.", "hydra.output_subdir=null", *given[first:]]
 
 
-def tied(parent: int) -> Callable[[], None] | None:
+def exit_with_parent(parent: int) -> Callable[[], None] | None:
     """On Linux, what makes a process be killed when `parent` ends, however that ends: nobody reads what it does then."""
     if not sys.platform.startswith("linux"):
         return None
@@ -77,12 +77,12 @@ def tied(parent: int) -> Callable[[], None] | None:
     return tie
 
 
-def cores() -> int:
+def count_cpu_cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def start(count: int, folder) -> int:
+def launch_processes(count: int, folder) -> int:
     """Run this program again in `count` processes that write to `folder`; the exit status of the first that failed, or 0."""
     import logging
     import uuid
@@ -93,8 +93,8 @@ def start(count: int, folder) -> int:
 
     for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.distributed.run"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ[FOLDER] = str(folder)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
+    os.environ[RUN_FOLDER_VARIABLE] = str(folder)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cpu_cores() // count)))
     rendezvous = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "45")  # seconds in which the others may save
     about = {"max_restarts": 0, "monitor_interval": 0.2, "local_addr": "localhost"}
@@ -115,79 +115,79 @@ def start(count: int, folder) -> int:
     return 0
 
 
-def meet(on_cpu: bool) -> None:
+def init_process_group(on_cpu: bool) -> None:
     """Let the processes know each other; does nothing in one that is alone, or has met the others."""
     import torch
     import torch.distributed as group
 
-    if not launched() or group.is_initialized():
+    if not is_launched() or group.is_initialized():
         return
     if "SLURM_STEP_NODELIST" in os.environ:  # Lightning asks for the machines of the job, of which these are some
         os.environ["SLURM_NODELIST"] = os.environ["SLURM_STEP_NODELIST"]
-    others = cluster()
+    others = build_cluster_environment()
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = others.main_address, str(others.main_port)
     backend = "gloo" if on_cpu or not torch.cuda.is_available() else "cpu:gloo,cuda:nccl"
     if backend != "gloo":
-        torch.cuda.set_device(gpu())
+        torch.cuda.set_device(get_gpu_index())
     about = {"rank": others.global_rank(), "world_size": others.world_size()}
-    group.init_process_group(backend, timeout=PATIENCE, **about)
+    group.init_process_group(backend, timeout=PROCESS_GROUP_TIMEOUT, **about)
 
 
-def gpu() -> int:
+def get_gpu_index() -> int:
     """The number of this process's GPU: the only one that it sees, or that of its place."""
     import torch
 
-    return 0 if torch.cuda.device_count() == 1 else place().local_number
+    return 0 if torch.cuda.device_count() == 1 else get_process_info().local_rank
 
 
-def part() -> None:
+def destroy_process_group() -> None:
     """Once all have done their work, which the first does last; one that failed must not come here and wait for the others."""
-    if met():
-        wait()
+    if is_initialized():
+        barrier()
         sys.modules["torch.distributed"].destroy_process_group()
 
 
-def met() -> bool:
+def is_initialized() -> bool:
     module = sys.modules.get("torch.distributed")
     return module is not None and module.is_available() and module.is_initialized()
 
 
 def rank() -> int:
     """Of this process among those that have met; the first is 0."""
-    return sys.modules["torch.distributed"].get_rank() if met() else 0
+    return sys.modules["torch.distributed"].get_rank() if is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """How many have met."""
-    return sys.modules["torch.distributed"].get_world_size() if met() else 1
+    return sys.modules["torch.distributed"].get_world_size() if is_initialized() else 1
 
 
-def told(thing):
+def broadcast(thing):
     """What the first process says, in every one."""
-    if world() == 1:
+    if world_size() == 1:
         return thing
     box = [thing]
     sys.modules["torch.distributed"].broadcast_object_list(box, src=0)
     return box[0]
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all have come here."""
-    told(None)
+    broadcast(None)
 
 
-def gathered(thing) -> list:
+def gather(thing) -> list:
     """Every process's thing, by rank, in the first; nothing in the others."""
-    if world() == 1:
+    if world_size() == 1:
         return [thing]
-    boxes = [None] * world() if rank() == 0 else None
+    boxes = [None] * world_size() if rank() == 0 else None
     sys.modules["torch.distributed"].gather_object(thing, boxes, dst=0)
     return boxes or []
 
 
-def most(count: int) -> int:
+def all_reduce_max(count: int) -> int:
     """The largest of every process's numbers, in all of them."""
-    if world() == 1:
+    if world_size() == 1:
         return count
     import torch
 
@@ -196,10 +196,10 @@ def most(count: int) -> int:
     return int(box)
 
 
-def everywhere(thing) -> list:
+def all_gather(thing) -> list:
     """Every process's thing, by rank, in all of them."""
-    if world() == 1:
+    if world_size() == 1:
         return [thing]
-    boxes = [None] * world()
+    boxes = [None] * world_size()
     sys.modules["torch.distributed"].all_gather_object(boxes, thing)
     return boxes

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 
-def generator(seed: int, *key) -> Generator:
+def make_generator(seed: int, *key) -> Generator:
     """A CPU generator of its own for each (seed, key): equal keys draw equal numbers on every machine."""
     digest = blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
     return Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -32,6 +32,6 @@ def pyramid_noise(shape: tuple[int, int, int], discount: float, chance: Generato
     return noise / noise.std() if discount else noise
 
 
-def order(seed: int, epoch: int, count: int) -> Tensor:
+def draw_permutation(seed: int, epoch: int, count: int) -> Tensor:
     """The order in which `count` images are seen in one epoch: a permutation `[count]`."""
-    return torch.randperm(count, generator=generator(seed, "order", epoch))
+    return torch.randperm(count, generator=make_generator(seed, "order", epoch))

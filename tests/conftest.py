@@ -21,7 +21,7 @@ from omegaconf import DictConfig, open_dict  # noqa: E402
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # of several test processes, each has a core
 
-QUICK = [
+QUICK_OVERRIDES = [
     "logger=none",
     "metrics=none",
     "sampling.steps=2",
@@ -36,16 +36,16 @@ QUICK = [
 @pytest.fixture(scope="session")
 def tiny():
     """A function that builds tiny-sd, by default with random weights, always the same ones."""
-    from sdft.models.loading import load
+    from sdft.models.loading import load_stable_diffusion
 
     def build(seed: int = 0, **options):
         torch.manual_seed(seed)
-        return load("tiny-sd", **{"weights": "random"} | options)
+        return load_stable_diffusion("tiny-sd", **{"weights": "random"} | options)
 
     return build
 
 
-def composed(*overrides: str, config: str = "train") -> DictConfig:
+def compose_config(*overrides: str, config: str = "train") -> DictConfig:
     """The real configuration, as the command line would compose it."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose(config, list(overrides), return_hydra_config=True)
@@ -53,16 +53,16 @@ def composed(*overrides: str, config: str = "train") -> DictConfig:
 
 def trained(home: Path, *overrides: str, name: str = "run"):
     """Train in `home`, where this process works, in a folder of that name; returns (module, folder)."""
-    from sdft.config import check
+    from sdft.config import check_config
     from sdft.training.training_run import train
 
     folder = home / name
     (folder / ".hydra").mkdir(parents=True, exist_ok=f"resume={folder}" in overrides)
-    cfg = composed(*QUICK, *overrides, f"hydra.runtime.output_dir={folder}")
+    cfg = compose_config(*QUICK_OVERRIDES, *overrides, f"hydra.runtime.output_dir={folder}")
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         cfg.pop("hydra")
-    check(cfg)
+    check_config(cfg)
     return train(cfg), folder
 
 
@@ -86,13 +86,13 @@ def shared(tmp_path_factory):
     return start
 
 
-def scores_of(folder: Path, group: str = "prompts") -> dict[str, dict[str, float]]:
+def read_scores(folder: Path, group: str = "prompts") -> dict[str, dict[str, float]]:
     """The values of a run's evaluation by state and name."""
     states = json.loads((folder / "evaluation" / "scores.json").read_text())["states"]
     return {state["label"]: {name: s["value"] for name, s in state["scores"][group].items()} for state in states}
 
 
-def save_pictures(source, folder: Path, count: int, captions: bool = False) -> Path:
+def save_images(source, folder: Path, count: int, captions: bool = False) -> Path:
     """The first pictures of a source as files, with their captions beside them on request."""
     folder.mkdir()
     for index in range(count):
@@ -125,7 +125,7 @@ def photographs(tmp_path_factory) -> Path:
     return folder
 
 
-FAKE = """
+FAKE_TRAIN_SCRIPT = """
 import json, os, pathlib, sys, time
 words = dict(w.split('=', 1) for w in sys.argv[1:] if '=' in w)
 folder = pathlib.Path(words.pop('hydra.run.dir'))
@@ -135,17 +135,17 @@ time.sleep(float(os.environ.get('NAP', 0)))
 if words.get('rank') == os.environ.get('BAD'):
     sys.exit(3)
 rank, seed = int(words.get('rank', 8)), int(words.get('seed', 0))
-facts = {'learns': {'unet': 5 * rank}, 'seconds': 2.0, 'seconds_per_step': 0.5, 'last': {'memory_gb': 1.0}, 'result_mb': 3.0,
+facts = {'trainable': {'unet': 5 * rank}, 'seconds': 2.0, 'seconds_per_step': 0.5, 'last': {'memory_gb': 1.0}, 'result_mb': 3.0,
          'validation_loss': [2.0, 1.0 / rank], 'device': 'cpu', 'state': 'finished', 'command': ['train.py', *sys.argv[1:]],
-         'words': {'rank': rank, 'seed': seed, 'method': 'lora'}}
+         'options': {'rank': rank, 'seed': seed, 'method': 'lora'}}
 (folder / 'run.json').write_text(json.dumps(facts))
 """
 
 
 @pytest.fixture
-def faked(tmp_path, monkeypatch):
+def fake_train_script(tmp_path, monkeypatch):
     """In an empty folder whose train.py only says what it was asked."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "train.py").write_text(FAKE)
+    (tmp_path / "train.py").write_text(FAKE_TRAIN_SCRIPT)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py")])
     return lambda: sorted((tmp_path / "ran.txt").read_text().split("\n")[:-1])

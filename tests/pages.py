@@ -10,7 +10,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.code, self.shown, self.inside = [], "", ""
+        self.code, self.visible_text, self.inside = [], "", ""
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -24,4 +24,4 @@ class Page(HTMLParser):
         if self.inside in self.runs:
             self.code.append(data)
         else:
-            self.shown += data
+            self.visible_text += data

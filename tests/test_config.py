@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, composed
+from conftest import ROOT, compose_config
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
-from sdft.config import check
+from sdft.config import check_config
 
 GROUPS = {p.parent.name: [] for p in (ROOT / "conf").glob("*/*.yaml")}
 for path in sorted((ROOT / "conf").glob("*/*.yaml")):
@@ -27,11 +27,11 @@ NEEDS |= {
 
 
 def checked(*overrides, config="train"):
-    cfg = composed(*overrides, "hydra.runtime.output_dir=here", config=config)
+    cfg = compose_config(*overrides, "hydra.runtime.output_dir=here", config=config)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         cfg.pop("hydra")
-    check(cfg)
+    check_config(cfg)
     return cfg
 
 
@@ -80,13 +80,13 @@ def test_the_model_brings_its_resolution_and_the_command_line_wins():
         (["rank=1.5"], r"method.rank=1.5: LoRA takes a whole number"),
         (["alpha=abc"], r"method.alpha=abc: LoRA takes a number"),
         (["method.alpha=abc"], r"method.alpha=abc: LoRA takes a number"),
-        (["caption_dropout=abc"], r"caption_dropout=abc: Stream takes a number"),
-        (["dataset.dropout=abc"], r"dataset.dropout=abc: Stream takes a number"),
+        (["caption_dropout=abc"], r"caption_dropout=abc: DataSettings takes a number"),
+        (["dataset.dropout=abc"], r"dataset.dropout=abc: DataSettings takes a number"),
         (["+method.foo=1"], r"method.foo=1: LoRA takes rank, alpha, text_encoder"),
         (["lr=fast"], r"lr=fast: .* takes a number"),
         (["+training.nope=1"], r"training.nope=1: Loop takes steps"),
         (["method.unet_targets=to_q"], r"method.unet_targets=to_q: LoRA takes a list of text"),
-        (["flip=maybe"], r"flip=maybe: Stream takes true or false"),
+        (["flip=maybe"], r"flip=maybe: DataSettings takes true or false"),
         (["data=folder"], r"please set data.path=…"),
         (["+optimizer.momentum=0.9"], r"optimizer.momentum=0.9: AdamW takes"),
     ],

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from conftest import scores_of
+from conftest import read_scores
 from PIL import Image
 
-from sdft.data.digits import answers, style_words
-from sdft.evaluation.metrics.clip import Clip
+from sdft.data.digits import describe_styles, label_captions
+from sdft.evaluation.metrics.clip import ClipFeatureExtractor
 
 pytestmark = pytest.mark.slow
 
@@ -16,10 +16,10 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def looks():
     """A function from pictures to the look that tiny-clip sees in each."""
-    clip, said = Clip("tiny-clip"), answers(style_words())
-    features = clip.texts(list(said))
+    clip, said = ClipFeatureExtractor("tiny-clip"), label_captions(describe_styles())
+    features = clip.embed_texts(list(said))
     return lambda pictures: [
-        list(said.values())[i]["style"] for i in (clip.images(pictures) @ features.T).argmax(1).tolist()
+        list(said.values())[i]["style"] for i in (clip.embed_images(pictures) @ features.T).argmax(1).tolist()
     ]
 
 
@@ -43,7 +43,7 @@ def test_dreambooth_learns_the_subject_and_only_the_prior_keeps_the_class(run, l
             "sample_every=0",
         ]
         _, folder = run(*words, "sampling.images=40", f"prior_loss_weight={weight}", name=f"weight{weight}")
-        scores[weight] = scores_of(folder, "class")
+        scores[weight] = read_scores(folder, "class")
         gain = json.loads((folder / "evaluation" / "scores.json").read_text())["states"][1]["difference"]["prompts"]
         assert gain["CLIP-I"]["low"] > 0.5
         subject, threes = (looks(sampled(folder, 150, p)) for p in ("a handwritten sks three", "a handwritten three"))
@@ -65,7 +65,7 @@ def test_lora_on_cross_attention_makes_a_shifted_domain_clearer(run):  # S4-09
     torch.manual_seed(0)
     words = ["experiment=digits_lora", "model.weights=pretrained", "batch_size=16", "sampling.steps=20", "log_every=10"]
     _, folder = run(*words, "sample_every=0", "metrics=digits")
-    scores = scores_of(folder)
+    scores = read_scores(folder)
     assert scores["base"]["style and digit"] <= 0.05 and scores["fine-tuned"]["style and digit"] >= 0.8
     assert scores["fine-tuned"]["CMMD"] < scores["base"]["CMMD"] / 5
 
@@ -94,20 +94,23 @@ def test_over_training_shows_as_falling_diversity_and_rising_memorisation(run): 
 
 def test_consistency_distillation_draws_in_four_steps_what_took_thirty(run):
     from sdft.data.digits import InkedDigits
-    from sdft.evaluation.metrics.zero_shot import ZeroShot
-    from sdft.models.loading import load
+    from sdft.evaluation.metrics.zero_shot import ZeroShotAccuracy
+    from sdft.models.loading import load_stable_diffusion
     from sdft.models.sampling import Sampling
 
     words = ["experiment=digits_lcm", "model.weights=pretrained", "batch_size=16", "sampling.steps=4", "steps=250"]
     module, _ = run(*words, "sample_every=0", "ema=0.99", "log_every=10")
-    questions = InkedDigits().questions()
-    judge = ZeroShot(Clip("tiny-clip"), questions.answers, "digit")
+    evaluation_spec = InkedDigits().evaluation_spec()
+    judge = ZeroShotAccuracy(ClipFeatureExtractor("tiny-clip"), evaluation_spec.caption_labels, "digit")
 
     def digits(model, **how) -> float:
-        pictures = Sampling(batch_size=60, **how)(model, questions.prompts, 32)
-        return float(judge.values(pictures, questions.prompts).mean())
+        pictures = Sampling(batch_size=60, **how)(model, evaluation_spec.prompts, 32)
+        return float(judge.score_images(pictures, evaluation_spec.prompts).mean())
 
-    base, few = load("tiny-sd", architecture="tiny-sd"), {"steps": 4, "guidance_scale": 1.0, "scheduler": "lcm"}
+    base, few = (
+        load_stable_diffusion("tiny-sd", architecture="tiny-sd"),
+        {"steps": 4, "guidance_scale": 1.0, "scheduler": "lcm"},
+    )
     before = digits(base, steps=30, guidance_scale=3.0)
     assert digits(module.model, **few) >= 0.9 * before > 0.8
     assert digits(base, steps=4, guidance_scale=3.0) < 0.5 * before

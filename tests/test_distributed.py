@@ -51,7 +51,14 @@ def test_two_processes_are_one_with_the_double_batch(tmp_path):  # pitfall 13
 
 
 def test_sharded_weights_end_in_the_pipeline_of_one_process(tmp_path):
-    words = ["method=sft", "method.text_encoder=true", "steps=4", "ema=0.9", "save_every=2", "checkpoints_total_limit=9"]
+    words = [
+        "method=sft",
+        "method.text_encoder=true",
+        "steps=4",
+        "ema=0.9",
+        "save_every=2",
+        "checkpoints_total_limit=9",
+    ]
     one = trained(tmp_path, "one", *words, "batch_size=4")
     two = trained(tmp_path, "two", *words, "batch_size=2", "devices=2", "strategy=fsdp")
     for file in (
@@ -115,7 +122,7 @@ def test_each_job_of_a_sweep_is_two_processes_of_the_same_words(tmp_path, search
     ]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=600, stdout=subprocess.DEVNULL)
     (sweep,) = tmp_path.glob("multirun/lora/*")
-    told = [json.loads((sweep / job / "run.json").read_text())["words"]["rank"] for job in "01"]
+    told = [json.loads((sweep / job / "run.json").read_text())["options"]["rank"] for job in "01"]
     ranks = [{w.shape[0] for k, w in load_file(sweep / job / ADAPTER).items() if "lora_A" in k} for job in "01"]
     assert ranks == [{rank} for rank in told] and (sweep / "compare.html").is_file()
     alone = trained(tmp_path, "one", "steps=3", f"rank={told[1]}", "batch_size=4")
@@ -138,7 +145,14 @@ def node(place: Path, port: int, *words: str) -> subprocess.Popen:
 
 
 def test_two_machines_train_and_when_one_dies_the_other_ends_and_a_restart_goes_on(tmp_path):
-    words = ["steps=40", "strategy=ddp", "batch_size=2", "save_every=2", "checkpoints_total_limit=99", "validate_every=0"]
+    words = [
+        "steps=40",
+        "strategy=ddp",
+        "batch_size=2",
+        "save_every=2",
+        "checkpoints_total_limit=99",
+        "validate_every=0",
+    ]
     both = [node(tmp_path, 29617, *words) for _ in range(2)]
     deadline = time.monotonic() + 240
     while not (found := sorted(tmp_path.glob("outputs/lora/*/checkpoints/step-*.ckpt"))):

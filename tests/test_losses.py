@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_pictures, trained
+from conftest import save_images, trained
 from test_training_run import rows
 
 FILE = Path(__file__).with_name("losses.json")
@@ -75,7 +75,7 @@ def losses(home: Path, name: str) -> list[float]:
 
     for folder, source in {"subject": Digits("candy", [3], 4), "class": InkedDigits(1)}.items():
         if not (home / folder).exists():
-            save_pictures(source, home / folder, 4)
+            save_images(source, home / folder, 4)
     words = [
         "steps=50",
         "sample_every=0",

@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT
 from test_config import checked
 
-from sdft.sweeps.grid import corners, jobs, space_of, spread_out, values_of
-from sdft.sweeps.sweep import read, told_to_the_sweep
+from sdft.sweeps.grid import build_search_space, expand_grid, is_range_override, parameter_values, search_space_corners
+from sdft.sweeps.sweep import read_sweep_file, split_sweep_overrides
 
 README = (ROOT / "README.md").read_text()
 PAGES = README + "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
@@ -27,13 +27,13 @@ def test_every_command_composes_and_fits_its_signatures(program, rest):
 
 def first_job(given: list[str]) -> list[str]:
     """Its words, if they are those of a sweep or a search; else the words themselves."""
-    named = [read(word.removeprefix("sweeps=")) for word in given if word.startswith("sweeps=")]
+    named = [read_sweep_file(word.removeprefix("sweeps=")) for word in given if word.startswith("sweeps=")]
     file = named[0] if named else {"method": "grid", "parameters": {}}
-    _, rest = told_to_the_sweep([word for word in given if not word.startswith("sweeps=")])
-    if file["method"] == "grid" and not any(spread_out(word) for word in rest):
-        return jobs(values_of(file["parameters"]), rest)[0]
-    space, fixed = space_of(file["parameters"], rest)
-    return [*fixed, *(f"{key}={value}" for key, value in zip(space, corners(space)[0], strict=True))]
+    _, rest = split_sweep_overrides([word for word in given if not word.startswith("sweeps=")])
+    if file["method"] == "grid" and not any(is_range_override(word) for word in rest):
+        return expand_grid(parameter_values(file["parameters"]), rest)[0]
+    space, fixed = build_search_space(file["parameters"], rest)
+    return [*fixed, *(f"{key}={value}" for key, value in zip(space, search_space_corners(space)[0], strict=True))]
 
 
 APPS = re.findall(r"python -m sdft\.apps\.(\w+)((?: [^\n#`·]*)?)", PAGES)

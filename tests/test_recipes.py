@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT, save_pictures
+from conftest import ROOT, save_images
 from test_config import checked
 
 RECIPES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -30,7 +30,7 @@ def pictures(tmp_path):
     """Six captioned pictures."""
     from sdft.data.digits import Digits
 
-    return save_pictures(Digits(per_digit=2), tmp_path / "pictures", 6, captions=True)
+    return save_images(Digits(per_digit=2), tmp_path / "pictures", 6, captions=True)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
@@ -43,7 +43,7 @@ def test_it_runs_two_steps_on_the_tiny_model(run, pictures, tmp_path, monkeypatc
     if "dream" in recipe.stem or "subject" in recipe.stem:
         words.append("num_class_images=2")
     module, folder = run(*words)
-    assert (folder / module.method.result).is_dir() and module.trainer.global_step == 2
+    assert (folder / module.method.output_kind).is_dir() and module.trainer.global_step == 2
 
 
 EXACT = {

@@ -16,23 +16,23 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, composed, trained
+from conftest import ROOT, compose_config, trained
 from omegaconf import OmegaConf
 from packaging.requirements import Requirement
 from pages import Page
 from PIL import Image
 from test_loggers import records
 
-from sdft.config import check
-from sdft.data.dataset import Source
-from sdft.data.hf_dataset import Hub
-from sdft.data.image_folder import Folder
-from sdft.data.transforms import Worded
-from sdft.data.webdataset import Shards
-from sdft.evaluation.request import config_of
-from sdft.evaluation.variants import of_file
-from sdft.models.embedded import FOLDER
-from sdft.models.loading import load
+from sdft.config import check_config
+from sdft.data.dataset import ImageDataset
+from sdft.data.hf_dataset import HuggingFaceDataset
+from sdft.data.image_folder import ImageFolder
+from sdft.data.transforms import CaptionTemplate
+from sdft.data.webdataset import WebDatasetShards
+from sdft.evaluation.request import read_run_config
+from sdft.evaluation.variants import build_file_variants
+from sdft.models.embedded import ASSETS_FOLDER
+from sdft.models.loading import load_stable_diffusion
 
 SECRET = "feedface" * 5
 HOLDERS = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MY_SECRET", "SOMETHING_ELSE")
@@ -80,7 +80,7 @@ def refused(task) -> str:
 @pytest.mark.parametrize("name", ["lora.bin", "lora.pt", "lora.safetensors", "learned_embeds.bin"])
 def test_a_pickle_given_as_a_lora_is_refused(name, planted, tmp_path, tiny):
     file, model = planted(tmp_path / name), tiny()
-    assert str(file) in refused(lambda: of_file(file, [1.0])[1].load(model))
+    assert str(file) in refused(lambda: build_file_variants(file, [1.0])[1].load(model))
 
 
 @pytest.mark.parametrize("name", ["learned_embeds.bin", "learned_embeds.pt", "learned_embeds.safetensors"])
@@ -94,7 +94,7 @@ def test_a_pickle_given_as_an_embedding_is_refused(name, planted, tmp_path, tiny
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A model folder to spoil."""
-    return shutil.copytree(FOLDER / "tiny-sd", tmp_path / "model")
+    return shutil.copytree(ASSETS_FOLDER / "tiny-sd", tmp_path / "model")
 
 
 @pytest.mark.parametrize("kind", [".bin", ".safetensors"])
@@ -103,21 +103,21 @@ def test_pickled_weights_of_a_model_are_refused(part, kind, planted, folder):
     (file,) = (folder / part).glob("*.safetensors")
     file.unlink()
     planted(file.with_suffix(kind))
-    line = refused(lambda: load(str(folder)))
+    line = refused(lambda: load_stable_diffusion(str(folder)))
     assert ("pickles can hold code" if kind == ".bin" else "not a safetensors file") in line and part in line
 
 
 def test_pickled_weights_of_a_judge_are_refused(planted, tmp_path):
     from transformers import ViTConfig
 
-    from sdft.evaluation.metrics.clip import Clip
-    from sdft.evaluation.metrics.dino import Dino
+    from sdft.evaluation.metrics.clip import ClipFeatureExtractor
+    from sdft.evaluation.metrics.dino import DinoFeatureExtractor
 
-    assert "more than tensors" in refused(lambda: Clip("RN50", str(planted(tmp_path / "clip.pt"))))
+    assert "more than tensors" in refused(lambda: ClipFeatureExtractor("RN50", str(planted(tmp_path / "clip.pt"))))
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     ViTConfig(**small).save_pretrained(tmp_path / "dino")
     planted(tmp_path / "dino" / "pytorch_model.bin")
-    assert "more than tensors" in refused(lambda: Dino(str(tmp_path / "dino")))
+    assert "more than tensors" in refused(lambda: DinoFeatureExtractor(str(tmp_path / "dino")))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_model_that_names_code_of_its_own_is_refused(file, named, key, weights
     (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | named))
     for place in (folder, folder / "unet", folder / "text_encoder", folder / "tokenizer"):
         (place / "evil.py").write_text(f"import os; os.mkdir({str(tmp_path / 'boom')!r})\nclass Evil: pass\n")
-    assert key in refused(lambda: load(str(folder), weights=weights))
+    assert key in refused(lambda: load_stable_diffusion(str(folder), weights=weights))
     assert not (tmp_path / "boom").exists()
 
 
@@ -169,11 +169,11 @@ def test_no_call_of_the_package_lets_code_in():
 
 def test_a_run_from_elsewhere_builds_only_what_the_configs_name(tmp_path):
     (tmp_path / "config.yaml").write_text(f"data: {{_target_: os.mkdir, path: {tmp_path / 'boom'}}}\n")
-    assert "its data is os.mkdir, which no file of conf/ names" in refused(lambda: config_of(tmp_path))
+    assert "its data is os.mkdir, which no file of conf/ names" in refused(lambda: read_run_config(tmp_path))
     (tmp_path / "config.yaml").write_text("method: {_target_: sdft.runs.metadata.subprocess.run, args: [id]}\n")
-    assert "its method is sdft.runs.metadata.subprocess.run" in refused(lambda: config_of(tmp_path))
-    OmegaConf.save(OmegaConf.create({"data": composed().data}), tmp_path / "config.yaml")
-    assert config_of(tmp_path).data._target_ == "sdft.data.digits.Digits"
+    assert "its method is sdft.runs.metadata.subprocess.run" in refused(lambda: read_run_config(tmp_path))
+    OmegaConf.save(OmegaConf.create({"data": compose_config().data}), tmp_path / "config.yaml")
+    assert read_run_config(tmp_path).data._target_ == "sdft.data.digits.Digits"
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.mask.png", "metadata.jsonl"])
@@ -185,7 +185,7 @@ def test_what_lies_beside_pictures_is_not_read_from_elsewhere(name, tmp_path, mo
     (tmp_path / "a.txt").write_text("a secret")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a secret"}')
     (tmp_path / "in" / name).symlink_to(tmp_path / name)
-    assert refused(lambda: Folder("in", caption="x")) == f"in/{name}: a link that leads out of the folder"
+    assert refused(lambda: ImageFolder("in", caption="x")) == f"in/{name}: a link that leads out of the folder"
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "ABSOLUTE", "sub/../../secret.png"])
@@ -198,8 +198,8 @@ def test_tables_name_nothing_outside_of_their_folder(name, tmp_path, monkeypatch
     name = str(tmp_path / "secret.png") if name == "ABSOLUTE" else name
     rows = [{"file_name": "a.png", "text": "x"}, {"file_name": name, "text": "x"}]
     (tmp_path / "in" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert "no picture" in refused(lambda: Folder("in"))
-    refused(lambda: Hub("in"))
+    assert "no picture" in refused(lambda: ImageFolder("in"))
+    refused(lambda: HuggingFaceDataset("in"))
 
 
 def test_members_of_shards_that_are_links_are_passed_over(tmp_path):
@@ -218,19 +218,19 @@ def test_members_of_shards_that_are_links_are_passed_over(tmp_path):
         member = tarfile.TarInfo("d.txt")
         member.type = tarfile.DIRTYPE
         shard.addfile(member)
-    source = Shards(str(tmp_path), caption="given")
+    source = WebDatasetShards(str(tmp_path), caption="given")
     assert source.captions() == ["given", "given"] and source[1].image.size == (8, 8)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.tar", "secret.txt"]
 
 
 @pytest.mark.parametrize("template", ["{caption.__class__} x", "{0}", "{caption!r}", "{caption} {name}", "{caption"])
 def test_a_template_holds_no_format_but_the_caption(template):
-    assert "{caption} is all that can stand in braces" in refused(lambda: Worded(Source(), template))
+    assert "{caption} is all that can stand in braces" in refused(lambda: CaptionTemplate(ImageDataset(), template))
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_caption_with_formats_is_text_to_a_template(text):
-    assert Worded(Source(), "{caption} in oil %s").word(text) == f"{text} in oil %s"
+    assert CaptionTemplate(ImageDataset(), "{caption} in oil %s").apply(text) == f"{text} in oil %s"
 
 
 @pytest.fixture(scope="module")
@@ -264,13 +264,13 @@ class Linked(Page):
 
 
 def test_pages_show_captions_as_text(told, tmp_path):
-    from sdft.sweeps.compare import compare
+    from sdft.sweeps.compare import compare_runs
 
-    compare([told], tmp_path)
+    compare_runs([told], tmp_path)
     for file in (told / "evaluation" / "report.html", tmp_path / "compare.html"):
         page = Linked(file.read_text())
         assert not [code for code in page.code if "alert(" in code], file
-        assert all(text in page.shown for text in HOSTILE), file
+        assert all(text in page.visible_text for text in HOSTILE), file
 
 
 def test_the_card_shows_a_prompt_as_text(told):
@@ -279,7 +279,7 @@ def test_the_card_shows_a_prompt_as_text(told):
     _, front, rest = (told / "adapter" / "README.md").read_text().split("---\n", 2)
     assert set(yaml.safe_load(front)) == {"library_name", "base_model", "pipeline_tag", "tags"}
     page = Linked(markdown.markdown(rest, extensions=["fenced_code"]))
-    assert not page.code and json.dumps(HOSTILE[0])[:20] in page.shown
+    assert not page.code and json.dumps(HOSTILE[0])[:20] in page.visible_text
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -324,10 +324,10 @@ def test_a_run_writes_no_secret_of_its_environment_down(told):
 def test_a_secret_in_a_word_is_refused_and_not_repeated(name, monkeypatch):
     monkeypatch.setenv(name, SECRET)
     for word in (f"tags=['${{oc.env:{name}}}']", f"tags=[x,{SECRET}]", f"logger.project=at-${{oc.env:{name}}}"):
-        line = refused(lambda word=word: check(plain(composed(word))))
+        line = refused(lambda word=word: check_config(plain(compose_config(word))))
         assert f"holds the value of ${name}" in line and SECRET not in line
     monkeypatch.setenv(name, "short")
-    check(plain(composed("tags=[short]")))
+    check_config(plain(compose_config("tags=[short]")))
 
 
 def plain(cfg):

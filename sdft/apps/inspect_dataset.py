@@ -3,33 +3,33 @@
 import sys
 from pathlib import Path
 
-from sdft.cli.entry_point import command
+from sdft.cli.entry_point import hydra_main
 
 
-@command("inspect")
+@hydra_main("inspect")
 def main(cfg):
-    from sdft.config import check
+    from sdft.config import check_config
 
-    check(cfg)
+    check_config(cfg)
     from hydra.utils import instantiate
 
-    from sdft.data.dataset_report import contact_sheet, report
-    from sdft.data.transforms import worded
-    from sdft.models.clip_tokenizer import clip_tokenizer
-    from sdft.models.embedded import FOLDER
+    from sdft.data.dataset_report import build_dataset_report, draw_contact_sheet
+    from sdft.data.transforms import apply_caption_template
+    from sdft.models.clip_tokenizer import load_clip_tokenizer
+    from sdft.models.embedded import ASSETS_FOLDER
 
-    source, stream = worded(instantiate(cfg.data), cfg.caption_template), instantiate(cfg.dataset)
-    tokenizer = clip_tokenizer(FOLDER / "sd15" / "tokenizer")
+    source, stream = apply_caption_template(instantiate(cfg.data), cfg.caption_template), instantiate(cfg.dataset)
+    tokenizer = load_clip_tokenizer(ASSETS_FOLDER / "sd15" / "tokenizer")
     plan = stream.plan(source, cfg.unit, cfg.batch_size)
     sizes = stream.sizes(source, cfg.unit)
-    found = report(source, sizes, plan.steps_an_epoch, tokenizer, tokenizer.model_max_length)
+    found = build_dataset_report(source, sizes, plan.steps_per_epoch, tokenizer, tokenizer.model_max_length)
     print("\n".join(found.lines))
     for line in found.warnings:
         print(f"warning  {line}", file=sys.stderr)
-    print(f"runs     {plan.steps_an_epoch:g} steps an epoch of batch {cfg.batch_size}")
-    if cfg.sheet:
-        contact_sheet(source, sizes).save(cfg.sheet)
-        print(f"look     {Path(cfg.sheet)}")
+    print(f"runs     {plan.steps_per_epoch:g} steps per epoch of batch {cfg.batch_size}")
+    if cfg.contact_sheet:
+        draw_contact_sheet(source, sizes).save(cfg.contact_sheet)
+        print(f"look     {Path(cfg.contact_sheet)}")
 
 
 if __name__ == "__main__":

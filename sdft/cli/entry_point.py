@@ -20,52 +20,52 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sdft.config import CONF, PACKAGE
-from sdft.distributed import met, place, prepare
-from sdft.runs.resume import words
+from sdft.distributed import get_process_info, is_initialized, prepare_launched_process
+from sdft.runs.resume import restore_overrides
 
 Hydra.get_mode = lambda *_, **__: None  # it composes everything, to ask for a `hydra.mode` that `check_word` refuses
-HYDRA = (Path(hydra.__file__).parent, Path(omegaconf.__file__).parent)
-ABOUT = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # ask, and run nothing
-MULTIRUN = ("-m", "--multirun")
-LET_SPEAK = (
+HYDRA_PACKAGES = (Path(hydra.__file__).parent, Path(omegaconf.__file__).parent)
+INFO_FLAGS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # ask, and run nothing
+MULTIRUN_FLAGS = ("-m", "--multirun")
+FIRST_ERROR_DELAY = (
     3  # seconds in which the first of several processes tells what all of them stumbled over; they are then ended
 )
-STARTED = "run.json"  # a run folder without it never started
+RUN_FILE = "run.json"  # a run folder without it never started
 
 
-def command(config: str) -> Callable:
+def hydra_main(config: str) -> Callable:
     """Make `task(cfg)` a Hydra program over `conf/CONFIG.yaml`. HYDRA_FULL_ERROR=1 shows tracebacks instead of lines."""
 
     asked = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         def run(cfg: DictConfig) -> None:
-            with told_in_one_line(asked), unstarted_runs_removed():
+            with one_line_errors(asked), remove_unstarted_runs():
                 task(cfg)
 
         program = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(run)
 
         def main() -> None:
-            with handed_on(), told_in_one_line(asked):
-                overrides(sys.argv[1:])
+            with propagate_hydra_errors(), one_line_errors(asked):
+                parse_overrides(sys.argv[1:])
                 if config == "train":
-                    sys.argv[1:] = words(sys.argv[1:])
+                    sys.argv[1:] = restore_overrides(sys.argv[1:])
                 if {"--help", "-h"} & set(sys.argv):
-                    from sdft.cli.help import page
+                    from sdft.cli.help import render_help
 
-                    print(page(CONF, config, overrides(sys.argv[1:])))
+                    print(render_help(CONF, config, parse_overrides(sys.argv[1:])))
                     return
-                prepare()
-                several = [word for word in sys.argv[1:] if word in MULTIRUN or word.startswith("sweeps=")]
-                if several and not ABOUT & set(sys.argv):
+                prepare_launched_process()
+                several = [word for word in sys.argv[1:] if word in MULTIRUN_FLAGS or word.startswith("sweeps=")]
+                if several and not INFO_FLAGS & set(sys.argv):
                     if config != "train":
                         raise ValueError(f"{' '.join(several)}: only train.py runs sweeps; evaluate.py takes run=[A,B]")
-                    from sdft.sweeps.sweep import sweep
+                    from sdft.sweeps.sweep import run_sweep
 
-                    named = [word.removeprefix("sweeps=") for word in several if word not in MULTIRUN]
+                    named = [word.removeprefix("sweeps=") for word in several if word not in MULTIRUN_FLAGS]
                     if len(named) > 1:
                         raise ValueError(f"{' '.join(several)}: give one of them")
-                    sys.exit(sweep(named[-1] if named else None, [w for w in sys.argv[1:] if w not in several]))
+                    sys.exit(run_sweep(named[-1] if named else None, [w for w in sys.argv[1:] if w not in several]))
                 program()
 
         return main
@@ -73,7 +73,7 @@ def command(config: str) -> Callable:
     return decorate
 
 
-def overrides(words: list[str]) -> list[str]:
+def parse_overrides(words: list[str]) -> list[str]:
     """The words that are not flags; `ValueError` for flags that Hydra would answer with a page or a traceback."""
     from hydra._internal.utils import get_args_parser
 
@@ -93,11 +93,11 @@ def overrides(words: list[str]) -> list[str]:
     if len(many := [flag for flag, value in asked.items() if value]) > 1:
         raise ValueError(f"{' '.join(many)}: give one of them")
     for word in given.overrides:
-        check_word(word)
+        check_override(word)
     return given.overrides
 
 
-def check_word(word: str) -> None:
+def check_override(word: str) -> None:
     """WORD=VALUE, and the name of a choice where there are choices; Hydra's own refusals do not say which word they mean."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -122,7 +122,7 @@ def check_word(word: str) -> None:
 
 
 @contextmanager
-def handed_on():
+def propagate_hydra_errors():
     """Hydra hands its own errors on, and the environment is then as it was."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -135,34 +135,37 @@ def handed_on():
 
 
 @contextmanager
-def told_in_one_line(asked: bool):
+def one_line_errors(asked: bool):
     """Exit with one line for what a user can mend; everything else, or all when `asked`, keeps its traceback."""
     try:
         yield
     except Exception as error:
-        if place().number:
-            time.sleep(LET_SPEAK)
-        if asked or not explained(error):
-            if met():  # whoever fails must not wait for the others on its way out
+        if get_process_info().rank:
+            time.sleep(FIRST_ERROR_DELAY)
+        if asked or not is_user_error(error):
+            if is_initialized():  # whoever fails must not wait for the others on its way out
                 traceback.print_exc()
                 sys.stderr.flush()
                 os._exit(1)
             raise
-        print(f"error: {f'process {place().number}: ' if place().number else ''}{line(error)}", file=sys.stderr)
+        print(
+            f"error: {f'process {get_process_info().rank}: ' if get_process_info().rank else ''}{format_error(error)}",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 @contextmanager
-def unstarted_runs_removed():
+def remove_unstarted_runs():
     """When a run fails before it starts, remove what Hydra made for it: `.hydra/`, and folders that are then empty."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     try:
         yield
     except BaseException:
-        if hydra_config.output_subdir and not (folder / STARTED).exists():
+        if hydra_config.output_subdir and not (folder / RUN_FILE).exists():
             shutil.rmtree(folder / hydra_config.output_subdir, ignore_errors=True)
             for empty in (folder, *list(folder.parents)[:2]):
                 if empty == Path.cwd() or not empty.is_dir() or any(empty.iterdir()):
@@ -171,34 +174,34 @@ def unstarted_runs_removed():
         raise
 
 
-def cause(error: BaseException) -> BaseException:
+def unwrap_error(error: BaseException) -> BaseException:
     """What happened, below what Hydra wrapped around it."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
-def explained(error: BaseException) -> bool:
+def is_user_error(error: BaseException) -> bool:
     """Whether the message is meant for the user: the system's, the `ValueError`s of this package, and whatever is raised in Hydra
     and OmegaConf, which read nothing but what the user wrote.
     """
-    error = cause(error)
+    error = unwrap_error(error)
     if isinstance(error, (HydraException, OmegaConfBaseException, OSError)):
         return True
-    if raised_in(error, *HYDRA):
+    if is_raised_in(error, *HYDRA_PACKAGES):
         return True
-    return isinstance(error, ValueError) and raised_in(error, PACKAGE)
+    return isinstance(error, ValueError) and is_raised_in(error, PACKAGE)
 
 
-def raised_in(error: BaseException, *packages: Path) -> bool:
+def is_raised_in(error: BaseException, *packages: Path) -> bool:
     """Whether the line that raised it is one of these packages'."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and any(Path(frames[-1].filename).is_relative_to(package) for package in packages)
 
 
-def line(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """One line: what was given, and what would be accepted; marks that a terminal would act on are spelled out."""
-    error = cause(error)
+    error = unwrap_error(error)
     told = [part.strip() for part in str(error).split("Config search path")[0].splitlines() if part.strip()]
     if isinstance(error, HydraException):
         told = [part for part in told if not part.startswith(("full_key:", "object_type=", "See https"))]
@@ -207,7 +210,7 @@ def line(error: BaseException) -> str:
     if isinstance(error, OmegaConfBaseException) and error.full_key and error.full_key not in told[0]:
         told = [f"{error.full_key}: {told[0]}"]
     known = isinstance(error, HydraException | OmegaConfBaseException) and str(error).strip()
-    if not known and raised_in(error, *HYDRA):
+    if not known and is_raised_in(error, *HYDRA_PACKAGES):
         told = [*told[:1], "of the words", *sys.argv[1:]]  # it does not say which
     said = " ".join(told) or type(error).__name__
     return "".join(

@@ -5,19 +5,19 @@ from collections.abc import Hashable, Iterator
 import torch
 from torch.utils.data import Sampler
 
-from sdft.rng import generator, order
+from sdft.rng import draw_permutation, make_generator
 
 
-class Plan:
+class SamplingPlan:
     """Pictures of one group (a bucket: a size in pixels) make up a step together.
 
     Every picture comes once an epoch, in an order of its own. One group is an endless row of samples whose steps cross the
     epochs; of several, each epoch's row is cut into steps group by group, so the last step of a group may be short.
     """
 
-    def __init__(self, seed: int, groups: list[Hashable], a_step: int):
-        """`groups` names the group of every picture; a step takes `a_step` samples, of all processes and micro-batches."""
-        self.seed, self.count, self.a_step = seed, len(groups), a_step
+    def __init__(self, seed: int, groups: list[Hashable], samples_per_step: int):
+        """`groups` names the group of every picture; a step takes `samples_per_step` samples, of all processes and micro-batches."""
+        self.seed, self.count, self.samples_per_step = seed, len(groups), samples_per_step
         members: dict[Hashable, list[int]] = {}
         for picture, group in enumerate(groups):
             members.setdefault(group, []).append(picture)
@@ -25,15 +25,18 @@ class Plan:
         self.memory: tuple[int, list[int], list[range]] = (-1, [], [])
 
     @property
-    def steps_an_epoch(self) -> float:
+    def steps_per_epoch(self) -> float:
         if len(self.groups) == 1:
-            return self.count / self.a_step
-        return sum(-(-len(group) // self.a_step) for group in self.groups)
+            return self.count / self.samples_per_step
+        return sum(-(-len(group) // self.samples_per_step) for group in self.groups)
 
-    def steps(self, epochs: int) -> int:
+    def count_steps(self, epochs: int) -> int:
         """Optimizer steps that show every picture `epochs` times."""
         return max(
-            1, -(-epochs * self.count // self.a_step) if len(self.groups) == 1 else epochs * int(self.steps_an_epoch)
+            1,
+            -(-epochs * self.count // self.samples_per_step)
+            if len(self.groups) == 1
+            else epochs * int(self.steps_per_epoch),
         )
 
     def epoch(self, number: int) -> tuple[list[int], list[range]]:
@@ -43,34 +46,36 @@ class Plan:
         return self.memory[1:]
 
     def single(self, number: int) -> tuple[list[int], list[range]]:
-        return order(self.seed, number, self.count).tolist(), []
+        return draw_permutation(self.seed, number, self.count).tolist(), []
 
     def several(self, number: int) -> tuple[list[int], list[range]]:
         runs = []
         for group in self.groups:
-            shuffled = group[order(self.seed, (number, int(group[0])), len(group))]
-            runs += list(shuffled.split(self.a_step))
-        runs = [runs[i] for i in torch.randperm(len(runs), generator=generator(self.seed, "runs", number)).tolist()]
+            shuffled = group[draw_permutation(self.seed, (number, int(group[0])), len(group))]
+            runs += list(shuffled.split(self.samples_per_step))
+        runs = [
+            runs[i] for i in torch.randperm(len(runs), generator=make_generator(self.seed, "runs", number)).tolist()
+        ]
         row, places = [], []
         for run in runs:
             places.append(range(len(row), len(row) + len(run)))
             row += run.tolist()
         return row, places
 
-    def step(self, number: int) -> list[int]:
+    def sample_numbers(self, number: int) -> list[int]:
         """The numbers of the samples that optimizer step `number` (from 0) takes."""
         if len(self.groups) == 1:
-            return list(range(number * self.a_step, (number + 1) * self.a_step))
-        epoch, place = divmod(number, int(self.steps_an_epoch))
+            return list(range(number * self.samples_per_step, (number + 1) * self.samples_per_step))
+        epoch, place = divmod(number, int(self.steps_per_epoch))
         return [epoch * self.count + n for n in self.epoch(epoch)[1][place]]
 
-    def picture(self, sample: int) -> int:
+    def image_index(self, sample: int) -> int:
         """The picture that sample number `sample` shows."""
         epoch, place = divmod(sample, self.count)
         return self.epoch(epoch)[0][place]
 
 
-class Numbers(Sampler):
+class TrainingBatchSampler(Sampler):
     """The samples of one process from optimizer step `first` to `last`: lists of (number, share), a micro-batch each.
 
     Micro-batches are dealt to the processes in turn. A short step leaves some of them short or with a sample that counts
@@ -78,7 +83,9 @@ class Numbers(Sampler):
     Its length is that of the whole run, which is what Lightning counts a resumed run against.
     """
 
-    def __init__(self, plan: Plan, first: int, last: int, batch_size: int, accumulate: int, rank: int, world: int):
+    def __init__(
+        self, plan: SamplingPlan, first: int, last: int, batch_size: int, accumulate: int, rank: int, world: int
+    ):
         self.plan, self.first, self.last = plan, first, last
         self.batch_size, self.gradient_accumulation_steps, self.rank, self.world = batch_size, accumulate, rank, world
 
@@ -87,7 +94,7 @@ class Numbers(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, float]]]:
         for step in range(self.first, self.last):
-            numbers = self.plan.step(step)
+            numbers = self.plan.sample_numbers(step)
             for turn in range(self.gradient_accumulation_steps):
                 start = (turn * self.world + self.rank) * self.batch_size
                 mine = numbers[start : start + self.batch_size]

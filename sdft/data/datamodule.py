@@ -4,21 +4,21 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from sdft.data.batch_sampler import Numbers
-from sdft.data.training_samples import Samples
+from sdft.data.batch_sampler import TrainingBatchSampler
+from sdft.data.training_samples import TrainingDataset
 
 
-class Pictures(LightningDataModule):
+class TrainingDataModule(LightningDataModule):
     """A whole run is one stream of batches, so workers start once."""
 
-    def __init__(self, samples: Samples, batch_size: int, workers: int = 0):
+    def __init__(self, samples: TrainingDataset, batch_size: int, workers: int = 0):
         super().__init__()
         self.samples, self.batch_size, self.workers = samples, batch_size, workers
 
     def train_dataloader(self) -> DataLoader:
         """From the first step that the trainer has not taken to the last of the run."""
         trainer = self.trainer
-        numbers = Numbers(
+        numbers = TrainingBatchSampler(
             self.samples.plan,
             trainer.global_step,
             trainer.max_steps,

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from sdft.data.dataset import Picture, Source
-from sdft.data.images import upright
-from sdft.data.metadata_tables import captions as told
+from sdft.data.dataset import CaptionedImage, ImageDataset
+from sdft.data.images import to_upright_rgb
+from sdft.data.metadata_tables import parse_captions as told
 
 
 @dataclass
-class Hub(Source):
+class HuggingFaceDataset(ImageDataset):
     """`name` and `config` are what `datasets.load_dataset` takes; `limit` keeps the first pictures alone."""
 
     name: str
@@ -48,12 +48,12 @@ class Hub(Source):
     def captions(self) -> list[str]:
         return [texts[0] for texts in self.texts]
 
-    def variants(self) -> list[list[str]]:
+    def all_captions(self) -> list[list[str]]:
         return self.texts
 
-    def __getitem__(self, index: int) -> Picture:
-        image = upright(self.rows[index][self.image_column], self.background)
-        return Picture(image, self.texts[index][0], f"{self.name} row {index}")
+    def __getitem__(self, index: int) -> CaptionedImage:
+        image = to_upright_rgb(self.rows[index][self.image_column], self.background)
+        return CaptionedImage(image, self.texts[index][0], f"{self.name} row {index}")
 
     def describe(self) -> str:
         return f"{self.name} {self.split}: {len(self)} pictures"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-MOST = 10_000  # letters of a prompt
+MAX_PROMPT_CHARS = 10_000  # letters of a prompt
 
 
 def read_prompts(prompts, key: str = "prompts") -> list[str]:

@@ -2,17 +2,17 @@
 
 from dataclasses import replace
 
-from sdft.data.dataset import Picture, Questions, Source
-from sdft.data.file_index import Fact
-from sdft.rng import order
+from sdft.data.dataset import CaptionedImage, EvaluationSpec, ImageDataset
+from sdft.data.file_index import FileRecord
+from sdft.rng import draw_permutation
 
-HOLE = "{caption}"
+CAPTION_PLACEHOLDER = "{caption}"
 
 
-class View(Source):
+class DatasetWrapper(ImageDataset):
     """`source` as it is."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: ImageDataset):
         self.source = source
 
     def __len__(self):
@@ -21,14 +21,14 @@ class View(Source):
     def captions(self) -> list[str]:
         return self.source.captions()
 
-    def __getitem__(self, index: int) -> Picture:
+    def __getitem__(self, index: int) -> CaptionedImage:
         return self.source[index]
 
-    def variants(self) -> list[list[str]]:
-        return self.source.variants()
+    def all_captions(self) -> list[list[str]]:
+        return self.source.all_captions()
 
-    def picture(self, index: int, size: tuple[int, int]) -> Picture:
-        return self.source.picture(index, size)
+    def load_image(self, index: int, size: tuple[int, int]) -> CaptionedImage:
+        return self.source.load_image(index, size)
 
     def sizes(self) -> list[tuple[int, int]]:
         return self.source.sizes()
@@ -39,57 +39,59 @@ class View(Source):
     def prompts(self) -> list[str]:
         return self.source.prompts()
 
-    def questions(self) -> Questions | None:
-        return self.source.questions()
+    def evaluation_spec(self) -> EvaluationSpec | None:
+        return self.source.evaluation_spec()
 
     def verify(self) -> None:
         self.source.verify()
 
-    def scanned(self) -> dict[str, Fact]:
-        return self.source.scanned()
+    def file_records(self) -> dict[str, FileRecord]:
+        return self.source.file_records()
 
-    def left_out(self) -> list[str]:
-        return self.source.left_out()
+    def skipped_files(self) -> list[str]:
+        return self.source.skipped_files()
 
     def describe(self) -> str:
         return self.source.describe()
 
 
-class Worded(View):
+class CaptionTemplate(DatasetWrapper):
     """Every caption and prompt put into `template`, where `{caption}` stands for it: "{caption} in oil", "a sks dog"."""
 
-    def __init__(self, source: Source, template: str):
+    def __init__(self, source: ImageDataset, template: str):
         super().__init__(source)
         self.template = template
-        if any(mark in template.replace(HOLE, "") for mark in "{}"):
-            raise ValueError(f"caption_template={template}: {HOLE} is all that can stand in braces")
+        if any(mark in template.replace(CAPTION_PLACEHOLDER, "") for mark in "{}"):
+            raise ValueError(f"caption_template={template}: {CAPTION_PLACEHOLDER} is all that can stand in braces")
 
-    def word(self, text: str) -> str:
-        return self.template.replace(HOLE, text)
+    def apply(self, text: str) -> str:
+        return self.template.replace(CAPTION_PLACEHOLDER, text)
 
     def captions(self) -> list[str]:
-        return [self.word(text) for text in self.source.captions()]
+        return [self.apply(text) for text in self.source.captions()]
 
-    def variants(self) -> list[list[str]]:
-        return [list(map(self.word, texts)) for texts in self.source.variants()]
+    def all_captions(self) -> list[list[str]]:
+        return [list(map(self.apply, texts)) for texts in self.source.all_captions()]
 
     def prompts(self) -> list[str]:
-        return list(dict.fromkeys(map(self.word, self.source.prompts())))
+        return list(dict.fromkeys(map(self.apply, self.source.prompts())))
 
-    def questions(self) -> Questions | None:
+    def evaluation_spec(self) -> EvaluationSpec | None:
         """A judge is asked in the source's own words, if they are still in the prompt."""
-        asked = self.source.questions() if HOLE in self.template else None
-        return asked and replace(asked, prompts=[self.word(text) for text in asked.prompts], meant=asked.prompts)
+        asked = self.source.evaluation_spec() if CAPTION_PLACEHOLDER in self.template else None
+        return asked and replace(
+            asked, prompts=[self.apply(text) for text in asked.prompts], scoring_prompts=asked.prompts
+        )
 
 
-def worded(source: Source, template: str | None) -> Source:
-    return Worded(source, template) if template else source
+def apply_caption_template(source: ImageDataset, template: str | None) -> ImageDataset:
+    return CaptionTemplate(source, template) if template else source
 
 
-class Part(View):
+class ImageSubset(DatasetWrapper):
     """The pictures at `indices`."""
 
-    def __init__(self, source: Source, indices: list[int]):
+    def __init__(self, source: ImageDataset, indices: list[int]):
         super().__init__(source)
         self.indices = indices
 
@@ -99,8 +101,8 @@ class Part(View):
     def captions(self) -> list[str]:
         return self.of(self.source.captions())
 
-    def variants(self) -> list[list[str]]:
-        return self.of(self.source.variants())
+    def all_captions(self) -> list[list[str]]:
+        return self.of(self.source.all_captions())
 
     def sizes(self) -> list[tuple[int, int]]:
         return self.of(self.source.sizes())
@@ -108,34 +110,38 @@ class Part(View):
     def of(self, all_of_them: list) -> list:
         return [all_of_them[index] for index in self.indices]
 
-    def __getitem__(self, index: int) -> Picture:
+    def __getitem__(self, index: int) -> CaptionedImage:
         return self.source[self.indices[index]]
 
-    def picture(self, index: int, size: tuple[int, int]) -> Picture:
-        return self.source.picture(self.indices[index], size)
+    def load_image(self, index: int, size: tuple[int, int]) -> CaptionedImage:
+        return self.source.load_image(self.indices[index], size)
 
     def digest(self, index: int) -> str:
         return self.source.digest(self.indices[index])
 
-    def scanned(self) -> dict[str, Fact]:
-        facts = list(self.source.scanned().items())
+    def file_records(self) -> dict[str, FileRecord]:
+        facts = list(self.source.file_records().items())
         return dict(self.of(facts)) if facts else {}
 
     def describe(self) -> str:
         return f"{self.source.describe()}, {len(self)} of them"
 
 
-def split(source: Source, validation_split: float) -> tuple[Source, Source | None]:
+def split_validation(source: ImageDataset, validation_split: float) -> tuple[ImageDataset, ImageDataset | None]:
     """The pictures to learn from, and those held out: a number of them, or a share below 1. The same ones for every seed.
 
     `ValueError` when nothing would be left to learn from.
     """
     if validation_split < 0:
-        raise ValueError(f"validation_split={validation_split}: choose a number of pictures, a share of them below 1, or 0")
+        raise ValueError(
+            f"validation_split={validation_split}: choose a number of pictures, a share of them below 1, or 0"
+        )
     count = round(validation_split * len(source)) if validation_split < 1 else int(validation_split)
     if not count:
         return source, None
     if count >= len(source):
-        raise ValueError(f"validation_split={validation_split:g}: leaves nothing to learn of {len(source)} pictures; choose fewer")
-    shuffled = order(0, -1, len(source)).tolist()
-    return Part(source, sorted(shuffled[count:])), Part(source, sorted(shuffled[:count]))
+        raise ValueError(
+            f"validation_split={validation_split:g}: leaves nothing to learn of {len(source)} pictures; choose fewer"
+        )
+    shuffled = draw_permutation(0, -1, len(source)).tolist()
+    return ImageSubset(source, sorted(shuffled[count:])), ImageSubset(source, sorted(shuffled[:count]))

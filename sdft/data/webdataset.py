@@ -11,13 +11,13 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdft.data.dataset import Picture, Source
-from sdft.data.images import ENDINGS, decode
-from sdft.data.metadata_tables import captions as told
+from sdft.data.dataset import CaptionedImage, ImageDataset
+from sdft.data.images import IMAGE_SUFFIXES, decode_image
+from sdft.data.metadata_tables import parse_captions as told
 
 
 @dataclass
-class Shards(Source):
+class WebDatasetShards(ImageDataset):
     """`path` is a folder of shards or a pattern such as `shards/*.tar`. Of a `KEY.json`, `caption_column` is read."""
 
     path: str
@@ -54,7 +54,7 @@ class Shards(Source):
                     folder, _, base = member.name.rpartition("/")
                     stem, _, ending = base.partition(".")
                     key, ending = (folder, stem), f".{ending.lower()}"
-                    if ending in ENDINGS:
+                    if ending in IMAGE_SUFFIXES:
                         pictures[key] = (file, member.name, member.offset_data, member.size)
                     elif ending in (".txt", ".json"):
                         content = shard.extractfile(member).read().decode("utf-8-sig")
@@ -77,7 +77,7 @@ class Shards(Source):
     def captions(self) -> list[str]:
         return [texts[0] for texts in self.texts]
 
-    def variants(self) -> list[list[str]]:
+    def all_captions(self) -> list[list[str]]:
         return self.texts
 
     def content(self, index: int) -> bytes:
@@ -87,17 +87,17 @@ class Shards(Source):
             return shard.read(length)
 
     def digest(self, index: int) -> str:
-        if index not in self.known:
-            self.known[index] = f"{hashlib.sha256(self.content(index)).hexdigest()} {self.background}"
-        return self.known[index]
+        if index not in self.content_cache:
+            self.content_cache[index] = f"{hashlib.sha256(self.content(index)).hexdigest()} {self.background}"
+        return self.content_cache[index]
 
-    def __getitem__(self, index: int) -> Picture:
-        return self.picture(index, None)
+    def __getitem__(self, index: int) -> CaptionedImage:
+        return self.load_image(index, None)
 
-    def picture(self, index: int, size: tuple[int, int] | None) -> Picture:
+    def load_image(self, index: int, size: tuple[int, int] | None) -> CaptionedImage:
         where = f"{self.members[index][0]}:{self.members[index][1]}"
-        image = decode(io.BytesIO(self.content(index)), self.background, size, name=where)
-        return Picture(image, self.texts[index][0], where)
+        image = decode_image(io.BytesIO(self.content(index)), self.background, size, name=where)
+        return CaptionedImage(image, self.texts[index][0], where)
 
     def describe(self) -> str:
         return f"{self.path}: {len(self)} pictures in {len({file for file, *_ in self.members})} shards"

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
-SETS = ("CMMD", "FID", "KID")  # distances of all pictures to real ones
+DISTRIBUTION_METRIC_NAMES = ("CMMD", "FID", "KID")  # distances of all pictures to real ones
 
 
 @dataclass
-class Suite:
+class MetricsConfig:
     """`clip` judges; the others are off when null.
 
     `dino` is a folder or hub id, `perceptual` clip (its layers), or LPIPS over alex, vgg or squeeze, `faces` and `detector`
@@ -26,20 +26,24 @@ class Suite:
     max_reference_images: int = 1000
 
     def __post_init__(self):
-        if wrong := [name for name in self.distribution_metrics if name not in SETS]:
-            raise ValueError(f"metrics.distribution_metrics={wrong[0]}: choose from {', '.join(SETS)}")
+        if wrong := [name for name in self.distribution_metrics if name not in DISTRIBUTION_METRIC_NAMES]:
+            raise ValueError(
+                f"metrics.distribution_metrics={wrong[0]}: choose from {', '.join(DISTRIBUTION_METRIC_NAMES)}"
+            )
         if self.feature_extractor not in ("clip", "dino") or (self.feature_extractor == "dino" and not self.dino):
-            raise ValueError(f"metrics.feature_extractor={self.feature_extractor}: choose clip, or dino with metrics.dino=FOLDER")
+            raise ValueError(
+                f"metrics.feature_extractor={self.feature_extractor}: choose clip, or dino with metrics.dino=FOLDER"
+            )
         if self.max_reference_images < 1:
             raise ValueError(f"metrics.max_reference_images={self.max_reference_images}: choose 1 or more")
 
     @property
-    def embedded(self) -> bool:
+    def is_embedded_only(self) -> bool:
         """Whether nothing is asked that could be missing."""
         others = self.pretrained or self.dino or self.faces
         return self.clip == "tiny-clip" and self.perceptual in (None, "clip") and not others
 
-    def judges(self, device: str = "cpu"):
-        from sdft.evaluation.evaluator import Judges
+    def load_scorers(self, device: str = "cpu"):
+        from sdft.evaluation.evaluator import Scorers
 
-        return Judges(self, device)
+        return Scorers(self, device)

@@ -6,20 +6,20 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdft.evaluation.evaluator import Exam
-from sdft.evaluation.metrics.memorization import Nearest
-from sdft.evaluation.protocol import PROMPTS
-from sdft.evaluation.statistics import key, shown
-from sdft.runs.evaluation_history import Timeline
+from sdft.evaluation.evaluator import Evaluator
+from sdft.evaluation.metrics.memorization import NearestTrainingImage
+from sdft.evaluation.protocol import PROMPTS_GROUP
+from sdft.evaluation.statistics import format_score, format_score_name
+from sdft.runs.evaluation_history import EvaluationHistory
 
-LARGEST = 224  # pixels of a picture in the file
-IMAGES, TRAINING, PAIRS, FRAMES = 4, 24, 8, 40  # shown at most
-TITLES = {PROMPTS: "What was taught", "class": "Its class", "controls": "What must stay as it was"}
+MAX_EMBEDDED_SIZE = 224  # pixels of a picture in the file
+MAX_IMAGES_PER_PROMPT, MAX_TRAINING_IMAGES, MAX_PAIRS, MAX_FRAMES = 4, 24, 8, 40  # shown at most
+GROUP_TITLES = {PROMPTS_GROUP: "What was taught", "class": "Its class", "controls": "What must stay as it was"}
 
-Files = dict[str, dict[str, list[Path]]]  # by state and group
+ImageFiles = dict[str, dict[str, list[Path]]]  # by state and group
 
 
-def group_of_pictures(report: dict, group: str, files: Files) -> dict:
+def build_image_group(report: dict, group: str, files: ImageFiles) -> dict:
     count = report["images"]
     prompts = [
         {
@@ -27,43 +27,51 @@ def group_of_pictures(report: dict, group: str, files: Files) -> dict:
             "states": [
                 {
                     "label": label,
-                    "images": [source_of(path) for path in drawn[group][n * count :][: min(IMAGES, count)]],
+                    "images": [
+                        encode_data_uri(path) for path in drawn[group][n * count :][: min(MAX_IMAGES_PER_PROMPT, count)]
+                    ],
                 }
                 for label, drawn in files.items()
             ],
         }
         for n, text in enumerate(report["groups"][group])
     ]
-    return {"title": f"{TITLES[group]} ({group})", "prompts": prompts}
+    return {"title": f"{GROUP_TITLES[group]} ({group})", "prompts": prompts}
 
 
-def training(exam: Exam) -> dict:
-    step = max(1, -(-len(exam.taught) // TRAINING))
-    some = exam.taught[::step]
+def build_training_section(exam: Evaluator) -> dict:
+    step = max(1, -(-len(exam.training_images) // MAX_TRAINING_IMAGES))
+    some = exam.training_images[::step]
     return {
-        "note": f"{len(some)} of the {len(exam.taught)} that scores compare with.",
-        "images": [(source_of(picture.image), picture.caption) for picture in some],
+        "note": f"{len(some)} of the {len(exam.training_images)} that scores compare with.",
+        "images": [(encode_data_uri(picture.image), picture.caption) for picture in some],
     }
 
 
-def nearest_pairs(report: dict, exam: Exam, files: Files) -> list[dict]:
+def find_nearest_pairs(report: dict, exam: Evaluator, files: ImageFiles) -> list[dict]:
     """The last state's pictures that are nearest to a training picture, nearest first, one of each training picture."""
-    metric = exam.metrics[PROMPTS].get("nearest")
-    if not isinstance(metric, Nearest):
+    metric = exam.metrics[PROMPTS_GROUP].get("nearest")
+    if not isinstance(metric, NearestTrainingImage):
         return []
-    paths = files[report["states"][-1]["label"]][PROMPTS]
+    paths = files[report["states"][-1]["label"]][PROMPTS_GROUP]
     cosines, which = metric.cosines([Image.open(path).convert("RGB") for path in paths]).max(1)
     found, taken = [], set()
     for index in cosines.argsort(descending=True).tolist():
         real = int(which[index])
-        if real not in taken and len(found) < PAIRS:
+        if real not in taken and len(found) < MAX_PAIRS:
             taken.add(real)
             text = f"cosine {float(cosines[index]):.3f}"
-            found.append({"made": source_of(paths[index]), "real": source_of(exam.taught[real].image), "text": text})
+            found.append(
+                {
+                    "generated": encode_data_uri(paths[index]),
+                    "real": encode_data_uri(exam.training_images[real].image),
+                    "text": text,
+                }
+            )
     return found
 
 
-def on_the_way(folder: Path, report: dict, files: Files) -> tuple[list[dict], list[dict]]:
+def build_timeline(folder: Path, report: dict, files: ImageFiles) -> tuple[list[dict], list[dict]]:
     """Frames to scrub through, and the scores behind them: of checkpoints asked for, else of what training evaluated."""
     steps = [state for state in report["states"] if state["step"] is not None]
     if steps:
@@ -72,26 +80,29 @@ def on_the_way(folder: Path, report: dict, files: Files) -> tuple[list[dict], li
         drawn = [files[label] for label in (report["states"][0]["label"], *[state["label"] for state in steps])]
         images = report["images"]
     else:
-        timeline = Timeline(folder)
+        timeline = EvaluationHistory(folder)
         entries = timeline.entries()
-        drawn = [timeline.files(entry["step"]) for entry in entries]
+        drawn = [timeline.image_files(entry["step"]) for entry in entries]
         images = entries[0]["images"] if entries else 1
     if len(entries) < 2:
         return [], []
-    every = max(1, -(-len(entries) // FRAMES))
-    frames = [frame(report, entry, made, images) for entry, made in list(zip(entries, drawn, strict=True))[::every]]
+    every = max(1, -(-len(entries) // MAX_FRAMES))
+    frames = [
+        build_frame(report, entry, generated, images)
+        for entry, generated in list(zip(entries, drawn, strict=True))[::every]
+    ]
     return frames, entries
 
 
-def frame(report: dict, entry: dict, made: dict[str, list[Path]], images: int) -> dict:
+def build_frame(report: dict, entry: dict, generated: dict[str, list[Path]], images: int) -> dict:
     """The first picture of every prompt at one step, and its scores."""
     pictures = [
-        (source_of(path), text)
+        (encode_data_uri(path), text)
         for group, texts in entry["groups"].items()
-        for path, text in zip(made.get(group, [])[::images], texts, strict=False)
+        for path, text in zip(generated.get(group, [])[::images], texts, strict=False)
     ]
     chips = [
-        f"{key(group, name)} {shown(score['value'], report['metrics'][group][name]['form'])}"
+        f"{format_score_name(group, name)} {format_score(score['value'], report['metrics'][group][name]['number_format'])}"
         for group, row in entry["scores"].items()
         for name, score in row.items()
         if name in report["metrics"].get(group, {})
@@ -99,12 +110,12 @@ def frame(report: dict, entry: dict, made: dict[str, list[Path]], images: int) -
     return {"step": entry["step"], "images": pictures, "chips": chips}
 
 
-def source_of(picture: Path | Image.Image, largest: int = LARGEST) -> str:
+def encode_data_uri(picture: Path | Image.Image, largest: int = MAX_EMBEDDED_SIZE) -> str:
     """A picture inside the page: as it is when its sides are at most `largest`, else a smaller JPEG."""
     image = Image.open(picture) if isinstance(picture, Path) else picture
-    data, form = io.BytesIO(), "png"
+    data, number_format = io.BytesIO(), "png"
     if max(image.size) > largest:
-        image, form = image.convert("RGB"), "jpeg"
+        image, number_format = image.convert("RGB"), "jpeg"
         image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
-    image.save(data, format=form, quality=88)
-    return f"data:image/{form};base64,{base64.b64encode(data.getvalue()).decode()}"
+    image.save(data, format=number_format, quality=88)
+    return f"data:image/{number_format};base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdft.lora.architecture import CLIP_ROOT, Architecture, known
-from sdft.lora.key_names import LAYER_KINDS, grouped, kind_of, located
-from sdft.lora.layer_parsing import layer_of
-from sdft.lora.low_rank import Layer
-from sdft.runs.hashing import of_file
+from sdft.lora.architecture import TEXT_MODEL_PREFIX, Architecture, list_architectures
+from sdft.lora.key_names import FILE_ADAPTER_TYPES, detect_adapter_type, group_tensors, match_architecture
+from sdft.lora.layer_parsing import parse_layer
+from sdft.lora.low_rank import LowRankLayer
+from sdft.runs.hashing import hash_file
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-PEFT = "lora_adapter_metadata"  # the key of the header that holds peft's configuration
+PEFT_CONFIG_KEY = "lora_adapter_metadata"  # the key of the header that holds peft's configuration
 
 
 @dataclass
@@ -23,9 +23,9 @@ class LoraFile:
     """`parts`: layers by part (unet, text_encoder) and name; `kinds`: what they were before they became factors."""
 
     path: Path
-    form: str  # diffusers | kohya
-    kinds: list[str]
-    parts: dict[str, dict[str, Layer]]
+    file_format: str  # diffusers | kohya
+    adapter_types: list[str]
+    parts: dict[str, dict[str, LowRankLayer]]
     metadata: dict[str, str] = field(default_factory=dict)
     architecture: str | None = None  # the one that it fits
     dtype: torch.dtype = torch.float32
@@ -33,18 +33,18 @@ class LoraFile:
 
     @property
     def digest(self) -> str:
-        return of_file(self.path)
+        return hash_file(self.path)
 
     @property
-    def layers(self) -> dict[tuple[str, str], Layer]:
+    def layers(self) -> dict[tuple[str, str], LowRankLayer]:
         return {(part, name): layer for part, layers in self.parts.items() for name, layer in layers.items()}
 
     @property
-    def dora(self) -> bool:
+    def has_dora(self) -> bool:
         return any(layer.magnitude is not None for layer in self.layers.values())
 
 
-def lora_file(path: Path) -> Path:
+def find_lora_file(path: Path) -> Path:
     """The file meant by a path: itself, or the diffusers file of a folder or of its `adapter/`."""
     for candidate in (path, path / DIFFUSERS_FILE, path / "adapter" / DIFFUSERS_FILE):
         if candidate.is_file():
@@ -52,46 +52,50 @@ def lora_file(path: Path) -> Path:
     raise ValueError(f"adapter={path}: no such LoRA file, and no folder with {DIFFUSERS_FILE} in it")
 
 
-def one_each(weights: list[float], count: int) -> list[float]:
+def check_weight_count(weights: list[float], count: int) -> list[float]:
     """The weights; `ValueError` when they are not as many as adapters."""
     if len(weights) != count:
         raise ValueError(f"weights={weights}: {len(weights)} for {count} adapters; give one for each")
     return weights
 
 
-def read(path: Path, architectures: list[Architecture] | None = None) -> LoraFile:
+def read_lora_file(path: Path, architectures: list[Architecture] | None = None) -> LoraFile:
     """A file, or the one of a run's or an adapter's folder; one of `architectures`, by default of those that this package
     carries, must have its layers. `ValueError` names the file and what is wrong with it.
     """
     from safetensors import safe_open
 
-    from sdft.models.safetensors_check import check_tensors
+    from sdft.models.safetensors_check import check_safetensors
 
-    file = lora_file(Path(path).expanduser())
-    check_tensors(file, "adapter")
+    file = find_lora_file(Path(path).expanduser())
+    check_safetensors(file, "adapter")
     with safe_open(file, "pt") as opened:
         metadata = dict(opened.metadata() or {})
         tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  it is no dict
     try:
-        return understood(file, tensors, metadata, known() if architectures is None else architectures)
+        return parse_lora_file(
+            file, tensors, metadata, list_architectures() if architectures is None else architectures
+        )
     except ValueError as error:
         raise ValueError(f"adapter={file}: {error}") from None
 
 
-def understood(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], among: list[Architecture]) -> LoraFile:
-    groups, form = grouped(tensors)
-    architecture, places = located(groups, form, among)
-    alphas = told_alphas(metadata) if form == "diffusers" else {}
-    parts: dict[str, dict[str, Layer]] = {}
+def parse_lora_file(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], among: list[Architecture]
+) -> LoraFile:
+    groups, form = group_tensors(tensors)
+    architecture, places = match_architecture(groups, form, among)
+    alphas = read_peft_alphas(metadata) if form == "diffusers" else {}
+    parts: dict[str, dict[str, LowRankLayer]] = {}
     for name, group in groups.items():
         part, layer = places[name]
         shape = architecture.shapes[part][layer]
         alpha = alphas.get(part, lambda _layer, _rank: None)
-        found = layer_of(name, group, shape, lambda rank, layer=layer, alpha=alpha: alpha(layer, rank))
+        found = parse_layer(name, group, shape, lambda rank, layer=layer, alpha=alpha: alpha(layer, rank))
         if layer in parts.setdefault(part, {}):
             raise ValueError(f"{name}: this layer is there twice")
         parts[part][layer] = found
-    kinds = sorted({kind_of(group) for group in groups.values()}, key=LAYER_KINDS.index)
+    kinds = sorted({detect_adapter_type(group) for group in groups.values()}, key=FILE_ADAPTER_TYPES.index)
     kinds += ["dora"] * any("magnitude" in group for group in groups.values())
     dtypes = {tensor.dtype for group in groups.values() for role, tensor in group.items() if role != "alpha"}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
@@ -99,34 +103,34 @@ def understood(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str],
     return LoraFile(path, form, kinds, parts, metadata, architecture.name, dtype, len(tensors))
 
 
-def told_alphas(metadata: dict[str, str]) -> dict:
+def read_peft_alphas(metadata: dict[str, str]) -> dict:
     """By part, a function of layer and rank to the alpha that peft's configuration in the header gives it."""
-    if PEFT not in metadata:
+    if PEFT_CONFIG_KEY not in metadata:
         return {}
     try:
-        told = json.loads(metadata[PEFT])
+        told = json.loads(metadata[PEFT_CONFIG_KEY])
     except (ValueError, RecursionError):
         told = None
     if not isinstance(told, dict):
-        raise ValueError(f"its {PEFT} is not an object of JSON")
+        raise ValueError(f"its {PEFT_CONFIG_KEY} is not an object of JSON")
     configs: dict[str, dict] = {key.split(".")[0]: {} for key in told}
     for key, value in told.items():
         part, _, name = key.partition(".")
         configs[part][name] = value
-    return {part: alpha_of(config) for part, config in configs.items()}
+    return {part: build_alpha_lookup(config) for part, config in configs.items()}
 
 
-def alpha_of(config: dict):
+def build_alpha_lookup(config: dict):
     """peft's rule: `alpha_pattern` by the end of a layer's name, else `lora_alpha`; times sqrt(rank) where rank-stabilised."""
     patterns, default = config.get("alpha_pattern") or {}, config.get("lora_alpha")
     values = [*(patterns.values() if isinstance(patterns, dict) else [None]), *([] if default is None else [default])]
     if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
-        raise ValueError(f"its {PEFT} has an alpha that is no number")
+        raise ValueError(f"its {PEFT_CONFIG_KEY} has an alpha that is no number")
     if odd := [key for key in patterns if not key.removeprefix("^").replace(".", "").replace("_", "").isalnum()]:
-        raise ValueError(f"its {PEFT} has an alpha_pattern that is no layer's name ({odd[0][:80]!r})")
+        raise ValueError(f"its {PEFT_CONFIG_KEY} has an alpha_pattern that is no layer's name ({odd[0][:80]!r})")
 
     def alpha(layer: str, rank: int) -> float | None:
-        bare = layer.removeprefix(CLIP_ROOT)
+        bare = layer.removeprefix(TEXT_MODEL_PREFIX)
         found = [key for key in patterns if key in (layer, f"^{layer}", f"^{bare}") or layer.endswith(f".{key}")]
         value = patterns[found[0]] if found else default
         if value is None:

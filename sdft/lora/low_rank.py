@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Product = tuple[Tensor, Tensor]  # up `[out, rank]` and down `[rank, in]`; the change is up @ down
+LowRank = tuple[Tensor, Tensor]  # up `[out, rank]` and down `[rank, in]`; the change is up @ down
 
 
 @dataclass
-class Layer:
+class LowRankLayer:
     """What a file changes one layer by: alpha / rank * up @ down.
 
     `up` `[out, rank]`, `down` `[rank, in]`, or of a convolution `[out, rank, 1, 1]` and `[rank, in, h, w]`.
@@ -38,52 +38,52 @@ class Layer:
         """Of the weight that is changed."""
         return (len(self.up), *self.down.shape[1:])
 
-    def product(self) -> Product:
+    def to_low_rank(self) -> LowRank:
         """The scaled change as two matrices, kernels flattened, in fp64."""
         return self.scale * self.up.double().flatten(1), self.down.double().flatten(1)
 
-    def change(self) -> Tensor:
+    def compute_delta(self) -> Tensor:
         """dW as the weight is shaped, in fp64; of a DoRA the change of direction alone."""
-        up, down = self.product()
+        up, down = self.to_low_rank()
         return (up @ down).reshape(self.shape)
 
-    def changed(self, weight: Tensor, strength: float = 1.0) -> Tensor:
+    def apply_to(self, weight: Tensor, strength: float = 1.0) -> Tensor:
         """What the weight becomes, in fp64: a DoRA's direction moves by `strength`, and its magnitude is taken over whole."""
-        moved = weight.double() + strength * self.change().to(weight.device)
+        moved = weight.double() + strength * self.compute_delta().to(weight.device)
         if self.magnitude is None:
             return moved
         norms = moved.flatten(1).norm(dim=1)
         return moved * (self.magnitude.double().to(weight.device) / norms).reshape(-1, *[1] * (weight.ndim - 1))
 
 
-def layer(product: Product, shape: tuple[int, ...]) -> Layer:
+def build_low_rank_layer(product: LowRank, shape: tuple[int, ...]) -> LowRankLayer:
     """As files hold it, in fp32, with alpha equal to the rank, which readers that know no alpha also assume."""
     up, down = product
     up = up.reshape(shape[0], -1, *[1] * (len(shape) - 2)).float().contiguous()
-    return Layer(up, down.reshape(-1, *shape[1:]).float().contiguous(), float(len(down)))
+    return LowRankLayer(up, down.reshape(-1, *shape[1:]).float().contiguous(), float(len(down)))
 
 
-def total(parts: list[tuple[float, Product]]) -> Product:
+def sum_low_rank(parts: list[tuple[float, LowRank]]) -> LowRank:
     """The weighted sum, exactly, as one product: ranks add up."""
     return torch.cat([w * up for w, (up, _) in parts], 1), torch.cat([down for _, (_, down) in parts], 0)
 
 
-def inner(one: Product, other: Product) -> float:
+def inner_product(one: LowRank, other: LowRank) -> float:
     """The sum of the products of their entries, from the factors alone."""
     return float(((one[0].T @ other[0]) * (one[1] @ other[1].T)).sum())
 
 
-def energy(product: Product) -> float:
+def compute_energy(product: LowRank) -> float:
     """The squared Frobenius norm of the change."""
-    return max(inner(product, product), 0.0)
+    return max(inner_product(product, product), 0.0)
 
 
-def distance(one: Product, other: Product) -> float:
+def compute_squared_distance(one: LowRank, other: LowRank) -> float:
     """The squared Frobenius norm of their difference."""
-    return energy(total([(1.0, one), (-1.0, other)]))
+    return compute_energy(sum_low_rank([(1.0, one), (-1.0, other)]))
 
 
-def spectrum(product: Product) -> tuple[Tensor, Tensor, Tensor]:
+def compute_svd(product: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     """Left singular vectors `[out, r]`, singular values `[r]` and right ones `[r, in]` of the change."""
     up, down = product
     left, small = torch.linalg.qr(up)
@@ -92,21 +92,23 @@ def spectrum(product: Product) -> tuple[Tensor, Tensor, Tensor]:
     return left @ u, values, v @ right.T
 
 
-def reduced(product: Product, rank: int | None = None, energy: float | None = None) -> Product:
+def reduce_rank(product: LowRank, rank: int | None = None, energy: float | None = None) -> LowRank:
     """The nearest change of at most `rank`, or of the least rank with `energy` of the energy; both factors of the same size."""
-    left, values, right = spectrum(product)
-    rank = min(rank or len(values), len(values), rank_for(values, energy) if energy is not None else len(values))
+    left, values, right = compute_svd(product)
+    rank = min(
+        rank or len(values), len(values), find_rank_for_energy(values, energy) if energy is not None else len(values)
+    )
     root = values[:rank].sqrt()
     return left[:, :rank] * root, root[:, None] * right[:rank]
 
 
-def rank_for(values: Tensor, energy: float) -> int:
+def find_rank_for_energy(values: Tensor, energy: float) -> int:
     """The least rank, 1 at the least, whose singular values hold the share `energy` of all energy."""
     held = values.square().cumsum(0)
     return int((held < energy * held[-1] * (1 - 1e-12)).sum()) + 1
 
 
-def of_difference(change: Tensor, rank: int, energy: float | None = None) -> Product:
+def approximate_low_rank(change: Tensor, rank: int, energy: float | None = None) -> LowRank:
     """The nearest product of at most `rank` to a whole matrix `[out, in]`: its projection on its main directions, which
     are those of the smaller of its two Gram matrices; that costs a fraction of an SVD.
     """
@@ -116,7 +118,7 @@ def of_difference(change: Tensor, rank: int, energy: float | None = None) -> Pro
     values, vectors = torch.linalg.eigh(matrix @ matrix.T)
     values, vectors = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
     nonzero = int((values > 1e-7 * values[0]).sum())  # below is rounding
-    rank = max(1, min(rank, nonzero, rank_for(values, energy) if energy is not None else rank))
+    rank = max(1, min(rank, nonzero, find_rank_for_energy(values, energy) if energy is not None else rank))
     main, root = vectors[:, :rank], values[:rank].clamp(min=1e-300).sqrt()
     one, other = main * root, (main.T @ matrix) / root[:, None]
     return (other.T, one.T) if tall else (one, other)

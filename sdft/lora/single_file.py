@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from sdft.models.stable_diffusion import StableDiffusion
-from sdft.runs.files import whole
+from sdft.runs.files import atomic_write
 
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
-CLIP, OPEN_CLIP = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
-RESNET = {
+UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
+CLIP_PREFIX, OPEN_CLIP_PREFIX = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
+RESNET_NAMES = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -26,8 +26,8 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-RESBLOCK = {
+VAE_ATTENTION_NAMES = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+OPEN_CLIP_BLOCK_NAMES = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
     "mlp.fc1": "mlp.c_fc",
@@ -37,33 +37,37 @@ RESBLOCK = {
 OPEN_CLIP_WIDTH = 1024
 
 
-def save_single(model: StableDiffusion, path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
+def save_single_file(model: StableDiffusion, path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
     from safetensors.torch import save_file
 
-    tensors = {key: weight.detach().cpu().to(dtype).contiguous() for key, weight in original(model).items()}
+    tensors = {key: weight.detach().cpu().to(dtype).contiguous() for key, weight in to_original_layout(model).items()}
     kind = "v2" if is_open_clip(model) else "v1"
     told = {"format": "pt", "modelspec.sai_model_spec": "1.0.0", "modelspec.architecture": f"stable-diffusion-{kind}"}
     told |= {"modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}[model.prediction_type]}
-    with whole(path) as file:
+    with atomic_write(path) as file:
         save_file(tensors, file, metadata=told | metadata)
 
 
-def original(model: StableDiffusion) -> dict[str, Tensor]:
+def to_original_layout(model: StableDiffusion) -> dict[str, Tensor]:
     """Every weight under its first name; `ValueError` for networks that the authors' code does not have."""
     unet, vae = model.unet.state_dict(), model.vae.state_dict()
-    found = {UNET + key: weight for key, weight in renamed(unet, unet_pairs(model.unet), "unet").items()}
-    pairs = vae_pairs(len(model.vae.config.block_out_channels), model.vae.config.layers_per_block)
-    for key, weight in renamed(vae, pairs, "vae").items():
+    found = {
+        UNET_PREFIX + key: weight for key, weight in rename_keys(unet, map_unet_layers(model.unet), "unet").items()
+    }
+    pairs = map_vae_layers(len(model.vae.config.block_out_channels), model.vae.config.layers_per_block)
+    for key, weight in rename_keys(vae, pairs, "vae").items():
         attention = (
             ".attn_1." in key and key.endswith("weight") and weight.ndim == 2
         )  # linear here, a convolution there
-        found[VAE + key] = weight[:, :, None, None] if attention else weight
+        found[VAE_PREFIX + key] = weight[:, :, None, None] if attention else weight
     text = {k.removeprefix("text_model."): v for k, v in model.text_encoder.state_dict().items()}
     text.pop("embeddings.position_ids", None)
-    return found | (open_clip(text) if is_open_clip(model) else {CLIP + key: weight for key, weight in text.items()})
+    return found | (
+        to_open_clip(text) if is_open_clip(model) else {CLIP_PREFIX + key: weight for key, weight in text.items()}
+    )
 
 
-def renamed(weights: dict[str, Tensor], pairs: list[tuple[str, str]], part: str) -> dict[str, Tensor]:
+def rename_keys(weights: dict[str, Tensor], pairs: list[tuple[str, str]], part: str) -> dict[str, Tensor]:
     """By the longest name that a key begins with, layer by layer."""
     pairs, found = sorted(pairs, key=lambda pair: -len(pair[0])), {}
     for key, weight in weights.items():
@@ -74,7 +78,7 @@ def renamed(weights: dict[str, Tensor], pairs: list[tuple[str, str]], part: str)
     return found
 
 
-def unet_pairs(unet) -> list[tuple[str, str]]:
+def map_unet_layers(unet) -> list[tuple[str, str]]:
     """Our layer, their layer."""
     config, names = unet.config, {name for name, _ in unet.named_modules()}
     pairs = [("time_embedding.linear_1", "time_embed.0"), ("time_embedding.linear_2", "time_embed.2")]
@@ -82,18 +86,20 @@ def unet_pairs(unet) -> list[tuple[str, str]]:
     number = 1
     for block in range(len(config.down_block_types)):
         for layer in range(config.layers_per_block):
-            pairs += resnet(f"down_blocks.{block}.resnets.{layer}", f"input_blocks.{number}.0")
+            pairs += map_resnet_layers(f"down_blocks.{block}.resnets.{layer}", f"input_blocks.{number}.0")
             pairs.append((f"down_blocks.{block}.attentions.{layer}", f"input_blocks.{number}.1"))
             number += 1
         if f"down_blocks.{block}.downsamplers.0" in names:
             pairs.append((f"down_blocks.{block}.downsamplers.0.conv", f"input_blocks.{number}.0.op"))
             number += 1
-    pairs += resnet("mid_block.resnets.0", "middle_block.0") + resnet("mid_block.resnets.1", "middle_block.2")
+    pairs += map_resnet_layers("mid_block.resnets.0", "middle_block.0") + map_resnet_layers(
+        "mid_block.resnets.1", "middle_block.2"
+    )
     pairs.append(("mid_block.attentions.0", "middle_block.1"))
     number = 0
     for block in range(len(config.up_block_types)):
         for layer in range(config.layers_per_block + 1):
-            pairs += resnet(f"up_blocks.{block}.resnets.{layer}", f"output_blocks.{number}.0")
+            pairs += map_resnet_layers(f"up_blocks.{block}.resnets.{layer}", f"output_blocks.{number}.0")
             pairs.append((f"up_blocks.{block}.attentions.{layer}", f"output_blocks.{number}.1"))
             number += 1
         after = 2 if f"up_blocks.{block}.attentions" in names else 1  # the last of a block
@@ -101,11 +107,11 @@ def unet_pairs(unet) -> list[tuple[str, str]]:
     return pairs
 
 
-def resnet(ours: str, theirs: str) -> list[tuple[str, str]]:
-    return [(f"{ours}.{one}", f"{theirs}.{other}") for one, other in RESNET.items()]
+def map_resnet_layers(ours: str, theirs: str) -> list[tuple[str, str]]:
+    return [(f"{ours}.{one}", f"{theirs}.{other}") for one, other in RESNET_NAMES.items()]
 
 
-def vae_pairs(blocks: int, layers: int) -> list[tuple[str, str]]:
+def map_vae_layers(blocks: int, layers: int) -> list[tuple[str, str]]:
     pairs = [(name, name) for name in ("quant_conv", "post_quant_conv")]
     for side, sides, count in (("encoder", "down", layers), ("decoder", "up", layers + 1)):
         pairs += [(f"{side}.{name}", f"{side}.{name}") for name in ("conv_in", "conv_out")]
@@ -122,7 +128,7 @@ def vae_pairs(blocks: int, layers: int) -> list[tuple[str, str]]:
         for layer in range(2):
             pairs.append((f"{side}.mid_block.resnets.{layer}", f"{side}.mid.block_{layer + 1}"))
         middle = f"{side}.mid_block.attentions.0", f"{side}.mid.attn_1"
-        pairs += [(f"{middle[0]}.{one}", f"{middle[1]}.{other}") for one, other in VAE_ATTENTION.items()]
+        pairs += [(f"{middle[0]}.{one}", f"{middle[1]}.{other}") for one, other in VAE_ATTENTION_NAMES.items()]
     return pairs
 
 
@@ -131,7 +137,7 @@ def is_open_clip(model: StableDiffusion) -> bool:
     return model.text_encoder.config.hidden_size >= OPEN_CLIP_WIDTH
 
 
-def open_clip(text: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_open_clip(text: dict[str, Tensor]) -> dict[str, Tensor]:
     """The layers that are there: Stable Diffusion 2 reads the last but one, and diffusers' models end with it."""
     found = {
         "token_embedding.weight": text["embeddings.token_embedding.weight"],
@@ -143,15 +149,15 @@ def open_clip(text: dict[str, Tensor]) -> dict[str, Tensor]:
     for number in range(count):
         ours, theirs = f"encoder.layers.{number}", f"transformer.resblocks.{number}"
         for kind in ("weight", "bias"):
-            for one, other in RESBLOCK.items():
+            for one, other in OPEN_CLIP_BLOCK_NAMES.items():
                 found[f"{theirs}.{other}.{kind}"] = text[f"{ours}.{one}.{kind}"]
             found[f"{theirs}.attn.in_proj_{kind}"] = torch.cat(
                 [text[f"{ours}.self_attn.{n}_proj.{kind}"] for n in "qkv"]
             )
-    return {OPEN_CLIP + key: weight for key, weight in found.items()}
+    return {OPEN_CLIP_PREFIX + key: weight for key, weight in found.items()}
 
 
-def save_folder(model: StableDiffusion, folder: Path, dtype: torch.dtype, record: dict[str, str]) -> None:
+def save_pipeline_folder(model: StableDiffusion, folder: Path, dtype: torch.dtype, record: dict[str, str]) -> None:
     """A pipeline in the diffusers layout, whole or not at all, with what it was made of in `merge.json`."""
     from diffusers.utils import logging
 
@@ -159,7 +165,7 @@ def save_folder(model: StableDiffusion, folder: Path, dtype: torch.dtype, record
     partial = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
-        model.pipeline().to(dtype=dtype).save_pretrained(partial)
+        model.build_pipeline().to(dtype=dtype).save_pretrained(partial)
         (partial / "merge.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(partial, folder)
     except BaseException:

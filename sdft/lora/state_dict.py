@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdft.lora.architecture import CLIP_ROOT, named
-from sdft.lora.low_rank import Layer, Product
-from sdft.lora.to_lora import products
+from sdft.lora.architecture import TEXT_MODEL_PREFIX, normalize_layer_name
+from sdft.lora.low_rank import LowRank, LowRankLayer
+from sdft.lora.to_lora import compute_low_rank_updates
 
-KOHYA_KINDS = {
+KOHYA_SUFFIXES = {
     "lora_A.weight": "lora_down.weight",
     "lora_B.weight": "lora_up.weight",
     "lora_magnitude_vector": "dora_scale",
@@ -19,7 +19,7 @@ KOHYA_KINDS = {
 
 
 @dataclass
-class Adapter:
+class AdapterState:
     """What one part of a model has learned, as files hold it.
 
     `tensors` are called `LAYER.lora_A.weight` and so on; `settings` are peft's; `shapes` those of the adapted weights by layer.
@@ -34,33 +34,36 @@ class Adapter:
         """The highest of its layers."""
         return max(len(tensor) for key, tensor in self.tensors.items() if key.endswith("lora_A.weight"))
 
-    def alphas(self) -> dict[str, float]:
+    def compute_alphas(self) -> dict[str, float]:
         """By layer, what readers divide by its rank: a rank-stabilised adapter's is alpha * sqrt(rank)."""
         patterns, found = self.settings.get("alpha_pattern") or {}, {}
-        for layer in {split(key)[0] for key in self.tensors}:
-            alpha = patterns.get(pattern(layer), self.settings["lora_alpha"])
+        for layer in {split_tensor_name(key)[0] for key in self.tensors}:
+            alpha = patterns.get(to_peft_pattern(layer), self.settings["lora_alpha"])
             rank = len(self.tensors[f"{layer}.lora_A.weight"])
             found[layer] = float(alpha) * (math.sqrt(rank) if self.settings["use_rslora"] else 1)
         return found
 
 
-def trained(part: str, module: nn.Module, name: str = "default") -> Adapter:
+def get_adapter_state(part: str, module: nn.Module, name: str = "default") -> AdapterState:
     """The LoRA of one part as it is."""
     from peft import get_peft_model_state_dict
 
     tensors = get_peft_model_state_dict(module, adapter_name=name, save_embedding_layers=False)
-    shapes = {split(key)[0]: tuple(module.get_submodule(split(key)[0]).weight.shape) for key in tensors}
-    return in_files(part, tensors, module.peft_config[name].to_dict(), shapes)
+    shapes = {
+        split_tensor_name(key)[0]: tuple(module.get_submodule(split_tensor_name(key)[0]).weight.shape)
+        for key in tensors
+    }
+    return normalize_adapter_state(part, tensors, module.peft_config[name].to_dict(), shapes)
 
 
-def plain(part: str, module: nn.Module, start: dict[str, Product] | None = None) -> Adapter:
+def convert_to_lora(part: str, module: nn.Module, start: dict[str, LowRank] | None = None) -> AdapterState:
     """The LoRA that changes the part as its adapter of another kind does.
 
     All layers have the rank of the one that needs most: readers of the kohya format mix up ranks that differ.
     """
     from peft import LoraConfig
 
-    changes = products(module, start)
+    changes = compute_low_rank_updates(module, start)
     shapes = {layer: tuple(module.get_submodule(layer).weight.shape) for layer in changes}
     rank, tensors = max(len(down) for _, down in changes.values()), {}
     for layer, (up, down) in changes.items():
@@ -68,10 +71,12 @@ def plain(part: str, module: nn.Module, start: dict[str, Product] | None = None)
         down, up = F.pad(down, (0, 0, 0, spare)), F.pad(up, (0, spare))
         tensors[f"{layer}.lora_A.weight"] = down.reshape(rank, -1, *beyond)
         tensors[f"{layer}.lora_B.weight"] = up.reshape(-1, rank, *[1] * len(beyond))
-    return in_files(part, tensors, LoraConfig(r=rank, lora_alpha=rank, target_modules=list(changes)).to_dict(), shapes)
+    return normalize_adapter_state(
+        part, tensors, LoraConfig(r=rank, lora_alpha=rank, target_modules=list(changes)).to_dict(), shapes
+    )
 
 
-def of_layers(part: str, layers: dict[str, Layer]) -> Adapter:
+def build_adapter_state(part: str, layers: dict[str, LowRankLayer]) -> AdapterState:
     """What was read from a file, or computed; ranks and alphas that differ from most are in peft's patterns."""
     from peft import LoraConfig
 
@@ -91,35 +96,41 @@ def of_layers(part: str, layers: dict[str, Layer]) -> Adapter:
         key: Counter(getattr(layer, key) for layer in layers.values()).most_common(1)[0][0] for key in ("rank", "alpha")
     }
     other = {
-        k: {pattern(n): getattr(la, k) for n, la in layers.items() if getattr(la, k) != v} for k, v in most.items()
+        k: {to_peft_pattern(n): getattr(la, k) for n, la in layers.items() if getattr(la, k) != v}
+        for k, v in most.items()
     }
     settings = LoraConfig(
         r=most["rank"],
         lora_alpha=most["alpha"],
         rank_pattern=other["rank"],
         alpha_pattern=other["alpha"],
-        target_modules=[name.removeprefix(CLIP_ROOT) for name in layers],
+        target_modules=[name.removeprefix(TEXT_MODEL_PREFIX) for name in layers],
         use_dora=bool(with_magnitude),
     )
-    return Adapter(tensors, settings.to_dict(), {name: layer.shape for name, layer in layers.items()})
+    return AdapterState(tensors, settings.to_dict(), {name: layer.shape for name, layer in layers.items()})
 
 
-def pattern(layer: str) -> str:
+def to_peft_pattern(layer: str) -> str:
     """The layer alone, in peft's patterns; the text encoder's root is there in some versions of transformers only."""
-    return layer.removeprefix(CLIP_ROOT) if layer.startswith(CLIP_ROOT) else f"^{layer}"
+    return layer.removeprefix(TEXT_MODEL_PREFIX) if layer.startswith(TEXT_MODEL_PREFIX) else f"^{layer}"
 
 
-def in_files(part: str, tensors: dict[str, Tensor], settings: dict, shapes: dict[str, tuple]) -> Adapter:
+def normalize_adapter_state(
+    part: str, tensors: dict[str, Tensor], settings: dict, shapes: dict[str, tuple]
+) -> AdapterState:
     """The names that files use, which for the text encoder are not its own."""
     if part == "text_encoder":  # whose loader in transformers wants each tensor to be called a weight
-        tensors = {named(part, key) + ".weight" * key.endswith("vector"): weight for key, weight in tensors.items()}
-        shapes = {named(part, layer): shape for layer, shape in shapes.items()}
-    return Adapter(tensors, settings, shapes)
+        tensors = {
+            normalize_layer_name(part, key) + ".weight" * key.endswith("vector"): weight
+            for key, weight in tensors.items()
+        }
+        shapes = {normalize_layer_name(part, layer): shape for layer, shape in shapes.items()}
+    return AdapterState(tensors, settings, shapes)
 
 
-def split(key: str) -> tuple[str, str]:
+def split_tensor_name(key: str) -> tuple[str, str]:
     """`LAYER.lora_A.weight` to (`LAYER`, `lora_A.weight`)."""
-    for kind in KOHYA_KINDS:
+    for kind in KOHYA_SUFFIXES:
         for ending in (f".{kind}", f".{kind}.weight"):
             if key.endswith(ending):
                 return key.removesuffix(ending), kind

@@ -3,12 +3,12 @@
 import json
 from collections import Counter
 
-from sdft.lora.file import PEFT, LoraFile
-from sdft.lora.low_rank import energy
+from sdft.lora.file import PEFT_CONFIG_KEY, LoraFile
+from sdft.lora.low_rank import compute_energy
 
-BAR = 24  # letters of the longest bar
-MOST = 96  # letters of a value of the header
-TOLD = (  # of the header, what most want to know
+BAR_WIDTH = 24  # letters of the longest bar
+MAX_VALUE_LENGTH = 96  # letters of a value of the header
+MAIN_METADATA_KEYS = (  # of the header, what most want to know
     "modelspec.title",
     "modelspec.architecture",
     "modelspec.author",
@@ -33,29 +33,29 @@ TOLD = (  # of the header, what most want to know
 )
 
 
-def lines(file: LoraFile, everything: bool = False) -> list[str]:
+def format_lora_summary(file: LoraFile, everything: bool = False) -> list[str]:
     layers = file.layers
     size = file.path.stat().st_size
-    kind = " and ".join(file.kinds) + (
-        ", read as the LoRA it equals" if set(file.kinds) & {"loha", "lokr", "locon"} else ""
+    kind = " and ".join(file.adapter_types) + (
+        ", read as the LoRA it equals" if set(file.adapter_types) & {"loha", "lokr", "locon"} else ""
     )
     told = [
-        f"file     {safe(str(file.path), 400)}",
-        f"format   {file.form}, {str(file.dtype).removeprefix('torch.')}, {file.tensors} tensors, {size / 2**20:.2f} MiB",
+        f"file     {escape_text(str(file.path), 400)}",
+        f"format   {file.file_format}, {str(file.dtype).removeprefix('torch.')}, {file.tensors} tensors, {size / 2**20:.2f} MiB",
         f"sha256   {file.digest}",
         f"fits     {file.architecture}",
         f"kind     {kind}",
-        f"rank     {counted(layer.rank for layer in layers.values())}",
-        f"alpha    {counted(layer.alpha for layer in layers.values())}",
+        f"rank     {format_counts(layer.rank for layer in layers.values())}",
+        f"alpha    {format_counts(layer.alpha for layer in layers.values())}",
     ]
     for part, names in file.parts.items():
-        ends = Counter(map(ending, names)).most_common()
+        ends = Counter(map(get_target_name, names)).most_common()
         shown = ", ".join(f"{end} {count}" for end, count in ends[:8]) + f", and {len(ends) - 8} more" * (len(ends) > 8)
         told.append(f"targets  {part}: {shown}")
-    return [*told, "", *table(file), "", *header(file.metadata, everything)]
+    return [*told, "", *format_block_table(file), "", *format_metadata(file.metadata, everything)]
 
 
-def counted(values) -> str:
+def format_counts(values) -> str:
     """`8 (96 layers)`, or the range and the most common values."""
     counts = Counter(f"{value:g}" for value in values)
     if len(counts) == 1:
@@ -65,13 +65,13 @@ def counted(values) -> str:
     return f"{min(counts, key=float)} to {max(counts, key=float)}: {common}{', …' if len(counts) > 6 else ''}"
 
 
-def ending(layer: str) -> str:
+def get_target_name(layer: str) -> str:
     """What a target would be called."""
     words = layer.split(".")
     return ".".join(words[-2:]) if words[-1].isdigit() else words[-1]
 
 
-def block(part: str, layer: str) -> str:
+def get_block_name(part: str, layer: str) -> str:
     """Where in its network a layer is."""
     words = layer.split(".")
     if part == "text_encoder":
@@ -84,12 +84,12 @@ def block(part: str, layer: str) -> str:
     )
 
 
-def table(file: LoraFile) -> list[str]:
+def format_block_table(file: LoraFile) -> list[str]:
     """The Frobenius norm of dW of each block, and the layers that change most."""
-    norms = {key: energy(layer.product()) for key, layer in file.layers.items()}
+    norms = {key: compute_energy(layer.to_low_rank()) for key, layer in file.layers.items()}
     blocks: dict[str, list] = {}
     for key in file.layers:
-        blocks.setdefault(block(*key), []).append(key)
+        blocks.setdefault(get_block_name(*key), []).append(key)
     sums, whole = {name: sum(norms[key] for key in keys) for name, keys in blocks.items()}, sum(norms.values()) or 1.0
     wide, top = max(12, *map(len, blocks)), max(sums.values()) or 1.0
     rows = [f"{'block':{wide}}  layers    rank      |dW|   share"]
@@ -97,39 +97,41 @@ def table(file: LoraFile) -> list[str]:
         ranks = sorted({file.layers[key].rank for key in keys})
         rank = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
         share = f"{sums[name] / whole:6.1%}"
-        bar = "█" * round(BAR * sums[name] / top)
+        bar = "█" * round(BAR_WIDTH * sums[name] / top)
         rows.append(f"{name:{wide}}  {len(keys):6}  {rank:>6}  {sums[name] ** 0.5:#8.4g}  {share}  {bar}".rstrip())
     rows.append(f"{'all':{wide}}  {len(norms):6}  {'':6}  {sum(norms.values()) ** 0.5:#8.4g}  100.0%")
     largest = sorted(norms, key=norms.get, reverse=True)[:5]
     return [*rows, "", "largest", *(f"  {norms[key] ** 0.5:#8.4g}  {key[0]}.{key[1]}" for key in largest)]
 
 
-def header(metadata: dict[str, str], everything: bool) -> list[str]:
+def format_metadata(metadata: dict[str, str], everything: bool) -> list[str]:
     """Whatever strangers wrote there is data: marks that a terminal would act on are spelled out, and long values cut."""
-    told = [f"made     {line}" for line in made(metadata.get("sdft", ""))]
-    names = sorted(set(metadata) - {"sdft"}) if everything else [name for name in TOLD if name in metadata]
-    told += [f"told     {safe(name, 60)} = {safe(metadata[name])}" for name in names]
-    rest = len(set(metadata) - set(names) - {"format", "sdft", PEFT})
+    told = [f"made     {line}" for line in format_provenance(metadata.get("sdft", ""))]
+    names = (
+        sorted(set(metadata) - {"sdft"}) if everything else [name for name in MAIN_METADATA_KEYS if name in metadata]
+    )
+    told += [f"told     {escape_text(name, 60)} = {escape_text(metadata[name])}" for name in names]
+    rest = len(set(metadata) - set(names) - {"format", "sdft", PEFT_CONFIG_KEY})
     return told + [f"         {rest} more in its header; all=true shows them"] * bool(rest) or [
         "told     nothing in its header"
     ]
 
 
-def made(text: str) -> list[str]:
+def format_provenance(text: str) -> list[str]:
     """What a program of this project wrote about how it made a file."""
     try:
         told = json.loads(text)
-        of = [f"{one['file']} ({str(one['sha256'])[:12]}{weighed(one)})" for one in told["of"]][:20]
-        words = ", ".join(f"{key} {value}" for key, value in told.items() if key not in ("made_by", "of"))
-        return [safe(f"by {told['made_by']}{f' ({words})' if words else ''} of {', '.join(of)}", 600)]
+        of = [f"{one['file']} ({str(one['sha256'])[:12]}{format_weight(one)})" for one in told["of"]][:20]
+        words = ", ".join(f"{key} {value}" for key, value in told.items() if key not in ("created_by", "of"))
+        return [escape_text(f"by {told['created_by']}{f' ({words})' if words else ''} of {', '.join(of)}", 600)]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return [safe(text)] if text else []
+        return [escape_text(text)] if text else []
 
 
-def weighed(one: dict) -> str:
+def format_weight(one: dict) -> str:
     return f", weight {one['weight']:g}" if "weight" in one else ""
 
 
-def safe(text: str, most: int = MOST) -> str:
+def escape_text(text: str, most: int = MAX_VALUE_LENGTH) -> str:
     text = text if len(text) <= most else f"{text[:most]}… ({len(text)} letters)"
     return "".join(m if m.isprintable() else m.encode("unicode_escape", "surrogatepass").decode() for m in text)

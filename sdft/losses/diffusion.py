@@ -5,13 +5,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-ZERO_SNR = 1e-6  # schedulers write 2**-24 for zero
+MIN_TERMINAL_SNR = 1e-6  # schedulers write 2**-24 for zero
 WEIGHTINGS = ("none", "min_snr", "soft_min_snr", "debiased")
 LOSSES = ("mse", "l1", "huber")
 
 
 @dataclass
-class Objective:
+class DiffusionLoss:
     """A distance of prediction and target, averaged per image and weighted by the signal-to-noise ratio of its timestep.
 
     `noise_offset` adds a constant per channel to the noise, so that brightness can be learned (Guttenberg, 2023).
@@ -27,7 +27,7 @@ class Objective:
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
     unmasked_weight: float = 0.0
-    teaches: ClassVar[bool] = False  # see `sdft.methods.base`
+    is_distillation: ClassVar[bool] = False  # see `sdft.methods.base`
 
     def __post_init__(self):
         if self.weighting not in WEIGHTINGS:
@@ -52,7 +52,7 @@ class Objective:
         `draws` holds standard normal `noise` and `perturbation` `[batch, 4, h, w]`, `offset` `[batch, 4, 1, 1]`,
         `timestep` `[batch]` and `mask` `[batch, 1, h, w]`, 0..1.
         """
-        return self.distances(model, latents, context, draws) * self.weight(model, draws["timestep"])
+        return self.distances(model, latents, context, draws) * self.compute_snr_weights(model, draws["timestep"])
 
     def distances(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
         """Losses `[batch]` before they are weighted."""
@@ -62,9 +62,9 @@ class Objective:
         noisy = signal * latents + sigma * (noise + self.input_perturbation * draws["perturbation"])
         target = noise if model.prediction_type == "epsilon" else signal * noise - sigma * latents
         error = model.predict(noisy, draws["timestep"], context).float() - target
-        return mean_inside(self.distance(error), draws["mask"], self.unmasked_weight)
+        return compute_masked_mean(self.compute_elementwise_loss(error), draws["mask"], self.unmasked_weight)
 
-    def distance(self, error: Tensor) -> Tensor:
+    def compute_elementwise_loss(self, error: Tensor) -> Tensor:
         """error², |error|, or Huber's: error² within delta, 2 delta |error| - delta² outside (twice the usual, to match MSE)."""
         if self.loss == "mse":
             return error.square()
@@ -73,7 +73,7 @@ class Objective:
         delta = self.huber_delta
         return error.square().where(error.abs() <= delta, 2 * delta * error.abs() - delta**2)
 
-    def weight(self, model, timesteps: Tensor) -> Tensor:
+    def compute_snr_weights(self, model, timesteps: Tensor) -> Tensor:
         """The weight of each timestep `[batch]`, for an epsilon loss; a velocity loss is (snr + 1) / snr as large.
 
         min_snr       min(snr, gamma) / snr         Hang et al., 2023
@@ -94,7 +94,7 @@ class Objective:
 
 def check_terminal_snr(model) -> None:
     """Refuse what divides by zero: at zero terminal SNR the last step of an epsilon model holds no image to recover."""
-    if model.prediction_type == "epsilon" and model.alphas_cumprod[-1] < ZERO_SNR:
+    if model.prediction_type == "epsilon" and model.alphas_cumprod[-1] < MIN_TERMINAL_SNR:
         raise ValueError(
             "model.prediction_type=epsilon with zero terminal SNR (rescale_betas_zero_snr): use v_prediction, "
             "whose Min-SNR weight of that step is 0"
@@ -106,13 +106,13 @@ def check_unmasked_weight(unmasked_weight: float) -> None:
         raise ValueError(f"unmasked_weight={unmasked_weight}: choose from 0 (what a mask blackens is not learned) to 1")
 
 
-def noised(model, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def add_noise(model, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """Latents `[batch, 4, h, w]` with as much noise as each timestep has."""
     alpha = model.alphas_cumprod[timesteps][:, None, None, None]
     return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
 
-def mean_inside(distances: Tensor, mask: Tensor, unmasked_weight: float) -> Tensor:
+def compute_masked_mean(distances: Tensor, mask: Tensor, unmasked_weight: float) -> Tensor:
     """Means `[batch]` of distances `[batch, 4, h, w]` over a mask `[batch, 1, h, w]`, outside of which they count `unmasked_weight`."""
     mask = unmasked_weight + (1 - unmasked_weight) * mask
     return (distances.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1e-6)

@@ -9,58 +9,58 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sdft.losses.diffusion import noised
+from sdft.losses.diffusion import add_noise
 
 
 @dataclass
-class Smoothness:
+class SmoothDiffusionLoss:
     """`weight` times (length - mean)². The mean is that of the steps before, so that a step can be split in any way.
 
     After step n it moves by max(`rate`, 1 / n) towards the step's own; in the first step there is none, and no loss.
     """
 
     weight: float = 0.0
-    rate: float = 0.01
+    decay: float = 0.01
 
     def __post_init__(self):
         if self.weight < 0:
             raise ValueError(f"smooth_diffusion_weight={self.weight}: choose 0 (off) or more; 1 is usual")
-        if not 0 < self.rate <= 1:
-            raise ValueError(f"smoothness.rate={self.rate}: choose more than 0, and at most 1; 0.01 is usual")
-        self.mean, self.steps, self.seen, self.count = torch.zeros(()), torch.zeros(()), torch.zeros(()), 0
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"smoothness.decay={self.decay}: choose more than 0, and at most 1; 0.01 is usual")
+        self.mean, self.steps, self.length_sum, self.count = torch.zeros(()), torch.zeros(()), torch.zeros(()), 0
 
     def __call__(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
         """What is added to the losses `[batch]`; `draws` holds also a normal `direction` `[batch, 4, h, w]` and `share`."""
-        lengths = self.lengths(model, latents, context, draws)
+        lengths = self.compute_path_lengths(model, latents, context, draws)
         self.mean, self.steps = self.mean.to(lengths), self.steps.to(lengths)
-        self.seen = self.seen.to(lengths) + (lengths.detach() * draws["share"]).mean()
+        self.length_sum = self.length_sum.to(lengths) + (lengths.detach() * draws["sample_weight"]).mean()
         self.count += 1
         return self.weight * (self.steps > 0) * (lengths - self.mean).square()
 
-    def lengths(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
+    def compute_path_lengths(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
         """|Jᵀ y| / |y| `[batch]` of the predicted image's Jacobian J by the noisy latent, and a direction y."""
-        noisy = noised(model, latents, draws["noise"], draws["timestep"]).detach().requires_grad_()
+        noisy = add_noise(model, latents, draws["noise"], draws["timestep"]).detach().requires_grad_()
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
             predicted = model.predict(noisy, draws["timestep"], context).float()
-            clean, _ = model.image_and_noise(predicted, noisy, draws["timestep"])
+            clean, _ = model.predict_latents_and_noise(predicted, noisy, draws["timestep"])
             (slopes,) = torch.autograd.grad((clean * draws["direction"]).sum(), noisy, create_graph=True)
-        return (squares(slopes) + 1e-12).sqrt() / squares(draws["direction"]).sqrt()
+        return (sum_squares(slopes) + 1e-12).sqrt() / sum_squares(draws["direction"]).sqrt()
 
-    def advance(self, mean_of_all) -> None:
+    def update_mean(self, mean_of_all) -> None:
         """After all micro-batches of a step; `mean_of_all` takes a number of this process to the mean over processes."""
-        now = mean_of_all(self.seen / self.count)
+        now = mean_of_all(self.length_sum / self.count)
         counts = now.isfinite()  # or a step that is held back would spoil the mean for ever
         self.steps = self.steps + counts
-        rate = (1 / self.steps.clamp(min=1)).clamp(min=self.rate)
+        rate = (1 / self.steps.clamp(min=1)).clamp(min=self.decay)
         self.mean = torch.where(counts, self.mean + rate * (now - self.mean), self.mean)
-        self.seen, self.count = torch.zeros_like(self.seen), 0
+        self.length_sum, self.count = torch.zeros_like(self.length_sum), 0
 
     def state(self) -> dict[str, float]:
         return {"mean": float(self.mean), "steps": float(self.steps)}
 
-    def go_on(self, state: dict[str, float]) -> None:
+    def load_state(self, state: dict[str, float]) -> None:
         self.mean, self.steps = torch.tensor(state["mean"]), torch.tensor(state["steps"])
 
 
-def squares(tensor: Tensor) -> Tensor:
+def sum_squares(tensor: Tensor) -> Tensor:
     return tensor.square().sum((1, 2, 3))

@@ -9,8 +9,8 @@ from sdft.models.stable_diffusion import StableDiffusion
 class Method:
     """Three verbs. What learns is what has `requires_grad` after `prepare`, and nothing else decides it."""
 
-    result: ClassVar[str]  # the folder in the run that `save` fills
-    teaches: ClassVar[bool] = (
+    output_kind: ClassVar[str]  # the folder in the run that `save` fills
+    is_distillation: ClassVar[bool] = (
         False  # whether the model without what is added teaches it: what the objective has to be for
     )
 
@@ -21,13 +21,13 @@ class Method:
         """Unfreeze, or add, the weights that learn."""
         raise NotImplementedError
 
-    def words(self) -> dict:
+    def hyperparameters(self) -> dict:
         """What describes the method, in plain values: a run can only go on with the same."""
         values = {key: getattr(self, key) for key in self.__dataclass_fields__}
         plain = {k: v if isinstance(v, str | int | float | bool | None) else list(v) for k, v in values.items()}
         return {"name": type(self).__name__, **plain}
 
-    def rate(self, name: str) -> float:
+    def get_lr_multiplier(self, name: str) -> float:
         """How many times its part's learning rate the parameter `name` learns at."""
         return 1.0
 

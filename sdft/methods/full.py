@@ -10,27 +10,27 @@ from sdft.methods.base import Method
 
 
 @dataclass
-class SFT(Method):
+class FullFineTuning(Method):
     text_encoder: bool = False
-    result: ClassVar[str] = "pipeline"
+    output_kind: ClassVar[str] = "pipeline"
 
-    def learns(self) -> list[str]:
+    def get_trainable_parts(self) -> list[str]:
         return ["unet", "text_encoder"] if self.text_encoder else ["unet"]
 
     def prepare(self, model):
-        for part in self.learns():
+        for part in self.get_trainable_parts():
             model.parts[part].requires_grad_(True)
 
     def save(self, model, folder: Path, name: str):
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        model.pipeline().save_pretrained(partial)
+        model.build_pipeline().save_pretrained(partial)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
 
     def load(self, model, folder: Path):
-        from sdft.models.loading import pretrained
+        from sdft.models.loading import load_pretrained
 
-        learned = pretrained(str(folder))
-        for part in self.learns():
+        learned = load_pretrained(str(folder))
+        for part in self.get_trainable_parts():
             model.parts[part].load_state_dict(learned.parts[part].state_dict())

@@ -12,8 +12,8 @@ class LCMLoRA(LoRA):
     """Only the UNet learns: teacher and student read the same captions. Files say how to sample with them."""
 
     text_encoder: bool = False
-    teaches: ClassVar[bool] = True
-    about: ClassVar[dict[str, str]] = {
+    is_distillation: ClassVar[bool] = True
+    extra_metadata: ClassVar[dict[str, str]] = {
         "modelspec.usage_hint": "LCM scheduler, 4 steps (2 to 8), guidance scale 1, which is no classifier-free guidance",
         "sampling": json.dumps({"scheduler": "lcm", "steps": 4, "guidance_scale": 1.0}),
     }
@@ -23,7 +23,9 @@ class LCMLoRA(LoRA):
         if self.text_encoder:
             raise ValueError("method.text_encoder=true: only the UNet learns to draw in few steps; choose false")
         if self.init_lora_weights == "pissa":
-            raise ValueError("method.init_lora_weights=pissa: changes the weights below the adapter, which teach; choose gaussian")
+            raise ValueError(
+                "method.init_lora_weights=pissa: changes the weights below the adapter, which teach; choose gaussian"
+            )
 
     def check(self, model, captions):
         super().check(model, captions)
@@ -31,5 +33,5 @@ class LCMLoRA(LoRA):
             raise ValueError("data: no picture has a caption, without which there is no guidance to learn; give some")
 
     def prepare(self, model):
-        model.keep_unconditional()
+        model.cache_unconditional_embedding()
         super().prepare(model)

@@ -6,10 +6,16 @@ from typing import ClassVar
 
 from sdft.methods.base import Method
 
-KINDS = ("lora", "loha", "lokr")
-INITS = ("gaussian", "kaiming", "pissa")
-MOST = 4096  # of the rank
-LORA_ONLY = {"init_lora_weights": "gaussian", "dropout": 0.0, "use_rslora": False, "use_dora": False, "loraplus_lr_ratio": 1.0}
+ADAPTER_TYPES = ("lora", "loha", "lokr")
+INIT_METHODS = ("gaussian", "kaiming", "pissa")
+MAX_RANK = 4096  # of the rank
+LORA_ONLY_DEFAULTS = {
+    "init_lora_weights": "gaussian",
+    "dropout": 0.0,
+    "use_rslora": False,
+    "use_dora": False,
+    "loraplus_lr_ratio": 1.0,
+}
 
 
 @dataclass
@@ -26,54 +32,67 @@ class LoRA(Method):
     alpha: float
     text_encoder: bool = True
     unet_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
-    text_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj"])
+    text_encoder_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj"])
     adapter_type: str = "lora"
     dropout: float = 0.0
     init_lora_weights: str = "gaussian"
     use_rslora: bool = False
     use_dora: bool = False
     loraplus_lr_ratio: float = 1.0
-    result: ClassVar[str] = "adapter"
-    about: ClassVar[dict[str, str]] = {}  # further metadata of the files
+    output_kind: ClassVar[str] = "adapter"
+    extra_metadata: ClassVar[dict[str, str]] = {}  # further metadata of the files
 
     def __post_init__(self):
         if self.rank < 1:
             raise ValueError(f"rank={self.rank}: choose 1 or more")
-        if self.rank > MOST:
-            raise ValueError(f"rank={self.rank}: choose {MOST} or less; no layer has more to learn")
+        if self.rank > MAX_RANK:
+            raise ValueError(f"rank={self.rank}: choose {MAX_RANK} or less; no layer has more to learn")
         if self.alpha <= 0:
             raise ValueError(f"alpha={self.alpha}: choose more than 0; alpha equal to rank is usual")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"method.dropout={self.dropout}: choose from 0 up to, not including, 1")
         if self.loraplus_lr_ratio <= 0:
-            raise ValueError(f"method.loraplus_lr_ratio={self.loraplus_lr_ratio}: choose more than 0; 1 is off, 16 is usual")
-        for key, choices in {"adapter_type": KINDS, "init_lora_weights": INITS}.items():
+            raise ValueError(
+                f"method.loraplus_lr_ratio={self.loraplus_lr_ratio}: choose more than 0; 1 is off, 16 is usual"
+            )
+        for key, choices in {"adapter_type": ADAPTER_TYPES, "init_lora_weights": INIT_METHODS}.items():
             if getattr(self, key) not in choices:
                 raise ValueError(f"method.{key}={getattr(self, key)}: choose one of {', '.join(choices)}")
-        if self.adapter_type != "lora" and (other := [k for k, off in LORA_ONLY.items() if getattr(self, k) != off]):
+        if self.adapter_type != "lora" and (
+            other := [k for k, off in LORA_ONLY_DEFAULTS.items() if getattr(self, k) != off]
+        ):
             raise ValueError(
                 f"method.{other[0]}={getattr(self, other[0])}: not for method.adapter_type={self.adapter_type}, only for lora"
             )
         if self.init_lora_weights == "pissa" and (self.use_dora or self.dropout):
-            raise ValueError("method.init_lora_weights=pissa: not with dora or dropout, which would change the model it starts from")
+            raise ValueError(
+                "method.init_lora_weights=pissa: not with dora or dropout, which would change the model it starts from"
+            )
 
-    def targets(self) -> dict[str, list[str]]:
+    def get_targets(self) -> dict[str, list[str]]:
         """The patterns of each part that gets an adapter; an empty list leaves the part as it is."""
-        chosen = {"unet": list(self.unet_targets), "text_encoder": list(self.text_targets) if self.text_encoder else []}
+        chosen = {
+            "unet": list(self.unet_targets),
+            "text_encoder": list(self.text_encoder_targets) if self.text_encoder else [],
+        }
         return {part: patterns for part, patterns in chosen.items() if patterns}
 
     def check(self, model, captions):
-        for part, patterns in self.targets().items():
-            check_targets(model.parts[part], part, patterns, linear=self.init_lora_weights == "pissa")
+        for part, patterns in self.get_targets().items():
+            check_target_modules(model.parts[part], part, patterns, linear=self.init_lora_weights == "pissa")
 
     def prepare(self, model):
-        from sdft.lora.to_lora import products
+        from sdft.lora.to_lora import compute_low_rank_updates
 
-        for part, patterns in self.targets().items():
-            model.parts[part].add_adapter(self.config(patterns))
-        self.start = {part: products(model.parts[part]) for part in self.targets()} if self.init_lora_weights == "pissa" else {}
+        for part, patterns in self.get_targets().items():
+            model.parts[part].add_adapter(self.build_peft_config(patterns))
+        self.initial_updates = (
+            {part: compute_low_rank_updates(model.parts[part]) for part in self.get_targets()}
+            if self.init_lora_weights == "pissa"
+            else {}
+        )
 
-    def config(self, patterns: list[str]):
+    def build_peft_config(self, patterns: list[str]):
         """peft's configuration of one part."""
         from peft import LoHaConfig, LoKrConfig, LoraConfig
 
@@ -90,19 +109,21 @@ class LoRA(Method):
             use_dora=self.use_dora,
         )
 
-    def rate(self, name: str) -> float:
+    def get_lr_multiplier(self, name: str) -> float:
         return self.loraplus_lr_ratio if ".lora_B." in name else 1.0
 
     def save(self, model, folder: Path, name: str):
         from sdft.lora.formats import save_lora
-        from sdft.lora.state_dict import plain, trained
+        from sdft.lora.state_dict import convert_to_lora, get_adapter_state
 
         as_it_is = self.adapter_type == "lora" and self.init_lora_weights != "pissa"
         adapters = {
-            part: trained(part, model.parts[part]) if as_it_is else plain(part, model.parts[part], self.start.get(part))
-            for part in self.targets()
+            part: get_adapter_state(part, model.parts[part])
+            if as_it_is
+            else convert_to_lora(part, model.parts[part], self.initial_updates.get(part))
+            for part in self.get_targets()
         }
-        save_lora(adapters, folder, name, self.about)
+        save_lora(adapters, folder, name, self.extra_metadata)
 
     def load(self, model, folder: Path):
         from sdft.lora.formats import load_lora
@@ -110,13 +131,13 @@ class LoRA(Method):
         load_lora(model, folder)
 
 
-def check_targets(module, part: str, patterns: list[str], linear: bool = False) -> None:
+def check_target_modules(module, part: str, patterns: list[str], linear: bool = False) -> None:
     """Every pattern must name a layer, or part of what should learn would silently stay as it was."""
     from torch import nn
 
     kinds = nn.Linear if linear else (nn.Linear, nn.Conv2d)
     layers = [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
-    key = "method.unet_targets" if part == "unet" else "method.text_targets"
+    key = "method.unet_targets" if part == "unet" else "method.text_encoder_targets"
     for pattern in patterns:
         if not any(name == pattern or name.endswith(f".{pattern}") for name in layers):
             endings = sorted(

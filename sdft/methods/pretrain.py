@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from sdft.methods.full import SFT
+from sdft.methods.full import FullFineTuning
 
 
 @dataclass
-class Pretrain(SFT):
+class Pretrain(FullFineTuning):
     def prepare(self, model):
         model.unet = type(model.unet).from_config(model.unet.config)
         if self.text_encoder:

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdft.methods.base import Method
-from sdft.models.safetensors_check import check_tensors
+from sdft.models.safetensors_check import check_safetensors
 
-MOST = 75
-FILE = "learned_embeds.safetensors"
+MAX_VECTORS = 75
+EMBEDDING_FILE = "learned_embeds.safetensors"
 
 
 @dataclass
@@ -25,23 +25,31 @@ class TextualInversion(Method):
     placeholder_token: str
     initializer_token: str | None = None
     num_vectors: int = 1
-    result: ClassVar[str] = "embedding"
+    output_kind: ClassVar[str] = "embedding"
 
     def __post_init__(self):
         if not self.placeholder_token or any(mark.isspace() for mark in self.placeholder_token):
-            raise ValueError(f"placeholder_token={self.placeholder_token!r}: choose a word without spaces, such as my-cat")
-        if not 1 <= self.num_vectors <= MOST:
-            raise ValueError(f"num_vectors={self.num_vectors}: choose from 1 to {MOST}, which a prompt has room for")
+            raise ValueError(
+                f"placeholder_token={self.placeholder_token!r}: choose a word without spaces, such as my-cat"
+            )
+        if not 1 <= self.num_vectors <= MAX_VECTORS:
+            raise ValueError(
+                f"num_vectors={self.num_vectors}: choose from 1 to {MAX_VECTORS}, which a prompt has room for"
+            )
         if self.initializer_token is not None and not self.initializer_token.strip():
-            raise ValueError(f"initializer_token={self.initializer_token!r}: choose a word or more, or null to start at random")
+            raise ValueError(
+                f"initializer_token={self.initializer_token!r}: choose a word or more, or null to start at random"
+            )
 
-    def names(self) -> list[str]:
+    def get_tokens(self) -> list[str]:
         """One for each vector, as diffusers calls them."""
         return [self.placeholder_token, *[f"{self.placeholder_token}_{i}" for i in range(1, self.num_vectors)]]
 
     def check(self, model, captions):
-        if taken := sorted(set(self.names()) & model.tokenizer.get_vocab().keys()):
-            raise ValueError(f"placeholder_token={taken[0]}: the vocabulary has it; choose a new word, such as my-{self.placeholder_token}")
+        if taken := sorted(set(self.get_tokens()) & model.tokenizer.get_vocab().keys()):
+            raise ValueError(
+                f"placeholder_token={taken[0]}: the vocabulary has it; choose a new word, such as my-{self.placeholder_token}"
+            )
         if not any(self.placeholder_token in caption for caption in captions):
             raise ValueError(
                 f"placeholder_token={self.placeholder_token}: no caption has it, so nothing would be learned; "
@@ -50,10 +58,12 @@ class TextualInversion(Method):
 
     def prepare(self, model):
         embeddings = model.text_encoder.get_input_embeddings()
-        model.tokenizer.add_tokens(self.names())
-        model.text_encoder.set_input_embeddings(WithRows(embeddings, self.beginning(model, embeddings.weight)))
+        model.tokenizer.add_tokens(self.get_tokens())
+        model.text_encoder.set_input_embeddings(
+            ExtendedEmbedding(embeddings, self.initialize_vectors(model, embeddings.weight))
+        )
 
-    def beginning(self, model, vocabulary: Tensor) -> Tensor:
+    def initialize_vectors(self, model, vocabulary: Tensor) -> Tensor:
         """`[vectors, width]`."""
         if self.initializer_token is None:
             return vocabulary.mean(0) + vocabulary.std(0) * torch.randn(self.num_vectors, vocabulary.shape[1])
@@ -61,18 +71,20 @@ class TextualInversion(Method):
         return vocabulary[[ids[i % len(ids)] for i in range(self.num_vectors)]]
 
     def save(self, model, folder: Path, name: str):
-        from sdft.lora.formats import write
+        from sdft.lora.formats import write_safetensors
 
         folder.mkdir(parents=True, exist_ok=True)
         rows = model.text_encoder.get_input_embeddings().rows
-        write(folder / FILE, {self.placeholder_token: rows}, {})
+        write_safetensors(folder / EMBEDDING_FILE, {self.placeholder_token: rows}, {})
 
     def load(self, model, folder: Path):
-        check_tensors(folder / FILE, "embedding")
-        model.pipeline().load_textual_inversion(folder, weight_name=FILE, local_files_only=True, use_safetensors=True)
+        check_safetensors(folder / EMBEDDING_FILE, "embedding")
+        model.build_pipeline().load_textual_inversion(
+            folder, weight_name=EMBEDDING_FILE, local_files_only=True, use_safetensors=True
+        )
 
 
-class WithRows(nn.Module):
+class ExtendedEmbedding(nn.Module):
     """An embedding whose first rows are frozen and whose last ones learn."""
 
     def __init__(self, frozen: nn.Embedding, rows: Tensor):

@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 
 
-def clip_tokenizer(folder: Path):
+def load_clip_tokenizer(folder: Path):
     """The tokenizer of `folder`; where it holds no vocabulary, CLIP's own, with the padding that the folder names."""
     from transformers import CLIPTokenizer
 
     if any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
         return CLIPTokenizer.from_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    vocabulary, merges = clip_vocabulary()
+    vocabulary, merges = load_clip_vocabulary()
     return CLIPTokenizer(
         vocab=vocabulary,
         merges=merges,
@@ -21,7 +21,7 @@ def clip_tokenizer(folder: Path):
     )
 
 
-def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def load_clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """49,408 tokens and 48,894 merges, in CLIP's order: bytes, bytes that end a word, merges, start, end."""
     import open_clip
     from open_clip.tokenizer import bytes_to_unicode

@@ -10,5 +10,5 @@ Times are of two CPU cores. `sd15/` and `sd21/` hold the published configuration
 
 from pathlib import Path
 
-FOLDER = Path(__file__).parent.parent / "assets"
-TINY_SD, TINY_CLIP = FOLDER / "tiny-sd", FOLDER / "tiny-clip"
+ASSETS_FOLDER = Path(__file__).parent.parent / "assets"
+TINY_SD, TINY_CLIP = ASSETS_FOLDER / "tiny-sd", ASSETS_FOLDER / "tiny-clip"

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from sdft.models.embedded import FOLDER
-from sdft.models.safetensors_check import check_code, check_layout
-from sdft.models.stable_diffusion import PREDICTIONS, StableDiffusion, noise_levels
+from sdft.models.embedded import ASSETS_FOLDER
+from sdft.models.safetensors_check import check_model_folder, check_no_custom_code
+from sdft.models.stable_diffusion import PREDICTION_TYPES, StableDiffusion, compute_alphas_cumprod
 
-WEIGHTS = ("pretrained", "random")
+WEIGHT_SOURCES = ("pretrained", "random")
 
 
-def load(
+def load_stable_diffusion(
     name: str,
     architecture: str | None = None,
     weights: str = "pretrained",
@@ -27,26 +27,28 @@ def load(
     `weights=random` builds the same networks without weights, from the configurations in `name` when it is a folder,
     else from those of `architecture` that this package carries: for tests and benchmarks, offline.
     """
-    if weights not in WEIGHTS:
-        raise ValueError(f"model.weights={weights}: choose one of {', '.join(WEIGHTS)}")
+    if weights not in WEIGHT_SOURCES:
+        raise ValueError(f"model.weights={weights}: choose one of {', '.join(WEIGHT_SOURCES)}")
     if prompt_chunks < 1:
         raise ValueError(f"prompt_chunks={prompt_chunks}: choose 1 or more; each holds 75 tokens of a prompt")
-    if prediction_type not in (None, *PREDICTIONS):
-        raise ValueError(f"model.prediction_type={prediction_type}: choose one of {', '.join(PREDICTIONS)}")
-    embedded = {index.parent.name: index.parent for index in FOLDER.glob("*/model_index.json")}
+    if prediction_type not in (None, *PREDICTION_TYPES):
+        raise ValueError(f"model.prediction_type={prediction_type}: choose one of {', '.join(PREDICTION_TYPES)}")
+    embedded = {index.parent.name: index.parent for index in ASSETS_FOLDER.glob("*/model_index.json")}
     place = str(embedded.get(name, name))
     if weights == "pretrained":
-        model = pretrained(place, revision, variant)
+        model = load_pretrained(place, revision, variant)
     else:
-        model = untrained(configurations(place, architecture))
+        model = build_untrained(find_configs(place, architecture))
     model.name, model.prompt_chunks = f"sdft/assets/{name}" if name in embedded else name, prompt_chunks
     if prediction_type is not None or zero_terminal_snr:
-        model.scheduler = changed(model.scheduler, prediction_type or model.prediction_type, zero_terminal_snr)
-        model.alphas_cumprod = noise_levels(model.scheduler.config)
+        model.scheduler = change_prediction_type(
+            model.scheduler, prediction_type or model.prediction_type, zero_terminal_snr
+        )
+        model.alphas_cumprod = compute_alphas_cumprod(model.scheduler.config)
     return model
 
 
-def changed(scheduler, prediction_type: str, zero_terminal_snr: bool):
+def change_prediction_type(scheduler, prediction_type: str, zero_terminal_snr: bool):
     """The sampler with another prediction type; at zero terminal SNR (Lin et al., 2024) the last timestep is pure noise.
 
     Samplers that cannot start from pure noise, as PNDM, give way to DDIM.
@@ -60,7 +62,7 @@ def changed(scheduler, prediction_type: str, zero_terminal_snr: bool):
     return kind.from_config(scheduler.config, **changes)
 
 
-def pretrained(name: str, revision: str | None = None, variant: str | None = None) -> StableDiffusion:
+def load_pretrained(name: str, revision: str | None = None, variant: str | None = None) -> StableDiffusion:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging
@@ -68,12 +70,12 @@ def pretrained(name: str, revision: str | None = None, variant: str | None = Non
     logging.disable_progress_bar()  # of loading files that are here; downloads keep theirs
     folder = Path(name).expanduser()
     if folder.is_dir():
-        check_layout(folder)
+        check_model_folder(folder)
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"model.name={name}: no such folder")
     else:
-        folder = from_hub(name, revision, variant)
-        check_layout(folder)
+        folder = download_model(name, revision, variant)
+        check_model_folder(folder)
     fp32 = {"torch_dtype": torch.float32, "variant": variant, "local_files_only": True, "use_safetensors": True}
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **fp32)
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **fp32)
@@ -91,11 +93,11 @@ def pretrained(name: str, revision: str | None = None, variant: str | None = Non
             use_safetensors=True,
         ),
         CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        shipped_scheduler(folder),
+        load_scheduler(folder),
     )
 
 
-def from_hub(name: str, revision: str | None, variant: str | None) -> Path:
+def download_model(name: str, revision: str | None, variant: str | None) -> Path:
     """The folder that a hub id is, or will be, downloaded to."""
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
@@ -112,7 +114,7 @@ def from_hub(name: str, revision: str | None, variant: str | None) -> Path:
         ) from None
 
 
-def shipped_scheduler(folder: Path):
+def load_scheduler(folder: Path):
     """The sampler named by scheduler_config.json."""
     import diffusers
 
@@ -123,29 +125,29 @@ def shipped_scheduler(folder: Path):
     return kind.from_config(config)
 
 
-def configurations(name: str, architecture: str | None) -> Path:
+def find_configs(name: str, architecture: str | None) -> Path:
     """The folder whose config.json files describe the networks."""
     if Path(name).expanduser().is_dir():
-        check_code(Path(name).expanduser())
+        check_no_custom_code(Path(name).expanduser())
         return Path(name).expanduser()
-    if architecture is None or not (FOLDER / architecture).is_dir():
-        known = sorted(p.parent.name for p in FOLDER.glob("*/unet"))
+    if architecture is None or not (ASSETS_FOLDER / architecture).is_dir():
+        known = sorted(p.parent.name for p in ASSETS_FOLDER.glob("*/unet"))
         raise ValueError(f"model.architecture={architecture}: model.weights=random knows {', '.join(known)}")
-    return FOLDER / architecture
+    return ASSETS_FOLDER / architecture
 
 
-def untrained(folder: Path) -> StableDiffusion:
+def build_untrained(folder: Path) -> StableDiffusion:
     """The networks that the configurations in `folder` describe, initialised from the global generator."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from sdft.models.clip_tokenizer import clip_tokenizer
+    from sdft.models.clip_tokenizer import load_clip_tokenizer
 
     text_config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
     return StableDiffusion(
         UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet")),
         AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae")),
         CLIPTextModel(text_config),
-        clip_tokenizer(folder / "tokenizer"),
-        shipped_scheduler(folder),
+        load_clip_tokenizer(folder / "tokenizer"),
+        load_scheduler(folder),
     )

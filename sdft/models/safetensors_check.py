@@ -4,17 +4,17 @@ from pathlib import Path
 
 from sdft.runs.files import read_json
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+MODEL_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 NETWORKS = ("unet", "vae", "text_encoder")
-LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # whose classes a pipeline names
+ALLOWED_LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # whose classes a pipeline names
 
 
-def check_layout(folder: Path) -> None:
+def check_model_folder(folder: Path) -> None:
     """`ValueError` before anything of it is opened."""
-    for part in PARTS:
+    for part in MODEL_PARTS:
         if not (folder / part).is_dir():
-            raise ValueError(f"model.name={folder}: no {part}/ in it; a model folder holds {', '.join(PARTS)}")
-    check_code(folder)
+            raise ValueError(f"model.name={folder}: no {part}/ in it; a model folder holds {', '.join(MODEL_PARTS)}")
+    check_no_custom_code(folder)
     for part in NETWORKS:
         files = sorted((folder / part).glob("*.safetensors"))
         if not files:
@@ -24,18 +24,18 @@ def check_layout(folder: Path) -> None:
                 "and are not opened"
             )
         for file in files:
-            check_tensors(file, "model.name")
+            check_safetensors(file, "model.name")
 
 
-def check_code(folder: Path) -> None:
+def check_no_custom_code(folder: Path) -> None:
     """`ValueError` for configurations that name code outside of the libraries, which would otherwise be passed over."""
     index = read_json(folder / "model_index.json")
     classes = {key: value for key, value in index.items() if isinstance(value, list)}
-    foreign = [key for key, value in classes.items() if value[:1] != [None] and value[0] not in LIBRARIES]
+    foreign = [key for key, value in classes.items() if value[:1] != [None] and value[0] not in ALLOWED_LIBRARIES]
     if foreign or isinstance(index.get("_class_name"), list):
         key = (foreign or ["_class_name"])[0]
         raise ValueError(f"model.name={folder}: its model_index.json names code of its own ({key}), which is not run")
-    for part in PARTS:
+    for part in MODEL_PARTS:
         for file in sorted((folder / part).glob("*config.json")):
             if "auto_map" in read_json(file):
                 raise ValueError(
@@ -43,7 +43,7 @@ def check_code(folder: Path) -> None:
                 )
 
 
-def check_tensors(file: Path, key: str) -> None:
+def check_safetensors(file: Path, key: str) -> None:
     """`ValueError` for weights that are no safetensors: a pickle can hold code, and is not opened."""
     from safetensors import SafetensorError, safe_open
 

@@ -1,7 +1,7 @@
 "use strict";
 // Without this the pages still list, search and link; it leafs, wipes, copies, remembers what to compare, and looks again.
 const all = (query, place = document) => [...place.querySelectorAll(query)], one = (query, place = document) => place.querySelector(query);
-const made = (name, ...inside) => { const node = document.createElement(name); node.append(...inside); return node; };
+const element = (name, ...inside) => { const node = document.createElement(name); node.append(...inside); return node; };
 
 document.addEventListener("error", (event) => { if (event.target.matches?.(".strip img")) event.target.classList.add("none"); }, true);
 
@@ -23,7 +23,7 @@ document.addEventListener("click", async (event) => {
 const bar = one("#picks");
 let picks = [];
 try { picks = JSON.parse(sessionStorage.getItem("picks")) ?? []; } catch { /* as if none were chosen */ }
-function picked() {
+function updatePicks() {
   sessionStorage.setItem("picks", JSON.stringify(picks));
   for (const box of all(".pick input")) box.checked = picks.some(([id]) => id === box.value);
   bar.hidden = !picks.length;
@@ -37,46 +37,46 @@ document.addEventListener("change", (event) => {
   if (!box.matches(".pick input")) return;
   picks = picks.filter(([id]) => id !== box.value);
   if (box.checked) picks = [...picks, [box.value, box.dataset.name]].slice(-2);
-  picked();
+  updatePicks();
 });
-one("button", bar).addEventListener("click", () => { picks = []; picked(); });
-picked();
+one("button", bar).addEventListener("click", () => { picks = []; updatePicks(); });
+updatePicks();
 
 // Samples of every step.
 const samples = one("#samples .scrub") && one("#samples");
 if (samples) {
   const range = one("input", samples), output = one("output", samples), tiles = one(".tiles", samples), play = one("button", samples);
-  let told = { steps: [], rows: [] }, timer = null;
+  let data = { steps: [], rows: [] }, timer = null;
   function show(number) {
     range.value = number;
-    output.textContent = `step ${told.steps[number]}`;
+    output.textContent = `step ${data.steps[number]}`;
     all("figure", tiles).forEach((figure, row) => {
-      const file = told.rows[row].files[number], image = one("img", figure);
+      const file = data.rows[row].files[number], image = one("img", figure);
       figure.classList.toggle("none", !file);
       if (file && image.getAttribute("src") !== file) { image.src = file; one("a", figure).href = file; }
     });
-    for (const { files } of told.rows) for (const near of [files[number - 1], files[number + 1]]) if (near) new Image().src = near;
+    for (const { files } of data.rows) for (const near of [files[number - 1], files[number + 1]]) if (near) new Image().src = near;
   }
   samples.load = async () => {
     const answer = await fetch(samples.dataset.samples);
     if (!answer.ok) return;
-    const atEnd = +range.value === told.steps.length - 1 || !told.steps.length, rows = told.rows.length;
-    told = await answer.json();
-    if (told.rows.length !== rows || !rows) {
-      tiles.replaceChildren(...told.rows.map((row) => {
-        const image = made("img");
+    const atEnd = +range.value === data.steps.length - 1 || !data.steps.length, rows = data.rows.length;
+    data = await answer.json();
+    if (data.rows.length !== rows || !rows) {
+      tiles.replaceChildren(...data.rows.map((row) => {
+        const image = element("img");
         image.alt = row.prompt;
-        return made("figure", Object.assign(made("a", image), { target: "_blank", rel: "noopener" }), made("figcaption", row.prompt, " ", made("span", row.seed && `seed ${row.seed}`)));
+        return element("figure", Object.assign(element("a", image), { target: "_blank", rel: "noopener" }), element("figcaption", row.prompt, " ", element("span", row.seed && `seed ${row.seed}`)));
       }));
     }
-    range.max = told.steps.length - 1;
-    show(atEnd ? told.steps.length - 1 : +range.value);
+    range.max = data.steps.length - 1;
+    show(atEnd ? data.steps.length - 1 : +range.value);
   };
   range.addEventListener("input", () => show(+range.value));
   play.addEventListener("click", () => {
     if (timer) { clearInterval(timer); timer = null; play.textContent = "Play"; return; }
     play.textContent = "Pause";
-    timer = setInterval(() => show((+range.value + 1) % told.steps.length), 700);
+    timer = setInterval(() => show((+range.value + 1) % data.steps.length), 700);
   });
   samples.load();
 }
@@ -110,17 +110,17 @@ filter?.addEventListener("input", () => {
   clearTimeout(typing);
   typing = setTimeout(() => {
     history.replaceState(null, "", "/?" + new URLSearchParams([...new FormData(filter)].filter(([, value]) => value)));
-    look();
+    refresh();
   }, 250);
 });
 
 // What goes on is looked at again; of what is the same nothing is replaced, so that nothing flickers or loses its place.
-let asked = 0, waiting = null;
-async function look() {
-  const number = ++asked, start = performance.now();
+let latestRequest = 0, waiting = null;
+async function refresh() {
+  const number = ++latestRequest, start = performance.now();
   try {
     const answer = await fetch(location.href), page = new DOMParser().parseFromString(await answer.text(), "text/html");
-    if (number !== asked) return;
+    if (number !== latestRequest) return;
     for (const old of all("[data-live]")) {
       const fresh = one(`#${old.id}`, page);
       if (!fresh) continue;
@@ -129,7 +129,7 @@ async function look() {
       old.dataset.live = fresh.dataset.live;
       renew(old, fresh);
     }
-    picked();
+    updatePicks();
     await Promise.all([samples?.load(), one("#curves")?.load?.()]);
   } catch { /* the server has ended, or is not there for a moment */ }
   later(performance.now() - start);
@@ -145,6 +145,6 @@ function renew(old, fresh) {
 function later(took) {
   clearTimeout(waiting);
   const every = Math.max(0, ...all("[data-live]").map((node) => +node.dataset.live));
-  if (every) waiting = setTimeout(() => (document.hidden ? later(0) : look()), Math.max(every * 1000, 10 * took));
+  if (every) waiting = setTimeout(() => (document.hidden ? later(0) : refresh()), Math.max(every * 1000, 10 * took));
 }
 later(0);

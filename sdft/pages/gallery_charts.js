@@ -1,7 +1,7 @@
 "use strict";
 // Curves as SVG: one panel a measure, one colour a line, or a run where two are compared.
 const NS = "http://www.w3.org/2000/svg", EDGE = { left: 52, right: 10, top: 8, bottom: 24 };
-const drawn = (name, attributes, ...inside) => {
+const svgElement = (name, attributes, ...inside) => {
   const node = document.createElementNS(NS, name);
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
   node.append(...inside);
@@ -39,20 +39,20 @@ function draw(figure, panel) {
   [y0, y1] = [y0 === 0 ? 0 : y0 - room, y1 + room];
   const left = (x) => EDGE.left + ((x - x0) / (x1 - x0)) * (width - EDGE.left - EDGE.right);
   const top = (y) => HEIGHT - EDGE.bottom - ((y - y0) / (y1 - y0)) * (HEIGHT - EDGE.top - EDGE.bottom);
-  const svg = drawn("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT, role: "img", "aria-label": panel.title });
+  const svg = svgElement("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT, role: "img", "aria-label": panel.title });
   for (const y of ticks(y0, y1, panel.score ? 3 : 5)) {
-    svg.append(drawn("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: top(y), y2: top(y) }));
-    svg.append(drawn("text", { class: "axis", x: EDGE.left - 8, y: top(y) + 4, "text-anchor": "end" }, short(y)));
+    svg.append(svgElement("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: top(y), y2: top(y) }));
+    svg.append(svgElement("text", { class: "axis", x: EDGE.left - 8, y: top(y) + 4, "text-anchor": "end" }, short(y)));
   }
   for (const x of ticks(x0, x1, Math.max(2, Math.round(width / 110)))) {
-    if (Number.isInteger(x) && x >= 0) svg.append(drawn("text", { class: "axis", x: left(x), y: HEIGHT - 6, "text-anchor": "middle" }, String(x)));
+    if (Number.isInteger(x) && x >= 0) svg.append(svgElement("text", { class: "axis", x: left(x), y: HEIGHT - 6, "text-anchor": "middle" }, String(x)));
   }
   for (const line of lines) {
     const path = line.points.map(([x, y], n) => `${n ? "L" : "M"}${left(x).toFixed(1)} ${top(y).toFixed(1)}`).join("");
-    svg.append(drawn("path", { class: `line s${line.colour}${line.faint ? " faint" : ""}`, d: path }));
-    if (line.points.length < 25 && !line.faint) for (const [x, y] of line.points) svg.append(drawn("circle", { class: `mark s${line.colour}`, cx: left(x), cy: top(y), r: 2.5 }));
+    svg.append(svgElement("path", { class: `line s${line.colour}${line.faint ? " faint" : ""}`, d: path }));
+    if (line.points.length < 25 && !line.faint) for (const [x, y] of line.points) svg.append(svgElement("circle", { class: `mark s${line.colour}`, cx: left(x), cy: top(y), r: 2.5 }));
   }
-  const cursor = drawn("line", { class: "cursor", y1: EDGE.top, y2: HEIGHT - EDGE.bottom, visibility: "hidden" });
+  const cursor = svgElement("line", { class: "cursor", y1: EDGE.top, y2: HEIGHT - EDGE.bottom, visibility: "hidden" });
   svg.append(cursor);
   const point = (event) => {
     const box = svg.getBoundingClientRect();
@@ -73,22 +73,22 @@ function draw(figure, panel) {
 // Names of the lines, with values while one points at them.
 function key(figure, panel, step, at) {
   const lines = panel.lines.filter((line) => line.points.length), place = figure.querySelector(".key");
-  place.replaceChildren(...(step === undefined ? [] : [made("span", `step ${step}`)]), ...lines.flatMap((line, n) => {
+  place.replaceChildren(...(step === undefined ? [] : [element("span", `step ${step}`)]), ...lines.flatMap((line, n) => {
     if (lines.length === 1 && step === undefined) return [];
-    const mark = made("i");
+    const mark = element("i");
     mark.className = `s${line.colour}${line.faint ? " faint" : ""}`;
-    return [made("span", mark, line.name + (step === undefined ? "" : ` ${short(at[n][1])}`))];
+    return [element("span", mark, line.name + (step === undefined ? "" : ` ${short(at[n][1])}`))];
   }));
   const bad = panel.lines.reduce((sum, line) => sum + (line.bad ?? 0), 0);
-  if (bad && step === undefined) place.append(made("span", `${bad} ${bad === 1 ? "value is" : "values are"} no number`));
+  if (bad && step === undefined) place.append(element("span", `${bad} ${bad === 1 ? "value is" : "values are"} no number`));
 }
 
 // Of one run all lines; of two the main line of each, where either has one.
-function panels(told) {
-  if (told.length === 1) return told[0].map((panel) => ({ ...panel, lines: panel.lines.map((line, n) => ({ ...line, colour: panel.lines[0].faint ? 0 : n % 4 })) }));
-  const titles = [...new Set(told.flatMap((run) => run.map((panel) => panel.title)))];
+function panels(data) {
+  if (data.length === 1) return data[0].map((panel) => ({ ...panel, lines: panel.lines.map((line, n) => ({ ...line, colour: panel.lines[0].faint ? 0 : n % 4 })) }));
+  const titles = [...new Set(data.flatMap((run) => run.map((panel) => panel.title)))];
   return titles.map((title) => {
-    const both = told.map((run) => run.find((panel) => panel.title === title));
+    const both = data.map((run) => run.find((panel) => panel.title === title));
     const lines = both.flatMap((panel, n) => (panel?.lines ?? []).filter((line) => line.main).map((line) => ({ ...line, name: "AB"[n], colour: n })));
     return { ...both.find(Boolean), title, lines };
   });
@@ -97,24 +97,24 @@ function panels(told) {
 const curves = document.querySelector("#curves");
 if (curves) {
   const [first, small, more] = curves.querySelectorAll(".charts"), folded = curves.querySelector("details");
-  let shown = [];
-  const redraw = () => shown.forEach(([figure, panel]) => draw(figure, panel));
+  let drawnPanels = [];
+  const redraw = () => drawnPanels.forEach(([figure, panel]) => draw(figure, panel));
   curves.load = async () => {
     const answers = await Promise.all(curves.dataset.curves.split(" ").map((address) => fetch(address)));
     if (!answers.every((answer) => answer.ok)) return;
     const found = panels(await Promise.all(answers.map((answer) => answer.json()))).filter((panel) => panel.lines.some((line) => line.points.length || line.bad));
-    if (shown.map(([, panel]) => panel.title).join() !== found.map((panel) => panel.title).join()) {
-      shown = found.map((panel) => {
-        const names = Object.assign(made("div"), { className: "key" });
-        return [Object.assign(made("figure", made("b", panel.title), names), { className: "chart" }), panel];
+    if (drawnPanels.map(([, panel]) => panel.title).join() !== found.map((panel) => panel.title).join()) {
+      drawnPanels = found.map((panel) => {
+        const names = Object.assign(element("div"), { className: "key" });
+        return [Object.assign(element("figure", element("b", panel.title), names), { className: "chart" }), panel];
       });
-      first.replaceChildren(...shown.filter(([, panel]) => !panel.more && !panel.score).map(([figure]) => figure));
-      small.replaceChildren(...shown.filter(([, panel]) => panel.score).map(([figure]) => figure));
-      more.replaceChildren(...shown.filter(([, panel]) => panel.more).map(([figure]) => figure));
+      first.replaceChildren(...drawnPanels.filter(([, panel]) => !panel.more && !panel.score).map(([figure]) => figure));
+      small.replaceChildren(...drawnPanels.filter(([, panel]) => panel.score).map(([figure]) => figure));
+      more.replaceChildren(...drawnPanels.filter(([, panel]) => panel.more).map(([figure]) => figure));
       folded.hidden = !more.childElementCount;
-      if (!shown.length) first.replaceChildren(made("p", "Nothing measured yet."));
+      if (!drawnPanels.length) first.replaceChildren(element("p", "Nothing measured yet."));
     }
-    shown = shown.map(([figure], n) => [figure, found[n]]);
+    drawnPanels = drawnPanels.map(([figure], n) => [figure, found[n]]);
     redraw();
   };
   folded.addEventListener("toggle", redraw);

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A place beside `path` to write to, each writer's own, which takes the name of `path` once everything is written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
@@ -51,7 +51,7 @@ def read_config(run: Path) -> DictConfig:
     return found
 
 
-def tidy(folder: Path) -> None:
+def remove_partial_files(folder: Path) -> None:
     """Remove what a killed process has not finished writing in a folder that is nobody else's."""
     for partial in folder.rglob(".*"):
         if re.fullmatch(r"\..+\.[0-9a-f]{8}", partial.name) and partial.is_file():

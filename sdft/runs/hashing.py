@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 
-def of_file(path: Path) -> str | None:
+def hash_file(path: Path) -> str | None:
     """SHA-256 of a file; None where there is none."""
     if not path.is_file():
         return None
@@ -15,15 +15,15 @@ def of_file(path: Path) -> str | None:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def of_source(source) -> str:
+def hash_dataset(source) -> str:
     """SHA-256 of all pictures and their captions, in their order, in 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for index, captions in enumerate(source.variants()):
+    for index, captions in enumerate(source.all_captions()):
         digest.update(f"{source.digest(index)} {captions!r}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def of_weights(model: nn.Module) -> str:
+def hash_weights(model: nn.Module) -> str:
     """SHA-256 of all weights and buffers, with their names, types and shapes, in 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():

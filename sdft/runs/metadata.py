@@ -11,33 +11,33 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from sdft.distributed import rank
-from sdft.runs.files import read_json, whole
+from sdft.runs.files import atomic_write, read_json
 
 LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-core", "open-clip-torch", "wandb")
 
 
-class Record:
+class RunRecord:
     """`config.yaml`, resolved, and `run.json`, written when the run starts and again when it ends."""
 
     def __init__(self, folder: Path):
-        self.folder, self.facts = folder, {}
+        self.folder, self.metadata = folder, {}
 
     def start(self, plan: dict, cfg, overrides: list[str], before: dict | None = None, **resumed) -> None:
         """`before` is what it said when the run was here last, and `resumed` how it goes on."""
-        with whole(self.folder / "config.yaml") as partial:
+        with atomic_write(self.folder / "config.yaml") as partial:
             OmegaConf.save(cfg, partial)
         before = before or {}
-        came = {"when": now(), "commit_before": before.get("commit")}
-        self.facts = {
-            "command": command(),
+        came = {"when": format_now(), "commit_before": before.get("commit")}
+        self.metadata = {
+            "command": get_command_line(),
             "overrides": overrides,
-            "started": before.get("started", now()),
+            "started": before.get("started", format_now()),
             "resumed": [
                 *before.get("resumed", []),
                 *([came | resumed] if before else []),
             ],
             "state": "running",
-            "commit": commit(self.folder / "changes.diff"),
+            "commit": read_commit(self.folder / "changes.diff"),
             "python": platform.python_version(),
             "versions": {name: version(name) for name in LIBRARIES},
             **plan,
@@ -45,35 +45,35 @@ class Record:
         self.write()
 
     def end(self, state: str, **facts) -> None:
-        self.facts |= {"state": state, "ended": now(), **facts}
+        self.metadata |= {"state": state, "ended": format_now(), **facts}
         if rank() == 0:
             self.write()
 
     def write(self) -> None:
-        with whole(self.folder / "run.json") as file:
-            file.write_text(json.dumps(self.facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with atomic_write(self.folder / "run.json") as file:
+            file.write_text(json.dumps(self.metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def now() -> str:
+def format_now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def failed_at(folder: Path, status: int) -> int:
+def mark_failed(folder: Path, status: int) -> int:
     """The same status; a run that several processes left unfinished has failed."""
     file = folder / "run.json"
     if status and (facts := read_json(file)).get("state") in ("running", "trained"):
-        with whole(file) as partial:
+        with atomic_write(file) as partial:
             failed = json.dumps(facts | {"state": "failed"}, indent=2, ensure_ascii=False)
             partial.write_text(failed + "\n", encoding="utf-8")
     return status
 
 
-def command() -> list[str]:
+def get_command_line() -> list[str]:
     """The command line of this run, without the folder of the program."""
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
-def commit(changes: Path) -> str | None:
+def read_commit(changes: Path) -> str | None:
     """The commit of this checkout, `+` when it has changes, which are then written to a file; None outside one."""
     package = Path(__file__).parent.parent
     git = ["git", "-C", str(package.parent)]

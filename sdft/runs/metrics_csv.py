@@ -6,18 +6,18 @@ from pathlib import Path
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from sdft.runs.files import whole
+from sdft.runs.files import atomic_write
 
-NAME = "metrics.csv"
+METRICS_FILE = "metrics.csv"
 
 
-class MetricsFile(Logger):
+class MetricsCsv(Logger):
     name, version, experiment = "", "", None
 
     def __init__(self, folder: Path):
         super().__init__()
-        self.path = folder / NAME
-        self.columns, self.rows = read(self.path)
+        self.path = folder / METRICS_FILE
+        self.columns, self.rows = read_metrics(self.path)
 
     @property
     def save_dir(self) -> str:
@@ -40,7 +40,7 @@ class MetricsFile(Logger):
         """They are in `config.yaml`."""
 
     @rank_zero_only
-    def keep(self, count: int) -> None:
+    def truncate(self, count: int) -> None:
         """Of what an earlier process has written, the first `count` rows: it measured the others after its last checkpoint."""
         self.rows = self.rows[:count]
         there = {name for row in self.rows for name, value in row.items() if value not in ("", None)}
@@ -51,13 +51,13 @@ class MetricsFile(Logger):
             self.path.unlink(missing_ok=True)
 
     def rewrite(self) -> None:
-        with whole(self.path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+        with atomic_write(self.path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.rows)
 
 
-def read(path: Path) -> tuple[list[str], list[dict]]:
+def read_metrics(path: Path) -> tuple[list[str], list[dict]]:
     """Columns and rows; a last line that was cut off is left out."""
     if not path.is_file():
         return [], []

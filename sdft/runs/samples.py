@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 
-def last(run: Path) -> Path | None:
+def find_last_samples(run: Path) -> Path | None:
     """The folder of the last step that was drawn to the end; None where there is none."""
     return max((file.parent for file in (run / "samples").glob("step-*/samples.json")), default=None)
 
 
-def prompts(run: Path) -> list[str]:
+def read_sample_prompts(run: Path) -> list[str]:
     """Of the pictures of that step, in their order."""
-    if not (place := last(run)):
+    if not (place := find_last_samples(run)):
         return []
     return [str(fact["prompt"]) for fact in json.loads((place / "samples.json").read_text(encoding="utf-8"))]

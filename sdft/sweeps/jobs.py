@@ -10,47 +10,54 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sdft.runs.checkpoint_file import newest
+from sdft.runs.checkpoint_file import find_latest_checkpoint
 from sdft.runs.files import read_json
 
-LOG = "log.txt"
-LOOK = 0.2  # seconds between looks at what runs
+LOG_FILE = "log.txt"
+POLL_SECONDS = 0.2  # seconds between looks at what runs
 
 
 @dataclass(eq=False)
 class Job:
     folder: Path
-    words: list[str]
+    overrides: list[str]
     label: str
 
     def state(self) -> str | None:
         """As its run says."""
         return read_json(self.folder / "run.json").get("state")
 
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         return self.state() == "finished"
 
-    def prepared(self) -> list[str]:
+    def build_command(self) -> list[str]:
         """Its command line, once its folder is ready."""
-        resume = ready(self.folder)
-        flags = [word for word in self.words if word.startswith("-")]  # behind other words they would end them
-        words = [word for word in self.words if word not in flags]
-        return [sys.executable, os.path.abspath(sys.argv[0]), *flags, *words, *resume, f"hydra.run.dir={self.folder}"]
+        resume = prepare_job_folder(self.folder)
+        flags = [word for word in self.overrides if word.startswith("-")]  # behind other overrides they would end them
+        overrides = [word for word in self.overrides if word not in flags]
+        return [
+            sys.executable,
+            os.path.abspath(sys.argv[0]),
+            *flags,
+            *overrides,
+            *resume,
+            f"hydra.run.dir={self.folder}",
+        ]
 
 
-def ready(folder: Path) -> list[str]:
+def prepare_job_folder(folder: Path) -> list[str]:
     """The word by which a job goes on with what it has saved; without any, nothing is left of what it has begun."""
-    if (folder / "run.json").is_file() and newest(folder / "checkpoints"):
+    if (folder / "run.json").is_file() and find_latest_checkpoint(folder / "checkpoints"):
         return [f"resume={folder}"]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return []
 
 
-class Handle(Protocol):
+class JobHandle(Protocol):
     """A job that runs somewhere."""
 
-    def code(self) -> int | None:
+    def exit_code(self) -> int | None:
         """Its exit status, None while it runs."""
 
     def stop(self) -> None:
@@ -58,72 +65,72 @@ class Handle(Protocol):
 
 
 class Launcher(Protocol):
-    """Where jobs run: `slots` of them at a time, in the order they are started in; `logs` when they write to files, `here` when
+    """Where jobs run: `slots` of them at a time, in the order they are started in; `writes_logs` when they write to files, `shares_terminal` when
     they hear the Ctrl-C of this terminal."""
 
     slots: int
-    logs: bool
-    here: bool
+    writes_logs: bool
+    shares_terminal: bool
 
     def prepare(self, folder: Path, configs: list) -> None:
         """Before the first job; `configs` are what jobs will compose, `ValueError` when there is no room for one."""
 
-    def start(self, job: Job) -> Handle: ...
+    def start(self, job: Job) -> JobHandle: ...
 
 
-class Feed(Protocol):
+class JobSource(Protocol):
     """Where jobs come from: about `total` of them; `failed` are those that did not end well."""
 
     total: int
     failed: list[Job]
 
-    def next(self) -> Job | None: ...
+    def next_job(self) -> Job | None: ...
 
-    def hopeless(self, job: Job) -> bool:
+    def should_stop(self, job: Job) -> bool:
         """Whether it may be stopped before its end."""
 
-    def ended(self, job: Job, code: int) -> str:
+    def record_end(self, job: Job, code: int) -> str:
         """How it went, in a word."""
 
 
-class Listed:
+class JobList:
     """Jobs that are known beforehand."""
 
     def __init__(self, jobs: list[Job], total: int):
         self.left, self.total, self.failed = list(jobs), total, []
 
-    def next(self) -> Job | None:
+    def next_job(self) -> Job | None:
         return self.left.pop(0) if self.left else None
 
-    def hopeless(self, job: Job) -> bool:
+    def should_stop(self, job: Job) -> bool:
         return False
 
-    def ended(self, job: Job, code: int) -> str:
-        if code == 0 and job.finished():
+    def record_end(self, job: Job, code: int) -> str:
+        if code == 0 and job.is_finished():
             return "finished"
         self.failed.append(job)
         return "failed"
 
 
-def run_all(feed: Feed, launcher: Launcher) -> None:
+def run_jobs(feed: JobSource, launcher: Launcher) -> None:
     """Start jobs while `feed` has some and there is room, and tell it how each ended."""
-    running: dict[Job, Handle] = {}
+    running: dict[Job, JobHandle] = {}
     try:
-        with told_to_end():
-            keep_running(feed, launcher, running)
+        with exit_on_sigterm():
+            run_until_done(feed, launcher, running)
     except (KeyboardInterrupt, SystemExit) as end:
-        if launcher.here and running:
+        if launcher.shares_terminal and running:
             print("stopping: the jobs save what they have; once more ends them at once", flush=True)
             told = isinstance(end, KeyboardInterrupt)  # by the terminal, themselves
             for handle in running.values() if not told else ():
                 handle.stop()
-            while any(handle.code() is None for handle in running.values()):
-                time.sleep(LOOK)
+            while any(handle.exit_code() is None for handle in running.values()):
+                time.sleep(POLL_SECONDS)
         raise
 
 
 @contextmanager
-def told_to_end():
+def exit_on_sigterm():
     """SIGTERM ends a sweep as Ctrl-C does, with 143."""
     try:
         before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -136,28 +143,28 @@ def told_to_end():
         signal.signal(signal.SIGTERM, before)
 
 
-def keep_running(feed: Feed, launcher: Launcher, running: dict[Job, Handle]) -> None:
+def run_until_done(feed: JobSource, launcher: Launcher, running: dict[Job, JobHandle]) -> None:
     stopped: set[Job] = set()
     while True:
-        while len(running) < launcher.slots and (job := feed.next()):
-            where = f", log in {job.folder / LOG}" if launcher.logs else ""
-            print(f"job      {nth(job, feed)}: {job.label}{where}", flush=True)
+        while len(running) < launcher.slots and (job := feed.next_job()):
+            where = f", log in {job.folder / LOG_FILE}" if launcher.writes_logs else ""
+            print(f"job      {format_job_number(job, feed)}: {job.label}{where}", flush=True)
             running[job] = launcher.start(job)
         if not running:
             return
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
         for job, handle in list(running.items()):
-            code = handle.code()
-            if code is None and job not in stopped and feed.hopeless(job):
+            code = handle.exit_code()
+            if code is None and job not in stopped and feed.should_stop(job):
                 stopped.add(job)
                 handle.stop()
             elif code is not None:
                 del running[job]
-                how = feed.ended(job, code)
-                if launcher.logs or how != "finished":
-                    print(f"{how:<8} {nth(job, feed)}: {job.label}", flush=True)
+                how = feed.record_end(job, code)
+                if launcher.writes_logs or how != "finished":
+                    print(f"{how:<8} {format_job_number(job, feed)}: {job.label}", flush=True)
 
 
-def nth(job: Job, feed: Feed) -> str:
+def format_job_number(job: Job, feed: JobSource) -> str:
     number = int(job.folder.name) + 1
     return f"{number} of {max(number, feed.total)}"

@@ -5,18 +5,24 @@ import json
 import math
 from pathlib import Path
 
-from sdft.evaluation.statistics import flat, worth
-from sdft.runs.evaluation_history import Timeline
+from sdft.evaluation.statistics import flatten_scores, orient_score
+from sdft.runs.evaluation_history import EvaluationHistory
 from sdft.sweeps.jobs import Job
-from sdft.sweeps.results import LOWER_IS_BETTER, facts, read
+from sdft.sweeps.results import LOWER_IS_BETTER, metric_info, read_finished_run
 
-STUDY = "study.log"  # Optuna's journal: what was tried and how it went, written line by line
+JOURNAL_FILE = "study.log"  # Optuna's journal: what was tried and how it went, written line by line
 SAMPLERS = ("tpe", "random")
-KINDS = ("", "uniform", "int_uniform", "q_uniform", "log_uniform_values")  # of ranges in files of `wandb sweep`
-STARTS = 4  # jobs that are never stopped early
+RANGE_DISTRIBUTIONS = (
+    "",
+    "uniform",
+    "int_uniform",
+    "q_uniform",
+    "log_uniform_values",
+)  # of ranges in files of `wandb sweep`
+STARTUP_TRIALS = 4  # jobs that are never stopped early
 
 
-class Search:
+class OptunaSearch:
     """Up to `trials` jobs with `fixed` words and those that Optuna picks from `space`.
 
     `objectives` are scores by name, and whether higher is better. One alone lets `prune` stop a job that is worse at some step
@@ -39,18 +45,18 @@ class Search:
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        journal = (folder / STUDY).absolute()
+        journal = (folder / JOURNAL_FILE).absolute()
         known = len(journal.read_text().splitlines()) if journal.is_file() else 0
         self.folder, self.space, self.fixed, self.objectives = folder, space, fixed, objectives
         self.total, self.prune, self.failed = trials, prune and len(objectives) == 1, []
-        self.optuna, self.trials, self.reported, self.hopeless_ones = optuna, {}, {}, set()
+        self.optuna, self.trials, self.reported, self.pruned_jobs = optuna, {}, {}, set()
         self.study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal)))),
             study_name="sweep",
             load_if_exists=True,
             directions=["maximize" if up else "minimize" for up in objectives.values()],
-            sampler=chosen(optuna, sampler, seed, known),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTS, n_min_trials=STARTS),
+            sampler=build_sampler(optuna, sampler, seed, known),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_min_trials=STARTUP_TRIALS),
         )
         states = optuna.trial.TrialState
         before = self.study.trials
@@ -62,7 +68,7 @@ class Search:
                 self.study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
         self.left = trials - self.done - len(self.interrupted)
 
-    def next(self) -> Job | None:
+    def next_job(self) -> Job | None:
         """A job that was interrupted, else one with new words."""
         if self.interrupted:
             known = self.interrupted.pop(0)
@@ -70,9 +76,9 @@ class Search:
             words = known.params
             job = self.job(trial.number, words)
             self.trials[job] = trial
-            if job.finished():
-                self.ended(job, 0)
-                return self.next()
+            if job.is_finished():
+                self.record_end(job, 0)
+                return self.next_job()
             return job
         if self.left <= 0:
             return None
@@ -83,28 +89,30 @@ class Search:
         return job
 
     def job(self, number: int, words: dict) -> Job:
-        picked = [f"{key}={said(value)}" for key, value in words.items()]
+        picked = [f"{key}={format_parameter(value)}" for key, value in words.items()]
         return Job(self.folder / str(number), [*self.fixed, *picked], " ".join(picked))
 
-    def hopeless(self, job: Job) -> bool:
+    def should_stop(self, job: Job) -> bool:
         """Tell Optuna what the job has scored so far, and ask it."""
         if not self.prune:
             return False
         trial, seen = self.trials[job], self.reported.setdefault(job, set())
-        new = {s: v for s, v in on_the_way(job.folder, next(iter(self.objectives))).items() if s not in seen}
+        new = {
+            s: v for s, v in read_intermediate_scores(job.folder, next(iter(self.objectives))).items() if s not in seen
+        }
         for step, value in new.items():
             seen.add(step)
             trial.report(value, step)
         if new and trial.should_prune():
-            self.hopeless_ones.add(job)
-        return job in self.hopeless_ones
+            self.pruned_jobs.add(job)
+        return job in self.pruned_jobs
 
-    def ended(self, job: Job, code: int) -> str:
+    def record_end(self, job: Job, code: int) -> str:
         trial, states = self.trials.pop(job), self.optuna.trial.TrialState
-        if job in self.hopeless_ones and not job.finished():
+        if job in self.pruned_jobs and not job.is_finished():
             self.study.tell(trial, state=states.PRUNED)
             return "pruned"
-        values = self.values(job) if job.finished() else None
+        values = self.values(job) if job.is_finished() else None
         if values is None:
             self.study.tell(trial, state=states.FAIL)
             self.failed.append(job)
@@ -114,11 +122,11 @@ class Search:
 
     def values(self, job: Job) -> list[float] | None:
         """Of every objective; None when one could not be computed."""
-        run = read(job.folder)
+        run = read_finished_run(job.folder)
         if unknown := [name for name in self.objectives if name not in run.costs and name not in run.scores]:
             there = ", ".join([*run.scores, "validation/loss"])
             raise ValueError(f"objectives={unknown[0]}: the jobs have {there}; choose among them, or give metrics=…")
-        told = facts(run)
+        told = metric_info(run)
         for name, up in self.objectives.items():
             if name in told and told[name]["higher_is_better"] != up:
                 raise ValueError(
@@ -127,40 +135,42 @@ class Search:
         values = [run.value(name) for name in self.objectives]
         return values if all(value is not None and math.isfinite(value) for value in values) else None
 
-    def finished(self) -> list[Path]:
+    def finished_folders(self) -> list[Path]:
         """Folders of all jobs that ended with a score."""
         complete = [t for t in self.study.trials if t.state == self.optuna.trial.TrialState.COMPLETE]
         return [self.folder / str(trial.number) for trial in complete]
 
-    def verdict(self) -> list[str]:
+    def summary_lines(self) -> list[str]:
         """What was found, in lines."""
-        if not self.finished():
+        if not self.finished_folders():
             return []
         states = [trial.state.name for trial in self.study.trials]
         pruned = f", {states.count('PRUNED')} stopped early" if "PRUNED" in states else ""
-        lines = [f"search   {states.count('COMPLETE')} jobs finished{pruned}, in {self.folder / STUDY}"]
+        lines = [f"search   {states.count('COMPLETE')} jobs finished{pruned}, in {self.folder / JOURNAL_FILE}"]
         best = self.study.best_trials if len(self.objectives) > 1 else [self.study.best_trial]
-        for trial in sorted(best, key=lambda trial: -worth(trial.values[0], next(iter(self.objectives.values())))):
+        for trial in sorted(
+            best, key=lambda trial: -orient_score(trial.values[0], next(iter(self.objectives.values())))
+        ):
             scores = ", ".join(f"{name} {value:.4f}" for name, value in zip(self.objectives, trial.values, strict=True))
-            words = " ".join(f"{key}={said(value)}" for key, value in trial.params.items())
+            words = " ".join(f"{key}={format_parameter(value)}" for key, value in trial.params.items())
             lines.append(f"{'pareto' if len(self.objectives) > 1 else 'found':<8} {words}: {scores}")
         return lines
 
 
-def chosen(optuna, name: str, seed: int, known: int):
+def build_sampler(optuna, name: str, seed: int, known: int):
     """A sampler; one that goes on after a kill, with `known` lines in the journal, must not propose the first words again."""
     if name not in SAMPLERS:
         raise ValueError(f"sampler={name}: choose one of {', '.join(SAMPLERS)}")
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed + known)
-    return optuna.samplers.TPESampler(seed=seed + known, n_startup_trials=2 * STARTS, multivariate=True)
+    return optuna.samplers.TPESampler(seed=seed + known, n_startup_trials=2 * STARTUP_TRIALS, multivariate=True)
 
 
-def said(value) -> str:
+def format_parameter(value) -> str:
     return f"{value:.6g}" if isinstance(value, float) else "null" if value is None else str(value)
 
 
-def on_the_way(folder: Path, name: str) -> dict[int, float]:
+def read_intermediate_scores(folder: Path, name: str) -> dict[int, float]:
     """A score by step, as far as a run has come: of its evaluations, or its losses at fixed noise."""
     if name == "validation/loss":
         file = folder / "metrics.csv"
@@ -170,20 +180,20 @@ def on_the_way(folder: Path, name: str) -> dict[int, float]:
             rows = [row for row in csv.DictReader(opened) if row.get(name)]
         return {int(row["step"]): float(row[name]) for row in rows if int(row["step"])}
     try:
-        entries = Timeline(folder / "evaluation").entries()
+        entries = EvaluationHistory(folder / "evaluation").entries()
     except json.JSONDecodeError:
         return {}
-    told = {entry["step"]: flat(entry["scores"]).get(name, {"value": None})["value"] for entry in entries}
+    told = {entry["step"]: flatten_scores(entry["scores"]).get(name, {"value": None})["value"] for entry in entries}
     return {step: value for step, value in told.items() if step and value is not None}
 
 
-def objectives_of(names: list[str], goals: dict[str, str]) -> dict[str, bool]:
+def objective_directions(names: list[str], goals: dict[str, str]) -> dict[str, bool]:
     """Scores and whether higher is better: as a sweep's file says, else as is known of the score."""
     known = {name: name.rpartition("/")[2] not in LOWER_IS_BETTER and name not in LOWER_IS_BETTER for name in names}
     return {name: goals[name] == "maximize" if name in goals else up for name, up in known.items()}
 
 
-def distribution(told: dict):
+def parse_parameter_distribution(told: dict):
     """A parameter of a `wandb sweep` file as Optuna has it; None for a single value."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -191,8 +201,10 @@ def distribution(told: dict):
         return None
     if "values" in told:
         return CategoricalDistribution(told["values"])
-    if not {"min", "max"} <= told.keys() or told.get("distribution", "") not in KINDS:
-        raise ValueError(f"{told}: give values, or min and max with one of the distributions {', '.join(KINDS[1:])}")
+    if not {"min", "max"} <= told.keys() or told.get("distribution", "") not in RANGE_DISTRIBUTIONS:
+        raise ValueError(
+            f"{told}: give values, or min and max with one of the distributions {', '.join(RANGE_DISTRIBUTIONS[1:])}"
+        )
     low, high, kind = told["min"], told["max"], told.get("distribution", "")
     log = kind == "log_uniform_values"
     if kind.startswith("int") or (not kind and isinstance(low, int) and isinstance(high, int)):
@@ -200,7 +212,7 @@ def distribution(told: dict):
     return FloatDistribution(float(low), float(high), log=log, step=told.get("q"))
 
 
-def spread(override):
+def parse_override_distribution(override):
     """A word with several values, as Hydra writes them, as Optuna has it: interval(a,b), tag(log,…), range, choices."""
     from hydra.core.override_parser.types import IntervalSweep
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution

@@ -6,29 +6,40 @@ from pathlib import Path
 
 import torch
 
-from sdft.evaluation.statistics import flat, result_of
+from sdft.evaluation.statistics import flatten_scores, get_result_state
 from sdft.runs.files import read_json
 
-COSTS = {  # of a run, with how a value is printed
-    "learns": "{:,.0f}",
+COST_FORMATS = {  # of a run, with how a value is printed
+    "trainable": "{:,.0f}",
     "seconds": "{:.1f}",
     "s/it": "{:.3f}",
     "memory GB": "{:.2f}",
     "file MB": "{:.2f}",
     "validation/loss": "{:.4f}",
 }
-NO_SETTING = ("name", "seed", "sweep", "tags", "resume", "prompts")  # words that do not make a run another setting
-CHOICES = ("method", "model", "data", "optimizer", "schedule", "precision", "strategy")  # named first
-LOSS = "validation/loss"
-LOWER_IS_BETTER = (LOSS, "nearest", "PRES", "drift", "drift CMMD", "drift LPIPS", "face L2", "CMMD", "FID", "KID")
+IGNORED_OPTIONS = ("name", "seed", "sweep", "tags", "resume", "prompts")  # words that do not make a run another setting
+GROUP_OPTIONS = ("method", "model", "data", "optimizer", "schedule", "precision", "strategy")  # named first
+VALIDATION_LOSS = "validation/loss"
+LOWER_IS_BETTER = (
+    VALIDATION_LOSS,
+    "nearest",
+    "PRES",
+    "drift",
+    "drift CMMD",
+    "drift LPIPS",
+    "face L2",
+    "CMMD",
+    "FID",
+    "KID",
+)
 
 
 @dataclass
-class Run:
+class FinishedRun:
     """A finished run: its words, what it cost, and its evaluation, if it had one."""
 
     folder: Path
-    words: dict
+    options: dict
     costs: dict[str, float | None]
     loss: float  # of the base, at fixed noise
     device: str
@@ -37,20 +48,20 @@ class Run:
     @property
     def scores(self) -> dict[str, dict]:
         """Those of the result, by name; of other groups than the prompts as `controls/drift`."""
-        return flat(result_of(self.report)["scores"]) if self.report else {}
+        return flatten_scores(get_result_state(self.report)["scores"]) if self.report else {}
 
     @property
-    def asked(self) -> str:
+    def evaluation_key(self) -> str:
         """What an evaluation must share with others to be compared with them."""
         told = self.report or {}
         drawn = {key: value for key, value in told.get("sampling", {}).items() if key != "batch_size"}
-        return json.dumps([told.get("judges"), told.get("groups"), told.get("images"), drawn])
+        return json.dumps([told.get("scorers"), told.get("groups"), told.get("images"), drawn])
 
-    def start(self, metric: str) -> float | None:
+    def base_value(self, metric: str) -> float | None:
         """What the base has."""
-        if metric == LOSS:
+        if metric == VALIDATION_LOSS:
             return self.loss
-        return flat(self.report["states"][0]["scores"])[metric]["value"]
+        return flatten_scores(self.report["states"][0]["scores"])[metric]["value"]
 
     def value(self, metric: str) -> float | None:
         return self.costs[metric] if metric in self.costs else self.scores.get(metric, {"value": None})["value"]
@@ -60,35 +71,35 @@ class Run:
 class Setting:
     """Runs that differ in nothing but their seed."""
 
-    words: dict
-    runs: list[Run]
+    options: dict
+    runs: list[FinishedRun]
 
     @property
     def label(self) -> str:
-        return " ".join(f"{key}={value}" for key, value in self.words.items()) or "all"
+        return " ".join(f"{key}={value}" for key, value in self.options.items()) or "all"
 
     def values(self, metric: str) -> list[float]:
         """Of every run; none when one of them has none, for a seed that failed must not be averaged away."""
         values = [run.value(metric) for run in self.runs]
         return [] if None in values else values
 
-    def by_seed(self, metric: str) -> dict[int, float]:
-        return {run.words.get("seed"): value for run, value in zip(self.runs, self.values(metric), strict=False)}
+    def values_by_seed(self, metric: str) -> dict[int, float]:
+        return {run.options.get("seed"): value for run, value in zip(self.runs, self.values(metric), strict=False)}
 
     def mean(self, metric: str) -> float | None:
         values = self.values(metric)
         return sum(values) / len(values) if values else None
 
-    def start(self, metric: str) -> float:
+    def base_value(self, metric: str) -> float:
         """What the base has."""
-        return self.runs[0].start(metric)
+        return self.runs[0].base_value(metric)
 
-    def spread(self, metric: str) -> float | None:
+    def std(self, metric: str) -> float | None:
         """Standard deviation over seeds."""
         values = self.values(metric)
         return float(torch.tensor(values, dtype=torch.double).std()) if len(values) > 1 else None
 
-    def each(self, metric: str) -> torch.Tensor | None:
+    def per_image_means(self, metric: str) -> torch.Tensor | None:
         """The mean over runs of every picture's value; None of what has no value a picture, or of unlike evaluations."""
         found = [run.scores.get(metric, {}).get("each") for run in self.runs]
         if None in found or len({len(values) for values in found}) != 1:
@@ -97,7 +108,7 @@ class Setting:
         return rows.nanmean(0)
 
 
-def read(folder: Path) -> Run:
+def read_finished_run(folder: Path) -> FinishedRun:
     """A run folder, from its `run.json` and `evaluation/scores.json`."""
     record = read_json(folder / "run.json")
     if not record:
@@ -108,16 +119,16 @@ def read(folder: Path) -> Run:
         w.split("=", 1) for w in record["command"] if "=" in w and "." in w.split("=")[0] and not w.startswith("hydra")
     )
     costs = {
-        "learns": sum(record["learns"].values()),
+        "trainable": sum(record["trainable"].values()),
         "seconds": record["seconds"],
         "s/it": record["seconds_per_step"],
         "memory GB": record["last"]["memory_gb"],
         "file MB": record["result_mb"],
         "validation/loss": record["validation_loss"][1],
     }
-    return Run(
+    return FinishedRun(
         folder,
-        record["words"] | nested,
+        record["options"] | nested,
         costs,
         record["validation_loss"][0],
         record["device"],
@@ -125,53 +136,55 @@ def read(folder: Path) -> Run:
     )
 
 
-def grouped(runs: list[Run]) -> list[Setting]:
+def group_by_setting(runs: list[FinishedRun]) -> list[Setting]:
     """By the words that differ, but for the seed's; in the order of the runs."""
-    keys = list(dict.fromkeys([*CHOICES, *[key for run in runs for key in run.words if key not in NO_SETTING]]))
-    told = [key for key in keys if len({str(run.words.get(key)) for run in runs}) > 1]
+    keys = list(
+        dict.fromkeys([*GROUP_OPTIONS, *[key for run in runs for key in run.options if key not in IGNORED_OPTIONS]])
+    )
+    told = [key for key in keys if len({str(run.options.get(key)) for run in runs}) > 1]
     if "method" in told:  # a word that one method alone has, and has one value of, says no more than the method
-        told = [key for key in told if all(key in run.words for run in runs) or varies(key, runs)]
-    told = [key for key in told if not copies(key, told, runs)]
+        told = [key for key in told if all(key in run.options for run in runs) or varies_within_method(key, runs)]
+    told = [key for key in told if not follows_earlier_option(key, told, runs)]
     found: dict[str, Setting] = {}
     for run in runs:
-        words = {key: run.words[key] for key in told if key in run.words}
+        words = {key: run.options[key] for key in told if key in run.options}
         found.setdefault(str(words), Setting(words, [])).runs.append(run)
     return list(found.values())
 
 
-def varies(key: str, runs: list[Run]) -> bool:
+def varies_within_method(key: str, runs: list[FinishedRun]) -> bool:
     """Whether a word has several values within one method."""
     seen: dict[str, set] = {}
     for run in runs:
-        seen.setdefault(run.words["method"], set()).add(str(run.words.get(key)))
+        seen.setdefault(run.options["method"], set()).add(str(run.options.get(key)))
     return any(len(values) > 1 for values in seen.values())
 
 
-def copies(key: str, told: list[str], runs: list[Run]) -> bool:
+def follows_earlier_option(key: str, told: list[str], runs: list[FinishedRun]) -> bool:
     """Whether a word only follows an earlier one, as text_encoder_lr follows lr."""
     before = told[: told.index(key)]
-    return any(all(run.words.get(key) == run.words.get(other) for run in runs) for other in before)
+    return any(all(run.options.get(key) == run.options.get(other) for run in runs) for other in before)
 
 
-def metrics(runs: list[Run]) -> dict[str, bool]:
+def comparable_metrics(runs: list[FinishedRun]) -> dict[str, bool]:
     """Scores that all runs have, of evaluations that asked the same, and whether higher is better."""
-    told = facts(runs[0]) if len({run.asked for run in runs}) == 1 else {}
+    told = metric_info(runs[0]) if len({run.evaluation_key for run in runs}) == 1 else {}
     there = {name: fact["higher_is_better"] for name, fact in told.items() if all(name in run.scores for run in runs)}
-    return there | {LOSS: False}
+    return there | {VALIDATION_LOSS: False}
 
 
-def usual(runs: list[Run]) -> str:
+def default_metric(runs: list[FinishedRun]) -> str:
     """The first score of the evaluations, which is what was asked most of all; else the validation loss."""
-    named = [name for name in metrics(runs) if " and " in name] or list(metrics(runs))
+    named = [name for name in comparable_metrics(runs) if " and " in name] or list(comparable_metrics(runs))
     return named[0]
 
 
-def columns(runs: list[Run]) -> dict[str, str]:
+def table_columns(runs: list[FinishedRun]) -> dict[str, str]:
     """Scores and costs that are shown, with how a value is printed."""
-    told = facts(runs[0])
-    return {name: told[name]["form"] for name in metrics(runs) if name in told} | COSTS
+    told = metric_info(runs[0])
+    return {name: told[name]["number_format"] for name in comparable_metrics(runs) if name in told} | COST_FORMATS
 
 
-def facts(run: Run) -> dict[str, dict]:
+def metric_info(run: FinishedRun) -> dict[str, dict]:
     """What the run's evaluation says of each score."""
-    return flat(run.report["metrics"]) if run.report else {}
+    return flatten_scores(run.report["metrics"]) if run.report else {}

@@ -17,110 +17,129 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sdft.config import CONF
-from sdft.runs.files import read_json, whole
+from sdft.runs.files import atomic_write, read_json
 from sdft.runs.lock import Lock
-from sdft.sweeps.grid import changing, corners, jobs, space_of, spread_out, text, values_of
-from sdft.sweeps.jobs import Feed, Job, Launcher, Listed, run_all
-from sdft.sweeps.results import COSTS
+from sdft.sweeps.grid import (
+    build_search_space,
+    expand_grid,
+    format_override_value,
+    is_range_override,
+    parameter_values,
+    search_space_corners,
+    varying_overrides,
+)
+from sdft.sweeps.jobs import Job, JobList, JobSource, Launcher, run_jobs
+from sdft.sweeps.results import COST_FORMATS
 
-FOLDER = CONF / "sweeps" if (CONF / "sweeps").is_dir() else CONF.parent / "sweeps"  # in the wheel, in the checkout
-STATE = "sweep.json"
-OPEN = "launcher.slurm."  # whatever sbatch takes
-TRIALS = 20  # of a search that is not told how many
-WORDS = {"n_jobs": int | None, "trials": int | None, "sampler": str, "prune": bool}
-METHODS = {"grid": None, "bayes": "tpe", "random": "random"}  # of `wandb sweep`, and who proposes the words here
+SWEEPS_FOLDER = (
+    CONF / "sweeps" if (CONF / "sweeps").is_dir() else CONF.parent / "sweeps"
+)  # in the wheel, in the checkout
+STATE_FILE = "sweep.json"
+SLURM_KEY_PREFIX = "launcher.slurm."  # whatever sbatch takes
+DEFAULT_TRIALS = 20  # of a search that is not told how many
+OPTION_TYPES = {"n_jobs": int | None, "trials": int | None, "sampler": str, "prune": bool}
+SAMPLER_BY_METHOD = {
+    "grid": None,
+    "bayes": "tpe",
+    "random": "random",
+}  # of `wandb sweep`, and who proposes the words here
 
 
-def sweep(name: str | None, words: list[str]) -> int:
+def run_sweep(name: str | None, words: list[str]) -> int:
     """Run the jobs of `sweeps/NAME.yaml`, or of `words` alone, which replace and add to the file's; returns the exit code.
 
     Jobs write to `multirun/NAME/STAMP/0`, `1` and so on. One that fails does not stop the others. Asked again with the same
     words, a sweep goes on: only what is missing or failed runs.
     """
-    own, words = told_to_the_sweep(words)
-    file = read(name) if name else {}
+    own, words = split_sweep_overrides(words)
+    file = read_sweep_file(name) if name else {}
     parameters = file.get("parameters", {})
-    looking = METHODS[file.get("method", "grid")] or any(spread_out(word) for word in words)
-    plan = searched if looking else listed
+    looking = SAMPLER_BY_METHOD[file.get("method", "grid")] or any(is_range_override(word) for word in words)
+    plan = run_search if looking else run_grid
     return plan(name, file, parameters, words, own)
 
 
-def listed(name: str | None, file: dict, parameters: dict, words: list[str], own: DictConfig) -> int:
+def run_grid(name: str | None, file: dict, parameters: dict, words: list[str], own: DictConfig) -> int:
     """Every combination of the values."""
     if given := [key for key in ("trials", "objectives") if own[key] is not None]:
         raise ValueError(
             f"{given[0]}={own[given[0]]}: of a search, and no word here has a range, such as lr=interval(1e-5,1e-3)"
         )
-    combinations = jobs(values_of(parameters), words)
-    configs = checked(combinations)
+    combinations = expand_grid(parameter_values(parameters), words)
+    configs = compose_job_configs(combinations)
     name = name or (configs[0].name if len({cfg.name for cfg in configs}) == 1 else "sweep")
     launcher: Launcher = instantiate(own.launcher)
-    state = {"sweep": name, "jobs": combinations, "configs": digest(configs)}
-    folder, alone = begun(state, launcher, configs)
-    labels = [" ".join(changing(combinations, number)) for number in range(len(combinations))]
+    state = {"sweep": name, "jobs": combinations, "configs": hash_configs(configs)}
+    folder, alone = prepare_sweep(state, launcher, configs)
+    labels = [" ".join(varying_overrides(combinations, number)) for number in range(len(combinations))]
     todo = [
         Job(folder / str(number), [*words_of_job, f"sweep={folder.name}"], label)
         for number, (words_of_job, label) in enumerate(zip(combinations, labels, strict=True))
     ]
-    done = [job for job in todo if job.finished()]
-    tell_done(len(done), len(todo), folder)
-    feed = Listed([job for job in todo if job not in done], len(todo))
-    run_all(feed, launcher)
-    return closed(folder, name, [job.folder for job in todo if job.finished()], metric_of(file), feed, alone)
+    done = [job for job in todo if job.is_finished()]
+    print_finished_jobs(len(done), len(todo), folder)
+    feed = JobList([job for job in todo if job not in done], len(todo))
+    run_jobs(feed, launcher)
+    return finish_sweep(
+        folder, name, [job.folder for job in todo if job.is_finished()], target_metric(file), feed, alone
+    )
 
 
-def searched(name: str | None, file: dict, parameters: dict, words: list[str], own: DictConfig) -> int:
+def run_search(name: str | None, file: dict, parameters: dict, words: list[str], own: DictConfig) -> int:
     """As many jobs as `trials` says, with words that Optuna picks."""
     if find_spec("optuna") is None:
         raise ValueError('a range of values: needs optuna, which is not installed; pip install "sdft[sweeps]"')
-    from sdft.sweeps.optuna_search import Search, objectives_of
+    from sdft.sweeps.optuna_search import OptunaSearch, objective_directions
 
     if own.trials is not None and own.trials < 1:
         raise ValueError(f"trials={own.trials}: choose 1 or more")
-    space, fixed = space_of(parameters, words)
+    space, fixed = build_search_space(parameters, words)
     ends = [
-        [*fixed, *(f"{key}={text(end)}" for key, end in zip(space, picked, strict=True))] for picked in corners(space)
+        [*fixed, *(f"{key}={format_override_value(end)}" for key, end in zip(space, picked, strict=True))]
+        for picked in search_space_corners(space)
     ]
-    configs = checked(ends)
-    trials, name = own.trials or file.get("run_cap") or TRIALS, name or configs[0].name
-    goal = {metric_of(file): file["metric"]["goal"]} if metric_of(file) else {}
+    configs = compose_job_configs(ends)
+    trials, name = own.trials or file.get("run_cap") or DEFAULT_TRIALS, name or configs[0].name
+    goal = {target_metric(file): file["metric"]["goal"]} if target_metric(file) else {}
     named = [own.objectives] if isinstance(own.objectives, str) else own.objectives or list(goal) or ["validation/loss"]
-    objectives = objectives_of(list(named), goal)
-    if (asked := [name for name in objectives if name not in COSTS]) and not configs[0].metrics:
+    objectives = objective_directions(list(named), goal)
+    if (asked := [name for name in objectives if name not in COST_FORMATS]) and not configs[0].metrics:
         raise ValueError(f"objectives={asked[0]}: no judge; choose metrics=clip, or metrics=digits for digits")
     launcher: Launcher = instantiate(own.launcher)
-    sampler = METHODS[file.get("method", "grid")] or own.sampler
+    sampler = SAMPLER_BY_METHOD[file.get("method", "grid")] or own.sampler
     state = {"sweep": name, "fixed": fixed, "space": {key: repr(values) for key, values in space.items()}}
-    folder, alone = begun(state | {"objectives": objectives, "configs": digest(configs)}, launcher, configs)
+    folder, alone = prepare_sweep(
+        state | {"objectives": objectives, "configs": hash_configs(configs)}, launcher, configs
+    )
     fixed = [*fixed, f"sweep={folder.name}"]
-    feed = Search(folder, space, fixed, objectives, trials, sampler, own.prune, configs[0].seed)
-    tell_done(feed.done, trials, folder)
-    run_all(feed, launcher)
-    print("\n".join(feed.verdict()))
-    return closed(folder, name, feed.finished(), next(iter(objectives)), feed, alone)
+    feed = OptunaSearch(folder, space, fixed, objectives, trials, sampler, own.prune, configs[0].seed)
+    print_finished_jobs(feed.done, trials, folder)
+    run_jobs(feed, launcher)
+    print("\n".join(feed.summary_lines()))
+    return finish_sweep(folder, name, feed.finished_folders(), next(iter(objectives)), feed, alone)
 
 
-def begun(state: dict, launcher: Launcher, configs: list[DictConfig]) -> tuple[Path, object]:
+def prepare_sweep(state: dict, launcher: Launcher, configs: list[DictConfig]) -> tuple[Path, object]:
     """The sweep's folder, an earlier one of the same jobs or a new one, and its lock."""
-    folder = earlier(state) or Path("multirun") / state["sweep"] / time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = find_existing_sweep(state) or Path("multirun") / state["sweep"] / time.strftime("%Y-%m-%d_%H-%M-%S")
     launcher.prepare(folder, configs)
-    with whole(folder / STATE) as partial:
+    with atomic_write(folder / STATE_FILE) as partial:
         partial.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return folder, Lock(folder, "the same sweep")
 
 
-def tell_done(done: int, total: int, folder: Path) -> None:
+def print_finished_jobs(done: int, total: int, folder: Path) -> None:
     if done:
         print(f"sweep    {done} of {total} jobs are finished in {folder}/; delete it to run them again", flush=True)
 
 
-def closed(folder: Path, name: str, finished: list[Path], metric: str | None, feed: Feed, alone) -> int:
+def finish_sweep(folder: Path, name: str, finished: list[Path], metric: str | None, feed: JobSource, alone) -> int:
     """Compare what finished, here and on W&B, name what failed; the exit code."""
-    from sdft.sweeps.compare import compare
-    from sdft.sweeps.wandb_summary import overview
+    from sdft.sweeps.compare import compare_runs
+    from sdft.sweeps.wandb_summary import log_sweep_summary
 
-    compare(finished, folder, preferred=metric)
-    overview(finished, feed.total, folder, name, metric)
+    compare_runs(finished, folder, preferred=metric)
+    log_sweep_summary(finished, feed.total, folder, name, metric)
     if feed.failed:
         labels = "; ".join(job.label for job in feed.failed)
         print(f"error: {len(feed.failed)} of {feed.total} jobs failed: {labels}", file=sys.stderr)
@@ -128,19 +147,19 @@ def closed(folder: Path, name: str, finished: list[Path], metric: str | None, fe
     return int(bool(feed.failed))
 
 
-def told_to_the_sweep(words: list[str]) -> tuple[DictConfig, list[str]]:
+def split_sweep_overrides(words: list[str]) -> tuple[DictConfig, list[str]]:
     """What `conf/sweep.yaml` makes of the words that are the sweep's own, and the others."""
     from hydra import compose, initialize_config_dir
 
-    from sdft.config import check, typed
+    from sdft.config import check_config, check_option_types
     from sdft.sweeps.optuna_search import SAMPLERS
 
-    with initialize_config_dir(str(FOLDER.parent / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(SWEEPS_FOLDER.parent / "conf"), version_base="1.3"):
         known = {*compose("sweep"), "launcher"}
         mine = [word for word in words if word.split("=", 1)[0].split(".")[0].lstrip("+") in known]
-        cfg = compose("sweep", [f"++{word}" if word.startswith(OPEN) else word for word in mine])
-    check(cfg)
-    typed(cfg, WORDS)
+        cfg = compose("sweep", [f"++{word}" if word.startswith(SLURM_KEY_PREFIX) else word for word in mine])
+    check_config(cfg)
+    check_option_types(cfg, OPTION_TYPES)
     if cfg.sampler not in SAMPLERS:
         raise ValueError(f"sampler={cfg.sampler}: choose one of {', '.join(SAMPLERS)}")
     names = [cfg.objectives] if isinstance(cfg.objectives, str) else cfg.objectives
@@ -151,46 +170,48 @@ def told_to_the_sweep(words: list[str]) -> tuple[DictConfig, list[str]]:
     return cfg, [word for word in words if word not in mine]
 
 
-def digest(configs: list[DictConfig]) -> str:
+def hash_configs(configs: list[DictConfig]) -> str:
     return hashlib.sha256(repr(configs).encode()).hexdigest()
 
 
-def read(name: str) -> dict:
+def read_sweep_file(name: str) -> dict:
     """A file in `sweeps/`."""
-    file = FOLDER / f"{name}.yaml"
+    file = SWEEPS_FOLDER / f"{name}.yaml"
     if not file.is_file():
-        raise ValueError(f"sweeps={name}: choose one of {', '.join(sorted(p.stem for p in FOLDER.glob('*.yaml')))}")
+        raise ValueError(
+            f"sweeps={name}: choose one of {', '.join(sorted(p.stem for p in SWEEPS_FOLDER.glob('*.yaml')))}"
+        )
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
-def metric_of(file: dict) -> str | None:
+def target_metric(file: dict) -> str | None:
     """The score that the sweep is about, which W&B knows as `evaluation/NAME`."""
     return file.get("metric", {}).get("name", "").removeprefix("evaluation/") or None
 
 
-def checked(combinations: list[list[str]]) -> list[DictConfig]:
+def compose_job_configs(combinations: list[list[str]]) -> list[DictConfig]:
     """The config of every job as its process will compose it, so that none is refused after others have run."""
     from hydra import compose, initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
 
-    from sdft.config import check
+    from sdft.config import check_config
 
     configs = []
-    with initialize_config_dir(str(FOLDER.parent / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(SWEEPS_FOLDER.parent / "conf"), version_base="1.3"):
         for words in combinations:
             plain = [word for word in words if not word.startswith("-")]
             cfg = compose("train", [*plain, "hydra.runtime.output_dir=here"], return_hydra_config=True)
             HydraConfig.instance().set_config(cfg)
             with open_dict(cfg):
                 cfg.pop("hydra")
-            check(cfg)
+            check_config(cfg)
             configs.append(cfg)
     return configs
 
 
-def earlier(state: dict) -> Path | None:
+def find_existing_sweep(state: dict) -> Path | None:
     """The newest folder of the same jobs, with the same configs."""
-    for file in sorted(Path("multirun", state["sweep"]).glob(f"*/{STATE}"), reverse=True):
+    for file in sorted(Path("multirun", state["sweep"]).glob(f"*/{STATE_FILE}"), reverse=True):
         if read_json(file) == state:
             return file.parent
     return None

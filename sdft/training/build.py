@@ -8,43 +8,57 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from sdft.data.dataset import Source
-from sdft.runs.metadata import command
-from sdft.training.optimizers import check
+from sdft.data.dataset import ImageDataset
+from sdft.runs.metadata import get_command_line
+from sdft.training.optimizers import check_optimizer
 
-PARTS = ("method", "objective", "smoothness", "schedule", "precision", "strategy", "sampling", "dataset", "training")
-CHEAP = (*PARTS, "metrics", "prior", "protocol")
+COMPONENTS = (
+    "method",
+    "objective",
+    "smoothness",
+    "schedule",
+    "precision",
+    "strategy",
+    "sampling",
+    "dataset",
+    "training",
+)
+LIGHT_COMPONENTS = (*COMPONENTS, "metrics", "prior", "protocol")
 
 
-def cheap_parts(cfg: DictConfig) -> dict:
+def build_components(cfg: DictConfig) -> dict:
     """What needs neither pictures nor weights, so that its refusals come first."""
-    parts = {key: instantiate(cfg[key]) for key in CHEAP}
-    check(cfg.optimizer)
-    check_together(cfg, parts)
+    parts = {key: instantiate(cfg[key]) for key in LIGHT_COMPONENTS}
+    check_optimizer(cfg.optimizer)
+    check_compatibility(cfg, parts)
     return parts
 
 
-def check_together(cfg: DictConfig, parts: dict) -> None:
+def check_compatibility(cfg: DictConfig, parts: dict) -> None:
     """`ValueError` for parts that do not go with each other."""
     method, name = parts["method"], HydraConfig.get().runtime.choices.get("method")
-    if method.teaches and not parts["objective"].teaches:
+    if method.is_distillation and not parts["objective"].is_distillation:
         raise ValueError(f"method={name}: learns by objective=consistency alone; leave the objective out")
-    if parts["objective"].teaches and not method.teaches:
+    if parts["objective"].is_distillation and not method.is_distillation:
         raise ValueError(f"objective=consistency: a method={name} has no teacher; choose method=lcm_lora")
-    if method.teaches and parts["prior"]:
+    if method.is_distillation and parts["prior"]:
         raise ValueError(f"prior={HydraConfig.get().runtime.choices.prior}: the base itself teaches; choose prior=none")
     if cfg.smooth_diffusion_weight and parts["strategy"].name == "fsdp":
-        raise ValueError(f"smooth_diffusion_weight={cfg.smooth_diffusion_weight}: strategy=fsdp has no second derivatives; choose strategy=ddp")
+        raise ValueError(
+            f"smooth_diffusion_weight={cfg.smooth_diffusion_weight}: strategy=fsdp has no second derivatives; choose strategy=ddp"
+        )
 
 
-def build_samples(parts: dict, model, taught: Source, classes: Source | None, a_step: int):
+def build_training_dataset(
+    parts: dict, model, taught: ImageDataset, classes: ImageDataset | None, samples_per_step: int
+):
     """The stream that is learned from: single pictures, or each beside one of its class."""
-    from sdft.data.prior_preservation import Pairs
+    from sdft.data.prior_preservation import PriorPreservationDataset
 
-    samples = parts["dataset"].samples(taught, model, a_step=a_step)
+    samples = parts["dataset"].samples(taught, model, samples_per_step=samples_per_step)
     if classes is None:
         return samples
-    return Pairs(samples, parts["dataset"].samples(classes, model, "class "), parts["prior"].weight)
+    return PriorPreservationDataset(samples, parts["dataset"].samples(classes, model, "class "), parts["prior"].weight)
 
 
 def build_module(cfg: DictConfig, parts: dict, model):
@@ -52,19 +66,21 @@ def build_module(cfg: DictConfig, parts: dict, model):
     from sdft.training.module import FineTuning
 
     loop = parts["training"]
-    scale = loop.samples_per_step(parts["strategy"].world()) if loop.scale_lr else 1
+    scale = loop.samples_per_step(parts["strategy"].world_size()) if loop.scale_lr else 1
     optimizer = instantiate(cfg.optimizer, _convert_="all")  # plain lists, for checkpoints hold them
     if loop.ema and averages(optimizer.func):
         raise ValueError(f"ema={loop.ema}: {optimizer.func.__name__} averages the weights itself; give ema=0")
     if optimizer.func.__name__ == "Prodigy" and (
         loop.lr < 0.1 or loop.text_encoder_lr != loop.lr or cfg.method.get("loraplus_lr_ratio", 1) != 1
     ):
-        raise ValueError(f"lr={loop.lr} text_encoder_lr={loop.text_encoder_lr}: Prodigy finds the rate of all; give lr=1.0 text_encoder_lr=1.0")
+        raise ValueError(
+            f"lr={loop.lr} text_encoder_lr={loop.text_encoder_lr}: Prodigy finds the rate of all; give lr=1.0 text_encoder_lr=1.0"
+        )
     return FineTuning(
         model,
         parts["method"],
         parts["objective"],
-        unfused(optimizer) if parts["precision"].scaled else optimizer,
+        disable_fused(optimizer) if parts["precision"].scaled else optimizer,
         parts["schedule"],
         lr={"unet": loop.lr * scale, "text_encoder": loop.text_encoder_lr * scale},
         clip=loop.max_grad_norm,
@@ -75,7 +91,7 @@ def build_module(cfg: DictConfig, parts: dict, model):
     )
 
 
-def unfused(optimizer: partial) -> partial:
+def disable_fused(optimizer: partial) -> partial:
     """Fused optimizers unscale fp16 gradients themselves, after they were clipped: too late."""
     return partial(optimizer, fused=False) if "fused" in optimizer.keywords else optimizer
 
@@ -97,29 +113,29 @@ def build_trainer(
     `held_out` are samples for validation, None to validate on some of those that are learned from; `exam` is taken on the way;
     `before` is the run as it was when it goes on, `checkpoint` what it goes on from.
     """
-    from sdft.runs.metrics_csv import MetricsFile
-    from sdft.training.async_checkpoint import WholeFiles
-    from sdft.training.trainer import quiet_trainer
+    from sdft.runs.metrics_csv import MetricsCsv
+    from sdft.training.async_checkpoint import AsyncCheckpointIO
+    from sdft.training.trainer import build_lightning_trainer
 
     loop = parts["training"]
     dashboard = instantiate(cfg.logger, **(before.wandb() if before and "wandb" in str(cfg.logger) else {}))
-    place, metrics = parts["strategy"].trainer(), MetricsFile(folder)
+    place, metrics = parts["strategy"].trainer(), MetricsCsv(folder)
     if not checkpoint:
-        metrics.keep(0)
-    return quiet_trainer(
-        **place | {"plugins": [*place["plugins"], WholeFiles(loop.checkpoints_total_limit)]},
+        metrics.truncate(0)
+    return build_lightning_trainer(
+        **place | {"plugins": [*place["plugins"], AsyncCheckpointIO(loop.checkpoints_total_limit)]},
         precision=parts["precision"].trainer,
         max_steps=steps,
         accumulate_grad_batches=loop.gradient_accumulation_steps,
         logger=[metrics, *([dashboard] if dashboard else [])],
-        callbacks=callbacks_of(cfg, parts, samples, held_out, folder, prompts, exam, metrics, checkpoint),
+        callbacks=build_callbacks(cfg, parts, samples, held_out, folder, prompts, exam, metrics, checkpoint),
         log_every_n_steps=loop.log_every,
         enable_checkpointing=True,
         default_root_dir=folder,
     )
 
 
-def callbacks_of(
+def build_callbacks(
     cfg: DictConfig, parts: dict, samples, held_out, folder, prompts: list[str], exam, metrics, checkpoint
 ) -> list:
     """In the order in which they act; Lightning puts checkpoints last."""
@@ -148,15 +164,15 @@ def callbacks_of(
         *([ema] if loop.ema else []),
         Validation(samples, held_out, loop.validate_every, meters, ema),
         sheets,
-        Export(sheets, cfg.name, command()),
+        Export(sheets, cfg.name, get_command_line()),
     ]
     if exam:
-        found.insert(-1, evaluations(cfg, parts, folder, exam, ema, meters, checkpoint))
+        found.insert(-1, build_evaluation_callback(cfg, parts, folder, exam, ema, meters, checkpoint))
     saves = Checkpoints(folder / "checkpoints", loop.save_steps(), loop.save_seconds(), metrics)
     return [*found, Rescue(folder), Stops(folder), saves]
 
 
-def evaluations(cfg: DictConfig, parts: dict, folder: Path, exam, ema, meters, checkpoint: Path | None):
+def build_evaluation_callback(cfg: DictConfig, parts: dict, folder: Path, exam, ema, meters, checkpoint: Path | None):
     """`exam` every so often, with other seeds than at the end."""
     from sdft.training.callbacks.evaluation import SEEDS, Evaluations
 

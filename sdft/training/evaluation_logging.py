@@ -4,12 +4,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdft.evaluation.statistics import flat, result_of
+from sdft.evaluation.statistics import flatten_scores, get_result_state
 from sdft.runs.files import read_json
 from sdft.training.callbacks.sample_images import show_sheet
 
 
-def columns(report: dict) -> tuple[list[str], list[list]]:
+def build_score_table(report: dict) -> tuple[list[str], list[list]]:
     """Heads, and a row a score: group, name, every state's value, the last one's interval, real pictures."""
     states = report["states"]
     heads = ["group", "score", *[state["label"] for state in states], "low", "high", "real"]
@@ -22,33 +22,36 @@ def columns(report: dict) -> tuple[list[str], list[list]]:
     return heads, rows
 
 
-def summary(report: dict) -> dict[str, float]:
+def flatten_result_scores(report: dict) -> dict[str, float]:
     """The result's scores as flat columns, which runs are sorted by."""
-    return {f"evaluation/{name}": score["value"] for name, score in flat(result_of(report)["scores"]).items()}
+    return {
+        f"evaluation/{name}": score["value"]
+        for name, score in flatten_scores(get_result_state(report)["scores"]).items()
+    }
 
 
-def show_report(logger, report: dict, pictures: Path) -> None:
-    heads, rows = columns(report)
+def log_evaluation(logger, report: dict, pictures: Path) -> None:
+    heads, rows = build_score_table(report)
     if hasattr(logger, "log_table"):  # W&B
         logger.log_table("evaluation", heads, rows)
-        logger.log_summary({name: value for name, value in summary(report).items() if value is not None})
-        logger.log_image("evaluation_pictures", [Image.open(pictures)])
+        logger.log_summary({name: value for name, value in flatten_result_scores(report).items() if value is not None})
+        logger.log_image("evaluation_images", [Image.open(pictures)])
     elif hasattr(logger.experiment, "add_text"):  # TensorBoard
         lines = [heads, ["---"] * len(heads), *rows]
         logger.experiment.add_text("evaluation", "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
-        show_sheet(logger, "evaluation_pictures", Image.open(pictures), 0)
+        show_sheet(logger, "evaluation_images", Image.open(pictures), 0)
 
 
-def add_to_run(folder: Path, report: dict) -> None:
+def add_to_wandb_run(folder: Path, report: dict) -> None:
     """The same, later: on the W&B run that the evaluated run's `run.json` names."""
     record = read_json(folder.parent / "run.json")
     if not (home := record.get("wandb")):
         raise ValueError(f"wandb=true: {folder.parent} was not logged to W&B, or is no run folder")
-    from sdft.training.loggers import wandb
-    from sdft.training.wandb_logger import close
+    from sdft.training.loggers import build_wandb_logger
+    from sdft.training.wandb_logger import finish_wandb_run
 
-    words = record.get("words", {})
+    words = record.get("options", {})
     about = {"group": words.get("sweep"), "tags": words.get("tags", []), "id": home["id"]}
-    logger = wandb(str(folder.parent), home["name"], home["project"], **about)
-    show_report(logger, report, folder / "pictures.png")
-    close()
+    logger = build_wandb_logger(str(folder.parent), home["name"], home["project"], **about)
+    log_evaluation(logger, report, folder / "images.png")
+    finish_wandb_run()

@@ -8,11 +8,11 @@ import torch
 from omegaconf import DictConfig
 
 import sdft.distributed as processes
-from sdft.runs.metadata import Record
-from sdft.runs.reproduce import verdict
+from sdft.runs.metadata import RunRecord
+from sdft.runs.reproduce import compare_bitwise
 
 
-def outcome(trainer, result: Path) -> dict:
+def collect_training_results(trainer, result: Path) -> dict:
     """What the callbacks measured, and what the result weighs."""
     from sdft.training.callbacks.evaluation import Evaluations
     from sdft.training.callbacks.metrics import Meters
@@ -29,56 +29,56 @@ def outcome(trainer, result: Path) -> dict:
         "last": meters.last,
         "seconds_per_step": round(meters.seconds / meters.steps, 4) if meters.steps else None,
         "validation_loss": [validation.first, validation.last],
-        "result_mb": round(megabytes(result), 3),
+        "result_mb": round(get_weights_size_mb(result), 3),
     }
 
 
-def closing(record: Record, cfg: DictConfig, method, judges, held_out: bool, loggers: list) -> None:
+def finish_run(record: RunRecord, cfg: DictConfig, method, judges, held_out: bool, loggers: list) -> None:
     """What improved, and where everything lies."""
-    from sdft.evaluation.plots.loss_curve import draw
+    from sdft.evaluation.plots.loss_curve import plot_loss_curves
 
-    folder, (first, last) = record.folder, record.facts["validation_loss"]
+    folder, (first, last) = record.folder, record.metadata["validation_loss"]
     images = "held-out" if held_out else "training"
     if first_of_all := processes.rank() == 0:
         print(f"loss     {first:.4f} → {last:.4f} at fixed noise on {images} images ({last / first - 1:+.1%})")
-        draw(folder, held_out)
-        if stopped := record.facts.get("stopped_at"):
+        plot_loss_curves(folder, held_out)
+        if stopped := record.metadata.get("stopped_at"):
             waited = f"{cfg.patience} evaluations in a row"
             print(f"stopped  at step {stopped}: {waited} brought no better {cfg.checkpoint_metric}")
     if cfg.metrics:
         from sdft.evaluation.evaluate import evaluate
-        from sdft.evaluation.variants import of_run
-        from sdft.training.evaluation_logging import show_report
+        from sdft.evaluation.variants import build_run_variants
+        from sdft.training.evaluation_logging import log_evaluation
 
-        report = evaluate(folder / "evaluation", cfg, of_run(folder, method, [1.0], None, cfg.seed), judges)
+        report = evaluate(folder / "evaluation", cfg, build_run_variants(folder, method, [1.0], None, cfg.seed), judges)
         for logger in loggers if report else ():
-            show_report(logger, report, folder / "evaluation" / "pictures.png")
+            log_evaluation(logger, report, folder / "evaluation" / "images.png")
     if not first_of_all:
         return
-    result = folder / method.result
+    result = folder / method.output_kind
     print(f"look     {folder / 'samples.png'}   {folder / 'loss.png'}")
-    print(f"{method.result:<8} {result}/ ({megabytes(result):.1f} MB)")
-    if best := record.facts.get("best"):
+    print(f"{method.output_kind:<8} {result}/ ({get_weights_size_mb(result):.1f} MB)")
+    if best := record.metadata.get("best"):
         print(f"best     {folder / 'best'}/ is of step {best['step']}: {best['metric']} {best['value']:.3f}")
     score = "python evaluate.py" if judges else "python evaluate.py metrics=clip"
     print(f"next     {score}   ·   python train.py model=sd15 data=folder data.path=PHOTOS")
 
 
-def tell_whether_same(record: Record, before: str) -> bool:
-    """As the run that this one repeats."""
-    same, lines = verdict(Path(before).expanduser(), record.folder)
+def report_reproduction(record: RunRecord, before: str) -> bool:
+    """As the run that this one reproduces."""
+    same, lines = compare_bitwise(Path(before).expanduser(), record.folder)
     print(f"repeat   {'bit-identical to' if same else 'not what came of'} {before}", flush=True)
     for line in lines:
         print(f"         {line}", flush=True)
-    record.end("finished", repeats={"run": before, "identical": same})
+    record.end("finished", reproduces={"run": before, "identical": same})
     return same
 
 
-def megabytes(result: Path) -> float:
+def get_weights_size_mb(result: Path) -> float:
     return sum(f.stat().st_size for f in result.rglob("*.safetensors")) / 2**20
 
 
-def release(module, trainer) -> None:
+def free_training_memory(module, trainer) -> None:
     """What has been trained is on disk: its memory is for the evaluation."""
     for optimizer in trainer.optimizers:
         optimizer.zero_grad()
@@ -89,19 +89,19 @@ def release(module, trainer) -> None:
 
 
 @contextmanager
-def dashboards():
+def close_loggers_on_exit():
     """Closed at the end, with the exit status that the process will have."""
     try:
         yield
     except BaseException:
-        close_dashboards(1)
+        close_loggers(1)
         raise
-    close_dashboards()
+    close_loggers()
 
 
-def close_dashboards(status: int = 0) -> None:
+def close_loggers(status: int = 0) -> None:
     """Before the process ends, with the exit status that it will have."""
     if "wandb" in sys.modules:
-        from sdft.training.wandb_logger import close
+        from sdft.training.wandb_logger import finish_wandb_run
 
-        close(status)
+        finish_wandb_run(status)

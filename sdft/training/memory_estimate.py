@@ -15,17 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sdft.training.fake_tensors import Ghosts, twin
+from sdft.training.fake_tensors import FakeTensorMode, copy_with_tensors
 from sdft.training.module import FineTuning, checkpoint_gradients
 
 GB = 2**30
 MEMINFO = "/proc/meminfo"  # of Linux
 # small, with sides that are told apart, and over the 4096 numbers from which 8-bit optimizers keep 8 bits
-PROBES = {0: (), 1: (4099,), 2: (61, 71), 3: (13, 17, 23), 4: (7, 11, 5, 13)}
+PROBE_SHAPES = {0: (), 1: (4099,), 2: (61, 71), 3: (13, 17, 23), 4: (7, 11, 5, 13)}
 
 
 @dataclass
-class Needs:
+class MemoryEstimate:
     """Bytes on the device. `activations` and `sampling` take turns: what a step, or drawing pictures, holds beside the rest."""
 
     weights: int
@@ -42,7 +42,7 @@ class Needs:
 
 
 @dataclass
-class Step:
+class StepSpec:
     """What a step's memory depends on, beside the module: `sample` is a batch of one, of the run's largest pictures.
 
     `spread` is how many processes share what learns, its gradients and states; in `buckets` gradients are kept once more, to
@@ -54,9 +54,9 @@ class Step:
     accumulate: int
     device: torch.device
     ema: bool = False
-    spread: int = 1
-    buckets: bool = False
-    pictures: int = 0
+    num_shards: int = 1
+    has_ddp_buckets: bool = False
+    num_images: int = 0
     pixels: int = 0
     scale: float = 1.0  # of the sides of what is learned from
     checkpointing: bool = False
@@ -65,7 +65,7 @@ class Step:
     optimizer: Callable | None = None
 
     @property
-    def latents(self) -> tuple[int, ...]:
+    def latent_shape(self) -> tuple[int, ...]:
         """Their shape in a batch."""
         return self.shape(self.sample["noise"])
 
@@ -76,64 +76,65 @@ class Step:
         return (count * self.batch_size, *sides)
 
 
-def needs(module: FineTuning, step: Step) -> Needs:
+def estimate_memory(module: FineTuning, step: StepSpec) -> MemoryEstimate:
     """Of a module whose parts that rest are known, and which is not touched."""
-    ghosts = Ghosts(step.device)
+    ghosts = FakeTensorMode(step.device)
     with ghosts:
-        other = shadow(module, step, ghosts)
-        all_weights, learned = ghosts.now, sum(map(size_of, other.learned().values()))
-        activations = activations_of(other, step, ghosts)
-        drawing = drawing_of(other, step, ghosts)
-    resting = resting_of(other, step) if step.device.type != "cpu" else 0
+        other = build_fake_module(module, step, ghosts)
+        all_weights, learned = ghosts.current_bytes, sum(map(count_bytes, other.learned().values()))
+        activations = measure_activations(other, step, ghosts)
+        drawing = measure_decoding(other, step, ghosts)
+    resting = count_offloaded_bytes(other, step) if step.device.type != "cpu" else 0
     shapes = [tuple(p.shape) for p in other.learned().values()]
-    return Needs(
-        weights=all_weights - resting - learned + learned // step.spread,
-        gradients=learned * (1 + step.buckets) // step.spread,
-        states=states(step.optimizer or module.optimizer, shapes, step.device) // step.spread,
-        average=step.ema * learned // step.spread,
+    return MemoryEstimate(
+        weights=all_weights - resting - learned + learned // step.num_shards,
+        gradients=learned * (1 + step.has_ddp_buckets) // step.num_shards,
+        states=estimate_optimizer_state_bytes(step.optimizer or module.optimizer, shapes, step.device)
+        // step.num_shards,
+        average=step.ema * learned // step.num_shards,
         activations=activations,
-        sampling=resting + drawing if step.pictures else 0,
+        sampling=resting + drawing if step.num_images else 0,
     )
 
 
-def shadow(module: FineTuning, step: Step, ghosts: Ghosts) -> FineTuning:
+def build_fake_module(module: FineTuning, step: StepSpec, ghosts: FakeTensorMode) -> FineTuning:
     """The module with ghosts for weights, and the words of `step`."""
     model = module.model
-    cast = step.compute if module.method.result != "pipeline" else None
+    cast = step.compute if module.method.output_kind != "pipeline" else None
     frozen = {p for part in model.parts.values() for p in part.parameters() if not p.requires_grad}
-    replaced = {p: ghosts.like(p, dtype=cast if p in frozen else None) for p in module.parameters()}
-    replaced |= {buffer: ghosts.like(buffer) for buffer in module.buffers()}
+    replaced = {p: ghosts.empty_like(p, dtype=cast if p in frozen else None) for p in module.parameters()}
+    replaced |= {buffer: ghosts.empty_like(buffer) for buffer in module.buffers()}
     alone = [module.method, module.optimizer, module.schedule, module._trainer, model.tokenizer, model.scheduler]
     owners = [vars(owner) for owner in (module, module.smoothness) if owner]
     measured = [value for owner in owners for value in owner.values() if isinstance(value, Tensor)]
-    other = twin(module, replaced, [*alone, *measured])
-    other.model.compute = step.compute or model.compute
+    other = copy_with_tensors(module, replaced, [*alone, *measured])
+    other.model.compute_dtype = step.compute or model.compute_dtype
     if step.checkpointing:
         checkpoint_gradients(other.model)
     if step.cached:
-        other.resting = ["vae", *([] if learns(model.text_encoder) else ["text_encoder"])]
+        other.resting = ["vae", *([] if has_trainable_parameters(model.text_encoder) else ["text_encoder"])]
     return other
 
 
-def learns(part: nn.Module) -> bool:
+def has_trainable_parameters(part: nn.Module) -> bool:
     return any(p.requires_grad for p in part.parameters())
 
 
-def resting_of(other: FineTuning, step: Step) -> int:
+def count_offloaded_bytes(other: FineTuning, step: StepSpec) -> int:
     parts = [getattr(other.model, part) for part in other.resting]
-    return sum(size_of(tensor) for part in parts for tensor in [*part.parameters(), *part.buffers()])
+    return sum(count_bytes(tensor) for part in parts for tensor in [*part.parameters(), *part.buffers()])
 
 
-def activations_of(other: FineTuning, step: Step, ghosts: Ghosts) -> int:
+def measure_activations(other: FineTuning, step: StepSpec, ghosts: FakeTensorMode) -> int:
     """The most that a step holds beside weights and gradients; the latter are there from the second step on."""
-    batch = {name: ghosts.like(t, step.shape(t)) for name, t in sample_of(other, step).items()}
+    batch = {name: ghosts.empty_like(t, step.shape(t)) for name, t in build_fake_sample(other, step).items()}
     for weight in other.learned().values():
         weight.grad = torch.empty_like(weight)
-    start = ghosts.now - sum(map(size_of, batch.values()))
-    ghosts.most = ghosts.now
-    compute = other.model.compute
+    start = ghosts.current_bytes - sum(map(count_bytes, batch.values()))
+    ghosts.peak_bytes = ghosts.current_bytes
+    compute = other.model.compute_dtype
     with torch.autocast(step.device.type, compute, enabled=compute is not torch.float32):
-        loss = (other.losses(batch) * batch["weight"] * batch["share"]).mean()
+        loss = (other.losses(batch) * batch["weight"] * batch["sample_weight"]).mean()
     if step.accumulate == 1:
         for weight in other.learned().values():
             weight.grad = None  # between forward and backward, as the trainer does it
@@ -141,10 +142,10 @@ def activations_of(other: FineTuning, step: Step, ghosts: Ghosts) -> int:
     del loss
     for weight in other.learned().values():
         weight.grad = None
-    return ghosts.most - start
+    return ghosts.peak_bytes - start
 
 
-def sample_of(other: FineTuning, step: Step) -> dict[str, Tensor]:
+def build_fake_sample(other: FineTuning, step: StepSpec) -> dict[str, Tensor]:
     """With what the caches would hold in place of pixels and ids, when `step` turns them on."""
     sample, latent = dict(step.sample), step.sample["posterior"]
     if step.cached and "pixels" in sample:
@@ -157,30 +158,30 @@ def sample_of(other: FineTuning, step: Step) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def drawing_of(other: FineTuning, step: Step, ghosts: Ghosts) -> int:
+def measure_decoding(other: FineTuning, step: StepSpec, ghosts: FakeTensorMode) -> int:
     """The most that decoding a batch of pictures holds: predicting them takes less."""
-    if not step.pictures:
+    if not step.num_images:
         return 0
-    start, model = ghosts.now, other.model
-    ghosts.most = start
-    model.decode(ghosts.like(torch.empty(0), model.batch_shape(step.pictures, (step.pixels, step.pixels))))
-    return ghosts.most - start
+    start, model = ghosts.current_bytes, other.model
+    ghosts.peak_bytes = start
+    model.decode(ghosts.empty_like(torch.empty(0), model.batch_shape(step.num_images, (step.pixels, step.pixels))))
+    return ghosts.peak_bytes - start
 
 
-def size_of(tensor: Tensor) -> int:
+def count_bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def states(optimizer, shapes: list[tuple[int, ...]], device: torch.device) -> int:
+def estimate_optimizer_state_bytes(optimizer, shapes: list[tuple[int, ...]], device: torch.device) -> int:
     """Bytes that an optimizer keeps for parameters of these shapes: read off one step on small ones of as many sides."""
-    rules = {sides: probe(optimizer, sides, device) for sides in {len(shape) for shape in shapes}}
+    rules = {sides: probe_optimizer_state(optimizer, sides, device) for sides in {len(shape) for shape in shapes}}
     return sum(
-        count * sum(tensor_bytes(shape, *rule) for rule in rules[len(shape)])
+        count * sum(estimate_state_tensor_bytes(shape, *rule) for rule in rules[len(shape)])
         for shape, count in Counter(shapes).items()
     )
 
 
-def tensor_bytes(shape: tuple[int, ...], kept: tuple, small: tuple[int, ...], size: int) -> int:
+def estimate_state_tensor_bytes(shape: tuple[int, ...], kept: tuple, small: tuple[int, ...], size: int) -> int:
     """Of a state that is `kept` so for a parameter of shape `small`: sides of the parameter, or a share of its numbers."""
     if all(side == 1 or side in small for side in kept):
         sides = [1 if side == 1 else shape[small.index(side)] for side in kept]
@@ -189,9 +190,9 @@ def tensor_bytes(shape: tuple[int, ...], kept: tuple, small: tuple[int, ...], si
 
 
 @torch.enable_grad()
-def probe(optimizer, sides: int, device: torch.device) -> list[tuple]:
+def probe_optimizer_state(optimizer, sides: int, device: torch.device) -> list[tuple]:
     """Shape, the parameter's shape and bytes a number of every tensor that is kept for one parameter of so many sides."""
-    small = PROBES[sides]
+    small = PROBE_SHAPES[sides]
     one, other = (nn.Parameter(torch.ones(small, device=device)) for _ in range(2))
     made = optimizer([{"params": [one, other], "lr": 1e-3, "name": "probe"}])
     for parameter in (one, other):
@@ -204,25 +205,25 @@ def probe(optimizer, sides: int, device: torch.device) -> list[tuple]:
     return [(tuple(v.shape), small, v.element_size()) for v in kept if v.untyped_storage().nbytes()]
 
 
-def step_of(samples, loop, sampling, resolution: int, trainer) -> Step:
+def build_step_spec(samples, loop, sampling, resolution: int, trainer) -> StepSpec:
     """The largest step of a run, as its first process takes it."""
-    subject, strategy = samples.parts[0], type(trainer.strategy).__name__
+    subject, strategy = samples.datasets[0], type(trainer.strategy).__name__
     largest = max(subject.sizes, key=lambda size: size[0] * size[1])
-    number = next(n for n in range(len(samples)) if subject.sizes[samples.plan.picture(n)] == largest)
-    return Step(
+    number = next(n for n in range(len(samples)) if subject.sizes[samples.plan.image_index(n)] == largest)
+    return StepSpec(
         samples.collate([samples[number]]),
         loop.batch_size,
         loop.gradient_accumulation_steps,
         trainer.strategy.root_device,
         ema=bool(loop.ema),
-        spread=trainer.world_size if strategy == "ModelParallelStrategy" else 1,
-        buckets=strategy == "DDPStrategy",
-        pictures=sampling.batch_size,
+        num_shards=trainer.world_size if strategy == "ModelParallelStrategy" else 1,
+        has_ddp_buckets=strategy == "DDPStrategy",
+        num_images=sampling.batch_size,
         pixels=resolution,
     )
 
 
-def room(device: torch.device, held: int) -> tuple[int, int] | None:
+def get_free_and_total_memory(device: torch.device, held: int) -> tuple[int, int] | None:
     """Bytes of the device that are free or this process's own, and all of it; None where nobody says.
 
     On a CPU its own are the `held` ones, of the weights: the libraries are there in any case.
@@ -237,5 +238,5 @@ def room(device: torch.device, held: int) -> tuple[int, int] | None:
     return told["MemAvailable"] + held, told["MemTotal"]
 
 
-def amount(size: float) -> str:
+def format_bytes(size: float) -> str:
     return f"{size / GB:.1f} GB" if size >= 0.1 * GB else f"{size / 2**20:.0f} MB"

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from sdft.losses.diffusion import Objective
-from sdft.losses.smooth_diffusion import Smoothness
+from sdft.losses.diffusion import DiffusionLoss
+from sdft.losses.smooth_diffusion import SmoothDiffusionLoss
 from sdft.methods.base import Method
 from sdft.models.stable_diffusion import StableDiffusion
-from sdft.rng import generator
-from sdft.training.fsdp import full, is_part, shard
+from sdft.rng import make_generator
+from sdft.training.fsdp import gather_full_tensor, is_sharded, shard_model
 
 MEASURED = {
     "grad_norm": torch.float32,
@@ -32,7 +32,7 @@ class FineTuning(LightningModule):
         self,
         model: StableDiffusion,
         method: Method,
-        objective: Objective,
+        objective: DiffusionLoss,
         optimizer,
         schedule,
         lr: dict[str, float],
@@ -40,7 +40,7 @@ class FineTuning(LightningModule):
         compute: torch.dtype = torch.float32,
         checkpointing: bool = False,
         seed: int = 0,
-        smoothness: Smoothness | None = None,
+        smoothness: SmoothDiffusionLoss | None = None,
     ):
         """`optimizer` makes an optimizer from parameter groups, `schedule` maps it and the run's steps to a scheduler,
         `lr` is the rate of each of `model.parts`; `clip` is the largest gradient norm (0: any)."""
@@ -58,7 +58,7 @@ class FineTuning(LightningModule):
         self.resting: list[str] = []  # parts that training does without
         if not self.learned():
             raise ValueError(f"{type(method).__name__} leaves nothing to learn; turn on a part of the method")
-        set_precision(model, compute, frozen=torch.float32 if method.result == "pipeline" else compute)
+        set_precision(model, compute, frozen=torch.float32 if method.output_kind == "pipeline" else compute)
         for name, module in model.named_modules():
             module.training = ".lora_dropout" in name or any(p.requires_grad for p in module.parameters())
         if checkpointing:
@@ -66,7 +66,7 @@ class FineTuning(LightningModule):
 
     def configure_model(self):
         if self.device_mesh is not None:
-            shard(self.model, self.device_mesh["data_parallel"])
+            shard_model(self.model, self.device_mesh["data_parallel"])
 
     def learned(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -96,14 +96,14 @@ class FineTuning(LightningModule):
 
     def on_train_batch_start(self, batch, batch_idx):
         """Dropout inside the networks draws from the global generator: let the batch decide, not the past."""
-        seed = generator(self.seed, "dropout", batch_idx, self.global_rank).initial_seed()
+        seed = make_generator(self.seed, "dropout", batch_idx, self.global_rank).initial_seed()
         torch.default_generator.manual_seed(seed)  # not torch's own, which keeps a note for every absent kind of device
         if self.device.type == "cuda":
             torch.cuda.manual_seed_all(seed)
 
     def training_step(self, batch: dict, _) -> dict:
         losses = self.losses(batch)
-        loss = (losses * batch["weight"] * batch["share"]).mean()
+        loss = (losses * batch["weight"] * batch["sample_weight"]).mean()
         self.odd = ~loss.detach().isfinite() | self.odd
         return {
             "loss": loss,
@@ -117,7 +117,7 @@ class FineTuning(LightningModule):
             rates: dict[float, list] = {}
             for name, p in module.named_parameters():
                 if p.requires_grad:
-                    rates.setdefault(self.method.rate(name), []).append(p)
+                    rates.setdefault(self.method.get_lr_multiplier(name), []).append(p)
             for rate, parameters in sorted(rates.items()):
                 name = part if rate == 1 else f"{part}_x{rate:g}"
                 groups.append({"params": parameters, "lr": self.lr[part] * rate, "name": name})
@@ -127,7 +127,7 @@ class FineTuning(LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
         """Clip by the norm over all that learns, and keep the norm before clipping, on the device."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.grad_norm = full(nn.utils.clip_grad_norm_(parameters, self.clip or float("inf"))).detach()
+        self.grad_norm = gather_full_tensor(nn.utils.clip_grad_norm_(parameters, self.clip or float("inf"))).detach()
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         bad, self.odd = self.odd if scaled else ~self.grad_norm.isfinite(), False
         if not scaled:  # a scaler holds back itself; gradients that overflow are its trade, losses are not
@@ -139,7 +139,7 @@ class FineTuning(LightningModule):
 
     def hold_back(self, optimizer, parameters: list[nn.Parameter], bad: Tensor) -> None:
         """Leave the weights as they are when the gradient is no number; without asking the device, where it can."""
-        if all(group.get("fused") for group in optimizer.param_groups) and not any(map(is_part, parameters)):
+        if all(group.get("fused") for group in optimizer.param_groups) and not any(map(is_sharded, parameters)):
             optimizer.grad_scale, optimizer.found_inf = None, bad.float()
         elif bad:
             for parameter in parameters:
@@ -149,7 +149,7 @@ class FineTuning(LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         self.scale = None if scaler is None else scaler.get_scale()
         if self.smoothness:
-            self.smoothness.advance(lambda number: self.trainer.strategy.reduce(number, reduce_op="mean"))
+            self.smoothness.update_mean(lambda number: self.trainer.strategy.reduce(number, reduce_op="mean"))
 
     def lr_scheduler_step(self, scheduler, metric):
         """fp16 skips the steps that overflow; the schedule then waits for the weights."""
@@ -159,7 +159,7 @@ class FineTuning(LightningModule):
     def on_save_checkpoint(self, checkpoint):
         learned = {f"model.{name}" for name in self.learned()}
         checkpoint["state_dict"] = {n: w for n, w in checkpoint["state_dict"].items() if n in learned}
-        checkpoint["method"] = self.method.words()
+        checkpoint["method"] = self.method.hyperparameters()
         checkpoint["measured"] = {name: float(getattr(self, name)) for name in MEASURED}
         if self.smoothness:
             checkpoint["smoothness"] = self.smoothness.state()
@@ -168,8 +168,8 @@ class FineTuning(LightningModule):
         for name, kind in MEASURED.items():
             setattr(self, name, torch.tensor(checkpoint["measured"][name], dtype=kind, device=self.device))
         if self.smoothness and "smoothness" in checkpoint:
-            self.smoothness.go_on(checkpoint["smoothness"])
-        was, now = checkpoint["method"], self.method.words()
+            self.smoothness.load_state(checkpoint["smoothness"])
+        was, now = checkpoint["method"], self.method.hyperparameters()
         if other := [key for key in was.keys() | now.keys() if was.get(key) != now.get(key)]:
             key = sorted(other)[0]
             raise ValueError(
@@ -189,7 +189,7 @@ class FineTuning(LightningModule):
 
 def set_precision(model: StableDiffusion, compute: torch.dtype, frozen: torch.dtype) -> None:
     """What learns, and the autoencoder, in fp32; the other frozen weights in `frozen`; products in `compute`."""
-    model.compute = compute
+    model.compute_dtype = compute
     for part in model.parts.values():
         for parameter in part.parameters():
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
@@ -209,7 +209,9 @@ def checkpoint_gradients(model: StableDiffusion) -> None:
 
 def same_kernels():
     """Contexts of a forward pass and of its repetition in backward, which must choose attention's kernel as the first did."""
-    fused = torch.backends.cuda.flash_sdp_enabled()  # off where a second derivative is needed: see `sdft.losses.smooth_diffusion`
+    fused = (
+        torch.backends.cuda.flash_sdp_enabled()
+    )  # off where a second derivative is needed: see `sdft.losses.smooth_diffusion`
     return nullcontext(), nullcontext() if fused else PlainAttention()
 
 

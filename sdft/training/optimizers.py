@@ -6,7 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 
-def check(cfg: DictConfig) -> None:
+def check_optimizer(cfg: DictConfig) -> None:
     """Build it for one weight; `ValueError` with what its constructor says."""
     import torch
 

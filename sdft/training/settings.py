@@ -67,7 +67,7 @@ class Loop:
 
     def total(self, plan) -> int:
         """Optimizer steps of the run; `plan` knows how many an epoch takes."""
-        return self.steps or plan.steps(self.epochs)
+        return self.steps or plan.count_steps(self.epochs)
 
     def save_seconds(self) -> float:
         """Of `save_every` in minutes; 0 of one in steps."""
@@ -84,16 +84,16 @@ class Loop:
         """
         if self.resume is None:
             return None
-        from sdft.runs.checkpoint_file import damage, newest
+        from sdft.runs.checkpoint_file import find_damage, find_latest_checkpoint
 
         given = Path(self.resume).expanduser()
         if folder and given.is_dir() and given.samefile(folder):
-            return newest(given / "checkpoints")
-        if given.is_file() and (fault := damage(given)):
+            return find_latest_checkpoint(given / "checkpoints")
+        if given.is_file() and (fault := find_damage(given)):
             raise ValueError(
                 f"resume={self.resume}: {fault}; give another, or the run's folder for its newest whole one"
             )
-        found = given if given.is_file() else newest(given / "checkpoints")
+        found = given if given.is_file() else find_latest_checkpoint(given / "checkpoints")
         if not found:
             raise ValueError(
                 f"resume={self.resume}: no checkpoint there; give a .ckpt file, or a run folder that has one"

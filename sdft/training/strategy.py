@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 
-from sdft.distributed import cluster, cores, gpu, launched, place
+from sdft.distributed import build_cluster_environment, count_cpu_cores, get_gpu_index, get_process_info, is_launched
 
-NAMES = ("auto", "ddp", "fsdp")
+STRATEGY_NAMES = ("auto", "ddp", "fsdp")
 ACCELERATORS = ("auto", "cpu", "gpu")
 
 
-def alone(accelerator: str) -> str:
+def select_device(accelerator: str) -> str:
     """Where this process computes without a trainer: on its GPU, if there is one and it is not to be the CPU."""
     import torch
 
-    return f"cuda:{gpu()}" if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
+    return f"cuda:{get_gpu_index()}" if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
 
 
 @dataclass
@@ -23,8 +23,8 @@ class Strategy:
     num_nodes: int = 1
 
     def __post_init__(self):
-        if self.name not in NAMES:
-            raise ValueError(f"strategy.name={self.name}: choose one of {', '.join(NAMES)}")
+        if self.name not in STRATEGY_NAMES:
+            raise ValueError(f"strategy.name={self.name}: choose one of {', '.join(STRATEGY_NAMES)}")
         if self.accelerator not in ACCELERATORS:
             raise ValueError(f"accelerator={self.accelerator}: choose one of {', '.join(ACCELERATORS)}")
         if self.devices != "auto" and (not str(self.devices).isdecimal() or int(self.devices) < 1):
@@ -36,38 +36,40 @@ class Strategy:
         """Where this process computes, before there is a trainer: of a machine's GPUs the one of its local rank."""
         import torch
 
-        return torch.device("cpu" if self.on_cpu() else f"cuda:{gpu()}")
+        return torch.device("cpu" if self.on_cpu() else f"cuda:{get_gpu_index()}")
 
     def on_cpu(self) -> bool:
         import torch
 
         return self.accelerator == "cpu" or not torch.cuda.is_available()
 
-    def local(self) -> int:
+    def processes_per_node(self) -> int:
         """How many processes compute on each machine. On a CPU, `auto` is one: it already uses every core."""
         import torch
 
         if self.devices != "auto":
             return int(self.devices)
-        if launched():
-            return place().local_count
+        if is_launched():
+            return get_process_info().local_count
         return 1 if self.on_cpu() else torch.cuda.device_count()
 
-    def world(self) -> int:
-        return self.local() * self.num_nodes
+    def world_size(self) -> int:
+        return self.processes_per_node() * self.num_nodes
 
-    def to_start(self) -> int:
+    def count_processes_to_launch(self) -> int:
         """How many processes this one has to start and wait for; 0 when it is one of them, or alone."""
-        if not launched():
+        if not is_launched():
             if self.num_nodes > 1:
                 raise ValueError(
                     f"num_nodes={self.num_nodes}: start it on every machine, with torchrun --nnodes={self.num_nodes} "
                     "--nproc-per-node=… --rdzv-backend=c10d --rdzv-endpoint=FIRST:29500 train.py …, or with srun"
                 )
-            if self.on_cpu() and self.world() > (most := max(16, cores())):
-                raise ValueError(f"devices={self.devices}: this machine has {cores()} cores; choose {most} or fewer")
-            return self.world() if self.world() > 1 else 0
-        if (told := place()).count != self.world():
+            if self.on_cpu() and self.world_size() > (most := max(16, count_cpu_cores())):
+                raise ValueError(
+                    f"devices={self.devices}: this machine has {count_cpu_cores()} cores; choose {most} or fewer"
+                )
+            return self.world_size() if self.world_size() > 1 else 0
+        if (told := get_process_info()).count != self.world_size():
             raise ValueError(
                 f"devices={self.devices} num_nodes={self.num_nodes}: {told.count} processes were started, {told.local_count} on "
                 f"a machine; give devices={told.local_count} num_nodes={told.count // told.local_count}"
@@ -83,16 +85,16 @@ class Strategy:
         cuda = 0 if self.accelerator == "cpu" else torch.cuda.device_count()
         if cuda and self.devices != "auto" and int(self.devices) > cuda:
             raise ValueError(f"devices={self.devices}: this machine has {cuda}; choose auto or fewer")
-        if launched() and 0 < cuda < self.local():
+        if is_launched() and 0 < cuda < self.processes_per_node():
             raise ValueError(
-                f"{self.local()} processes on a machine see {cuda} GPU of it each; give srun --gpus-per-node"
+                f"{self.processes_per_node()} processes on a machine see {cuda} GPU of it each; give srun --gpus-per-node"
             )
         return {
             "accelerator": "cpu" if self.on_cpu() and self.accelerator == "auto" else self.accelerator,
-            "devices": self.local(),
+            "devices": self.processes_per_node(),
             "num_nodes": self.num_nodes,
-            "strategy": self.lightning(),
-            "plugins": [cluster()],
+            "strategy": self.build_lightning_strategy(),
+            "plugins": [build_cluster_environment()],
         }
 
     def check(self, result: str, precision: str) -> None:
@@ -102,12 +104,12 @@ class Strategy:
         if self.name == "fsdp" and precision == "16-mixed":
             raise ValueError("strategy=fsdp: does not scale fp16 gradients; choose precision=bf16 or fp32")
 
-    def lightning(self):
+    def build_lightning_strategy(self):
         """How the processes share the work; one alone needs nothing of it."""
-        if self.world() == 1:
+        if self.world_size() == 1:
             return "auto"
         from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
         if self.name == "fsdp":
-            return ModelParallelStrategy(self.world(), 1, save_distributed_checkpoint=False)
+            return ModelParallelStrategy(self.world_size(), 1, save_distributed_checkpoint=False)
         return DDPStrategy(broadcast_buffers=False)  # they never change, and those of parts that rest are elsewhere

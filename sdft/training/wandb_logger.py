@@ -10,13 +10,15 @@ import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 
-START = 20  # seconds that a server has to answer; then the run is logged offline
-END = 120  # seconds that uploads may take after the last step; what is missing then still lies in the run's folder
-PATIENCE = 10  # seconds on top, after which W&B's own process is not waited for either
-INCOMPLETE = WeakSet()  # runs of which that was told
+START_TIMEOUT = 20  # seconds that a server has to answer; then the run is logged offline
+FINISH_TIMEOUT = (
+    120  # seconds that uploads may take after the last step; what is missing then still lies in the run's folder
+)
+SHUTDOWN_GRACE = 10  # seconds on top, after which W&B's own process is not waited for either
+FAILED_RUNS = WeakSet()  # runs of which that was told
 
 
-def guarded(method):
+def suppress_errors(method):
     """The same method, whose first failure is told and whose failures stop nothing."""
 
     @wraps(method)
@@ -24,20 +26,22 @@ def guarded(method):
         try:
             return method(self, *args, **kwargs)
         except Exception as error:  # whatever W&B's process, disk or server may think of
-            if self._experiment not in INCOMPLETE:
-                INCOMPLETE.add(self._experiment)
-                tell(f"W&B no longer takes what this run logs ({reason(error)})", self._experiment)
+            if self._experiment not in FAILED_RUNS:
+                FAILED_RUNS.add(self._experiment)
+                print_wandb_warning(
+                    f"W&B no longer takes what this run logs ({format_exception(error)})", self._experiment
+                )
 
     return attempt
 
 
-class Tracker(WandbLogger):
+class SafeWandbLogger(WandbLogger):
     """Lightning's logger with a beginning, a middle and an end that cannot fail."""
 
-    def __init__(self, known: int = 0, **words):
-        """What was logged at steps before `known` is not logged again."""
+    def __init__(self, last_logged_step: int = 0, **words):
+        """What was logged at steps before `last_logged_step` is not logged again."""
         super().__init__(**words)
-        self.known = known
+        self.last_logged_step = last_logged_step
         self._wandb_init.pop("anonymous", None)  # Lightning passes what wandb no longer takes, and wandb warns
 
     @property
@@ -49,11 +53,13 @@ class Tracker(WandbLogger):
             return super().experiment
         except Exception as error:
             if settings.mode != "online":
-                tell(f"W&B does not start ({reason(error)}); the run goes on without it")
+                print_wandb_warning(f"W&B does not start ({format_exception(error)}); the run goes on without it")
                 return self.begin("disabled")
             run = self.begin("offline")
             if not run.disabled:
-                tell(f"W&B cannot be reached or refuses ({reason(error)}); the run is logged offline", run)
+                print_wandb_warning(
+                    f"W&B cannot be reached or refuses ({format_exception(error)}); the run is logged offline", run
+                )
             return run
 
     def begin(self, mode: str):
@@ -61,39 +67,39 @@ class Tracker(WandbLogger):
         self._wandb_init["settings"].mode = mode
         return self.experiment
 
-    log_hyperparams = guarded(WandbLogger.log_hyperparams)
-    log_table = guarded(WandbLogger.log_table)
+    log_hyperparams = suppress_errors(WandbLogger.log_hyperparams)
+    log_table = suppress_errors(WandbLogger.log_table)
 
-    @guarded
+    @suppress_errors
     def log_metrics(self, metrics: dict, step: int | None = None) -> None:
-        if step is None or step >= self.known:
+        if step is None or step >= self.last_logged_step:
             super().log_metrics(metrics, step)
 
-    @guarded
+    @suppress_errors
     def log_image(self, key: str, images: list, step: int | None = None, **about) -> None:
-        if step is None or step >= self.known:
+        if step is None or step >= self.last_logged_step:
             super().log_image(key, images, step, **about)
 
-    @guarded
+    @suppress_errors
     def log_summary(self, values: dict) -> None:
         """What runs are sorted by."""
         self.experiment.summary.update(values)
 
 
-def close(status: int = 0) -> None:
+def finish_wandb_run(status: int = 0) -> None:
     """End W&B's run, if there is one, with the exit status that the process will have. Bounded, and without an exception."""
     if (run := wandb.run) is None:
         return
-    failure = within(END + PATIENCE, lambda: run.finish(exit_code=status))
+    failure = run_with_timeout(FINISH_TIMEOUT + SHUTDOWN_GRACE, lambda: run.finish(exit_code=status))
     if failure is None:
         return
-    if not (isinstance(failure, ConnectionError) and run in INCOMPLETE):  # W&B's process is gone, as was told
-        tell(f"W&B did not end properly ({reason(failure)})", run)
-    within(PATIENCE, wandb.teardown)  # or it is waited for, or fails again, when this process ends
+    if not (isinstance(failure, ConnectionError) and run in FAILED_RUNS):  # W&B's process is gone, as was told
+        print_wandb_warning(f"W&B did not end properly ({format_exception(failure)})", run)
+    run_with_timeout(SHUTDOWN_GRACE, wandb.teardown)  # or it is waited for, or fails again, when this process ends
     wandb.run = None
 
 
-def within(seconds: float, task) -> BaseException | None:
+def run_with_timeout(seconds: float, task) -> BaseException | None:
     """What `task` raised, if anything; a `TimeoutError` when it is still at it after `seconds`."""
     found = []
 
@@ -110,12 +116,12 @@ def within(seconds: float, task) -> BaseException | None:
     return found[0] if found else TimeoutError(f"no end in {seconds} seconds")
 
 
-def tell(what: str, run=None) -> None:
+def print_wandb_warning(what: str, run=None) -> None:
     """One line, with how to bring to the server later what is in the run's folder."""
     folder = run and not run.disabled and run.settings.sync_dir
     later = f"; later: wandb sync {os.path.relpath(Path(folder))}" if folder else ""
     print(f"warning  {what}{later}", flush=True)
 
 
-def reason(error: BaseException) -> str:
+def format_exception(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

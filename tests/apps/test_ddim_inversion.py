@@ -3,20 +3,20 @@
 import pytest
 import torch
 
-from sdft.apps.morph.ddim_inversion import Ddim
-from sdft.models.stable_diffusion import noise_levels
+from sdft.apps.morph.ddim_inversion import DDIM
+from sdft.models.stable_diffusion import compute_alphas_cumprod
 
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 KINDS = ("epsilon", "v_prediction")
 
 
-def ddim(kind: str, steps: int) -> Ddim:
-    return Ddim(noise_levels(CONFIG), kind, steps)
+def ddim(kind: str, steps: int) -> DDIM:
+    return DDIM(compute_alphas_cumprod(CONFIG), kind, steps)
 
 
 def gaussian(kind: str, deviation: float = 0.5):
     """What a perfect UNet says of pictures that are normal with this deviation."""
-    levels = noise_levels(CONFIG)
+    levels = compute_alphas_cumprod(CONFIG)
 
     def predict(x, timestep):
         alpha = levels[timestep]
@@ -30,7 +30,9 @@ def gaussian(kind: str, deviation: float = 0.5):
 def trip(kind: str, steps: int, inversion_iterations: int = 0) -> float:
     """The largest error of there and back."""
     path, clean = ddim(kind, steps), 0.5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    return float((path.sample(gaussian(kind), path.invert(gaussian(kind), clean, inversion_iterations)) - clean).abs().max())
+    return float(
+        (path.sample(gaussian(kind), path.invert(gaussian(kind), clean, inversion_iterations)) - clean).abs().max()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,9 +69,9 @@ def test_each_stride_is_the_one_of_the_published_sampler(kind):
     for step, timestep in zip(reversed(range(20)), reference.timesteps, strict=True):
         output = torch.randn(1, 4, 8, 8, generator=draw)
         expected = reference.step(output, timestep, latents).prev_sample
-        latents = path.denoised(latents, output, step)
+        latents = path.denoise_step(latents, output, step)
         torch.testing.assert_close(latents, expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(path.denoised(path.noised(latents, output, step), output, step), latents)
+        torch.testing.assert_close(path.denoise_step(path.invert_step(latents, output, step), output, step), latents)
 
 
 @pytest.mark.parametrize("steps", [1, 501])

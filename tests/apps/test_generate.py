@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, composed
+from conftest import ROOT, compose_config
 from omegaconf import open_dict
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
@@ -41,7 +41,7 @@ def made(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def make(*words: str, folder: str = "made"):
-        cfg = composed(*words, f"folder={folder}", config="generate")
+        cfg = compose_config(*words, f"folder={folder}", config="generate")
         with open_dict(cfg):
             cfg.pop("hydra")
         generate(cfg, {word.split("=")[0] for word in (*words, "folder=")})
@@ -79,7 +79,9 @@ def test_a_picture_is_made_again_to_the_bit_wherever_it_stood_in_its_batch(made,
     words = [*QUICK, "images=3", "batch_size=4", "scheduler=euler_a", "negative_prompt='blue, grün'", "height=40"]
     files, _ = made(*words, f"adapters=[{adapter}]", "weights=[0.7]", "strength=0.9", "seed=5")
     for file in (files[2], files[5]):  # in batches of four and of two
-        (again,), out = made(f"reproduce={file}", f"adapters=[{adapter}]", "accelerator=cpu", folder=f"again {file.stem}")
+        (again,), out = made(
+            f"reproduce={file}", f"adapters=[{adapter}]", "accelerator=cpu", folder=f"again {file.stem}"
+        )
         assert np.array_equal(pixels(again), pixels(file))
         assert told(again) == told(file) and f"same     {file} to the bit" in out
     assert told(files[5])["batch"] == [2, 1] and Image.open(files[5]).size == (32, 40)
@@ -93,7 +95,9 @@ def test_words_beside_a_picture_win_and_the_rest_is_the_pictures(made, adapter):
     facts = [told(one) for one in files]
     assert [f["strength"] for f in facts] == [0, 1] and {f["steps"] for f in facts} == {1} and "same" not in out
     assert {f["seed"] for f in facts} == {3} and {f["prompt"] for f in facts} == {"a cat"}
-    sizes = made(f"reproduce={file}", "adapters=[]", "model=tiny", "model.weights=random", "height=48", folder="sizes")[0]
+    sizes = made(f"reproduce={file}", "adapters=[]", "model=tiny", "model.weights=random", "height=48", folder="sizes")[
+        0
+    ]
     assert Image.open(sizes[0]).size == (32, 48)
 
 
@@ -176,7 +180,7 @@ def test_what_does_not_fit_is_one_line(made, adapter, tmp_path):
         ("width=30",): "width=30: choose a multiple of 8, such as 32",
         ("height=9000",): "height=9000: choose 8 to 8192",
         ("x.scheduler=[ddim,nope]",): "scheduler=nope: choose one of ddim, ddpm",
-        ("x.steps=[1]", "x.seed=[1]"): "an axis is of one word",
+        ("x.steps=[1]", "x.seed=[1]"): "an axis is of one option",
         ("x.steps=[1,two]",): "x.steps=two: give a list of whole numbers",
         ("x.steps=[0]",): "^steps=0: choose 1 or more",
         ("strength=0.5",): "strength=0.5: a base without adapters has none",

@@ -11,13 +11,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sdft.lora.architecture import known
-from sdft.lora.file import read
-from sdft.lora.merging import merge
+from sdft.lora.architecture import list_architectures
+from sdft.lora.file import read_lora_file
+from sdft.lora.merging import merge_lora_files
 from sdft.methods.lora import LoRA
-from sdft.models.loading import load
+from sdft.models.loading import load_stable_diffusion
 
-TINY = known("tiny-sd")
+TINY = list_architectures("tiny-sd")
 FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -26,16 +26,16 @@ def home(tmp_path_factory):
     """Adapters a and b, a DoRA, and a model tuned by a."""
     home = tmp_path_factory.mktemp("home")
     for seed, (name, words) in enumerate({"a": {}, "b": {"unet_targets": ["to_q"]}, "dora": {"dora": True}}.items()):
-        model, method = load("tiny-sd"), LoRA(rank=4, alpha=2.0 * (seed + 1), **words)
+        model, method = load_stable_diffusion("tiny-sd"), LoRA(rank=4, alpha=2.0 * (seed + 1), **words)
         torch.manual_seed(seed)
         method.prepare(model)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data += 0.05 * torch.randn_like(parameter)
         method.save(model, home / name, "mine")
-    tuned = load("tiny-sd")
-    merge(tuned, [read(home / "a", TINY)], [1.0])
-    tuned.pipeline().save_pretrained(home / "tuned")
+    tuned = load_stable_diffusion("tiny-sd")
+    merge_lora_files(tuned, [read_lora_file(home / "a", TINY)], [1.0])
+    tuned.build_pipeline().save_pretrained(home / "tuned")
     return home
 
 
@@ -68,14 +68,27 @@ def header(path) -> dict:
 
 
 def test_mix_writes_both_formats_which_say_of_what_they_are_made(app, home):
-    told = app("mix", "adapters=[a,b/mine-kohya.safetensors]", "weights=[0.7,0.3]", "merge_method=svd", "rank=3", "folder=mixed")
+    told = app(
+        "mix",
+        "adapters=[a,b/mine-kohya.safetensors]",
+        "weights=[0.7,0.3]",
+        "merge_method=svd",
+        "rank=3",
+        "folder=mixed",
+    )
     assert "% of their sum's energy" in told and "mixed/mix-kohya.safetensors" in told
     for path in (home / "mixed" / FILE, home / "mixed" / "mix-kohya.safetensors"):
         made = json.loads(header(path)["sdft"])
-        assert (made["made_by"], made["merge_method"], [one["weight"] for one in made["of"]]) == ("mix", "svd", [0.7, 0.3])
-        assert made["of"][0] == {"file": f"a/{FILE}", "sha256": read(home / "a", TINY).digest, "weight": 0.7}
+        assert (made["created_by"], made["merge_method"], [one["weight"] for one in made["of"]]) == (
+            "mix",
+            "svd",
+            [0.7, 0.3],
+        )
+        assert made["of"][0] == {"file": f"a/{FILE}", "sha256": read_lora_file(home / "a", TINY).digest, "weight": 0.7}
         assert str(home) not in str(header(path))
-    assert "off their weighted sum by" in app("mix", "adapters=[a,b]", "merge_method=linear", "folder=linear", "dtype=fp16")
+    assert "off their weighted sum by" in app(
+        "mix", "adapters=[a,b]", "merge_method=linear", "folder=linear", "dtype=fp16"
+    )
     assert next(iter(load_file(home / "linear" / FILE).values())).dtype == torch.float16
     assert "exactly their sum" in app("mix", "adapters=[a,b]", "folder=exact")
 
@@ -108,7 +121,7 @@ def test_merge_writes_a_pipeline_or_one_file(app, home):
     app("merge", "model=tiny", "adapters=[a]", "to=merged")
     told = app("merge", "model=tiny", "adapters=[a,b]", "weights=[1,0.5]", "to=one.safetensors", "dtype=fp16")
     assert "one file in the original layout, fp16" in told
-    merged, tuned = load(str(home / "merged")), load(str(home / "tuned"))
+    merged, tuned = load_stable_diffusion(str(home / "merged")), load_stable_diffusion(str(home / "tuned"))
     assert all(torch.equal(one, other) for one, other in zip(merged.parameters(), tuned.parameters(), strict=True))
     assert json.loads(json.loads((home / "merged" / "merge.json").read_text())["sdft"])["base"] == "tiny-sd"
     single = load_file(home / "one.safetensors")
@@ -122,12 +135,18 @@ def test_merge_writes_a_pipeline_or_one_file(app, home):
 def test_extract_finds_what_was_merged(app, home):
     told = app("extract", "base=tiny-sd", "tuned=tuned", "rank=4", "folder=found")
     assert "layers   64, rank 4: 100.0000%" in told and "left" not in told
-    one, other = read(home / "found", TINY), read(home / "a", TINY)
+    one, other = read_lora_file(home / "found", TINY), read_lora_file(home / "a", TINY)
     assert one.layers.keys() == other.layers.keys()
     for key, layer in one.layers.items():
-        torch.testing.assert_close(layer.change(), other.layers[key].change(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(layer.compute_delta(), other.layers[key].compute_delta(), atol=1e-6, rtol=0)
     told = app(
-        "extract", "base=tiny-sd", "tuned=tuned", "energy=0.9", "folder=part", "unet_targets=[to_q]", "text_targets=[]"
+        "extract",
+        "base=tiny-sd",
+        "tuned=tuned",
+        "energy=0.9",
+        "folder=part",
+        "unet_targets=[to_q]",
+        "text_encoder_targets=[]",
     )
     assert "of all that changed lies in" in told
 
@@ -148,7 +167,7 @@ def test_show_tells_all_and_hostile_headers_do_nothing(app, home):
     assert "100.0%" in told and max(map(len, told.splitlines())) <= 120
     hostile = {
         "ss_output_name": "\x1b]0;x\x07\x1b[2J\u202eevil\n" + "A" * 10**6,
-        "sdft": '{"made_by": 1, "of": {"a": 2}}',
+        "sdft": '{"created_by": 1, "of": {"a": 2}}',
         "\x1b[31m": "\x1b",
     }
     save_file(load_file(home / "a" / FILE), home / "hostile.safetensors", hostile)

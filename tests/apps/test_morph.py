@@ -9,14 +9,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sdft.apps.morph.__main__ import main
-from sdft.apps.morph.ddim_inversion import Ddim
-from sdft.apps.morph.diffmorpher import Morph, Recipe
-from sdft.apps.morph.image_pair import read, together
-from sdft.apps.morph.single_image_lora import Portrait
-from sdft.apps.morph.video import Film, can_write_mp4, write_gif, write_mp4
-from sdft.data.dataset import Picture
+from sdft.apps.morph.ddim_inversion import DDIM
+from sdft.apps.morph.diffmorpher import DiffMorpher, MorphSettings
+from sdft.apps.morph.image_pair import read_image_pair, resize_to_common_size
+from sdft.apps.morph.single_image_lora import SingleImageTrainer
+from sdft.apps.morph.video import FrameSequence, can_write_mp4, write_gif, write_mp4
+from sdft.data.dataset import CaptionedImage
 from sdft.data.digits import Digits
-from sdft.runs.hashing import of_weights
+from sdft.runs.hashing import hash_weights
 from sdft.training.precision import Precision
 
 FAST = ["steps=2", "ddim_steps=4", "frames=3", "attention=0.5", "accelerator=cpu", "model.weights=random"]
@@ -55,8 +55,10 @@ def test_a_film_its_strip_and_its_scores_and_adapters_that_are_learned_once(app,
     scores = json.loads((home / "first" / "scores.json").read_text())
     assert list(scores["scores"]) == ["all parts", "no LoRA", "no AdaIN", "no attention", "no pacing"]
     assert scores["perceptual"] == "LPIPS (tiny-clip)" and len(scores["distances"]) == 2
-    assert scores["scores"]["all parts"]["PPL"] == pytest.approx(sum(scores["distances"] + scores["misses"]))
-    assert scores["shares"][0] == 0 and scores["shares"][-1] == 1
+    assert scores["scores"]["all parts"]["PPL"] == pytest.approx(
+        sum(scores["distances"] + scores["endpoint_distances"])
+    )
+    assert scores["alphas"][0] == 0 and scores["alphas"][-1] == 1
     strip = Image.open(home / "first" / "strip.png")
     assert strip.width > 5 * 128 and 5 * 128 < strip.height < 6 * 128 + 60
     before = {file: file.stat().st_mtime_ns for file in (home / "outputs").rglob("*.safetensors")}
@@ -99,12 +101,12 @@ def test_what_cannot_be_is_one_line(app, home, images, words, told):
 @pytest.mark.parametrize(
     ("build", "words", "told"),
     [
-        (Recipe, {"adain": "yes"}, "adain=yes: choose one of noise, result, none"),
-        (Recipe, {"attention": 2.0}, "attention=2.0: choose the share of steps"),
-        (Recipe, {"frame_spacing": "odd"}, "frame_spacing=odd: choose one of even, uniform"),
-        (Recipe, {"spacing_iterations": 0}, "spacing_iterations=0: choose from 1 to 4"),
-        (Portrait, {"rank": 0}, "rank=0: choose 1 or more"),
-        (Portrait, {"lr": 0.0}, "lr=0.0: choose more than 0"),
+        (MorphSettings, {"adain": "yes"}, "adain=yes: choose one of noise, result, none"),
+        (MorphSettings, {"attention": 2.0}, "attention=2.0: choose the share of steps"),
+        (MorphSettings, {"frame_spacing": "odd"}, "frame_spacing=odd: choose one of even, uniform"),
+        (MorphSettings, {"spacing_iterations": 0}, "spacing_iterations=0: choose from 1 to 4"),
+        (SingleImageTrainer, {"rank": 0}, "rank=0: choose 1 or more"),
+        (SingleImageTrainer, {"lr": 0.0}, "lr=0.0: choose more than 0"),
     ],
 )
 def test_words_out_of_range_are_refused(build, words, told):
@@ -113,7 +115,11 @@ def test_words_out_of_range_are_refused(build, words, told):
 
 
 def test_an_adapter_of_another_model_is_one_line(app, home, tiny, tmp_path):
-    learned = Portrait(steps=1).learn(tiny(), Digits("neon", [3], 1)[0], Precision(), "cpu", tmp_path).folder
+    learned = (
+        SingleImageTrainer(steps=1)
+        .load_or_train(tiny(), Digits("neon", [3], 1)[0], Precision(), "cpu", tmp_path)
+        .folder
+    )
     kept = learned / "pytorch_lora_weights.safetensors"
     wide = {key: torch.randn(*weight.shape[:-1], 7) for key, weight in load_file(kept).items()}
     save_file(wide, home / "wide.safetensors")
@@ -127,7 +133,9 @@ def test_pictures_of_one_shape_keep_it_and_of_two_become_squares(tiny, tmp_path)
         Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
 
     def brought(*names: str):
-        pictures, lines = together(read([tmp_path / f"{name}.png" for name in names], ["a cat"]), model, 32)
+        pictures, lines = resize_to_common_size(
+            read_image_pair([tmp_path / f"{name}.png" for name in names], ["a cat"]), model, 32
+        )
         return [picture.image.size for picture in pictures], lines
 
     sizes, lines = brought("wide", "wider")
@@ -138,34 +146,36 @@ def test_pictures_of_one_shape_keep_it_and_of_two_become_squares(tiny, tmp_path)
 
 
 def test_a_picture_of_the_right_size_stays_as_it_is(tiny, home):
-    pictures, lines = together(read([home / "neon.png", home / "blueprint.png"], ["a", "b"]), tiny(), 32)
+    pictures, lines = resize_to_common_size(
+        read_image_pair([home / "neon.png", home / "blueprint.png"], ["a", "b"]), tiny(), 32
+    )
     assert not lines and pictures[0].image.tobytes() == Image.open(home / "neon.png").tobytes()
     assert [picture.caption for picture in pictures] == ["a", "b"]
 
 
 def test_a_portrait_is_found_by_picture_words_base_and_settings(tiny):
     base, picture = tiny(), Digits("neon", [3], 1)[0]
-    name = lambda words, *about: Portrait.name(Portrait(**words).settings(*about, Precision()))  # noqa: E731
+    name = lambda words, *about: SingleImageTrainer.name(SingleImageTrainer(**words).settings(*about, Precision()))  # noqa: E731
     same = name({}, base, picture)
     assert same == name({}, tiny(), Digits("neon", [3], 1)[0])
     others = [
         name({"lr": 1e-3}, base, picture),
         name({"steps": 3}, base, picture),
         name({}, tiny(seed=1), picture),
-        name({}, base, Picture(picture.image, "another", picture.name)),
+        name({}, base, CaptionedImage(picture.image, "another", picture.name)),
         name({}, base, Digits("neon", [3], 1, skip=1)[0]),
     ]
     assert len({same, *others}) == 6
 
 
 def test_learning_a_portrait_leaves_the_base_as_it_was_and_half_a_portrait_is_none(tiny, tmp_path):
-    base, picture, portrait = tiny(), Digits("neon", [3], 1)[0], Portrait(steps=1)
-    before = of_weights(base)
-    kept = portrait.learn(base, picture, Precision(), "cpu", tmp_path)
-    assert of_weights(base) == before and kept.seconds
-    assert not portrait.learn(base, picture, Precision(), "cpu", tmp_path).seconds
+    base, picture, portrait = tiny(), Digits("neon", [3], 1)[0], SingleImageTrainer(steps=1)
+    before = hash_weights(base)
+    kept = portrait.load_or_train(base, picture, Precision(), "cpu", tmp_path)
+    assert hash_weights(base) == before and kept.seconds
+    assert not portrait.load_or_train(base, picture, Precision(), "cpu", tmp_path).seconds
     (kept.folder / "learned.json").unlink()
-    assert portrait.learn(base, picture, Precision(), "cpu", tmp_path).seconds
+    assert portrait.load_or_train(base, picture, Precision(), "cpu", tmp_path).seconds
 
 
 def flat(level: int) -> Image.Image:
@@ -178,29 +188,31 @@ def ruler(ones, others) -> torch.Tensor:
     return torch.tensor([(level(a) - level(b)) ** 2 for a, b in zip(ones, others, strict=True)])
 
 
-class Rushing(Morph):
+class Rushing(DiffMorpher):
     """Frames that change late."""
 
     def __init__(self):
-        self.pictures = [Picture(flat(level), "", "") for level in (0, 255)]
+        self.pictures = [CaptionedImage(flat(level), "", "") for level in (0, 255)]
 
-    def frames(self, shares, recipe):
-        return [flat(round(255 * share**3)) for share in shares]
+    def frames(self, alphas, recipe):
+        return [flat(round(255 * share**3)) for share in alphas]
 
 
 def test_even_pacing_lowers_the_variance_of_steps_and_each_round_more():
-    recipes = [Recipe(frame_spacing="uniform"), Recipe(), Recipe(spacing_iterations=3)]
+    recipes = [MorphSettings(frame_spacing="uniform"), MorphSettings(), MorphSettings(spacing_iterations=3)]
     films = [Rushing().film(recipe, 11, ruler) for recipe in recipes]
-    uniform, once, thrice = (film.scores() for film in films)
+    uniform, once, thrice = (film.compute_scores() for film in films)
     assert uniform["PDV"] > 10 * once["PDV"] > 10 * thrice["PDV"]
     assert uniform["PPL"] > once["PPL"] >= 0.1 - 1e-3
-    assert films[1].shares[0] == 0 and films[1].shares[-1] == 1
+    assert films[1].alphas[0] == 0 and films[1].alphas[-1] == 1
 
 
 def test_ends_that_miss_their_pictures_count_as_jumps():
     given, frames = [flat(0), flat(255)], [flat(51), flat(102), flat(255)]
-    film = Film(given, [0, 0.5, 1], frames, ruler(frames[:-1], frames[1:]).tolist(), ruler(given, frames[::2]).tolist())
-    scores = film.scores()
+    film = FrameSequence(
+        given, [0, 0.5, 1], frames, ruler(frames[:-1], frames[1:]).tolist(), ruler(given, frames[::2]).tolist()
+    )
+    scores = film.compute_scores()
     assert scores["PPL"] == pytest.approx(2 * 0.2**2 + 0.6**2) and scores["PSNR last"] == 100
     assert scores["PSNR first"] == pytest.approx(13.98, abs=0.01)
 
@@ -226,8 +238,8 @@ def test_frames_at_the_ends_are_what_inversion_and_sampling_give(tiny):
     """Whatever is interpolated, at 0 and 1 it is the end's own."""
     model = tiny()
     pair = [Digits(style, [3], 1)[0] for style in ("neon", "candy")]
-    morph = Morph(model, Ddim.of(model, 3), pair, None)
-    recipe = Recipe(lora="none", attention=1.0)
+    morph = DiffMorpher(model, DDIM.from_model(model, 3), pair, None)
+    recipe = MorphSettings(lora="none", attention=1.0)
     frames, ends = morph.latents([0.0, 1.0], recipe), morph.ends(False)
     for frame, noise, context in zip(frames, ends.noise, ends.contexts, strict=True):
         with torch.no_grad():

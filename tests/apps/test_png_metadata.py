@@ -43,12 +43,12 @@ TOLD = {
 
 @pytest.fixture
 def file(tmp_path):
-    metadata.save(Image.new("RGB", (48, 32), "red"), tmp_path / "one.png", TOLD)
+    metadata.save_png_with_metadata(Image.new("RGB", (48, 32), "red"), tmp_path / "one.png", TOLD)
     return tmp_path / "one.png"
 
 
 def test_what_is_written_is_read(file):
-    assert metadata.read(file) == TOLD
+    assert metadata.read_png_metadata(file) == TOLD
     assert Image.open(file).convert("RGB").getpixel((3, 3)) == (255, 0, 0)
 
 
@@ -59,7 +59,7 @@ def test_other_tools_read_the_settings(file):
         "Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7.5, Seed: 7, Size: 48x32, Model hash: 0123456789,"
     )
     assert 'Lora hashes: "sks, dog: cdcdcdcdcdcd"' in lines[2]
-    shipped = metadata.parameters(TOLD | {"scheduler": None, "negative_prompt": None, "strength": 0.0})
+    shipped = metadata.format_a1111_parameters(TOLD | {"scheduler": None, "negative_prompt": None, "strength": 0.0})
     assert shipped.split("\n")[0] == "a “cat”" and "Sampler: DDIM," in shipped and "Lora" not in shipped
 
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_is_one_line(told, tmp_path):
     texts.add_text("sdft", json.dumps({"sdft": 1} | told))
     Image.new("RGB", (8, 8)).save(tmp_path / "odd.png", pnginfo=texts)
     with pytest.raises(ValueError, match="reproduce=.*odd.png: ") as error:
-        metadata.read(tmp_path / "odd.png")
+        metadata.read_png_metadata(tmp_path / "odd.png")
     assert "\n" not in str(error.value) and len(str(error.value)) < len(str(tmp_path)) + 300
 
 
@@ -106,7 +106,7 @@ def test_other_texts_are_one_line(text, tmp_path):
         texts.add_text("sdft", text)
     Image.new("RGB", (8, 8)).save(tmp_path / "odd.png", pnginfo=texts)
     with pytest.raises(ValueError, match="reproduce=.*odd.png: "):
-        metadata.read(tmp_path / "odd.png")
+        metadata.read_png_metadata(tmp_path / "odd.png")
 
 
 def test_what_is_no_png_is_not_opened(tmp_path):
@@ -114,13 +114,13 @@ def test_what_is_no_png_is_not_opened(tmp_path):
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 50)
     for name in ("one.gif", "bomb.png", ".", "none.png"):
         with pytest.raises(ValueError, match="no such file|not a PNG"):
-            metadata.read(tmp_path / name)
+            metadata.read_png_metadata(tmp_path / name)
 
 
 def test_paths_are_told_without_this_machines_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path.parent))
-    assert metadata.shown_path("a/b.safetensors") == "a/b.safetensors"
-    assert metadata.shown_path(tmp_path / "a" / "b") == "a/b"
-    assert metadata.shown_path(tmp_path.parent / "b") == "~/b"
-    assert metadata.shown_path("/elsewhere/b") == "b"
+    assert metadata.shorten_path("a/b.safetensors") == "a/b.safetensors"
+    assert metadata.shorten_path(tmp_path / "a" / "b") == "a/b"
+    assert metadata.shorten_path(tmp_path.parent / "b") == "~/b"
+    assert metadata.shorten_path("/elsewhere/b") == "b"

@@ -10,12 +10,12 @@ import huggingface_hub
 import markdown
 import pytest
 import yaml
-from conftest import composed
+from conftest import compose_config
 from safetensors import safe_open
 from test_security import HOSTILE, Page
 
-from sdft.apps.publish.publication import Asked, command_of, publication
-from sdft.apps.publish.upload import upload
+from sdft.apps.publish.publication import PublishRequest, redact_command, write_publication
+from sdft.apps.publish.upload import upload_folder
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_the_folder_holds_card_pictures_and_weights_in_both_formats(run):
-    folder = publication(Asked(run, "someone/sks", "apache-2.0"))
+    folder = write_publication(PublishRequest(run, "someone/sks", "apache-2.0"))
     images = {f"images/{number}.png" for number in range(len(HOSTILE))}
     weights = {"pytorch_lora_weights.safetensors", "lora-kohya.safetensors"}
     assert folder == run / "published" and files(folder) == {"README.md", "samples.png"} | images | weights
@@ -63,23 +63,25 @@ def test_the_folder_holds_card_pictures_and_weights_in_both_formats(run):
 def test_nothing_of_the_card_runs_in_a_reader(run):
     scores = {
         "states": [{"label": HOSTILE[0], "scores": {"prompts": {HOSTILE[3]: {"value": 0.5}}}}],
-        "metrics": {"prompts": {HOSTILE[3]: {"form": "{.__class__}", "higher_is_better": True}}},
+        "metrics": {"prompts": {HOSTILE[3]: {"number_format": "{.__class__}", "higher_is_better": True}}},
         "groups": {"prompts": HOSTILE},
-        "judges": {"clip": HOSTILE[0]},
+        "scorers": {"clip": HOSTILE[0]},
         "images": 1,
     }
     (run / "evaluation").mkdir()
     (run / "evaluation" / "scores.json").write_text(json.dumps(scores))
-    shutil.copy(run / "samples.png", run / "evaluation" / "pictures.png")
-    folder = publication(Asked(run))
+    shutil.copy(run / "samples.png", run / "evaluation" / "images.png")
+    folder = write_publication(PublishRequest(run))
     text = (folder / "README.md").read_text().split("---\n", 2)[2]
     page = Page(markdown.markdown(text, extensions=["fenced_code", "tables"]))
-    assert not page.code and "0.500" in page.shown and "class" not in page.shown.partition("0.500")[2][:20]
+    assert (
+        not page.code and "0.500" in page.visible_text and "class" not in page.visible_text.partition("0.500")[2][:20]
+    )
     assert "evaluation.png" in files(folder)
 
 
 def test_neither_places_nor_names_of_pictures_are_told(run):
-    folder = publication(Asked(run, captions=False))
+    folder = write_publication(PublishRequest(run, captions=False))
     for file in folder.rglob("*"):
         if file.is_file():
             data = file.read_bytes()
@@ -87,13 +89,15 @@ def test_neither_places_nor_names_of_pictures_are_told(run):
 
 
 def test_captions_are_told_or_not(run):
-    told = (publication(Asked(run)) / "README.md").read_text()
+    told = (write_publication(PublishRequest(run)) / "README.md").read_text()
     assert "Most frequent words" in told
-    assert "Most frequent words" not in (publication(Asked(run, captions=False)) / "README.md").read_text()
+    assert (
+        "Most frequent words" not in (write_publication(PublishRequest(run, captions=False)) / "README.md").read_text()
+    )
 
 
 def test_a_card_without_a_license_says_so(run):
-    told = (publication(Asked(run)) / "README.md").read_text()
+    told = (write_publication(PublishRequest(run)) / "README.md").read_text()
     assert "No license was chosen" in told and "license" not in yaml.safe_load(told.split("---\n")[1])
 
 
@@ -110,7 +114,7 @@ def test_a_card_without_a_license_says_so(run):
     ],
 )
 def test_words_that_name_a_place_are_left_out_of_the_command(word, line):
-    assert command_of(["/opt/x/train.py", f"word={word}", "data.path=mum"]) == [
+    assert redact_command(["/opt/x/train.py", f"word={word}", "data.path=mum"]) == [
         "train.py",
         f"word={line}",
         "data.path=…",
@@ -128,18 +132,18 @@ def test_words_that_name_a_place_are_left_out_of_the_command(word, line):
 )
 def test_what_cannot_be_published_is_refused(words, line, run):
     with pytest.raises(ValueError, match=line):
-        publication(Asked(run, **words))
+        write_publication(PublishRequest(run, **words))
     assert not (run / "published").exists()
 
 
 def test_a_folder_that_is_no_finished_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no finished run there"):
-        publication(Asked(tmp_path))
+        write_publication(PublishRequest(tmp_path))
 
 
 @pytest.mark.parametrize("plant", ["pickle", "link", "place", "secret"])
 def test_what_must_not_be_given_away_stops_it_and_the_folder_of_before_stays(plant, run, monkeypatch):
-    before = publication(Asked(run))
+    before = write_publication(PublishRequest(run))
     then = {name: (before / name).read_bytes() for name in files(before)}
     if plant == "pickle":
         (run / "adapter" / "lora.pt").write_bytes(b"x")
@@ -151,7 +155,7 @@ def test_what_must_not_be_given_away_stops_it_and_the_folder_of_before_stays(pla
         monkeypatch.setenv("HF_TOKEN", "hf_feedfacefeedface")
         (run / "adapter" / "notes.txt").write_text("hf_feedfacefeedface")
     with pytest.raises(ValueError, match="publish: ") as refusal:
-        publication(Asked(run))
+        write_publication(PublishRequest(run))
     assert "feedface" not in str(refusal.value) and "\n" not in str(refusal.value)
     assert {name: (before / name).read_bytes() for name in files(before)} == then
     assert [path.name for path in run.iterdir() if path.name.startswith(".published")] == []
@@ -192,26 +196,26 @@ def hub(monkeypatch):
 
 
 def test_everything_goes_up_in_one_commit_to_a_private_repository(run, hub):
-    folder = publication(Asked(run, "someone/sks", "mit"))
-    assert upload(folder, "someone/sks", True, "run") == "https://hub/someone/sks/commit/1"
+    folder = write_publication(PublishRequest(run, "someone/sks", "mit"))
+    assert upload_folder(folder, "someone/sks", True, "run") == "https://hub/someone/sks/commit/1"
     commits = [entry for entry in Hub.asked if entry[0] == "commit"]
     assert ("repository", "someone/sks", True) in Hub.asked and commits == [("commit", "someone/sks", files(folder))]
 
 
 def test_what_is_there_is_written_to_and_a_public_one_only_when_that_is_meant(run, hub):
-    folder = publication(Asked(run, "someone/sks", "mit"))
+    folder = write_publication(PublishRequest(run, "someone/sks", "mit"))
     hub.setattr(Hub, "there", True)
     hub.setattr(Hub, "public", True)
     with pytest.raises(ValueError, match="is there and public; give private=false"):
-        upload(folder, "someone/sks", True, "run")
+        upload_folder(folder, "someone/sks", True, "run")
     assert not [entry for entry in Hub.asked if entry[0] in ("repository", "commit")]
-    upload(folder, "someone/sks", False, "run")
+    upload_folder(folder, "someone/sks", False, "run")
     assert [entry[0] for entry in Hub.asked] == ["token", "commit"]
 
 
 @pytest.mark.parametrize("fault", ["token", "offline", "broken"])
 def test_without_token_or_network_one_line_tells(fault, run, hub):
-    folder = publication(Asked(run, "someone/sks", "mit"))
+    folder = write_publication(PublishRequest(run, "someone/sks", "mit"))
     if fault == "token":
         hub.setattr(huggingface_hub, "get_token", lambda: None)
     elif fault == "offline":
@@ -219,7 +223,7 @@ def test_without_token_or_network_one_line_tells(fault, run, hub):
     else:
         hub.setattr(Hub, "broken", True)
     with pytest.raises(ValueError, match="push=true: ") as refusal:
-        upload(folder, "someone/sks", True, "run")
+        upload_folder(folder, "someone/sks", True, "run")
     assert "\n" not in str(refusal.value)
     if fault == "broken":
         assert "(the line); someone/sks was made and is empty" in str(refusal.value)
@@ -239,9 +243,9 @@ def test_the_program_prints_where_to_look_and_refuses_to_push_without_a_license(
 
 
 def test_its_words_are_those_of_its_config():
-    from sdft.apps.publish.__main__ import WORDS
+    from sdft.apps.publish.__main__ import OPTION_TYPES
 
-    assert set(composed(config="publish")) - {"hydra"} == set(WORDS)
+    assert set(compose_config(config="publish")) - {"hydra"} == set(OPTION_TYPES)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +257,7 @@ def test_its_words_are_those_of_its_config():
 )
 def test_what_other_methods_leave_is_published_too(kind, line, run):
     (run / "adapter").rename(run / kind)
-    folder = publication(Asked(run, "someone/sks", "mit"))
+    folder = write_publication(PublishRequest(run, "someone/sks", "mit"))
     told = (folder / "README.md").read_text()
     assert line in told and "<lora:" not in told and "lora-kohya.safetensors" in files(folder)
     with safe_open(folder / "lora-kohya.safetensors", "pt") as opened:

@@ -10,18 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from sdft.apps.stylize.controlnet import edges, open_controlnet
-from sdft.apps.stylize.img2img import Restyling, photographs, restyle, sized
+from sdft.apps.stylize.controlnet import detect_edges, load_controlnet
+from sdft.apps.stylize.img2img import StyleTransfer, list_input_images, load_resized_image, stylize_images
 from sdft.data.digits import InkedDigits
-from sdft.models.embedded import FOLDER
-from sdft.models.loading import load
+from sdft.models.embedded import ASSETS_FOLDER
+from sdft.models.loading import load_stable_diffusion
 
 QUICK = {"steps": 4, "guidance_scale": 2.0}
 
 
 @pytest.fixture(scope="module")
 def model():
-    return load("tiny-sd")
+    return load_stable_diffusion("tiny-sd")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def adapter(model, tmp_path_factory) -> Path:
     """A LoRA that does something."""
     from sdft.methods.lora import LoRA
 
-    folder, method, fresh = tmp_path_factory.mktemp("lora"), LoRA(2, 2), load("tiny-sd")
+    folder, method, fresh = tmp_path_factory.mktemp("lora"), LoRA(2, 2), load_stable_diffusion("tiny-sd")
     torch.manual_seed(1)
     method.prepare(fresh)
     for name, weight in fresh.named_parameters():
@@ -63,32 +63,34 @@ def far(one: Image.Image, other: Image.Image) -> int:
 
 
 def test_a_controlnet_as_it_begins_is_plain_image_to_image(model, picture, tmp_path):
-    net = open_controlnet(str(control(model.unet, tmp_path)), model)
-    work = Restyling("a handwritten seven in red ink", 32, **QUICK)
+    net = load_controlnet(str(control(model.unet, tmp_path)), model)
+    work = StyleTransfer("a handwritten seven in red ink", 32, **QUICK)
     drawn = work(model, picture)
     assert far(work(model, picture, net), drawn) <= 1 and far(drawn, picture) > 20
 
 
 def test_what_it_has_learned_holds_as_much_as_asked(model, picture, tmp_path):
-    net = open_controlnet(str(control(model.unet, tmp_path, loud=True)), model)
+    net = load_controlnet(str(control(model.unet, tmp_path, loud=True)), model)
     words = {"prompt": "a handwritten seven in red ink", "resolution": 32, **QUICK}
-    none, half, whole = (Restyling(**words, control=scale)(model, picture, net) for scale in (0, 0.1, 1))
-    assert far(none, Restyling(**words)(model, picture)) <= 1 and far(none, half) > 5 and far(half, whole) > 5
+    none, half, whole = (StyleTransfer(**words, control=scale)(model, picture, net) for scale in (0, 0.1, 1))
+    assert far(none, StyleTransfer(**words)(model, picture)) <= 1 and far(none, half) > 5 and far(half, whole) > 5
 
 
 def test_little_strength_leaves_the_picture_nearly_as_it_was(model, picture):
     near, other = (
-        np.abs(np.asarray(Restyling("a seven", 32, s, 2.0, steps=10)(model, picture), int) - np.asarray(picture, int))
+        np.abs(
+            np.asarray(StyleTransfer("a seven", 32, s, 2.0, steps=10)(model, picture), int) - np.asarray(picture, int)
+        )
         for s in (0.1, 1.0)
     )
     assert near.mean() < 10 < 2 * near.mean() < other.mean()
 
 
 def test_the_same_words_draw_the_same_picture_whatever_was_drawn_before(model, picture):
-    work = Restyling("a handwritten seven", 32, **QUICK)
+    work = StyleTransfer("a handwritten seven", 32, **QUICK)
     first = work(model, picture)
     torch.manual_seed(5)
-    work(model, edges(picture))
+    work(model, detect_edges(picture))
     assert far(work(model, picture), first) == 0
 
 
@@ -98,7 +100,7 @@ def test_the_same_words_draw_the_same_picture_whatever_was_drawn_before(model, p
 )
 def test_a_picture_keeps_its_shape_at_the_models_area(size, wanted, tmp_path):
     Image.new("RGB", size, "red").save(tmp_path / "a.png")
-    found = sized(tmp_path / "a.png", 512, 8)
+    found = load_resized_image(tmp_path / "a.png", 512, 8)
     assert found.size == wanted and found.getpixel((5, 5)) == (255, 0, 0)
     assert abs(found.width / found.height / (size[0] / size[1]) - 1) < 0.02
 
@@ -106,20 +108,20 @@ def test_a_picture_keeps_its_shape_at_the_models_area(size, wanted, tmp_path):
 def test_edges_are_white_lines_on_black(picture):
     board = Image.new("RGB", (32, 32), "black")
     board.paste("white", (8, 8, 24, 24))
-    found = np.asarray(edges(board))
+    found = np.asarray(detect_edges(board))
     assert set(np.unique(found)) == {0, 255} and found[16, 15].sum() == 0 and found[16, 6:10].sum() > 0
 
 
 def test_each_picture_becomes_a_strip_with_and_without_the_adapter(model, adapter, picture, tmp_path):
-    from sdft.lora.scaling import wear
+    from sdft.lora.scaling import load_adapters
 
     picture.save(tmp_path / "ä b.png")
     wide = Image.new("RGB", (64, 32), "navy")
     wide.save(tmp_path / "wide.jpg")
-    worn = load("tiny-sd")
-    wear(worn, [adapter])
-    work = Restyling("a handwritten seven", 32, adapter_scales=(0.5, 1.0), **QUICK)
-    found = restyle(work, worn, photographs(str(tmp_path)), None, tmp_path / "out", {"run": None})
+    worn = load_stable_diffusion("tiny-sd")
+    load_adapters(worn, [adapter])
+    work = StyleTransfer("a handwritten seven", 32, adapter_scales=(0.5, 1.0), **QUICK)
+    found = stylize_images(work, worn, list_input_images(str(tmp_path)), None, tmp_path / "out", {"run": None})
     names = {path.name for path in (tmp_path / "out").iterdir()}
     labels = ("before", "without-lora", "lora-at-0-5", "after")
     assert names == {f"{stem}-{label}.png" for stem in ("000-wide", "001-ä-b") for label in labels} | {
@@ -155,7 +157,7 @@ def test_a_controlnet_that_does_not_fit_is_refused_in_one_line(fault, model, tmp
         "hub": "the hub cannot be reached; give a folder",
     }[fault]
     with pytest.raises(ValueError, match=line) as refusal:
-        open_controlnet(name, model)
+        load_controlnet(name, model)
     assert str(refusal.value).startswith("controlnet=") and "\n" not in str(refusal.value)
 
 
@@ -171,22 +173,22 @@ def test_a_controlnet_that_does_not_fit_is_refused_in_one_line(fault, model, tmp
 )
 def test_words_without_sense_are_refused(words, line):
     with pytest.raises(ValueError, match=line):
-        Restyling("a cat", 32, **words)
+        StyleTransfer("a cat", 32, **words)
 
 
 def test_pictures_that_are_not_there_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no pictures in it"):
-        photographs(str(tmp_path))
+        list_input_images(str(tmp_path))
     with pytest.raises(ValueError, match="no such picture or folder"):
-        photographs(str(tmp_path / "a.png"))
+        list_input_images(str(tmp_path / "a.png"))
     Image.new("RGB", (900, 100)).save(tmp_path / "long.png")
     with pytest.raises(ValueError, match="crop it to at most 4:1"):
-        sized(tmp_path / "long.png", 32, 8)
+        load_resized_image(tmp_path / "long.png", 32, 8)
 
 
 def reduced(folder: Path) -> Path:
     """Stable Diffusion 1.5 as it is built, but narrow."""
-    shutil.copytree(FOLDER / "sd15", folder)
+    shutil.copytree(ASSETS_FOLDER / "sd15", folder)
     narrow = {
         "unet": {
             "block_out_channels": [32] * 4,
@@ -205,11 +207,11 @@ def reduced(folder: Path) -> Path:
 
 def test_it_works_on_stable_diffusion_and_the_published_controlnets_as_they_are_built(tmp_path, photographs):
     torch.manual_seed(0)
-    model = load(str(reduced(tmp_path / "model")), weights="random")
-    net = open_controlnet(str(control(model.unet, tmp_path / "net", tiny=False)), model)
+    model = load_stable_diffusion(str(reduced(tmp_path / "model")), weights="random")
+    net = load_controlnet(str(control(model.unet, tmp_path / "net", tiny=False)), model)
     assert list(net.config.conditioning_embedding_out_channels) == [16, 32, 96, 256]
-    photo = sized(photographs / "china.jpg", 64, model.unit)
-    work = Restyling("a photo", 64, **QUICK)
+    photo = load_resized_image(photographs / "china.jpg", 64, model.size_multiple)
+    work = StyleTransfer("a photo", 64, **QUICK)
     assert work(model, photo, net).size == photo.size and photo.size[0] % 8 == 0
     assert far(work(model, photo, net), work(model, photo)) <= 1
 

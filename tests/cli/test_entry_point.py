@@ -12,7 +12,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from conftest import ROOT, scores_of
+from conftest import ROOT, read_scores
 from PIL import Image
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
@@ -25,7 +25,9 @@ def program(*words: str, cwd, name: str = "train.py", **environment: str):
 
 
 WARM = multiprocessing.get_context("forkserver")
-WARM.set_forkserver_preload(["sdft.training.training_run", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "peft"])
+WARM.set_forkserver_preload(
+    ["sdft.training.training_run", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "peft"]
+)
 
 
 def become(words: tuple[str, ...], cwd: Path, name: str, told: Path) -> None:
@@ -164,7 +166,7 @@ def test_every_job_of_a_sweep_is_a_run_of_its_own(tmp_path):
     (sweep,) = (tmp_path / "multirun" / "lora").iterdir()
     for job, rank in ((0, 1), (1, 2)):
         record = json.loads((sweep / str(job) / "run.json").read_text())
-        assert record["state"] == "finished" and record["learns"]["unet"] == rank * 66_304 // 8
+        assert record["state"] == "finished" and record["trainable"]["unet"] == rank * 66_304 // 8
 
 
 @pytest.mark.slow
@@ -195,7 +197,7 @@ def test_the_default_run_learns_the_style_and_keeps_the_digits(tmp_path):
     assert time.perf_counter() - start < 180
     (run,) = (tmp_path / "outputs" / "lora").iterdir()
     assert json.loads((run / "run.json").read_text())["last"]["memory_gb"] < 3
-    scores = scores_of(run)
+    scores = read_scores(run)
     assert scores["base"]["style"] <= 0.1 and scores["fine-tuned"]["style"] >= 0.9
     assert scores["fine-tuned"]["digit"] >= 0.9 * scores["base"]["digit"]
     assert program("images=1", cwd=tmp_path, name="evaluate.py").stdout.count("%") > 6

@@ -152,15 +152,17 @@ def answers(home: Path, patch: pytest.MonkeyPatch):
         raise Reached
 
     trained(home, "steps=1", "sample_every=0", "prompts=[a]", name="outputs/lora/run")
-    real, tiny = sdft.models.loading.pretrained, str(sdft.models.loading.FOLDER / "tiny-sd")
+    real, tiny = sdft.models.loading.load_pretrained, str(sdft.models.loading.FOLDER / "tiny-sd")
     model = real(tiny)
     patch.setattr(
-        sdft.models.loading, "pretrained", lambda name, *rest: deepcopy(model) if name == tiny else real(name, *rest)
+        sdft.models.loading,
+        "load_pretrained",
+        lambda name, *rest: deepcopy(model) if name == tiny else real(name, *rest),
     )
-    patch.setattr(sdft.training.training_run, "check_unfinished", reached)
-    patch.setattr(sdft.training.training_run.processes, "start", reached)
-    patch.setattr(sdft.evaluation.evaluate, "alone", reached)
-    patch.setattr(sdft.cli.entry_point, "command", lambda config: lambda task: task)
+    patch.setattr(sdft.training.training_run, "load_resume_step", reached)
+    patch.setattr(sdft.training.training_run.processes, "launch_processes", reached)
+    patch.setattr(sdft.evaluation.evaluate, "select_device", reached)
+    patch.setattr(sdft.cli.entry_point, "hydra_main", lambda config: lambda task: task)
     patch.setattr(yaml, "load", remembered(yaml.load))
     patch.setattr(sys, "argv", sys.argv)
     tasks = {name: runpy.run_path(str(ROOT / f"{name}.py"))["main"] for name in ("train", "evaluate")}
@@ -172,8 +174,8 @@ def answers(home: Path, patch: pytest.MonkeyPatch):
         out, before = io.StringIO(), dict(os.environ)
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(out):
-                with sdft.cli.entry_point.told_in_one_line(False):
-                    overrides = sdft.cli.entry_point.overrides(sys.argv[1:])
+                with sdft.cli.entry_point.one_line_errors(False):
+                    overrides = sdft.cli.entry_point.parse_overrides(sys.argv[1:])
                     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
                         cfg = compose(
                             config, [*overrides, f"hydra.runtime.output_dir={home}"], return_hydra_config=True
@@ -428,12 +430,12 @@ SWEEPS = [
 
 
 @pytest.mark.parametrize(("words", "told"), SWEEPS, ids=str)
-def test_odd_words_of_a_sweep_are_refused_before_any_job_runs(faked, tmp_path, capsys, words, told):
-    from sdft.cli.entry_point import overrides, told_in_one_line
-    from sdft.sweeps.sweep import sweep
+def test_odd_words_of_a_sweep_are_refused_before_any_job_runs(fake_train_script, tmp_path, capsys, words, told):
+    from sdft.cli.entry_point import one_line_errors, parse_overrides
+    from sdft.sweeps.sweep import run_sweep
 
-    with pytest.raises(SystemExit), told_in_one_line(False):
-        sweep(None, overrides(words))
+    with pytest.raises(SystemExit), one_line_errors(False):
+        run_sweep(None, parse_overrides(words))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and told in lines[0]
     assert not (tmp_path / "ran.txt").exists() and not (tmp_path / "multirun").exists()

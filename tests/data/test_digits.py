@@ -14,14 +14,14 @@ def test_the_default_is_fifty_pictures_of_five_digits_in_a_style_of_their_own():
 
 def test_the_questions_are_about_digits_left_out():
     source = Digits()
-    asked = source.questions()
-    assert {asked.answers[p]["digit"] for p in asked.prompts} == {"five", "six", "seven", "eight", "nine"}
-    assert {asked.answers[p]["style"] for p in asked.prompts} == {"neon"}
-    assert len(asked.answers) == 10 * 27
+    asked = source.evaluation_spec()
+    assert {asked.caption_labels[p]["digit"] for p in asked.prompts} == {"five", "six", "seven", "eight", "nine"}
+    assert {asked.caption_labels[p]["style"] for p in asked.prompts} == {"neon"}
+    assert len(asked.caption_labels) == 10 * 27
 
 
 def test_the_base_never_sees_a_style():
-    words = " ".join(InkedDigits(colourings=1).captions())
+    words = " ".join(InkedDigits(num_colorings=1).captions())
     assert not any(style in words for style in ("neon", "blueprint", "candy"))
 
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from sdft.data.image_folder import Folder
+from sdft.data.image_folder import ImageFolder
 
 
 def bomb(side: int) -> bytes:
@@ -94,7 +94,7 @@ def hostile(tmp_path, monkeypatch):
 def test_one_line_names_every_fault(hostile):
     folder, bad, _ = hostile
     with pytest.raises(ValueError) as refusal:
-        Folder(str(folder))
+        ImageFolder(str(folder))
     line = str(refusal.value)
     assert all(name in line for name in bad) and "\n" not in line
     assert "144" in line or "12000x12000" in line
@@ -106,16 +106,16 @@ def test_nothing_outside_the_folder_is_opened(hostile, monkeypatch):
     monkeypatch.setattr(
         Image, "open", lambda file, *rest, **more: opened.append(str(file)) or whole(file, *rest, **more)
     )
-    Folder(str(folder), on_error="skip")
+    ImageFolder(str(folder), on_error="skip")
     assert len(opened) > 10 and not any("link.png" in name or "secret.png" in name for name in opened)
 
 
 def test_skip_goes_on_with_the_rest_and_says_what_was_left_out(hostile):
     folder, bad, good = hostile
-    source = Folder(str(folder), on_error="skip")
+    source = ImageFolder(str(folder), on_error="skip")
     assert {unicodedata.normalize("NFC", file.stem) for file in source.files} == good
-    left_out = "; ".join(source.left_out())
-    assert all(name in left_out for name in bad)
+    skipped_files = "; ".join(source.skipped_files())
+    assert all(name in skipped_files for name in bad)
     for index in range(len(source)):
         picture = source[index]
         assert picture.image.mode == "RGB" and picture.image.size == source.sizes()[index]

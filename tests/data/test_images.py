@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sdft.data.images import decode, fit
+from sdft.data.images import decode_image, resize_and_crop
 
 
 def corners(image: Image.Image) -> str:
@@ -27,14 +27,14 @@ def test_exif_rotation_is_honoured(marked, tmp_path):
     exif = Image.Exif()
     exif[274] = 6  # the camera was turned; the viewer turns it back clockwise
     marked.save(tmp_path / "a.png", exif=exif)
-    assert decode(tmp_path / "a.png").size == (40, 60)
-    assert corners(decode(tmp_path / "a.png")) == "brgb"
+    assert decode_image(tmp_path / "a.png").size == (40, 60)
+    assert corners(decode_image(tmp_path / "a.png")) == "brgb"
 
 
 def test_transparency_lies_on_the_stated_colour(tmp_path):
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.png")
-    assert decode(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
-    assert decode(tmp_path / "a.png", "black").getpixel((0, 0)) == (0, 0, 0)
+    assert decode_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+    assert decode_image(tmp_path / "a.png", "black").getpixel((0, 0)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_transparency_lies_on_the_stated_colour(tmp_path):
 )
 def test_every_mode_loads_as_rgb(marked, tmp_path, mode, name):
     marked.convert(mode).save(tmp_path / name)
-    image = decode(tmp_path / name)
+    image = decode_image(tmp_path / name)
     assert image.mode == "RGB" and image.size == (60, 40)
     if mode in ("P", "CMYK", "RGB"):
         assert corners(image) == "rgbb"
@@ -51,35 +51,35 @@ def test_every_mode_loads_as_rgb(marked, tmp_path, mode, name):
 
 def test_sixteen_bits_keep_their_brightness(tmp_path):
     Image.fromarray(np.full((4, 4), 32768, np.uint16)).save(tmp_path / "a.png")
-    assert decode(tmp_path / "a.png").getpixel((0, 0)) == (128, 128, 128)
+    assert decode_image(tmp_path / "a.png").getpixel((0, 0)) == (128, 128, 128)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(20)])
 def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
     (tmp_path / "broken.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"broken\.png: not a readable picture"):
-        decode(tmp_path / "broken.png")
+        decode_image(tmp_path / "broken.png")
 
 
 def test_aspect_is_kept_and_the_rest_is_cropped(marked):
-    whole = fit(marked, (40, 40))  # a 40 x 40 centre: both upper colours, in equal parts
+    whole = resize_and_crop(marked, (40, 40))  # a 40 x 40 centre: both upper colours, in equal parts
     assert whole.shape == (3, 40, 40)
     assert (whole[0, :20] > 0).float().mean() == 0.5
-    assert torch.equal(fit(marked, (40, 40), place=(0, 0))[0, 2, :30], torch.ones(30))
-    assert (fit(marked, (40, 40), place=(1, 0))[1, 2] > 0).sum() == 30
+    assert torch.equal(resize_and_crop(marked, (40, 40), crop_position=(0, 0))[0, 2, :30], torch.ones(30))
+    assert (resize_and_crop(marked, (40, 40), crop_position=(1, 0))[1, 2] > 0).sum() == 30
 
 
 def test_a_circle_stays_round():
     yy, xx = np.mgrid[:300, :600]
     disc = (((yy - 150) ** 2 + (xx - 300) ** 2) < 100**2).astype(np.uint8) * 255
-    tile = fit(Image.fromarray(np.repeat(disc[..., None], 3, 2)), (60, 60))[0] > 0
+    tile = resize_and_crop(Image.fromarray(np.repeat(disc[..., None], 3, 2)), (60, 60))[0] > 0
     assert tile.any(0).sum() == tile.any(1).sum() == 40
 
 
 def test_flip_mirrors(marked):
-    assert torch.equal(fit(marked, (40, 40), flip=True), fit(marked, (40, 40)).flip(2))
+    assert torch.equal(resize_and_crop(marked, (40, 40), flip=True), resize_and_crop(marked, (40, 40)).flip(2))
 
 
 def test_black_is_minus_one_and_white_is_one():
-    assert fit(Image.new("RGB", (4, 4), "black"), (4, 4)).unique().tolist() == [-1]
-    assert fit(Image.new("RGB", (4, 4), "white"), (4, 4)).unique().tolist() == [1]
+    assert resize_and_crop(Image.new("RGB", (4, 4), "black"), (4, 4)).unique().tolist() == [-1]
+    assert resize_and_crop(Image.new("RGB", (4, 4), "white"), (4, 4)).unique().tolist() == [1]

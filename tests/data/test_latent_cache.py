@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from conftest import save_pictures
+from conftest import save_images
 from PIL import Image
 from test_training_run import adapter, assert_same, rows
 
 from sdft.data.digits import Digits
-from sdft.data.image_folder import Folder
-from sdft.data.latent_cache import Store, fill
-from sdft.data.training_samples import Stream
+from sdft.data.image_folder import ImageFolder
+from sdft.data.latent_cache import TensorCache, fill_caches
+from sdft.data.training_samples import DataSettings
 
 EXACT = [
     "optimizer.eps=1e-3",
@@ -39,13 +39,13 @@ def test_workers_read_the_same_cache(shared):
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return save_pictures(Digits(per_digit=1), tmp_path / "pictures", 4, captions=True)
+    return save_images(Digits(per_digit=1), tmp_path / "pictures", 4, captions=True)
 
 
 def filled(pictures, model, capsys, **options) -> str:
     """The line that says what was made."""
-    samples = Stream(**{"resolution": 32} | options).samples(Folder(str(pictures)), model)
-    fill([samples], model, text=True)
+    samples = DataSettings(**{"resolution": 32} | options).samples(ImageFolder(str(pictures)), model)
+    fill_caches([samples], model, text=True)
     return capsys.readouterr().out.strip()
 
 
@@ -73,8 +73,8 @@ def test_only_what_has_changed_is_computed_again(pictures, tiny, capsys):  # pit
 
 def test_random_crops_and_learned_or_shuffled_text_are_not_cached(pictures, tiny, run, shared):
     model = tiny()
-    samples = Stream(32, crop="random").samples(Folder(str(pictures)), model)
-    assert fill([samples], model, text=False) == [] and samples.latents is None and samples.contexts is None
+    samples = DataSettings(32, crop="random").samples(ImageFolder(str(pictures)), model)
+    assert fill_caches([samples], model, text=False) == [] and samples.latents is None and samples.contexts is None
     module, _ = shared(*EXACT, "cache=disk")
     assert module.resting == ["vae", "text_encoder"]
     assert run("steps=1", name="text")[0].resting == ["vae"]
@@ -84,23 +84,23 @@ def test_random_crops_and_learned_or_shuffled_text_are_not_cached(pictures, tiny
 def test_a_store_gives_back_what_it_was_given_in_every_process(tmp_path):
     entries = {f"k{i}": {"a": torch.randn(2, i + 1), "b": torch.randn(1)} for i in range(3)}
     for folder in (tmp_path / "s", None):
-        store = Store(folder)
-        store.share(entries)
+        store = TensorCache(folder)
+        store.add_from_all_ranks(entries)
         assert "k1" in store and "k9" not in store
         for key, entry in entries.items():
             assert all(torch.equal(store[key][name], tensor) for name, tensor in entry.items())
-    assert torch.equal(Store(tmp_path / "s")["k2"]["a"], entries["k2"]["a"])
+    assert torch.equal(TensorCache(tmp_path / "s")["k2"]["a"], entries["k2"]["a"])
     assert not list((tmp_path / "s").glob(".*"))
 
 
 @pytest.mark.parametrize("left", [0, 7, 60, -1])
 def test_what_a_file_that_is_cut_off_held_is_computed_again(tmp_path, capsys, left):
     entries = [{f"k{i}": {"a": torch.randn(2, i + 1)}} for i in range(3)]
-    store = Store(tmp_path)
+    store = TensorCache(tmp_path)
     paths = [store.add(entry) for entry in entries]
     paths[1].write_bytes(paths[1].read_bytes()[:left])
-    again = Store(tmp_path)
+    again = TensorCache(tmp_path)
     assert ["k0" in again, "k1" in again, "k2" in again] == [True, False, True] and not paths[1].exists()
     assert f"cache    {paths[1]}: cut off; what it held is computed again\n" == capsys.readouterr().out
-    again.share(entries[1])
-    assert torch.equal(Store(tmp_path)["k1"]["a"], entries[1]["k1"]["a"])
+    again.add_from_all_ranks(entries[1])
+    assert torch.equal(TensorCache(tmp_path)["k1"]["a"], entries[1]["k1"]["a"])

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sdft.cli.entry_point import explained, line
-from sdft.data.image_folder import Folder
+from sdft.cli.entry_point import format_error, is_user_error
+from sdft.data.image_folder import ImageFolder
 
 NAMES = ["a.png", "b.png", "sub/c.png"]
 ODD_NAMES = [
@@ -177,15 +177,15 @@ def fault(number: int, folder) -> str | None:
         file.unlink()
     names = written(folder, chance)
     try:
-        source = Folder(str(folder), **chance.choice(OPTIONS))
+        source = ImageFolder(str(folder), **chance.choice(OPTIONS))
     except Exception as error:
-        told = line(error)
-        if not explained(error) or len(told.splitlines()) != 1 or not told.isprintable():
+        told = format_error(error)
+        if not is_user_error(error) or len(told.splitlines()) != 1 or not told.isprintable():
             return f"{number} {names}: {type(error).__name__}: {told[:300]!r}"
         if not any(name in told for name in [*names, *NAMES]):
             return f"{number} {names}: names no file: {told[:300]!r}"
         return None if len(told) < 20_000 else f"{number} {names}: {len(told)} letters"
-    captions = [text for texts in source.variants() for text in texts]
+    captions = [text for texts in source.all_captions() for text in texts]
     bad = [
         text for text in captions if not text.strip() or "\0" in text or text.encode(errors="replace").decode() != text
     ]

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from sdft.data.digits import Digits
-from sdft.data.prior_preservation import MANIFEST, Pairs, Prior
-from sdft.data.training_samples import Stream
+from sdft.data.prior_preservation import PriorPreservation, PriorPreservationDataset
+from sdft.data.training_samples import DataSettings
+from sdft.models.image_cache import MANIFEST_FILE
 from sdft.models.sampling import Sampling
 
 SAMPLING = Sampling(steps=1, guidance_scale=1.0, batch_size=2)
@@ -21,12 +22,12 @@ def made(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def ask(model=None, sampling=SAMPLING, **options):
-        asked, whole = [], Sampling.pictures
+        asked, whole = [], Sampling.sample_images
         monkeypatch.setattr(
-            Sampling, "pictures", lambda s, m, r, px: asked.extend(n for _, n in r) or whole(s, m, r, px)
+            Sampling, "sample_images", lambda s, m, r, px: asked.extend(n for _, n in r) or whole(s, m, r, px)
         )
-        source = Prior(**{"prompt": "a three", "images": 5} | options).source(model or tiny(), sampling, 32)
-        monkeypatch.setattr(Sampling, "pictures", whole)
+        source = PriorPreservation(**{"prompt": "a three", "images": 5} | options).source(model or tiny(), sampling, 32)
+        monkeypatch.setattr(Sampling, "sample_images", whole)
         return source, asked
 
     return ask
@@ -36,7 +37,7 @@ def test_missing_pictures_are_made_and_the_others_kept(made):  # pitfall 26
     source, asked = made()
     assert asked == [0, 1, 2, 3, 4] and len(source) == 5 and set(source.captions()) == {"a three"}
     folder = next(iter(source.source.files)).parent
-    told = json.loads((folder / MANIFEST).read_text())
+    told = json.loads((folder / MANIFEST_FILE).read_text())
     assert told["prompt"] == "a three" and len(told["files"]) == 5
     assert made()[1] == []
     before = (folder / "00003.png").read_bytes()
@@ -78,7 +79,7 @@ def test_stray_pictures_are_refused_or_taken_as_they_are(made, tmp_path):
     with pytest.raises(
         ValueError, match=r"class_path=.*does not name \(me.jpg\); move them out, or give num_class_images=0"
     ):
-        Prior("a three", path=str(folder))
+        PriorPreservation("a three", path=str(folder))
     source, asked = made(path=str(folder), images=0)
     assert len(source) == 6 and not asked
 
@@ -94,14 +95,14 @@ def test_stray_pictures_are_refused_or_taken_as_they_are(made, tmp_path):
 )
 def test_bad_words_are_refused(options, told):
     with pytest.raises(ValueError, match=told):
-        Prior("a dog", **options)
+        PriorPreservation("a dog", **options)
 
 
 def test_pairs_have_the_subjects_own_draws_and_others_for_the_class(tiny):
-    stream, model = Stream(resolution=32), tiny()
+    stream, model = DataSettings(resolution=32), tiny()
     subject = stream.samples(Digits(digits=[3], per_digit=5), model)
     prior = stream.samples(Digits(digits=[4], per_digit=7), model, "class ")
-    pairs = Pairs(subject, prior, 0.5)
+    pairs = PriorPreservationDataset(subject, prior, 0.5)
     assert len(pairs) == 5
     batch = pairs.collate([pairs[8], pairs[9]])
     alone = subject.collate([subject[8], subject[9]])
@@ -111,4 +112,4 @@ def test_pairs_have_the_subjects_own_draws_and_others_for_the_class(tiny):
     assert not torch.equal(batch["noise"][0], batch["noise"][1])
     losses = torch.tensor([1.0, 10.0, 3.0, 20.0])  # mean(subject) + weight * mean(class); pitfall 9
     assert (losses * batch["weight"]).mean() == 2 + 0.5 * 15
-    assert pairs.collate([pairs.fixed(0, 0.5)])["pixels"].shape == (1, 3, 32, 32)
+    assert pairs.collate([pairs.load_fixed_sample(0, 0.5)])["pixels"].shape == (1, 3, 32, 32)

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from sdft.data.digits import Digits
-from sdft.data.training_samples import Stream
+from sdft.data.training_samples import DataSettings
 
 
 @pytest.fixture
 def samples(tiny):
     def build(**options):
-        return Stream(resolution=32, **options).samples(Digits(per_digit=2), tiny())
+        return DataSettings(resolution=32, **options).samples(Digits(per_digit=2), tiny())
 
     return build
 
@@ -48,7 +48,7 @@ def test_draws_have_their_distributions(samples):
     assert timesteps.min() >= 0 and timesteps.max() <= 999
     assert timesteps.mean() == pytest.approx(499.5, abs=40)
     assert torch.stack([s["noise"] for s in drawn]).std() == pytest.approx(1, abs=0.02)
-    dropped = sum(torch.equal(s["ids"], stream.empty) for s in drawn) / 600
+    dropped = sum(torch.equal(s["ids"], stream.empty_ids) for s in drawn) / 600
     assert dropped == pytest.approx(0.3, abs=0.06)
 
 
@@ -73,26 +73,26 @@ def test_pyramid_noise_is_coarse_and_of_unit_variance(samples):
 
 def test_bad_words_are_refused():
     with pytest.raises(ValueError, match="crop=left: choose one of buckets, center, random"):
-        Stream(32, crop="left")
+        DataSettings(32, crop="left")
     with pytest.raises(ValueError, match="caption_dropout=2"):
-        Stream(32, dropout=2)
+        DataSettings(32, dropout=2)
     for options in ({"cache": "tape"}, {"max_upscale": 0.5}, {"keep_tags": -1}):
         with pytest.raises(ValueError, match=next(iter(options))):
-            Stream(32, **options)
+            DataSettings(32, **options)
 
 
 def test_one_of_several_captions_is_drawn_and_the_first_stands_for_all_elsewhere(tiny):  # S3-14
     class Told(Digits):
-        def variants(self):
+        def all_captions(self):
             return [[caption, "something else", "a third"] for caption in self.captions()]
 
     model = tiny()
-    samples = Stream(32).samples(Told(per_digit=2), model)
+    samples = DataSettings(32).samples(Told(per_digit=2), model)
     texts = [["", "something else", "a third"][k] for k in (1, 2)]
     drawn = [samples[n]["ids"] for n in range(60)]
     counts = [sum(torch.equal(ids, model.tokenize([text])[0]) for ids in drawn) for text in texts]
     assert all(10 <= count <= 30 for count in counts)
-    assert torch.equal(samples.fixed(0, 0.5)["ids"], model.tokenize([samples.source.captions()[0]])[0])
+    assert torch.equal(samples.load_fixed_sample(0, 0.5)["ids"], model.tokenize([samples.source.captions()[0]])[0])
 
 
 def test_tags_are_shuffled_behind_those_that_stay(tiny):
@@ -101,7 +101,7 @@ def test_tags_are_shuffled_behind_those_that_stay(tiny):
             return ["red, one, two, three, four"] * len(self)
 
     model = tiny()
-    samples = Stream(32, shuffle_tags=True, keep_tags=1).samples(Tagged(per_digit=2), model)
+    samples = DataSettings(32, shuffle_tags=True, keep_tags=1).samples(Tagged(per_digit=2), model)
     seen = {tuple(samples[n]["ids"].tolist()) for n in range(12)}
     words = [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in seen]
     assert len(seen) > 6 and all(text.startswith("red") for text in words)

@@ -4,14 +4,14 @@ import json
 from shutil import copytree
 
 import pytest
-from conftest import composed
+from conftest import compose_config
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import open_dict
 from PIL import Image
 
-from sdft.evaluation.evaluate import evaluate, summary
-from sdft.evaluation.request import jobs, newest_run
+from sdft.evaluation.evaluate import evaluate, format_runs_table
+from sdft.evaluation.request import build_evaluation_jobs, find_newest_run
 from sdft.models.sampling import Sampling
 
 WORDS = ("steps=1", "lr=0.05", "model.weights=pretrained", "protocol.controls=[a handwritten one]")
@@ -26,7 +26,7 @@ def trained(shared, tmp_path, monkeypatch):
 
 def asked(*words):
     """The config of evaluate.py."""
-    cfg = composed(*words, config="evaluate")
+    cfg = compose_config(*words, config="evaluate")
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         cfg.pop("hydra")
@@ -35,7 +35,7 @@ def asked(*words):
 
 def evaluated(*words):
     judged = [] if any(word.startswith("metrics=") for word in words) else ["metrics=digits"]
-    return [evaluate(job.folder, job.cfg, job.states) for job in jobs(asked(*judged, *words))]
+    return [evaluate(job.folder, job.cfg, job.states) for job in build_evaluation_jobs(asked(*judged, *words))]
 
 
 OF_PROMPTS = {"style", "digit", "style and digit", "CMMD", "CLIP-T", "CLIP-I", "DIV", "nearest"}
@@ -61,12 +61,12 @@ def test_scores_of_base_and_fine_tuned(trained, capsys):
     scores = [state["scores"]["prompts"]["CLIP-T"]["value"] for state in written["states"]]
     assert gain["value"] == pytest.approx(scores[1] - scores[0], abs=1e-5)
     assert "fine-tuned" in capsys.readouterr().out
-    assert Image.open(trained / "evaluation" / "pictures.png").width > 300
+    assert Image.open(trained / "evaluation" / "images.png").width > 300
 
 
 def test_pictures_are_made_once_and_the_base_once_for_all_runs(trained, monkeypatch):
-    made, whole = [], Sampling.pictures
-    monkeypatch.setattr(Sampling, "pictures", lambda s, m, r, px: made.extend(r) or whole(s, m, r, px))
+    made, whole = [], Sampling.sample_images
+    monkeypatch.setattr(Sampling, "sample_images", lambda s, m, r, px: made.extend(r) or whole(s, m, r, px))
     words = [f"run={trained}", "prompts=[one,two,three,four,five]"]
     (first,) = evaluated(*words, "images=2")
     assert len(made) == 24
@@ -88,7 +88,7 @@ def test_pictures_are_made_once_and_the_base_once_for_all_runs(trained, monkeypa
 def test_a_picture_that_was_cut_off_is_made_again(trained):
     words = [f"run={trained}", "images=1", "prompts=[a handwritten one]"]
     (first,) = evaluated(*words)
-    victim = next((trained / "evaluation" / "pictures").glob("*/*.png"))
+    victim = next((trained / "evaluation" / "images").glob("*/*.png"))
     whole = victim.read_bytes()
     victim.write_bytes(whole[:100])
     assert evaluated(*words) == [first]
@@ -127,7 +127,7 @@ def test_a_file_from_elsewhere_and_a_pipeline_folder(trained, shared):
     (report,) = evaluated(f"adapter={other / 'pipeline'}", *words)
     assert [state["label"] for state in report["states"]] == ["base", "pipeline"]
     with pytest.raises(ValueError, match="adapter=x.safetensors: give model=… with it"):
-        jobs(asked("adapter=x.safetensors"))
+        build_evaluation_jobs(asked("adapter=x.safetensors"))
 
 
 def test_adapters_of_other_strength_or_place_are_told_apart(trained, tmp_path):
@@ -177,14 +177,14 @@ def test_without_any_judge_there_is_still_a_page(trained):
 def test_what_cannot_be_is_told_in_a_line(trained, words, told):
     with pytest.raises((ValueError, InstantiationException), match=told):
         cfg = asked(*words, f"run={trained}", *([] if "metrics=none" in words else ["metrics=digits"]))
-        [evaluate(job.folder, job.cfg, job.states) for job in jobs(cfg)]
-    assert len(jobs(asked(f"run={trained}", "adapter_scales=0.5", "metrics=digits"))[0].states) == 2
+        [evaluate(job.folder, job.cfg, job.states) for job in build_evaluation_jobs(cfg)]
+    assert len(build_evaluation_jobs(asked(f"run={trained}", "adapter_scales=0.5", "metrics=digits"))[0].states) == 2
 
 
 def test_several_runs_end_in_one_table(run, capsys):
     folders = [run("steps=1", "model.weights=pretrained", f"rank={r}", name=f"rank{r}")[1] for r in (1, 2)]
     reports = evaluated(f"run=[{folders[0]},{folders[1]}]", *ONE)
-    lines = summary(dict(zip([f / "evaluation" for f in folders], reports, strict=True))).splitlines()
+    lines = format_runs_table(dict(zip([f / "evaluation" for f in folders], reports, strict=True))).splitlines()
     assert [line.split()[0] for line in lines] == ["run", "rank1", "rank2"] and "CLIP-T" in lines[0]
 
 
@@ -211,18 +211,18 @@ def test_the_page_stands_alone_and_escapes_what_users_wrote(trained, shared):
 
 def test_a_run_without_a_judge_says_how_to_choose_one(trained):
     with pytest.raises(ValueError, match="choose metrics=clip"):
-        jobs(asked(f"run={trained}"))
+        build_evaluation_jobs(asked(f"run={trained}"))
     with pytest.raises(ValueError, match="not a run folder"):
-        jobs(asked("run=nowhere"))
+        build_evaluation_jobs(asked("run=nowhere"))
 
 
 def test_the_newest_finished_run_is_taken(tmp_path):
     with pytest.raises(ValueError, match="no finished run"):
-        newest_run(tmp_path)
+        find_newest_run(tmp_path)
     for stamp, state in (("1", "finished"), ("2", "failed")):
         (tmp_path / "lora" / stamp).mkdir(parents=True)
         (tmp_path / "lora" / stamp / "run.json").write_text(json.dumps({"state": state}))
-    assert newest_run(tmp_path) == tmp_path / "lora" / "1"
+    assert find_newest_run(tmp_path) == tmp_path / "lora" / "1"
 
 
 def test_a_template_words_what_is_sampled_and_the_judge_is_asked_plainly(run):

@@ -4,31 +4,38 @@ import pytest
 from conftest import ROOT
 from omegaconf import OmegaConf
 
-from sdft.data.dataset import Questions
-from sdft.evaluation.protocol import Protocol, token_and_class
+from sdft.data.dataset import EvaluationSpec
+from sdft.evaluation.protocol import EvaluationProtocol, extract_token_and_class
 
 
 def test_a_judge_is_asked_without_the_word_that_only_the_run_knows():
-    protocol = Protocol(["a {token} {class} in the snow"], ["a {class}"], ["a car"], placeholder_token="sks", class_noun="dog")
-    groups = {group.name: group for group in protocol.groups(None, ["unused"], ["unused"])}
-    assert groups["prompts"].prompts == ["a sks dog in the snow"] and groups["prompts"].meant == ["a dog in the snow"]
+    protocol = EvaluationProtocol(
+        ["a {token} {class} in the snow"], ["a {class}"], ["a car"], placeholder_token="sks", class_noun="dog"
+    )
+    groups = {group.name: group for group in protocol.build_groups(None, ["unused"], ["unused"])}
+    assert groups["prompts"].prompts == ["a sks dog in the snow"] and groups["prompts"].scoring_prompts == [
+        "a dog in the snow"
+    ]
     assert groups["class"].prompts == ["a dog"] and groups["controls"].prompts == ["a car"]
 
 
 def test_without_prompts_of_its_own_it_asks_the_data_then_the_run():
-    asked = Questions(["p in oil"], {"p": {"a": "b"}}, meant=["p"])
-    (group,) = Protocol().groups(asked, ["mine"], [])
-    assert (group.prompts, group.meant) == (["p in oil"], ["p"])
-    first, second = Protocol(token="sks").groups(None, ["a sks dog", "a sksy cat"], ["a dog"])
-    assert first.meant == ["a dog", "a sksy cat"] and second.name == "class"
-    assert Protocol(token="<mine>").groups(None, ["a <mine> here"], [])[0].meant == ["a here"]
+    asked = EvaluationSpec(["p in oil"], {"p": {"a": "b"}}, scoring_prompts=["p"])
+    (group,) = EvaluationProtocol().build_groups(asked, ["mine"], [])
+    assert (group.prompts, group.scoring_prompts) == (["p in oil"], ["p"])
+    first, second = EvaluationProtocol(token="sks").build_groups(None, ["a sks dog", "a sksy cat"], ["a dog"])
+    assert first.scoring_prompts == ["a dog", "a sksy cat"] and second.name == "class"
+    assert EvaluationProtocol(token="<mine>").build_groups(None, ["a <mine> here"], [])[0].scoring_prompts == ["a here"]
 
 
 def test_a_file_of_prompts(tmp_path):
     (tmp_path / "p.txt").write_text("a {token} cat\n\n  a red {token} cat \n")
-    assert Protocol(str(tmp_path / "p.txt"), placeholder_token="x").groups(None, [], [])[0].prompts == ["a x cat", "a red x cat"]
+    assert EvaluationProtocol(str(tmp_path / "p.txt"), placeholder_token="x").build_groups(None, [], [])[0].prompts == [
+        "a x cat",
+        "a red x cat",
+    ]
     with pytest.raises(ValueError, match="protocol.controls=nowhere.txt: no such text file"):
-        Protocol(controls="nowhere.txt")
+        EvaluationProtocol(controls="nowhere.txt")
 
 
 @pytest.mark.parametrize(
@@ -41,14 +48,14 @@ def test_a_file_of_prompts(tmp_path):
 )
 def test_braces_without_a_word_are_refused(prompt, told):
     with pytest.raises(ValueError, match=told.replace("{", r"\{")):
-        Protocol([prompt]).groups(None, [], [])
+        EvaluationProtocol([prompt]).build_groups(None, [], [])
 
 
 def test_the_words_of_a_dreambooth_run():
-    assert token_and_class("a sks dog", "a dog") == ("sks", "dog")
-    assert token_and_class("photo of zwx cat toy", "The cat toy") == ("photo of zwx", "cat toy")
-    assert token_and_class(None, "an owl") == (None, "owl")
-    assert token_and_class(None, None) == (None, None)
+    assert extract_token_and_class("a sks dog", "a dog") == ("sks", "dog")
+    assert extract_token_and_class("photo of zwx cat toy", "The cat toy") == ("photo of zwx", "cat toy")
+    assert extract_token_and_class(None, "an owl") == (None, "owl")
+    assert extract_token_and_class(None, None) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -4,26 +4,26 @@ import json
 
 import numpy as np
 import pytest
-from conftest import save_pictures
+from conftest import save_images
 from test_evaluate import asked
 
 from sdft.data.digits import Digits
-from sdft.evaluation.metrics.clip import Clip
-from sdft.evaluation.real_image_baseline import calibrate
+from sdft.evaluation.metrics.clip import ClipFeatureExtractor
+from sdft.evaluation.real_image_baseline import score_real_images
 
 
 def test_every_subject_and_the_mean_without_self_pairs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "set").mkdir()
     for name, digit in (("three", 3), ("five", 5)):
-        save_pictures(Digits(digits=[digit], per_digit=4), tmp_path / "set" / name, 4)
+        save_images(Digits(digits=[digit], per_digit=4), tmp_path / "set" / name, 4)
     cfg = asked("protocol=dreambooth_bench", "model=none", "metrics=digits", f"data.path={tmp_path / 'set'}")
-    rows = calibrate(cfg)
-    clip = Clip("tiny-clip")
+    rows = score_real_images(cfg)
+    clip = ClipFeatureExtractor("tiny-clip")
     expected = {}
     for name, digit in (("three", 3), ("five", 5)):
         source = Digits(digits=[digit], per_digit=4)
-        features = clip.images([source[i].image for i in range(4)]).numpy()
+        features = clip.embed_images([source[i].image for i in range(4)]).numpy()
         expected[name] = (features @ features.T)[~np.eye(4, dtype=bool)].mean()
     assert {name: rows[name]["CLIP-I"] for name in expected} == pytest.approx(expected, abs=1e-5)
     assert rows["mean"]["CLIP-I"] == pytest.approx(np.mean(list(expected.values())), abs=1e-5)
@@ -33,11 +33,14 @@ def test_every_subject_and_the_mean_without_self_pairs(tmp_path, monkeypatch, ca
 
 def test_a_single_subject_and_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_pictures(Digits(), tmp_path / "one", 3)
-    assert set(calibrate(asked("metrics=digits", "model=none", f"data.path={tmp_path / 'one'}"))) == {"one", "mean"}
+    save_images(Digits(), tmp_path / "one", 3)
+    assert set(score_real_images(asked("metrics=digits", "model=none", f"data.path={tmp_path / 'one'}"))) == {
+        "one",
+        "mean",
+    }
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no folder with two or more pictures"):
-        calibrate(asked("metrics=digits", "model=none", f"data.path={tmp_path / 'empty'}"))
+        score_real_images(asked("metrics=digits", "model=none", f"data.path={tmp_path / 'empty'}"))
 
 
 def test_the_published_command_brings_its_own_judges():

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from sdft.evaluation.variants import BASE, chosen, load_checkpoint, of_file, of_run, strength
+from sdft.evaluation.variants import (
+    BASE,
+    build_file_variants,
+    build_run_variants,
+    load_checkpoint_weights,
+    scale_adapters,
+    select_checkpoints,
+)
 
 
 def weights(model):
@@ -20,26 +27,28 @@ def noise_of(model):
 @pytest.fixture
 def trained(shared):
     """A function from words to (module, folder) of a run with checkpoints at steps 1 and 2 of 3."""
-    return lambda *words: shared("steps=3", "lr=0.05", "save_every=1", "checkpoints_total_limit=9", "model.weights=pretrained", *words)
+    return lambda *words: shared(
+        "steps=3", "lr=0.05", "save_every=1", "checkpoints_total_limit=9", "model.weights=pretrained", *words
+    )
 
 
 def fresh():
-    from sdft.models.loading import load
+    from sdft.models.loading import load_stable_diffusion
 
-    return load("tiny-sd")
+    return load_stable_diffusion("tiny-sd")
 
 
 def test_strength_scales_the_change_and_leaves_the_adapter_as_it_was(trained, tmp_path):
     module, folder = trained()
     model = fresh()
-    states = of_run(folder, module.method, [0.5, 1.0], None, 0)
+    states = build_run_variants(folder, module.method, [0.5, 1.0], None, 0)
     assert [state.label for state in states] == [BASE, "fine-tuned × 0.5", "fine-tuned"]
     base = noise_of(model)
     states[1].load(model)
     full = noise_of(model)
-    with strength(model, 0.0):
+    with scale_adapters(model, 0.0):
         assert torch.allclose(noise_of(model), base, atol=1e-6)
-    with strength(model, 0.5):
+    with scale_adapters(model, 0.5):
         half = noise_of(model)
     assert torch.equal(noise_of(model), full)
     assert not torch.allclose(half, full, atol=1e-3) and not torch.allclose(half, base, atol=1e-3)
@@ -58,16 +67,22 @@ def test_strength_scales_the_change_and_leaves_the_adapter_as_it_was(trained, tm
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["ema=0.9"], ["method=sft"], ["method=textual_inversion"], ["method.init_lora_weights=pissa", "noise_offset=0"]],
+    [
+        [],
+        ["ema=0.9"],
+        ["method=sft"],
+        ["method=textual_inversion"],
+        ["method.init_lora_weights=pissa", "noise_offset=0"],
+    ],
     ids=["lora", "ema", "sft", "textual_inversion", "pissa"],
 )
 def test_the_last_checkpoint_is_the_result(trained, words):
     module, folder = trained(*words)
-    steps = dict(chosen(folder, "all"))
+    steps = dict(select_checkpoints(folder, "all"))
     assert list(steps) == [1, 2, 3]
     result, checkpoint = fresh(), fresh()
-    module.method.load(result, folder / module.method.result)
-    load_checkpoint(checkpoint, module.method, steps[3], 0)
+    module.method.load(result, folder / module.method.output_kind)
+    load_checkpoint_weights(checkpoint, module.method, steps[3], 0)
     ids = result.tokenize(["a handwritten three <mine>"])
     assert torch.equal(ids, checkpoint.tokenize(["a handwritten three <mine>"]))
     with torch.no_grad():
@@ -78,19 +93,19 @@ def test_the_last_checkpoint_is_the_result(trained, words):
 def test_checkpoints_that_are_not_there_are_told(trained):
     _, folder = trained()
     with pytest.raises(ValueError, match="checkpoints=7: choose all, best, or a list of steps; .* has 1, 2, 3"):
-        chosen(folder, [2, 7])
+        select_checkpoints(folder, [2, 7])
     with pytest.raises(ValueError, match="checkpoints=some: choose all, best"):
-        chosen(folder, "some")
-    assert [step for step, _ in chosen(folder, [2])] == [2]
+        select_checkpoints(folder, "some")
+    assert [step for step, _ in select_checkpoints(folder, [2])] == [2]
 
 
 def test_only_an_adapter_has_a_strength(trained):
     module, folder = trained("method=sft")
     with pytest.raises(ValueError, match=r"adapter_scales=\[0.5\]: only an adapter has a strength, and this run"):
-        of_run(folder, module.method, [0.5], None, 0)
+        build_run_variants(folder, module.method, [0.5], None, 0)
     with pytest.raises(ValueError, match="only an adapter has a strength, and adapter=.* is a pipeline"):
-        of_file(folder / "pipeline", [0.5])
-    _, other = of_file(folder / "pipeline", [1.0])
+        build_file_variants(folder / "pipeline", [0.5])
+    _, other = build_file_variants(folder / "pipeline", [1.0])
     model = fresh()
     other.load(model)
     assert torch.equal(noise_of(model), noise_of(module.model.eval()))

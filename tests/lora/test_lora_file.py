@@ -7,14 +7,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sdft.lora.architecture import known
-from sdft.lora.file import read
-from sdft.lora.formats import diffusers_format, kohya_format, load_lora, write
-from sdft.lora.low_rank import energy, layer, of_difference, reduced
-from sdft.lora.state_dict import of_layers
+from sdft.lora.architecture import list_architectures
+from sdft.lora.file import read_lora_file
+from sdft.lora.formats import load_lora, to_diffusers_format, to_kohya_format, write_safetensors
+from sdft.lora.low_rank import approximate_low_rank, build_low_rank_layer, compute_energy, reduce_rank
+from sdft.lora.state_dict import build_adapter_state
 from sdft.methods.lora import LoRA
 
-TINY = known("tiny-sd")
+TINY = list_architectures("tiny-sd")
 TO_Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"  # 48 x 48
 CONV = "down_blocks.0.resnets.0.conv1"  # 48 x 48 x 3 x 3
 FLAT = {name: f"lora_unet_{name.replace('.', '_')}" for name in (TO_Q, CONV)}
@@ -39,7 +39,7 @@ def made(tiny, tmp_path_factory):
 
 
 def changes(file) -> dict[tuple[str, str], torch.Tensor]:
-    return {key: layer.change() for key, layer in file.layers.items()}
+    return {key: layer.compute_delta() for key, layer in file.layers.items()}
 
 
 def same(one: dict, other: dict, atol: float = 0.0) -> bool:
@@ -54,24 +54,24 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("adapter_type", KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_both_formats_are_read_as_the_same_thing(made, kind):
     folder = made(**KINDS[kind])
-    one, other = read(folder, TINY), read(folder / "mine-kohya.safetensors", TINY)
-    assert (one.form, other.form) == ("diffusers", "kohya")
+    one, other = read_lora_file(folder, TINY), read_lora_file(folder / "mine-kohya.safetensors", TINY)
+    assert (one.file_format, other.file_format) == ("diffusers", "kohya")
     assert same(changes(one), changes(other), 1e-6 if kind == "rank-stabilised" else 0)
-    assert one.dora == other.dora == (kind == "use_dora")
+    assert one.has_dora == other.has_dora == (kind == "use_dora")
     for key, mine in one.layers.items():
         assert mine.magnitude is None or torch.equal(mine.magnitude, other.layers[key].magnitude)
 
 
 def test_the_architecture_is_found_by_names_and_shapes(made, tmp_path):
-    assert read(made()).architecture == "tiny-sd"
+    assert read_lora_file(made()).architecture == "tiny-sd"
     for name, width in (("sd15", 768), ("sd21", 1024)):
         tensors = {f"{FLAT[TO_Q].replace('attn1', 'attn2')[:-4]}to_k.lora_down.weight": torch.randn(2, width)}
         tensors |= {key.replace("down.w", "up.w"): torch.randn(320, 2) for key in tensors}
         save_file(tensors, tmp_path / "real.safetensors")
-        assert read(tmp_path / "real.safetensors").architecture == name
+        assert read_lora_file(tmp_path / "real.safetensors").architecture == name
 
 
 def test_alphas_and_ranks_that_differ_survive_both_formats_in_plain_diffusers(tiny, tmp_path):
@@ -82,25 +82,27 @@ def test_alphas_and_ranks_that_differ_survive_both_formats_in_plain_diffusers(ti
         "unet": {TO_Q: random_layer((48, 48), 4, 2.0), TO_Q[:-1] + "k": random_layer((48, 48), 2, 7.0)},
         "text_encoder": {te: random_layer((64, 64), 3, 3.0), te.replace("0", "1"): random_layer((64, 64), 5, 1.0)},
     }
-    adapters = {part: of_layers(part, layers) for part, layers in parts.items()}
-    for name, (tensors, metadata) in {"d": diffusers_format(adapters), "k": kohya_format(adapters, "k")}.items():
-        write(tmp_path / f"{name}.safetensors", tensors, metadata)
-        back = read(tmp_path / f"{name}.safetensors", TINY)
+    adapters = {part: build_adapter_state(part, layers) for part, layers in parts.items()}
+    for name, (tensors, metadata) in {"d": to_diffusers_format(adapters), "k": to_kohya_format(adapters, "k")}.items():
+        write_safetensors(tmp_path / f"{name}.safetensors", tensors, metadata)
+        back = read_lora_file(tmp_path / f"{name}.safetensors", TINY)
         assert {key: layer.rank for key, layer in back.layers.items()} == {
             (part, name): layer.rank for part, layers in parts.items() for name, layer in layers.items()
         }
-        pipeline = tiny().pipeline()
+        pipeline = tiny().build_pipeline()
         pipeline.load_lora_weights(tmp_path, weight_name=f"{name}.safetensors", adapter_name="one")
         for part, layers in parts.items():
             for layer_name, mine in layers.items():
                 module = getattr(pipeline, part).get_submodule(layer_name.removeprefix("text_model."))
                 delta = module.get_delta_weight("one").double()
-                torch.testing.assert_close(delta, mine.change(), atol=1e-5, rtol=1e-5)
-                torch.testing.assert_close(back.parts[part][layer_name].change(), mine.change(), atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(delta, mine.compute_delta(), atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(
+                    back.parts[part][layer_name].compute_delta(), mine.compute_delta(), atol=1e-5, rtol=1e-5
+                )
 
 
 def random_layer(shape, rank: int, alpha: float):
-    one = layer((torch.randn(shape[0], rank), torch.randn(rank, shape[1])), shape)
+    one = build_low_rank_layer((torch.randn(shape[0], rank), torch.randn(rank, shape[1])), shape)
     one.alpha = alpha
     return one
 
@@ -126,7 +128,7 @@ def test_names_that_diffusers_used_before_peft_are_read(tmp_path):
         "text_encoder.text_model.encoder.layers.0.self_attn.to_out_lora.up.weight": torch.randn(64, 2),
     }
     save_file(before, tmp_path / "before.safetensors")
-    assert set(read(tmp_path / "before.safetensors", TINY).layers) == {
+    assert set(read_lora_file(tmp_path / "before.safetensors", TINY).layers) == {
         ("unet", TO_Q),
         ("text_encoder", "text_model.encoder.layers.0.self_attn.out_proj"),
     }
@@ -157,17 +159,17 @@ def from_elsewhere(kind: str) -> tuple[dict, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "adapter_type", ["loha of a convolution", "lokr", "whole lokr of a convolution", "lokr of four factors", "locon"]
+    "kind", ["loha of a convolution", "lokr", "whole lokr of a convolution", "lokr of four factors", "locon"]
 )
 def test_other_kinds_are_read_as_the_lora_that_they_equal(tmp_path, kind):
     tensors, expected = from_elsewhere(kind)
     name = FLAT[CONV] if expected.ndim == 4 else FLAT[TO_Q]
     tensors = {f"{name}.{key}": value for key, value in tensors.items()}
     save_file(tensors, tmp_path / "x.safetensors")
-    file = read(tmp_path / "x.safetensors", TINY)
+    file = read_lora_file(tmp_path / "x.safetensors", TINY)
     (mine,) = file.layers.values()
-    assert tuple(expected.shape) == mine.shape and file.kinds[0] in kind
-    torch.testing.assert_close(mine.change().float(), expected, atol=1e-4, rtol=1e-5)
+    assert tuple(expected.shape) == mine.shape and file.adapter_types[0] in kind
+    torch.testing.assert_close(mine.compute_delta().float(), expected, atol=1e-4, rtol=1e-5)
 
 
 HEADER = json.dumps({"unet.r": 2, "unet.lora_alpha": "much"})
@@ -205,7 +207,7 @@ def test_what_cannot_be_read_is_named_in_one_line(tmp_path, case):
     shapes, told = BAD[case]
     save_file({key: torch.randn(shape) for key, shape in shapes.items()}, tmp_path / "bad.safetensors")
     with pytest.raises(ValueError, match=told) as error:
-        read(tmp_path / "bad.safetensors", TINY)
+        read_lora_file(tmp_path / "bad.safetensors", TINY)
     assert "bad.safetensors: " in str(error.value) and "\n" not in str(error.value)
 
 
@@ -214,14 +216,14 @@ def test_numbers_that_are_none_and_headers_that_are_broken_are_named(made, tmp_p
     key = sorted(tensors)[0]
     save_file(tensors | {key: tensors[key] * float("nan")}, tmp_path / "nan.safetensors")
     with pytest.raises(ValueError, match="holds values that are no numbers"):
-        read(tmp_path / "nan.safetensors", TINY)
+        read_lora_file(tmp_path / "nan.safetensors", TINY)
     for header in ("{", "[1]", HEADER, json.dumps({"unet.alpha_pattern": {"(a+)+": 1.0}})):
         save_file(tensors, tmp_path / "head.safetensors", metadata={"lora_adapter_metadata": header})
         with pytest.raises(ValueError, match="its lora_adapter_metadata"):
-            read(tmp_path / "head.safetensors", TINY)
+            read_lora_file(tmp_path / "head.safetensors", TINY)
     (tmp_path / "pickle.ckpt").write_bytes(b"\x80\x04.")
     with pytest.raises(ValueError, match="pickles can hold code"):
-        read(tmp_path / "pickle.ckpt", TINY)
+        read_lora_file(tmp_path / "pickle.ckpt", TINY)
 
 
 def test_the_least_rank_and_the_nearest_product_are_the_svds(made):
@@ -229,18 +231,20 @@ def test_the_least_rank_and_the_nearest_product_are_the_svds(made):
     matrix = torch.randn(20, 30, dtype=torch.float64)
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     nearest = u[:, :5] * s[:5] @ v[:5]
-    for up, down in (of_difference(matrix, 5), reduced((matrix, torch.eye(30, dtype=torch.float64)), 5)):
+    for up, down in (approximate_low_rank(matrix, 5), reduce_rank((matrix, torch.eye(30, dtype=torch.float64)), 5)):
         torch.testing.assert_close(up @ down, nearest)
-        assert energy((up, down)) == pytest.approx(float(s[:5].square().sum()))
-    up, down = of_difference(matrix.T, 5)
+        assert compute_energy((up, down)) == pytest.approx(float(s[:5].square().sum()))
+    up, down = approximate_low_rank(matrix.T, 5)
     torch.testing.assert_close(up @ down, nearest.T)
     wanted = int((s.square().cumsum(0) / s.square().sum() < 0.8).sum()) + 1
     assert (
-        len(of_difference(matrix, 20, 0.8)[1]) == len(reduced((matrix, torch.eye(30).double()), energy=0.8)[1]) == wanted
+        len(approximate_low_rank(matrix, 20, 0.8)[1])
+        == len(reduce_rank((matrix, torch.eye(30).double()), energy=0.8)[1])
+        == wanted
     )
 
 
 def test_the_header_says_what_the_factors_are(made):
     with safe_open(made() / "pytorch_lora_weights.safetensors", "pt") as file:
         told = json.loads(file.metadata()["lora_adapter_metadata"])
-    assert read(made()).layers["unet", TO_Q].alpha == told["unet.lora_alpha"] == 6.0
+    assert read_lora_file(made()).layers["unet", TO_Q].alpha == told["unet.lora_alpha"] == 6.0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdft.lora.scaling import wear
+from sdft.lora.scaling import load_adapters
 from sdft.methods.lora import LoRA
 
 
@@ -35,7 +35,7 @@ def outputs(model) -> torch.Tensor:
 
 def worn(tiny, *args) -> torch.Tensor:
     model = tiny()
-    wear(model, *args)
+    load_adapters(model, *args)
     return outputs(model)
 
 
@@ -49,7 +49,7 @@ def test_one_file_is_what_the_method_loads_and_weight_zero_is_the_base(tiny, fil
 
 def test_layers_change_by_the_weighted_sum(tiny, files):
     model = tiny()
-    wear(model, files, [0.7, -0.4])
+    load_adapters(model, files, [0.7, -0.4])
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     changes = []
     for folder, scale in zip(files, (2 / 4, 6 / 2), strict=True):
@@ -69,10 +69,10 @@ def test_the_kohya_files_and_any_order_give_the_same(tiny, files):
 
 def test_what_does_not_fit_is_one_line(tiny, files, tmp_path):
     with pytest.raises(ValueError, match=r"weights=\[1.0\]: 1 for 2 adapters"):
-        wear(tiny(), files, [1.0])
+        load_adapters(tiny(), files, [1.0])
     with pytest.raises(ValueError, match="nan is no number"):
-        wear(tiny(), files[:1], [float("nan")])
+        load_adapters(tiny(), files[:1], [float("nan")])
     told = load_file(files[0] / "pytorch_lora_weights.safetensors")
     save_file({key: torch.randn(*weight.shape[:-1], 7) for key, weight in told.items()}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="other.safetensors: does not fit"):
-        wear(tiny(), [files[1], tmp_path / "other.safetensors"])
+        load_adapters(tiny(), [files[1], tmp_path / "other.safetensors"])

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from test_module import batch, build
 from test_training_run import adapter, assert_same, difference
 
-from sdft.losses.consistency import Consistency, adapter_off, image
-from sdft.losses.diffusion import noised
+from sdft.losses.consistency import LatentConsistencyLoss, disable_adapter, predict_clean_latents
+from sdft.losses.diffusion import add_noise
 from sdft.methods.lcm_lora import LCMLoRA
 from sdft.training.module import FineTuning
 
@@ -25,7 +25,7 @@ FEW = ["data.per_digit=2", "data.digits=[0,1]", "cache=ram", "rank=2", "prompts=
 def ready(model) -> FineTuning:
     """With an adapter that already says something."""
     plain = build(model, LCMLoRA(4, 4, unet_targets=["to_q", "conv1"]), seed=1)
-    plain.objective = Consistency()
+    plain.objective = LatentConsistencyLoss()
     for name, weight in plain.learned().items():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)
@@ -41,29 +41,31 @@ def given(model, size=2) -> dict:
 
 def test_the_solver_takes_the_timesteps_that_the_lcm_scheduler_visits(tiny):
     model = tiny()
-    late, early = Consistency().ends(model, torch.arange(1000))
+    late, early = LatentConsistencyLoss().get_solver_timesteps(model, torch.arange(1000))
     assert late.unique().tolist() == list(range(19, 1000, 20)) and early.unique().tolist() == [0, *range(19, 980, 20)]
     assert (late >= torch.arange(1000)).all() and (early <= torch.arange(1000)).all()
     scheduler = LCMScheduler.from_config(model.scheduler.config)
     scheduler.set_timesteps(4)
     assert set(scheduler.timesteps.tolist()) <= set(late.tolist())
-    odd, _ = Consistency(solver_steps=30).ends(model, torch.arange(1000))
+    odd, _ = LatentConsistencyLoss(solver_steps=30).get_solver_timesteps(model, torch.arange(1000))
     assert len(odd.unique()) == 30 and odd.max() < 1000
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_teachers_step_is_that_of_ddim_with_guidance(tiny, kind):
     model = tiny(prediction_type=kind)
-    model.keep_unconditional()
+    model.cache_unconditional_embedding()
     context = model.condition(model.tokenize(["a handwritten two", "a handwritten five"]))
     noisy, late, early = torch.randn(2, 4, 8, 8), torch.tensor([999, 499]), torch.tensor([979, 479])
-    found = Consistency([2.0, 6.0]).solved(model, noisy, late, early, context, torch.tensor([0.25, 1.0]))
+    found = LatentConsistencyLoss([2.0, 6.0]).take_teacher_step(
+        model, noisy, late, early, context, torch.tensor([0.25, 1.0])
+    )
     reference = DDIMScheduler.from_config(model.scheduler.config, clip_sample=False, timestep_spacing="trailing")
     reference.set_timesteps(50)
     with torch.no_grad():
         for row, scale in enumerate((3.0, 6.0)):
             one, at = noisy[row : row + 1], late[row : row + 1]
-            told, untold = (model.predict(one, at, c) for c in (context[row : row + 1], model.unconditional))
+            told, untold = (model.predict(one, at, c) for c in (context[row : row + 1], model.unconditional_embedding))
             known = reference.step(untold + scale * (told - untold), int(at), one).prev_sample
             assert torch.allclose(found[row : row + 1], known, atol=1e-4)
 
@@ -77,40 +79,48 @@ def test_the_students_image_is_the_lcm_schedulers(tiny, kind):
     scheduler.set_timesteps(4)
     for timestep in scheduler.timesteps:
         known = scheduler.step(output, int(timestep), noisy, generator=torch.Generator()).denoised
-        assert torch.allclose(image(model, noisy, timestep[None], None), known, atol=1e-4)
-    assert torch.equal(image(model, noisy, torch.tensor([0]), None), noisy)  # the boundary
+        assert torch.allclose(predict_clean_latents(model, noisy, timestep[None], None), known, atol=1e-4)
+    assert torch.equal(predict_clean_latents(model, noisy, torch.tensor([0]), None), noisy)  # the boundary
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_knows_the_only_image_has_no_loss(tiny, kind):
     """All paths then end there, whichever guidance."""
     model, only = tiny(prediction_type=kind), torch.randn(1, 4, 8, 8)
-    model.keep_unconditional()
+    model.cache_unconditional_embedding()
 
     def predict(noisy, timesteps, context, wrong=0.0):
         alpha = model.alphas_cumprod[timesteps][:, None, None, None]
         noise = (noisy - alpha.sqrt() * only) / (1 - alpha).sqrt() + wrong * noisy
         return noise if kind == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * only
 
-    context, draws = model.unconditional.expand(2, -1, -1), given(model)
+    context, draws = model.unconditional_embedding.expand(2, -1, -1), given(model)
     model.predict = predict
-    assert Consistency()(model, only.expand(2, -1, -1, -1), context, draws).max() < 1e-4
+    assert LatentConsistencyLoss()(model, only.expand(2, -1, -1, -1), context, draws).max() < 1e-4
     model.predict = lambda *inputs: predict(*inputs, wrong=0.3)
-    assert Consistency()(model, only.expand(2, -1, -1, -1), context, draws).max() > 1e-3
+    assert LatentConsistencyLoss()(model, only.expand(2, -1, -1, -1), context, draws).max() > 1e-3
 
 
 def test_the_teacher_is_the_model_without_its_adapter(tiny):
     base, model = tiny(), ready(tiny()).model
-    base.keep_unconditional()
-    noisy, at, context = torch.randn(2, 4, 8, 8), torch.tensor([999, 499]), base.unconditional.expand(2, -1, -1)
+    base.cache_unconditional_embedding()
+    noisy, at, context = (
+        torch.randn(2, 4, 8, 8),
+        torch.tensor([999, 499]),
+        base.unconditional_embedding.expand(2, -1, -1),
+    )
     rest = (at - 20, context, torch.ones(2))
     learning = [p.requires_grad for p in model.parameters()]
-    taught, known = (Consistency().solved(m, noisy, at, *rest) for m in (model, base))
+    taught, known = (LatentConsistencyLoss().take_teacher_step(m, noisy, at, *rest) for m in (model, base))
     assert torch.equal(taught, known)
     with torch.no_grad():
-        assert not torch.allclose(image(model, noisy, at, context), image(base, noisy, at, context), atol=1e-2)
-        with adapter_off(model.unet):
-            assert torch.equal(image(model, noisy, at, context), image(base, noisy, at, context))
+        assert not torch.allclose(
+            predict_clean_latents(model, noisy, at, context), predict_clean_latents(base, noisy, at, context), atol=1e-2
+        )
+        with disable_adapter(model.unet):
+            assert torch.equal(
+                predict_clean_latents(model, noisy, at, context), predict_clean_latents(base, noisy, at, context)
+            )
     assert [p.requires_grad for p in model.parameters()] == learning and any(learning)
 
 
@@ -130,7 +140,7 @@ def test_every_layer_of_the_adapter_gets_a_gradient_with_checkpointing_or_withou
     gradients = []
     for checkpointing in (False, True):
         module = build(tiny(), LCMLoRA(4, 4), checkpointing=checkpointing, compute=compute)
-        module.objective = Consistency()
+        module.objective = LatentConsistencyLoss()
         with torch.autocast("cpu", compute, enabled=compute is not torch.float32):
             loss = module.training_step(given(module.model), 0)["loss"]
         loss.backward()
@@ -162,7 +172,9 @@ def test_a_run_draws_in_four_steps_and_its_files_say_so(run):
 
 def test_accumulated_micro_batches_are_one_batch(run):
     words = ["method=lcm_lora", *FEW, "steps=2", "lr=1e-3", "optimizer.eps=1e-3", "smooth_diffusion_weight=0.5"]
-    one, other = (run(*words, f"batch_size={size}", f"gradient_accumulation_steps={4 // size}", name=str(size)) for size in (4, 2))
+    one, other = (
+        run(*words, f"batch_size={size}", f"gradient_accumulation_steps={4 // size}", name=str(size)) for size in (4, 2)
+    )
     assert_same(adapter(one[1]), adapter(other[1]), 1e-5)
     assert one[0].smoothness.state() == pytest.approx(other[0].smoothness.state(), rel=1e-4)
 
@@ -196,11 +208,13 @@ def test_what_does_not_fit_is_refused_in_one_line(run, words):
 def test_other_methods_have_no_teacher_and_sharding_no_second_derivative(run):
     with pytest.raises(ValueError, match="objective=consistency: a method=sft has no teacher; choose method=lcm_lora"):
         run("method=sft", "objective=consistency", "steps=1")
-    with pytest.raises(ValueError, match="smooth_diffusion_weight=1: strategy=fsdp has no second derivatives; choose strategy=ddp"):
+    with pytest.raises(
+        ValueError, match="smooth_diffusion_weight=1: strategy=fsdp has no second derivatives; choose strategy=ddp"
+    ):
         run("method=sft", "smooth_diffusion_weight=1", "strategy=fsdp", "steps=1", name="other")
 
 
 def test_a_forward_of_noise_is_ddpms(tiny):
     model, latents, noise, at = tiny(), torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([19, 999])
     known = DDIMScheduler.from_config(model.scheduler.config).add_noise(latents, noise, at)
-    assert torch.allclose(noised(model, latents, noise, at), known, atol=1e-6)
+    assert torch.allclose(add_noise(model, latents, noise, at), known, atol=1e-6)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sdft.losses.diffusion import Objective
-from sdft.models.loading import changed
+from sdft.losses.diffusion import DiffusionLoss
+from sdft.models.loading import change_prediction_type
 
 WHOLE = {"mask": torch.ones(1, 1, 8, 8)}
 
@@ -24,7 +24,7 @@ def test_the_snr_of_the_sd_schedule(tiny):
 
 def test_min_snr_for_epsilon_is_min_snr_gamma_over_snr(tiny):
     model = tiny()
-    weight = Objective(snr_gamma=5).weight(model, torch.arange(1000))
+    weight = DiffusionLoss(snr_gamma=5).compute_snr_weights(model, torch.arange(1000))
     assert int(torch.nonzero(weight == 1)[0]) == 147
     assert weight.mean().item() == pytest.approx(0.91657, abs=1e-5)
     assert weight[0].item() == pytest.approx(5 / 1175.44, rel=1e-4)
@@ -32,13 +32,13 @@ def test_min_snr_for_epsilon_is_min_snr_gamma_over_snr(tiny):
 
 def test_min_snr_for_v_prediction_is_min_snr_gamma_over_snr_plus_one(tiny):
     model = tiny(prediction_type="v_prediction")
-    weight = Objective(snr_gamma=5).weight(model, torch.tensor([0, 500]))
+    weight = DiffusionLoss(snr_gamma=5).compute_snr_weights(model, torch.tensor([0, 500]))
     for t, given in zip((0, 500), weight.tolist(), strict=True):
         assert given == pytest.approx(min(snr(model, t), 5) / (snr(model, t) + 1), rel=1e-5)
 
 
 def test_gamma_zero_is_plain_mse(tiny):
-    assert Objective(snr_gamma=0).weight(tiny(), torch.tensor([0, 999])).tolist() == [1, 1]
+    assert DiffusionLoss(snr_gamma=0).compute_snr_weights(tiny(), torch.tensor([0, 999])).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -54,7 +54,7 @@ def test_a_model_that_predicts_the_target_has_no_loss(tiny, prediction_type):
     seen = {}
     model.predict = lambda given, t, context: seen.update(noisy=given) or target
     draws = {"noise": noise, "offset": offset, "timestep": timesteps, "perturbation": torch.randn(2, 4, 8, 8)} | WHOLE
-    losses = Objective(snr_gamma=5, noise_offset=0.1)(model, latents, None, draws)
+    losses = DiffusionLoss(snr_gamma=5, noise_offset=0.1)(model, latents, None, draws)
     assert torch.allclose(seen["noisy"], noisy, atol=1e-5)
     assert torch.allclose(losses, torch.zeros(2), atol=1e-9)
 
@@ -69,11 +69,13 @@ def test_one_loss_per_image(tiny):
         "timestep": torch.tensor([5, 5]),
         "perturbation": noise,
     } | WHOLE
-    losses = Objective(snr_gamma=0)(model, noise * 0, None, draws)
+    losses = DiffusionLoss(snr_gamma=0)(model, noise * 0, None, draws)
     assert losses.tolist() == [1, 4]
 
 
-@pytest.mark.parametrize(("unmasked_weight", "expected"), [(0.0, [1, 4]), (0.5, [1 * 1.5 / 1.5, (4 + 0.5 * 100) / 1.5])])
+@pytest.mark.parametrize(
+    ("unmasked_weight", "expected"), [(0.0, [1, 4]), (0.5, [1 * 1.5 / 1.5, (4 + 0.5 * 100) / 1.5])]
+)
 def test_a_mask_weighs_the_squared_error_once_and_every_picture_the_same(tiny, unmasked_weight, expected):  # pitfall 11
     model = tiny()
     model.predict = lambda noisy, t, context: torch.zeros_like(noisy)
@@ -82,7 +84,7 @@ def test_a_mask_weighs_the_squared_error_once_and_every_picture_the_same(tiny, u
     noise[1, :, :, :4] = 2
     mask[0, :, :, 1] = mask[1, :, :, :4] = 1
     draws = {"noise": noise, "offset": torch.zeros(2, 4, 1, 1), "timestep": torch.tensor([5, 5]), "perturbation": noise}
-    losses = Objective(snr_gamma=0, unmasked_weight=unmasked_weight)(model, noise * 0, None, draws | {"mask": mask})
+    losses = DiffusionLoss(snr_gamma=0, unmasked_weight=unmasked_weight)(model, noise * 0, None, draws | {"mask": mask})
     assert losses.tolist() == pytest.approx(expected)
 
 
@@ -96,23 +98,23 @@ def test_the_distances_are_the_losses_before_weighting(tiny):
         "timestep": torch.tensor([5, 500, 999]),
         "perturbation": noise,
     }
-    objective = Objective()
+    objective = DiffusionLoss()
     weighted, plain = (f(model, noise * 0, None, draws | WHOLE) for f in (objective, objective.distances))
-    assert torch.allclose(weighted, plain * objective.weight(model, draws["timestep"]))
+    assert torch.allclose(weighted, plain * objective.compute_snr_weights(model, draws["timestep"]))
 
 
 def test_epsilon_with_zero_terminal_snr_is_refused_by_name(tiny):
     model = tiny()
     model.alphas_cumprod[-1] = 2**-24
     with pytest.raises(ValueError, match="epsilon with zero terminal SNR"):
-        Objective().check(model)
+        DiffusionLoss().check(model)
 
 
 def test_v_prediction_gives_the_terminal_step_of_zero_snr_no_weight(tiny):
     model = tiny(prediction_type="v_prediction")
     model.alphas_cumprod[-1] = 2**-24
-    Objective().check(model)
-    assert Objective().weight(model, torch.tensor([999])).item() == pytest.approx(0, abs=1e-6)
+    DiffusionLoss().check(model)
+    assert DiffusionLoss().compute_snr_weights(model, torch.tensor([999])).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_soft_min_snr_and_debiased_in_closed_form(tiny):
@@ -120,8 +122,8 @@ def test_soft_min_snr_and_debiased_in_closed_form(tiny):
         model, v = tiny(prediction_type=prediction_type), prediction_type == "v_prediction"
         for t in (0, 100, 147, 500, 999):
             at, s = torch.tensor([t]), snr(model, t)
-            soft = Objective("soft_min_snr", snr_gamma=5).weight(model, at).item()
-            debiased = Objective("debiased").weight(model, at).item()
+            soft = DiffusionLoss("soft_min_snr", snr_gamma=5).compute_snr_weights(model, at).item()
+            debiased = DiffusionLoss("debiased").compute_snr_weights(model, at).item()
             assert soft == pytest.approx((s * 5 / (s + 5)) / (s + 1) if v else 5 / (s + 5), rel=1e-5)
             assert debiased == pytest.approx(s**0.5 / (s + 1) if v else s**-0.5, rel=1e-5)
 
@@ -132,8 +134,10 @@ def test_a_weighting_means_the_same_for_epsilon_and_velocity(tiny, weighting):
     epsilon, velocity = tiny(), tiny(prediction_type="v_prediction")
     t = torch.tensor([3, 300, 900])
     ratio = torch.tensor([(snr(epsilon, int(i)) + 1) / snr(epsilon, int(i)) for i in t])
-    objective = Objective(weighting)
-    assert torch.allclose(objective.weight(velocity, t) * ratio, objective.weight(epsilon, t), rtol=1e-5)
+    objective = DiffusionLoss(weighting)
+    assert torch.allclose(
+        objective.compute_snr_weights(velocity, t) * ratio, objective.compute_snr_weights(epsilon, t), rtol=1e-5
+    )
 
 
 def test_input_perturbation_perturbs_the_input_only(tiny):  # pitfall 10
@@ -146,7 +150,7 @@ def test_input_perturbation_perturbs_the_input_only(tiny):  # pitfall 10
         "timestep": torch.tensor([500]),
         "perturbation": extra,
     } | WHOLE
-    losses = Objective(input_perturbation=0.1)(model, latents, None, draws)
+    losses = DiffusionLoss(input_perturbation=0.1)(model, latents, None, draws)
     alpha = model.alphas_cumprod[500]
     assert torch.allclose(seen["noisy"], alpha.sqrt() * latents + (1 - alpha).sqrt() * (noise + 0.1 * extra), atol=1e-6)
     assert losses.item() == 0
@@ -154,8 +158,8 @@ def test_input_perturbation_perturbs_the_input_only(tiny):  # pitfall 10
 
 def test_l1_and_huber():
     error = torch.tensor([-2.0, 0.05, 1.0])
-    assert torch.equal(Objective(loss="l1").distance(error), error.abs())
-    huber = Objective(loss="huber", huber_delta=0.1).distance(error)
+    assert torch.equal(DiffusionLoss(loss="l1").compute_elementwise_loss(error), error.abs())
+    huber = DiffusionLoss(loss="huber", huber_delta=0.1).compute_elementwise_loss(error)
     reference = 2 * torch.nn.functional.huber_loss(error, torch.zeros(3), reduction="none", delta=0.1)
     assert torch.allclose(huber, reference, atol=1e-6)
 
@@ -163,14 +167,14 @@ def test_l1_and_huber():
 def test_zero_terminal_snr_reaches_training_and_sampling(tiny):
     model = tiny(prediction_type="v_prediction", zero_terminal_snr=True)
     assert model.alphas_cumprod[-1] < 1e-6 and model.alphas_cumprod[0] == pytest.approx(0.99915, abs=1e-5)
-    Objective().check(model)
-    assert model.pipeline().scheduler.alphas_cumprod[-1] < 1e-6
+    DiffusionLoss().check(model)
+    assert model.build_pipeline().scheduler.alphas_cumprod[-1] < 1e-6
     from diffusers import DDIMScheduler, PNDMScheduler
 
-    assert isinstance(changed(PNDMScheduler(), "v_prediction", True), DDIMScheduler)
-    assert torch.isfinite(Objective().weight(model, torch.arange(1000))).all()
+    assert isinstance(change_prediction_type(PNDMScheduler(), "v_prediction", True), DDIMScheduler)
+    assert torch.isfinite(DiffusionLoss().compute_snr_weights(model, torch.arange(1000))).all()
     with pytest.raises(ValueError, match="epsilon with zero terminal SNR"):
-        Objective().check(tiny(zero_terminal_snr=True))
+        DiffusionLoss().check(tiny(zero_terminal_snr=True))
 
 
 BAD = {"weighting": "p2", "loss": "l3", "huber_delta": 0, "snr_gamma": -1, "unmasked_weight": 2}
@@ -179,4 +183,4 @@ BAD = {"weighting": "p2", "loss": "l3", "huber_delta": 0, "snr_gamma": -1, "unma
 @pytest.mark.parametrize(("key", "value"), BAD.items())
 def test_bad_words_are_refused(key, value):
     with pytest.raises(ValueError, match=f"{key}={value}: choose"):
-        Objective(**{key: value})
+        DiffusionLoss(**{key: value})

@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_module import attached, batch, build
 
-from sdft.losses.smooth_diffusion import Smoothness
+from sdft.losses.smooth_diffusion import SmoothDiffusionLoss
 from sdft.models.stable_diffusion import StableDiffusion
-from sdft.training.memory_estimate import Step, needs
+from sdft.training.memory_estimate import StepSpec, estimate_memory
 
 TIMES = torch.tensor([100, 500])
 
@@ -23,7 +23,7 @@ def linear(tiny, slopes: torch.Tensor, prediction_type="epsilon"):
 def draws(share=1.0, seed=0) -> dict[str, torch.Tensor]:
     chance = torch.Generator().manual_seed(seed)
     noise, direction = (torch.randn(2, 4, 8, 8, generator=chance) for _ in range(2))
-    return {"noise": noise, "direction": direction, "timestep": TIMES, "share": torch.full((2,), share)}
+    return {"noise": noise, "direction": direction, "timestep": TIMES, "sample_weight": torch.full((2,), share)}
 
 
 def expected(model, slopes, direction) -> torch.Tensor:
@@ -38,14 +38,14 @@ def expected(model, slopes, direction) -> torch.Tensor:
 def test_the_length_of_a_linear_model_is_that_of_its_jacobian(tiny, prediction_type):
     slopes = torch.tensor([0.1, 0.5, -0.3, 2.0])
     model, given = linear(tiny, slopes, prediction_type), draws()
-    lengths = Smoothness(1.0).lengths(model, torch.randn(2, 4, 8, 8), None, given)
+    lengths = SmoothDiffusionLoss(1.0).compute_path_lengths(model, torch.randn(2, 4, 8, 8), None, given)
     assert torch.allclose(lengths, expected(model, slopes, given["direction"]), rtol=1e-5)
 
 
 def test_the_term_is_the_squared_distance_from_the_mean_and_so_is_its_gradient(tiny):
     slope = torch.tensor(0.5, requires_grad=True)
-    model, given, smooth = linear(tiny, slope.expand(4)), draws(), Smoothness(0.7)
-    smooth.go_on({"mean": 0.25, "steps": 3.0})
+    model, given, smooth = linear(tiny, slope.expand(4)), draws(), SmoothDiffusionLoss(0.7)
+    smooth.load_state({"mean": 0.25, "steps": 3.0})
     term = smooth(model, torch.randn(2, 4, 8, 8), None, given)
     alpha = model.alphas_cumprod[TIMES]
     length = (1 - (1 - alpha).sqrt() * 0.5) / alpha.sqrt()  # in every direction
@@ -56,14 +56,14 @@ def test_the_term_is_the_squared_distance_from_the_mean_and_so_is_its_gradient(t
 
 
 def test_the_mean_runs_and_the_first_step_has_none(tiny):
-    smooth, lengths = Smoothness(1.0, rate=0.5), []
+    smooth, lengths = SmoothDiffusionLoss(1.0, decay=0.5), []
     for step, a in enumerate([0.0, 0.5, -1.0, 0.2]):
         slopes, given = torch.full((4,), a), draws(seed=step)
         model = linear(tiny, slopes)
         term = smooth(model, torch.zeros(2, 4, 8, 8), None, given)
         assert bool(term.any()) == (step > 0)
         lengths.append(expected(model, slopes, given["direction"]).mean().item())
-        smooth.advance(lambda number: number)
+        smooth.update_mean(lambda number: number)
     mean = lengths[0]
     for length in lengths[1:]:
         mean += 0.5 * (length - mean)
@@ -76,21 +76,21 @@ def test_micro_batches_and_processes_do_not_change_the_mean(tiny):
     model = linear(tiny, slopes)
     lengths = torch.cat([expected(model, slopes, one["direction"]) for one in given])[:7]
     given[3] = {key: value[:1] for key, value in given[3].items()}
-    processes = [Smoothness(1.0), Smoothness(1.0)]
+    processes = [SmoothDiffusionLoss(1.0), SmoothDiffusionLoss(1.0)]
     for turn, one in enumerate(given):
         size = len(one["noise"])
-        one["share"] = torch.full((size,), 4 * size / 7)
+        one["sample_weight"] = torch.full((size,), 4 * size / 7)
         processes[turn % 2](model, torch.zeros(size, 4, 8, 8), None, one)
-    mean = sum(process.seen / process.count for process in processes) / 2
-    processes[0].advance(lambda number: mean)
+    mean = sum(process.length_sum / process.count for process in processes) / 2
+    processes[0].update_mean(lambda number: mean)
     assert processes[0].state()["mean"] == pytest.approx(lengths.mean().item(), rel=1e-5)
 
 
 def test_what_is_no_number_does_not_spoil_the_mean():
-    smooth = Smoothness(1.0)
-    smooth.go_on({"mean": 2.0, "steps": 5.0})
-    smooth.seen, smooth.count = torch.tensor(float("nan")), 1
-    smooth.advance(lambda number: number)
+    smooth = SmoothDiffusionLoss(1.0)
+    smooth.load_state({"mean": 2.0, "steps": 5.0})
+    smooth.length_sum, smooth.count = torch.tensor(float("nan")), 1
+    smooth.update_mean(lambda number: number)
     assert smooth.state() == {"mean": 2.0, "steps": 5.0}
 
 
@@ -102,8 +102,8 @@ def term_batch(model) -> dict:
 def test_gradient_checkpointing_changes_no_gradient_of_it(tiny):
     gradients = []
     for checkpointing in (False, True):
-        module = build(tiny(), checkpointing=checkpointing, smoothness=Smoothness(10.0))
-        module.smoothness.go_on({"mean": 0.1, "steps": 1.0})
+        module = build(tiny(), checkpointing=checkpointing, smoothness=SmoothDiffusionLoss(10.0))
+        module.smoothness.load_state({"mean": 0.1, "steps": 1.0})
         given = term_batch(module.model)
         assert (module.losses(given) - module.objective(module.model, *module.inputs(given), given)).min() > 0
         module.training_step(given, 0)["loss"].backward()
@@ -116,7 +116,7 @@ def test_gradient_checkpointing_changes_no_gradient_of_it(tiny):
 
 
 def test_it_is_advanced_once_a_step_and_kept_in_the_checkpoint(tiny):
-    module = attached(build(tiny(), smoothness=Smoothness(1.0)))
+    module = attached(build(tiny(), smoothness=SmoothDiffusionLoss(1.0)))
     module._trainer.precision_plugin = SimpleNamespace(scaler=None)
     module._trainer.strategy = SimpleNamespace(reduce=lambda number, reduce_op: number)
     for _ in range(2):
@@ -128,22 +128,22 @@ def test_it_is_advanced_once_a_step_and_kept_in_the_checkpoint(tiny):
     checkpoint = {"state_dict": {}}
     module.on_save_checkpoint(checkpoint)
     checkpoint.pop("state_dict")
-    other = build(tiny(), smoothness=Smoothness(1.0))
+    other = build(tiny(), smoothness=SmoothDiffusionLoss(1.0))
     other.on_load_checkpoint(checkpoint)
     assert other.smoothness.state() == state
 
 
 def test_its_memory_is_estimated_without_touching_it(tiny):
     needed = []
-    for smooth in (None, Smoothness(1.0)):
+    for smooth in (None, SmoothDiffusionLoss(1.0)):
         module = build(tiny(), smoothness=smooth)
         one = {key: value[:1] for key, value in term_batch(module.model).items()}
-        needed.append(needs(module, Step(one, 2, 1, torch.device("cpu"))).activations)
-    assert needed[1] > needed[0] and module.smoothness.count == 0 and not module.smoothness.seen
+        needed.append(estimate_memory(module, StepSpec(one, 2, 1, torch.device("cpu"))).activations)
+    assert needed[1] > needed[0] and module.smoothness.count == 0 and not module.smoothness.length_sum
 
 
 def test_bad_words_are_refused():
     with pytest.raises(ValueError, match=r"smooth_diffusion_weight=-1: choose 0 \(off\) or more; 1 is usual"):
-        Smoothness(-1)
-    with pytest.raises(ValueError, match=r"smoothness.rate=0: choose more than 0"):
-        Smoothness(1, 0)
+        SmoothDiffusionLoss(-1)
+    with pytest.raises(ValueError, match=r"smoothness.decay=0: choose more than 0"):
+        SmoothDiffusionLoss(1, 0)

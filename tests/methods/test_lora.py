@@ -65,8 +65,8 @@ def test_alpha_scales_the_update(tiny):
             r"method.unet_targets: 'to_x' matches no layer of the unet; it has .*to_k",
         ),
         (
-            {"text_targets": ["to_q"]},
-            r"method.text_targets: 'to_q' matches no layer of the text_encoder; it has .*q_proj",
+            {"text_encoder_targets": ["to_q"]},
+            r"method.text_encoder_targets: 'to_q' matches no layer of the text_encoder; it has .*q_proj",
         ),
     ],
 )
@@ -95,8 +95,8 @@ def test_bad_words_are_refused(options, told):
 
 def test_lora_plus_lets_b_learn_faster(tiny):
     method = LoRA(4, 4, loraplus_lr_ratio=16.0)
-    assert method.rate("unet.to_q.lora_A.default.weight") == 1
-    assert method.rate("unet.to_q.lora_B.default.weight") == 16
+    assert method.get_lr_multiplier("unet.to_q.lora_A.default.weight") == 1
+    assert method.get_lr_multiplier("unet.to_q.lora_B.default.weight") == 16
 
 
 def test_pissa_names_the_layers_it_cannot_start_from(tiny):

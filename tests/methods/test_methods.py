@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT, save_pictures
+from conftest import ROOT, save_images
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from test_training_run import difference
@@ -57,7 +57,7 @@ def test_twenty_steps_saved_and_reloaded_give_the_sampled_picture(run, tmp_path,
     monkeypatch.chdir(tmp_path)
     words = ["steps=20", "lr=3e-3", "model.weights=pretrained"]
     if "dreambooth" in method:
-        words.append(f"data.path={save_pictures(Digits('candy', [3], 5), tmp_path / 'subject', 5)}")
+        words.append(f"data.path={save_images(Digits('candy', [3], 5), tmp_path / 'subject', 5)}")
     module, folder = run(*words, *METHODS[method])
 
     parts = LEARNS[method]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sdft.methods.textual_inversion import FILE, TextualInversion
+from sdft.methods.textual_inversion import EMBEDDING_FILE, TextualInversion
 
 CAPTIONS = ["a photo of <mine> in the sun"]
 
@@ -44,7 +44,7 @@ def test_plain_diffusers_reads_the_file(tiny, tmp_path, vectors):
     model = tiny()
     method = prepared(model, num_vectors=vectors)
     method.save(model, tmp_path, "mine")
-    assert load_file(tmp_path / FILE)["<mine>"].shape[0] == vectors
+    assert load_file(tmp_path / EMBEDDING_FILE)["<mine>"].shape[0] == vectors
     fresh = tiny()
     method.load(fresh, tmp_path)
     ids = model.tokenize(CAPTIONS)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sdft.models.cpu_threads import SMALL, shared, threads
+from sdft.models.cpu_threads import MIN_PARALLEL_SIZE, choose_num_threads, limit_threads
 
 
 class Unet(torch.nn.Module):
@@ -22,21 +22,24 @@ def two(monkeypatch):
 
 
 def test_the_embedded_model_computes_on_one_thread_and_stable_diffusion_on_all():
-    assert threads(Unet(48), (16, 4, 8, 8)) == 1
-    assert threads(Unet(320), (1, 4, 64, 64)) == 2
-    assert threads(Unet(1), (SMALL, 4, 1, 1)) == 2 and threads(Unet(1), (SMALL - 1, 4, 1, 1)) == 1
+    assert choose_num_threads(Unet(48), (16, 4, 8, 8)) == 1
+    assert choose_num_threads(Unet(320), (1, 4, 64, 64)) == 2
+    assert (
+        choose_num_threads(Unet(1), (MIN_PARALLEL_SIZE, 4, 1, 1)) == 2
+        and choose_num_threads(Unet(1), (MIN_PARALLEL_SIZE - 1, 4, 1, 1)) == 1
+    )
 
 
 def test_threads_that_stay_awake_and_a_gpu_s_are_left_alone(monkeypatch):
-    assert threads(Unet(48, "cuda"), (1, 4, 8, 8)) == 2
+    assert choose_num_threads(Unet(48, "cuda"), (1, 4, 8, 8)) == 2
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    assert threads(Unet(48), (1, 4, 8, 8)) == 2
+    assert choose_num_threads(Unet(48), (1, 4, 8, 8)) == 2
 
 
 def test_afterwards_there_are_as_many_as_before():
-    with pytest.raises(RuntimeError), shared(Unet(48), (1, 4, 8, 8)):
+    with pytest.raises(RuntimeError), limit_threads(Unet(48), (1, 4, 8, 8)):
         assert torch.get_num_threads() == 1
         raise RuntimeError
     assert torch.get_num_threads() == 2
-    with shared(Unet(320), (1, 4, 64, 64)):
+    with limit_threads(Unet(320), (1, 4, 64, 64)):
         assert torch.get_num_threads() == 2

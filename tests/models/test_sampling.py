@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image
 
-from sdft.evaluation.plots.image_grid import grid, labelled
-from sdft.models.sampling import Sampling, evaluating
+from sdft.evaluation.plots.image_grid import build_labeled_grid, tile_images
+from sdft.models.sampling import Sampling, eval_mode
 
 PROMPTS = ["a handwritten one", "a handwritten two in red ink", "a handwritten nine"]
 
@@ -39,17 +39,17 @@ def test_modes_are_as_they_were(tiny):
     model = tiny()
     model.unet.mid_block.train()
     before = [m.training for m in model.modules()]
-    with evaluating(model):
+    with eval_mode(model):
         assert not any(m.training for m in model.modules())
     assert [m.training for m in model.modules()] == before
 
 
 def test_a_grid_has_its_pictures_in_place():
     red, blue = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
-    sheet = grid([[red, blue], [blue]])
+    sheet = tile_images([[red, blue], [blue]])
     assert sheet.size == (10, 10)
     assert [sheet.getpixel(p) for p in ((1, 1), (7, 1), (1, 7))] == [(255, 0, 0), (0, 0, 255), (0, 0, 255)]
-    assert labelled([("a", [red])], ["a caption that is longer than the picture"]).width > 128
+    assert build_labeled_grid([("a", [red])], ["a caption that is longer than the picture"]).width > 128
 
 
 def test_bad_words_are_refused():

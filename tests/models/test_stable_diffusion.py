@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from sdft.methods.lora import LoRA
-from sdft.models.embedded import FOLDER
-from sdft.models.loading import load, untrained
+from sdft.models.embedded import ASSETS_FOLDER
+from sdft.models.loading import build_untrained, load_stable_diffusion
 
 
 def on_meta(architecture: str):
     with torch.device("meta"):
-        return untrained(FOLDER / architecture)
+        return build_untrained(ASSETS_FOLDER / architecture)
 
 
 def count(module) -> int:
@@ -64,9 +64,9 @@ def test_homework_ranks_learn_the_published_shares():  # S0-32, S0-33
 
 
 def test_the_clip_tokenizer_works_offline():
-    from sdft.models.clip_tokenizer import clip_tokenizer
+    from sdft.models.clip_tokenizer import load_clip_tokenizer
 
-    tokenizer = clip_tokenizer(FOLDER / "sd15" / "tokenizer")
+    tokenizer = load_clip_tokenizer(ASSETS_FOLDER / "sd15" / "tokenizer")
     assert len(tokenizer) == 49_408
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert tokenizer.pad_token_id == 49407 and tokenizer.model_max_length == 77
@@ -84,7 +84,7 @@ def test_everything_arrives_frozen_and_in_evaluation_mode(tiny):
 
 def test_the_prediction_type_comes_from_the_model_and_can_be_overridden(tiny):
     assert tiny().prediction_type == "epsilon"
-    assert tiny(prediction_type="v_prediction").pipeline().scheduler.config.prediction_type == "v_prediction"
+    assert tiny(prediction_type="v_prediction").build_pipeline().scheduler.config.prediction_type == "v_prediction"
     with pytest.raises(ValueError, match=r"model.prediction_type=sample: choose one of epsilon, v_prediction"):
         tiny(prediction_type="sample")
 
@@ -93,12 +93,12 @@ def test_a_model_folder_without_a_unet_is_named(tmp_path):
     for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
         (tmp_path / part).mkdir()
     with pytest.raises(ValueError, match=f"model.name={tmp_path}: no unet/ in it"):
-        load(str(tmp_path))
+        load_stable_diffusion(str(tmp_path))
 
 
 def test_a_path_that_is_no_folder_is_not_asked_of_the_hub():
     with pytest.raises(ValueError, match=r"model.name=./nowhere: no such folder"):
-        load("./nowhere")
+        load_stable_diffusion("./nowhere")
 
 
 def test_a_resolution_that_the_autoencoder_cannot_divide_is_refused(tiny):
@@ -118,14 +118,14 @@ def test_a_long_prompt_is_read_in_windows(tiny):
     one, three = tiny(), tiny(prompt_chunks=3)
     long = " ".join(["red"] * 70)
     ids = three.tokenize([long, "red"])
-    assert ids.shape == (2, 3 * one.tokens) and three.prompt_tokens == 3 * (one.tokens - 2) + 2
+    assert ids.shape == (2, 3 * one.chunk_length) and three.max_prompt_tokens == 3 * (one.chunk_length - 2) + 2
     count = len(one.tokenizer(long, add_special_tokens=False, verbose=False).input_ids)
     special = torch.isin(
         ids[0], torch.tensor([one.tokenizer.bos_token_id, one.tokenizer.eos_token_id, one.tokenizer.pad_token_id])
     )
     assert int((~special).sum()) == count  # nothing is cut
     context = three.condition(ids)
-    assert torch.allclose(context[1, : one.tokens], one.condition(one.tokenize(["red"]))[0], atol=1e-6)
-    assert context.shape == (2, 3 * one.tokens, one.text_encoder.config.hidden_size)
+    assert torch.allclose(context[1, : one.chunk_length], one.condition(one.tokenize(["red"]))[0], atol=1e-6)
+    assert context.shape == (2, 3 * one.chunk_length, one.text_encoder.config.hidden_size)
     with pytest.raises(ValueError, match="prompt_chunks=0: choose 1 or more"):
         tiny(prompt_chunks=0)

@@ -11,13 +11,13 @@ import threading
 import time
 
 import pytest
-from conftest import QUICK, ROOT
+from conftest import QUICK_OVERRIDES, ROOT
 from test_resume import same
 
 from sdft.runs.files import read_json
 
 WORDS = [
-    *QUICK, "steps=12", "save_every=2", "checkpoints_total_limit=2", "sample_every=4", "validate_every=5", "log_every=3", "ema=0.9", "rank=2",
+    *QUICK_OVERRIDES, "steps=12", "save_every=2", "checkpoints_total_limit=2", "sample_every=4", "validate_every=5", "log_every=3", "ema=0.9", "rank=2",
     "data.per_digit=2", "data.digits=[0,1,2]", "hydra.run.dir=run",
 ]  # fmt: skip
 KILLS = 20

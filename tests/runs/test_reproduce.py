@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import QUICK, ROOT
+from conftest import QUICK_OVERRIDES, ROOT
 
-from sdft.runs.hashing import of_source, of_weights
-from sdft.runs.metadata import commit
-from sdft.runs.reproduce import verdict
+from sdft.runs.hashing import hash_dataset, hash_weights
+from sdft.runs.metadata import read_commit
+from sdft.runs.reproduce import compare_bitwise
 
 FEW = ["data.per_digit=2", "data.digits=[0,1,2]", "rank=2", "steps=3", "sample_every=2", "ema=0.9", "log_every=1"]
 BASE = "model.weights=pretrained"  # random ones follow from the seed
@@ -20,12 +20,12 @@ def test_a_repeated_run_comes_to_the_same_or_tells_what_differs(run, capsys):
     run(*FEW, BASE, f"reproduce={folder}", name="two")
     assert f"repeat   bit-identical to {folder}" in capsys.readouterr().out
     record = json.loads((folder.parent / "two" / "run.json").read_text())
-    assert record["state"] == "finished" and record["repeats"] == {"run": str(folder), "identical": True}
+    assert record["state"] == "finished" and record["reproduces"] == {"run": str(folder), "identical": True}
 
     with pytest.raises(ValueError, match=r"reproduce=.*: lr is another; give no other words, or train without repeat"):
         run(*FEW, BASE, "lr=0.5", f"reproduce={folder}", name="three")
     _, other = run(*FEW, BASE, "seed=1", name="other")
-    same, lines = verdict(folder, other)
+    same, lines = compare_bitwise(folder, other)
     assert not same and lines[0].startswith("weights: ") and lines[1].startswith("averaged weights: ")
     assert (
         lines[2].startswith("metrics: ")
@@ -36,7 +36,7 @@ def test_a_repeated_run_comes_to_the_same_or_tells_what_differs(run, capsys):
     facts = json.loads((other / "run.json").read_text())
     facts["versions"]["torch"] = "1.0"
     (other / "run.json").write_text(json.dumps(facts | {"state": "failed"}))
-    assert verdict(folder, other)[1][-1].startswith("versions: ")
+    assert compare_bitwise(folder, other)[1][-1].startswith("versions: ")
     with pytest.raises(ValueError, match=r"reproduce=.*: did not finish \(failed\); resume=.* goes on with it"):
         run(*FEW, BASE, f"reproduce={other}", name="four")
 
@@ -45,7 +45,7 @@ def test_a_run_says_what_it_was_made_of(run, tiny):
     _, folder = run(*FEW, name="one")
     record = json.loads((folder / "run.json").read_text())
     assert set(record["digests"]) == {"model", "data"} and all(len(d) == 16 for d in record["digests"].values())
-    assert record["digests"]["model"] == of_weights(tiny(0))
+    assert record["digests"]["model"] == hash_weights(tiny(0))
     assert record["started"] <= record["ended"] and "steps=3" in record["overrides"]
     _, other = run(*[*FEW[:-2], "data.per_digit=3"], name="two")
     again = json.loads((other / "run.json").read_text())["digests"]
@@ -55,14 +55,14 @@ def test_a_run_says_what_it_was_made_of(run, tiny):
 def test_the_digest_of_data_is_of_pictures_captions_and_order(photographs, tmp_path):
     import shutil
 
-    from sdft.data.image_folder import Folder
+    from sdft.data.image_folder import ImageFolder
 
     place = tmp_path / "photographs"
     shutil.copytree(photographs, place)
-    before = of_source(Folder(str(place)))
-    assert of_source(Folder(str(photographs))) == before
+    before = hash_dataset(ImageFolder(str(place)))
+    assert hash_dataset(ImageFolder(str(photographs))) == before
     (place / "cat.txt").write_text("a photo of the cat")
-    assert of_source(Folder(str(place))) != before
+    assert hash_dataset(ImageFolder(str(place))) != before
 
 
 def test_changes_that_are_not_committed_are_kept_beside_the_run(tmp_path):
@@ -88,11 +88,11 @@ def test_changes_that_are_not_committed_are_kept_beside_the_run(tmp_path):
     assert told().isalnum() and not (tmp_path / "clone" / "changes.diff").exists()
     (tmp_path / "clone" / "train.py").write_text("2\n")
     assert told().endswith("+") and "+2" in (tmp_path / "clone" / "changes.diff").read_text()
-    assert commit(tmp_path / "changes.diff")
+    assert read_commit(tmp_path / "changes.diff")
 
 
 def test_repeat_takes_the_words_of_the_run(tmp_path):
-    words = [*QUICK, *FEW, "hydra.run.dir=outputs/lora/1"]
+    words = [*QUICK_OVERRIDES, *FEW, "hydra.run.dir=outputs/lora/1"]
     command = [sys.executable, str(ROOT / "train.py")]
     subprocess.run([*command, *words], cwd=tmp_path, check=True, timeout=300, stdout=subprocess.DEVNULL)
     done = subprocess.run([*command, "reproduce=last"], cwd=tmp_path, capture_output=True, text=True, timeout=300)

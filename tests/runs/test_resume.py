@@ -9,15 +9,15 @@ import sys
 
 import pytest
 import torch
-from conftest import QUICK, ROOT, save_pictures
+from conftest import QUICK_OVERRIDES, ROOT, save_images
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from test_loggers import records
 
 from sdft.data.digits import Digits
-from sdft.runs.checkpoint_file import read
-from sdft.runs.metrics_csv import MetricsFile
-from sdft.runs.resume import changes, going_on, words
+from sdft.runs.checkpoint_file import read_checkpoint
+from sdft.runs.metrics_csv import MetricsCsv
+from sdft.runs.resume import diff_configs, load_previous_run, restore_overrides
 from sdft.training.callbacks.ema import EMA
 from sdft.training.callbacks.export import Export
 from sdft.training.callbacks.nan_check import Numbers
@@ -56,7 +56,7 @@ def leaves(node) -> list:
 
 def same(one, other) -> None:
     """Everything that is no time: weights, averages, optimizer, schedule, metrics, samples, results."""
-    ours, theirs = (read(folder / "checkpoints" / "last.ckpt") for folder in (one, other))
+    ours, theirs = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (one, other))
     for checkpoint in (ours, theirs):
         meters = checkpoint["callbacks"]["Meters"]
         meters["last"] = {k: v for k, v in meters["last"].items() if k not in TIMED}
@@ -82,22 +82,42 @@ def same(one, other) -> None:
 SUBJECT = ["instance_prompt=a sks three", "class_prompt=a handwritten three", "num_class_images=2"]
 METHODS = {
     "lora": ["schedule=cosine", "ema=0.9", "rank=2", "caption_dropout=0.5", "method.dropout=0.5"],
-    "accumulated epochs": ["steps=null", "epochs=4", "batch_size=2", "gradient_accumulation_steps=2", "rank=2", "log_every=4"],
+    "accumulated epochs": [
+        "steps=null",
+        "epochs=4",
+        "batch_size=2",
+        "gradient_accumulation_steps=2",
+        "rank=2",
+        "log_every=4",
+    ],
     "sft": ["method=sft", "method.text_encoder=true", "ema=0.9"],
     "pretrain": ["method=pretrain"],
     "textual_inversion": ["method=textual_inversion", "num_vectors=2"],
     "dreambooth": ["method=dreambooth", *SUBJECT],
     "dreambooth_lora": ["method=dreambooth_lora", *SUBJECT, "rank=2"],
-    "lcm_lora": ["method=lcm_lora", "rank=2", "ema=0.9", "gradient_accumulation_steps=2", "smooth_diffusion_weight=0.5"],
+    "lcm_lora": [
+        "method=lcm_lora",
+        "rank=2",
+        "ema=0.9",
+        "gradient_accumulation_steps=2",
+        "smooth_diffusion_weight=0.5",
+    ],
 }
 FAST = ("lora", "accumulated epochs", "lcm_lora")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in METHODS])
 def test_interrupted_and_resumed_is_uninterrupted(run, tmp_path, monkeypatch, name):
-    given = ["steps=6", "save_every=2", "checkpoints_total_limit=9", "sample_every=3", "validate_every=3", *METHODS[name]]
+    given = [
+        "steps=6",
+        "save_every=2",
+        "checkpoints_total_limit=9",
+        "sample_every=3",
+        "validate_every=3",
+        *METHODS[name],
+    ]
     if "dreambooth" in name:
-        given.append(f"data.path={save_pictures(Digits('candy', [3], 5), tmp_path / 'subject', 5)}")
+        given.append(f"data.path={save_images(Digits('candy', [3], 5), tmp_path / 'subject', 5)}")
     else:
         given += FEW
     _, whole = run(*given, name="whole")
@@ -128,7 +148,9 @@ def test_a_run_goes_on_from_its_start_and_from_its_last_step(run, monkeypatch, k
     same(whole, folder)
     ours, theirs = (json.loads((place / "evaluation" / "timeline.json").read_text()) for place in (whole, folder))
     assert ours == theirs
-    with pytest.raises(ValueError, match=r"resume=.*: already at step 3 of 3; give more steps, and allow_config_change=true"):
+    with pytest.raises(
+        ValueError, match=r"resume=.*: already at step 3 of 3; give more steps, and allow_config_change=true"
+    ):
         run(*given, f"resume={folder}", name="cut")
 
 
@@ -148,19 +170,25 @@ def test_other_words_are_shown_and_must_be_confirmed(run, capsys):
     assert OmegaConf.load(folder / "config.yaml").steps == 4 and record["steps"] == 4
     again = OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), {"allow_config_change": False})
     with pytest.raises(ValueError, match=r"resume=.*: samples of a step was 2 and is 8; add allow_config_change=true"):
-        going_on(again, folder, 8)
+        load_previous_run(again, folder, 8)
 
 
 def test_a_folder_that_holds_a_run_takes_no_other(run):
     _, folder = run(*FEW, "steps=1", "rank=2")
     with pytest.raises(ValueError, match=f"{folder}: holds a run already; resume={folder} goes on with it"):
-        going_on(OmegaConf.load(folder / "config.yaml"), folder, 2)
+        load_previous_run(OmegaConf.load(folder / "config.yaml"), folder, 2)
 
 
 def test_of_a_changed_word_only_itself_is_shown():
     old = {"lr": 1, "training": {"lr": 1, "checkpoints_total_limit": 1}, "data": {"path": "a"}, "resume": None}
-    new = {"lr": 2, "training": {"lr": 2, "checkpoints_total_limit": 3}, "data": {"path": "b"}, "resume": "x", "more": 1}
-    assert changes(old, new) == {"lr": (1, 2), "data.path": ("a", "b"), "more": (None, 1)}
+    new = {
+        "lr": 2,
+        "training": {"lr": 2, "checkpoints_total_limit": 3},
+        "data": {"path": "b"},
+        "resume": "x",
+        "more": 1,
+    }
+    assert diff_configs(old, new) == {"lr": (1, 2), "data.path": ("a", "b"), "more": (None, 1)}
 
 
 def test_the_words_of_before_stand_in_front_of_those_that_are_given(tmp_path, monkeypatch):
@@ -171,38 +199,38 @@ def test_the_words_of_before_stand_in_front_of_those_that_are_given(tmp_path, mo
         (home / ".hydra" / "overrides.yaml").write_text("- method=lora\n- lr=1e-3\n- resume=x.ckpt\n")
         os.utime(home / ".hydra" / "overrides.yaml", (int(stamp), int(stamp)))
     place = ["resume=outputs/lora/2", "hydra.run.dir=outputs/lora/2", "hydra.output_subdir=null"]
-    assert words(["resume=last"]) == ["method=lora", "lr=1e-3", *place]
-    assert words(["lr=2", "resume=outputs/lora/2", "-q"]) == ["-q", "method=lora", "lr=2", *place]
+    assert restore_overrides(["resume=last"]) == ["method=lora", "lr=1e-3", *place]
+    assert restore_overrides(["lr=2", "resume=outputs/lora/2", "-q"]) == ["-q", "method=lora", "lr=2", *place]
     (home / "run.json").write_text(json.dumps({"overrides": ["rank=2"]}))  # Hydra rewrites its own file at every start
-    assert words(["resume=last"]) == ["rank=2", *place]
+    assert restore_overrides(["resume=last"]) == ["rank=2", *place]
     (home / "run.json").write_text(
         json.dumps({"overrides": ["rank=2", "optimizer._target_=os.system", "hydra.searchpath=[x]"]})
     )
     with pytest.raises(
         ValueError, match=r"resume=last: optimizer\._target_=os\.system calls what it names; give that word again"
     ):
-        words(["resume=last"])
-    assert words(["resume=last", "optimizer._target_=a.B"]) == ["rank=2", "optimizer._target_=a.B", *place]
+        restore_overrides(["resume=last"])
+    assert restore_overrides(["resume=last", "optimizer._target_=a.B"]) == ["rank=2", "optimizer._target_=a.B", *place]
     (home / "a.ckpt").touch()
     for given in (["lr=1"], ["resume=outputs/lora/2/a.ckpt"], ["resume=last", "hydra.run.dir=x"], ["resume=null"]):
-        assert words(given) == given
+        assert restore_overrides(given) == given
     with pytest.raises(ValueError, match=r"resume=nowhere: no run there; give a run's folder, last, or a \.ckpt file"):
-        words(["resume=nowhere"])
+        restore_overrides(["resume=nowhere"])
 
 
 def test_rows_are_whole_and_columns_grow(tmp_path):
-    metrics = MetricsFile(tmp_path)
+    metrics = MetricsCsv(tmp_path)
     metrics.log_metrics({"a": 1}, 1)
     metrics.log_metrics({"a": 2.5}, 2)
     metrics.log_metrics({"b": torch.tensor(0.5)}, 3)
     text = (tmp_path / "metrics.csv").read_text()
     assert text.splitlines() == ["step,a,b", "1,1.0,", "2,2.5,", "3,,0.5"]
     (tmp_path / "metrics.csv").write_text(text + "4,9")  # cut off
-    again = MetricsFile(tmp_path)
-    again.keep(2)
+    again = MetricsCsv(tmp_path)
+    again.truncate(2)
     again.log_metrics({"a": 3}, 3)
     assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,a", "1,1.0", "2,2.5", "3,3.0"]
-    again.keep(0)
+    again.truncate(0)
     assert not (tmp_path / "metrics.csv").exists()
 
 
@@ -212,7 +240,7 @@ def test_a_second_run_in_a_folder_is_refused_with_who_is_there(tmp_path):
     command = [
         sys.executable,
         str(ROOT / "train.py"),
-        *QUICK,
+        *QUICK_OVERRIDES,
         "steps=4000",
         "save_every=1",
         f"hydra.run.dir={tmp_path / 'a'}",

@@ -8,41 +8,41 @@ import sys
 import pytest
 from conftest import ROOT
 
-from sdft.evaluation.plots.svg_charts import drawn, name_points, scatter
-from sdft.sweeps.compare import answer, compare, differences, main
-from sdft.sweeps.compare_page import against_words
-from sdft.sweeps.optuna_search import objectives_of
-from sdft.sweeps.results import Run, facts, grouped, metrics, read
-from sdft.sweeps.sweep import sweep
+from sdft.evaluation.plots.svg_charts import create_figure, label_points, plot_pareto_scatter
+from sdft.sweeps.compare import compare_runs, main, recommend_setting, seed_differences
+from sdft.sweeps.compare_page import plot_by_option
+from sdft.sweeps.optuna_search import objective_directions
+from sdft.sweeps.results import FinishedRun, comparable_metrics, group_by_setting, metric_info, read_finished_run
+from sdft.sweeps.sweep import run_sweep
 
 
-def made(rank: int, seed: int, values: list[float], learns: int | None = None) -> Run:
+def made(rank: int, seed: int, values: list[float], trainable: int | None = None) -> FinishedRun:
     """A run with a score a picture."""
     score = {"value": sum(values) / len(values), "each": values}
     report = {
         "images": 1,
         "groups": {"prompts": [str(i) for i in range(len(values))]},
         "sampling": {"seed": 0},
-        "metrics": {"prompts": {"CLIP-I": {"form": "{:.3f}", "higher_is_better": True}}},
+        "metrics": {"prompts": {"CLIP-I": {"number_format": "{:.3f}", "higher_is_better": True}}},
         "states": [{"label": "x", "scores": {"prompts": {"CLIP-I": value}}} for value in ({"value": 0.0}, score)],
     }
     costs = {
-        "learns": learns or rank,
+        "trainable": trainable or rank,
         "seconds": 9.0,
         "s/it": 1.0,
         "memory GB": 1.0,
         "file MB": 1.0,
         "validation/loss": 1.0,
     }
-    return Run(ROOT, {"rank": rank, "alpha": rank, "seed": seed}, costs, 1.0, "cpu", report)
+    return FinishedRun(ROOT, {"rank": rank, "alpha": rank, "seed": seed}, costs, 1.0, "cpu", report)
 
 
 def test_runs_that_differ_by_seed_alone_are_one_setting():
     runs = [made(rank, seed, [float(rank + seed)] * 3) for rank in (1, 2) for seed in (0, 1)]
-    settings = grouped(runs)
+    settings = group_by_setting(runs)
     assert [s.label for s in settings] == ["rank=1", "rank=2"]  # alpha follows rank
-    assert settings[1].mean("CLIP-I") == 2.5 and settings[1].spread("CLIP-I") == pytest.approx(0.5**0.5)
-    assert settings[1].each("CLIP-I").tolist() == [2.5] * 3
+    assert settings[1].mean("CLIP-I") == 2.5 and settings[1].std("CLIP-I") == pytest.approx(0.5**0.5)
+    assert settings[1].per_image_means("CLIP-I").tolist() == [2.5] * 3
 
 
 def noisy(level: float, step: int) -> list[float]:
@@ -51,29 +51,32 @@ def noisy(level: float, step: int) -> list[float]:
 
 def test_the_answer_is_the_cheapest_that_surely_keeps_most_of_the_gain():
     runs = [made(r, s, noisy(level, 37 + r)) for r, level in {1: 0.30, 4: 0.59, 16: 0.61}.items() for s in (0, 1)]
-    best, enough = answer(grouped(runs), "CLIP-I")
+    best, cheapest = recommend_setting(group_by_setting(runs), "CLIP-I")
     assert best.startswith("best     rank=16: CLIP-I 0.6") and best.endswith("over 2 seeds each")
-    assert enough.startswith("enough   rank=4: 0.5") and "learns 4 times less and keeps 9" in enough
+    assert cheapest.startswith("cheapest   rank=4: 0.5") and "trainable 4 times less and keeps 9" in cheapest
     runs = [made(r, 0, noisy(level, 37)) for r, level in ((1, 0.3), (16, 0.6))]
     assert (
-        "nothing cheaper surely keeps 90% of the gain; nearest is rank=1 with 50%" in answer(grouped(runs), "CLIP-I")[1]
+        "nothing cheaper surely keeps 90% of the gain; nearest is rank=1 with 50%"
+        in recommend_setting(group_by_setting(runs), "CLIP-I")[1]
     )
-    assert answer(grouped(runs[:1]), "CLIP-I") == []
+    assert recommend_setting(group_by_setting(runs[:1]), "CLIP-I") == []
 
 
 def test_a_seed_that_failed_is_not_averaged_away():
     runs = [made(r, s, noisy(level, 37)) for r, s, level in ((1, 0, 0.75), (1, 1, 0.40), (16, 0, 0.6), (16, 1, 0.61))]
-    assert answer(grouped(runs), "CLIP-I")[1].startswith("enough   nothing cheaper surely keeps 90%")
+    assert recommend_setting(group_by_setting(runs), "CLIP-I")[1].startswith(
+        "cheapest   nothing cheaper surely keeps 90%"
+    )
 
 
 def test_little_to_go_on_is_not_enough():
     """Six pictures that vary widely: what cannot be told apart is no equal."""
     runs = [made(1, 0, [0.1, 0.9, 0.6, 0.7, 0.2, 0.9]), made(16, 0, [0.9, 0.2, 0.8, 0.6, 0.9, 0.1])]
-    assert answer(grouped(runs), "CLIP-I")[1].startswith("enough   nothing cheaper surely keeps")
+    assert recommend_setting(group_by_setting(runs), "CLIP-I")[1].startswith("cheapest   nothing cheaper surely keeps")
     alone = [made(1, 0, [0.5]), made(16, 0, [0.6])]
     for run, loss in zip(alone, (0.8, 0.7), strict=True):
         run.costs["validation/loss"] = loss
-    assert "cannot be told" in answer(grouped(alone), "validation/loss")[1]
+    assert "cannot be told" in recommend_setting(group_by_setting(alone), "validation/loss")[1]
 
 
 def test_a_seed_without_a_score_makes_its_setting_unknown():
@@ -82,45 +85,51 @@ def test_a_seed_without_a_score_makes_its_setting_unknown():
         for r, s, level in ((1, 0, 0.6), (1, 1, 0.6), (4, 0, 0.5), (4, 1, 0.5), (16, 0, 0.61))
     ]
     runs[1].report["states"][1]["scores"]["prompts"]["CLIP-I"]["value"] = None
-    assert not any("rank=1:" in line for line in answer(grouped(runs), "CLIP-I"))
+    assert not any("rank=1:" in line for line in recommend_setting(group_by_setting(runs), "CLIP-I"))
 
 
 def test_words_of_one_method_part_its_runs_when_they_vary():
     runs = [made(r, 0, noisy(0.5, 37)) for r in (4, 64)]
     for run in runs:
-        run.words = {"method": "lora", "rank": run.words["rank"], "seed": 0}
+        run.options = {"method": "lora", "rank": run.options["rank"], "seed": 0}
     other = made(1, 0, noisy(0.5, 37))
-    other.words = {"method": "sft", "seed": 0}
-    assert [s.label for s in grouped([*runs, other])] == ["method=lora rank=4", "method=lora rank=64", "method=sft"]
-    assert [s.label for s in grouped([runs[0], other])] == ["method=lora", "method=sft"]
-    (plot,) = against_words(grouped([*runs, other]), [*runs, other], "CLIP-I")  # of those that have a rank
-    assert plot["word"] == "rank" and "<svg" in plot["plot"]
+    other.options = {"method": "sft", "seed": 0}
+    assert [s.label for s in group_by_setting([*runs, other])] == [
+        "method=lora rank=4",
+        "method=lora rank=64",
+        "method=sft",
+    ]
+    assert [s.label for s in group_by_setting([runs[0], other])] == ["method=lora", "method=sft"]
+    (plot,) = plot_by_option(group_by_setting([*runs, other]), [*runs, other], "CLIP-I")  # of those that have a rank
+    assert plot["option"] == "rank" and "<svg" in plot["plot"]
 
 
 def test_unlike_evaluations_are_not_compared():
     runs = [made(r, 0, noisy(0.5, 37)) for r in (1, 4)]
-    assert set(metrics(runs)) == {"CLIP-I", "validation/loss"}
-    runs[1].report["judges"] = {"clip": "another"}
-    assert set(metrics(runs)) == {"validation/loss"}
+    assert set(comparable_metrics(runs)) == {"CLIP-I", "validation/loss"}
+    runs[1].report["scorers"] = {"clip": "another"}
+    assert set(comparable_metrics(runs)) == {"validation/loss"}
 
 
 def test_labels_are_no_formulas():
-    assert "$a$" in scatter({"caption_template=$a$ and $b_": (1.0, 2.0), "b": (2.0, 3.0)}, "learns", "CLIP-I", True, False)
+    assert "$a$" in plot_pareto_scatter(
+        {"caption_template=$a$ and $b_": (1.0, 2.0), "b": (2.0, 3.0)}, "trainable", "CLIP-I", True, False
+    )
 
 
 def test_names_of_settings_that_cost_the_same_stand_below_each_other():
-    figure, (axes,) = drawn(1, 1, 3.2)
+    figure, (axes,) = create_figure(1, 1, 3.2)
     points = {"rank=4 alpha=16": (15.7, 0.435), "rank=16 alpha=16": (15.8, 0.4349), "rank=1": (14.0, 0.35)}
     for point in points.values():
         axes.plot(*point, "o")
     figure.draw_without_rendering()
-    assert name_points(axes, points) == [(6, 3), (6, -6), (6, 3)]
+    assert label_points(axes, points) == [(6, 3), (6, -6), (6, 3)]
 
 
 def test_training_seeds_are_paired_by_their_number():
     one = [made(1, s, noisy(level, 37)) for s, level in ((0, 0.5), (1, 0.6))]
     other = [made(2, s, noisy(level, 37)) for s, level in ((1, 0.6), (0, 0.5), (7, 0.9))]
-    assert differences(*grouped(one + other), "CLIP-I") == pytest.approx([0, 0])
+    assert seed_differences(*group_by_setting(one + other), "CLIP-I") == pytest.approx([0, 0])
 
 
 def test_the_table_and_page_are_those_of_the_lab_report(run, capsys):  # S1-14..16
@@ -140,22 +149,31 @@ def test_the_table_and_page_are_those_of_the_lab_report(run, capsys):  # S1-14..
         assert 0 < record["seconds_per_step"] < record["seconds"] and record["result_mb"] > 0.1
     capsys.readouterr()
     place = folders[0].parent / "both"
-    compare(folders, place)
+    compare_runs(folders, place)
     told = capsys.readouterr().out
-    for column in ("learns", "seconds", "s/it", "memory GB", "file MB", "validation/loss", "style and digit", "CLIP-I"):
+    for column in (
+        "trainable",
+        "seconds",
+        "s/it",
+        "memory GB",
+        "file MB",
+        "validation/loss",
+        "style and digit",
+        "CLIP-I",
+    ):
         assert column in told
     assert "66,304" in told and "2,380,516" in told and "cpu (" in told and "without the first step" in told
     assert "\nmethod=lora lr=0.001 " in told and "best     method=lora" in told
-    told = facts(read(folders[0]))
-    assert all(fact["higher_is_better"] == objectives_of([name], {})[name] for name, fact in told.items())
+    told = metric_info(read_finished_run(folders[0]))
+    assert all(fact["higher_is_better"] == objective_directions([name], {})[name] for name, fact in told.items())
     page = (place / "compare.html").read_text()
     assert page.count("<svg") == 3 and page.count("data:image/png") == 18  # base and two settings, six prompts
     rows = list(csv.DictReader((place / "table.csv").open()))
     assert [row["method"] for row in rows] == ["lora", "sft"] and float(rows[0]["CLIP-I"]) < 1
 
 
-def test_compare_is_a_command_of_its_own(faked, tmp_path, monkeypatch, capsys):
-    assert sweep(None, ["rank=1,2", "seed=0,1"]) == 0
+def test_compare_is_a_command_of_its_own(fake_train_script, tmp_path, monkeypatch, capsys):
+    assert run_sweep(None, ["rank=1,2", "seed=0,1"]) == 0
     (folder,) = tmp_path.glob("multirun/lora/*")
     for file in ("table.csv", "compare.html"):
         (folder / file).unlink()

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from sdft.sweeps.sweep import sweep
+from sdft.sweeps.sweep import run_sweep
 
 SBATCH = """#!{python}
 import os, subprocess, sys
@@ -56,40 +56,42 @@ def ranks(folder) -> list[str]:
 
 
 @pytest.mark.parametrize("words", [["submitit", "launcher.cluster=local"], ["ray"]], ids=lambda words: words[0])
-def test_a_sweep_runs_on_every_launcher(faked, tmp_path, monkeypatch, words):
+def test_a_sweep_runs_on_every_launcher(fake_train_script, tmp_path, monkeypatch, words):
     monkeypatch.setenv("BAD", "2")
     given = ["rank=1,2,4", "seed=0", "n_jobs=2", "accelerator=cpu", f"launcher={words[0]}", *words[1:]]
-    assert sweep(None, given) == 1
-    assert len(faked()) == 3 and ranks(tmp_path) == ["1", "4"]
+    assert run_sweep(None, given) == 1
+    assert len(fake_train_script()) == 3 and ranks(tmp_path) == ["1", "4"]
     assert len(list(tmp_path.glob("multirun/lora/*/*/log.txt"))) == 3
 
 
-def test_slurm_is_asked_for_what_a_job_needs(faked, slurm, tmp_path):
+def test_slurm_is_asked_for_what_a_job_needs(fake_train_script, slurm, tmp_path):
     given = [
         "rank=1,2",
         "seed=0",
         "devices=2",
         "launcher=submitit",
-        "launcher.minutes=7",
+        "launcher.timeout_min=7",
         "launcher.slurm.partition=gpu",
     ]
-    assert sweep(None, [*given, "accelerator=cpu", "launcher.slurm.partition=gpu"]) == 0
+    assert run_sweep(None, [*given, "accelerator=cpu", "launcher.slurm.partition=gpu"]) == 0
     told = (tmp_path / "script.txt").read_text()
     for line in ("--ntasks-per-node=2", "--nodes=1", "--time=7", "--partition=gpu", "--cpus-per-task=8", "--mem=32GB"):
         assert f"#SBATCH {line}" in told
     assert "gpus" not in told
     deadline = time.monotonic() + 60
-    while len(faked()) < 4 and time.monotonic() < deadline:  # a job is finished once its first task has said so
+    while (
+        len(fake_train_script()) < 4 and time.monotonic() < deadline
+    ):  # a job is finished once its first task has said so
         time.sleep(0.05)
-    assert faked() == ["1 0 None"] * 2 + ["2 0 None"] * 2  # two tasks of each job
+    assert fake_train_script() == ["1 0 None"] * 2 + ["2 0 None"] * 2  # two tasks of each job
     assert ranks(tmp_path) == ["1", "2"]
 
 
-def test_what_cannot_be_launched_is_refused_in_one_line(faked, monkeypatch):
+def test_what_cannot_be_launched_is_refused_in_one_line(fake_train_script, monkeypatch):
     with pytest.raises(ValueError, match="launcher.cluster=slurm: .*; choose slurm or local"):
-        sweep(None, ["rank=1,2", "launcher=submitit"])
+        run_sweep(None, ["rank=1,2", "launcher=submitit"])
     with pytest.raises(ValueError, match="give all jobs the same num_nodes, devices and accelerator"):
-        sweep(None, ["devices=1,2", "accelerator=cpu", "launcher=submitit", "launcher.cluster=local"])
+        run_sweep(None, ["devices=1,2", "accelerator=cpu", "launcher=submitit", "launcher.cluster=local"])
     monkeypatch.setattr("sdft.sweeps.launchers.remote_command.find_spec", lambda package: None)
     with pytest.raises(ValueError, match="launcher=ray: not installed; pip install ray"):
-        sweep(None, ["rank=1,2", "launcher=ray"])
+        run_sweep(None, ["rank=1,2", "launcher=ray"])

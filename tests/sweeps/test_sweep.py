@@ -13,77 +13,84 @@ import yaml
 from conftest import ROOT
 from test_config import checked
 
-from sdft.runs.checkpoint_file import write
-from sdft.sweeps.grid import changing, corners, jobs, space_of, values_of
+from sdft.runs.checkpoint_file import write_checkpoint
+from sdft.sweeps.grid import build_search_space, expand_grid, parameter_values, search_space_corners, varying_overrides
 from sdft.sweeps.jobs import Job
-from sdft.sweeps.launchers.local import usable
-from sdft.sweeps.sweep import FOLDER, METHODS, read, sweep
+from sdft.sweeps.launchers.local import job_environments
+from sdft.sweeps.sweep import SAMPLER_BY_METHOD, SWEEPS_FOLDER, read_sweep_file, run_sweep
 
 
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(SWEEPS_FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_sweep_is_one_of_wandb_too_and_its_jobs_compose(file):
     told = yaml.safe_load(file.read_text())
-    assert told["program"] == "train.py" and told["method"] in METHODS and "${args_no_hyphens}" in told["command"]
+    assert (
+        told["program"] == "train.py"
+        and told["method"] in SAMPLER_BY_METHOD
+        and "${args_no_hyphens}" in told["command"]
+    )
     assert file.read_text().startswith(f"# python train.py sweeps={file.stem} ")
-    parameters = read(file.stem)["parameters"]
+    parameters = read_sweep_file(file.stem)["parameters"]
     if told["method"] == "grid":
-        words = jobs(values_of(parameters), [])
+        words = expand_grid(parameter_values(parameters), [])
     else:
-        space, fixed = space_of(parameters, [])
-        words = [[*fixed, *(f"{key}={value}" for key, value in zip(space, end, strict=True))] for end in corners(space)]
+        space, fixed = build_search_space(parameters, [])
+        words = [
+            [*fixed, *(f"{key}={value}" for key, value in zip(space, end, strict=True))]
+            for end in search_space_corners(space)
+        ]
     for job in words:
         checked(*job)
 
 
 def test_jobs_are_all_combinations_and_words_take_the_files_place():
     values = {"rank": [4, 8], "seed": [0, 1], "flip": [True]}
-    assert jobs(values, []) == [[f"rank={r}", f"seed={s}", "flip=true"] for r in (4, 8) for s in (0, 1)]
-    assert jobs(values, ["seed=7", "lr=1"]) == [[f"rank={r}", "flip=true", "seed=7", "lr=1"] for r in (4, 8)]
-    assert changing(jobs(values, ["seed=7"]), 1) == ["rank=8"]
+    assert expand_grid(values, []) == [[f"rank={r}", f"seed={s}", "flip=true"] for r in (4, 8) for s in (0, 1)]
+    assert expand_grid(values, ["seed=7", "lr=1"]) == [[f"rank={r}", "flip=true", "seed=7", "lr=1"] for r in (4, 8)]
+    assert varying_overrides(expand_grid(values, ["seed=7"]), 1) == ["rank=8"]
 
 
 def test_words_with_several_values_are_hydras():
-    assert jobs({}, ["rank=4,8", "seed=range(2)", "lr=1e-4"]) == [
+    assert expand_grid({}, ["rank=4,8", "seed=range(2)", "lr=1e-4"]) == [
         [f"rank={r}", f"seed={s}", "lr=1e-4"] for r in (4, 8) for s in (0, 1)
     ]
-    assert jobs({"rank": [1]}, ["rank=2,3"]) == [["rank=2"], ["rank=3"]]
-    assert jobs({}, ["prompts=[a cat,a dog]"]) == [["prompts=[a cat,a dog]"]]  # a list is one value
+    assert expand_grid({"rank": [1]}, ["rank=2,3"]) == [["rank=2"], ["rank=3"]]
+    assert expand_grid({}, ["prompts=[a cat,a dog]"]) == [["prompts=[a cat,a dog]"]]  # a list is one value
 
 
-def test_a_bad_word_is_refused_before_any_job_runs(faked, tmp_path):
+def test_a_bad_word_is_refused_before_any_job_runs(fake_train_script, tmp_path):
     with pytest.raises(Exception, match="rank"):
-        sweep(None, ["rank=4,many"])
+        run_sweep(None, ["rank=4,many"])
     assert not (tmp_path / "ran.txt").exists() and not (tmp_path / "multirun").exists()
     with pytest.raises(ValueError, match="n_jobs=some: Local takes a whole number or null"):
-        sweep(None, ["rank=4,8", "n_jobs=some"])
+        run_sweep(None, ["rank=4,8", "n_jobs=some"])
     with pytest.raises(ValueError, match="n_jobs=0: choose 1 or more"):
-        sweep(None, ["rank=4,8", "n_jobs=0"])
+        run_sweep(None, ["rank=4,8", "n_jobs=0"])
     with pytest.raises(ValueError, match="trials=5: of a search, and no word here has a range"):
-        sweep(None, ["rank=4,8", "trials=5"])
+        run_sweep(None, ["rank=4,8", "trials=5"])
 
 
-def test_a_failed_job_stops_no_other_and_only_it_runs_again(faked, tmp_path, monkeypatch, capfd):
+def test_a_failed_job_stops_no_other_and_only_it_runs_again(fake_train_script, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("BAD", "2")
-    assert sweep(None, ["rank=1,2,4", "seed=0"]) == 1
+    assert run_sweep(None, ["rank=1,2,4", "seed=0"]) == 1
     told = capfd.readouterr()
     assert "1 of 3 jobs failed: rank=2" in told.err and "job      3 of 3: rank=4" in told.out
-    assert len(faked()) == 3
+    assert len(fake_train_script()) == 3
     (table,) = tmp_path.glob("multirun/lora/*/table.csv")
     assert [row["rank"] for row in csv.DictReader(table.open())] == ["1", "4"]
     monkeypatch.delenv("BAD")
-    assert sweep(None, ["rank=1,2,4", "seed=0"]) == 0
-    assert len(faked()) == 4 and faked().count("2 0 None") == 2
+    assert run_sweep(None, ["rank=1,2,4", "seed=0"]) == 0
+    assert len(fake_train_script()) == 4 and fake_train_script().count("2 0 None") == 2
     assert "2 of 3 jobs are finished" in capfd.readouterr().out
     assert [row["rank"] for row in csv.DictReader(table.open())] == ["1", "2", "4"]
-    assert sweep(None, ["rank=1,2", "seed=0"]) == 0  # other jobs are another sweep
-    assert len(faked()) == 6 and len(list(tmp_path.glob("multirun/lora/*"))) == 2
+    assert run_sweep(None, ["rank=1,2", "seed=0"]) == 0  # other jobs are another sweep
+    assert len(fake_train_script()) == 6 and len(list(tmp_path.glob("multirun/lora/*"))) == 2
 
 
-def test_a_killed_sweep_goes_on_where_it_was(faked, tmp_path):
+def test_a_killed_sweep_goes_on_where_it_was(fake_train_script, tmp_path):
     program = "import sys; from sdft.sweeps.sweep import sweep; sys.argv = ['train.py']; sys.exit(sweep(None, ['rank=1,2,4', 'seed=0']))"
     first = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"NAP": "1.5"})
     deadline = time.monotonic() + 60
-    while not (tmp_path / "ran.txt").exists() or len(faked()) < 2:
+    while not (tmp_path / "ran.txt").exists() or len(fake_train_script()) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
@@ -91,27 +98,27 @@ def test_a_killed_sweep_goes_on_where_it_was(faked, tmp_path):
     time.sleep(2.5)  # a job that outlived its sweep would be finished by now
     states = [(tmp_path / file).is_file() for file in sorted(tmp_path.glob("multirun/lora/*/*/run.json"))]
     assert len(states) == 1
-    assert sweep(None, ["rank=1,2,4", "seed=0"]) == 0
-    assert [line.split()[0] for line in faked()] == ["1", "2", "2", "4"]
+    assert run_sweep(None, ["rank=1,2,4", "seed=0"]) == 0
+    assert [line.split()[0] for line in fake_train_script()] == ["1", "2", "2", "4"]
     (table,) = tmp_path.glob("multirun/lora/*/table.csv")
     assert [row["rank"] for row in csv.DictReader(table.open())] == ["1", "2", "4"]
 
 
-def test_a_sweep_that_is_told_to_end_ends_its_jobs_and_says_so(faked, tmp_path):
+def test_a_sweep_that_is_told_to_end_ends_its_jobs_and_says_so(fake_train_script, tmp_path):
     program = "import sys; from sdft.sweeps.sweep import sweep; sys.argv = ['train.py']; sys.exit(sweep(None, ['rank=1,2', 'seed=0']))"
     first = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"NAP": "60"})
     deadline = time.monotonic() + 60
-    while not (tmp_path / "ran.txt").exists() or not faked():
+    while not (tmp_path / "ran.txt").exists() or not fake_train_script():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     first.terminate()
-    assert first.wait(30) == 143 and len(faked()) == 1
+    assert first.wait(30) == 143 and len(fake_train_script()) == 1
 
 
-def test_jobs_side_by_side_share_the_cores_and_write_logs(faked, tmp_path, monkeypatch):
+def test_jobs_side_by_side_share_the_cores_and_write_logs(fake_train_script, tmp_path, monkeypatch):
     monkeypatch.setattr("sdft.sweeps.launchers.local.cores", lambda: 4)
-    assert sweep(None, ["rank=1,2,4", "seed=0", "n_jobs=2", "accelerator=cpu"]) == 0
-    assert [line.split()[2] for line in faked()] == ["2", "2", "2"]
+    assert run_sweep(None, ["rank=1,2,4", "seed=0", "n_jobs=2", "accelerator=cpu"]) == 0
+    assert [line.split()[2] for line in fake_train_script()] == ["2", "2", "2"]
     assert len(list(tmp_path.glob("multirun/lora/*/*/log.txt"))) == 3
 
 
@@ -119,48 +126,48 @@ def test_each_job_has_gpus_of_its_own(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     place = lambda *ids: {"CUDA_VISIBLE_DEVICES": ",".join(ids)}  # noqa: E731
-    assert usable(None, [("auto", "auto")]) == [{}]  # devices=auto takes all
-    assert usable(4, [("auto", "auto")]) == [place("0"), place("1"), place("2"), place("3")]
-    assert usable(None, [(2, "auto")]) == [place("0", "1"), place("2", "3")]
+    assert job_environments(None, [("auto", "auto")]) == [{}]  # devices=auto takes all
+    assert job_environments(4, [("auto", "auto")]) == [place("0"), place("1"), place("2"), place("3")]
+    assert job_environments(None, [(2, "auto")]) == [place("0", "1"), place("2", "3")]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,GPU-a,GPU-b")
-    assert usable(2, [(2, "auto")]) == [place("5", "7"), place("GPU-a", "GPU-b")]
-    assert usable(None, [(1, "cpu")]) == [{}]
+    assert job_environments(2, [(2, "auto")]) == [place("5", "7"), place("GPU-a", "GPU-b")]
+    assert job_environments(None, [(1, "cpu")]) == [{}]
     with pytest.raises(ValueError, match="n_jobs=0 devices=8: there are 4 GPUs"):
-        usable(None, [(8, "auto")])
+        job_environments(None, [(8, "auto")])
     with pytest.raises(ValueError, match="n_jobs=3 devices=2: there are 4 GPUs"):
-        usable(3, [(2, "auto")])
+        job_environments(3, [(2, "auto")])
 
 
 def test_a_job_that_was_stopped_goes_on_from_what_it_saved(tmp_path):
     job = Job(tmp_path / "0", ["rank=4"], "")
     last = job.folder / "checkpoints" / "last.ckpt"
-    write({"global_step": 3}, last)
+    write_checkpoint({"global_step": 3}, last)
     for state in ("stopped", "running"):  # and killed after that
         (job.folder / "run.json").write_text(json.dumps({"state": state}))
-        assert job.prepared()[2:] == ["rank=4", f"resume={job.folder}", f"hydra.run.dir={job.folder}"]
+        assert job.build_command()[2:] == ["rank=4", f"resume={job.folder}", f"hydra.run.dir={job.folder}"]
     last.write_bytes(last.read_bytes()[:-100])
-    assert job.prepared()[2:] == ["rank=4", f"hydra.run.dir={job.folder}"]
+    assert job.build_command()[2:] == ["rank=4", f"hydra.run.dir={job.folder}"]
     assert not list(job.folder.iterdir())
 
 
 def test_flags_stand_before_the_words(tmp_path):
     """Overrides behind flags are lost on the ranks that Lightning starts."""
-    command = Job(tmp_path / "0", ["rank=4", "--config-name=train"], "").prepared()
+    command = Job(tmp_path / "0", ["rank=4", "--config-name=train"], "").build_command()
     assert command[2:] == ["--config-name=train", "rank=4", f"hydra.run.dir={tmp_path / '0'}"]
 
 
-def test_a_sweep_that_runs_is_not_joined(faked, tmp_path):
-    assert sweep(None, ["rank=1", "seed=0"]) == 0
+def test_a_sweep_that_runs_is_not_joined(fake_train_script, tmp_path):
+    assert run_sweep(None, ["rank=1", "seed=0"]) == 0
     (folder,) = tmp_path.glob("multirun/lora/*")
     program = f"from pathlib import Path; from sdft.runs.lock import Lock; it = Lock(Path({str(folder)!r}), 'it'); "
     program += "print(flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     other.stdout.readline()
     with pytest.raises(ValueError, match=f"the same sweep is running there, process {other.pid} on "):
-        sweep(None, ["rank=1", "seed=0"])
+        run_sweep(None, ["rank=1", "seed=0"])
     other.communicate()
 
 
 def test_the_readme_names_every_sweep():
     readme = (ROOT / "README.md").read_text()
-    assert all(f"sweeps={file.stem}" in readme for file in FOLDER.glob("*.yaml"))
+    assert all(f"sweeps={file.stem}" in readme for file in SWEEPS_FOLDER.glob("*.yaml"))

@@ -9,12 +9,12 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from conftest import FAKE, ROOT, scores_of
+from conftest import FAKE_TRAIN_SCRIPT, ROOT, read_scores
 from test_loggers import records
 
-from sdft.sweeps.compare import compare
-from sdft.sweeps.sweep import sweep
-from sdft.sweeps.wandb_summary import HOME, alike, overview
+from sdft.sweeps.compare import compare_runs
+from sdft.sweeps.sweep import run_sweep
+from sdft.sweeps.wandb_summary import WANDB_RUN_FILE, log_sweep_summary, unify_column_type
 from sdft.training import loggers
 
 STAMP = "2026-01-01_00-00-00"
@@ -54,27 +54,27 @@ def table(run, name: str) -> dict:
 
 
 @pytest.fixture
-def faked_on_wandb(faked, tmp_path):
+def faked_on_wandb(fake_train_script, tmp_path):
     home = "'wandb': {'id': 'x', 'project': 'mine', 'name': 'lora'}"
-    (tmp_path / "train.py").write_text(FAKE.replace("'state':", f"{home}, 'state':"))
-    return faked
+    (tmp_path / "train.py").write_text(FAKE_TRAIN_SCRIPT.replace("'state':", f"{home}, 'state':"))
+    return fake_train_script
 
 
 def test_a_sweep_is_a_run_with_tables_page_and_verdict(faked_on_wandb, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("BAD", "4")
-    assert sweep(None, ["rank=1,2,4", "seed=0,1"]) == 1
+    assert run_sweep(None, ["rank=1,2,4", "seed=0,1"]) == 1
     (folder,) = tmp_path.glob("multirun/lora/*")
     found = logged(folder)
     assert (found.run.run_group, found.run.job_type) == (folder.name, "sweep")
     assert (found.run.display_name, found.run.project) == ("lora", "mine")
     counts = {key: found.config[key] for key in ("jobs", "finished", "settings", "seeds", "metric")}
     assert counts == {"jobs": 6, "finished": 4, "settings": 2, "seeds": 2, "metric": "validation/loss"}
-    assert found.config["words"] == {"rank": [1, 2]}
-    assert found.summary["best"].startswith("rank=2: validation/loss 0.5000") and "enough" in found.summary
+    assert found.config["options"] == {"rank": [1, 2]}
+    assert found.summary["best"].startswith("rank=2: validation/loss 0.5000") and "cheapest" in found.summary
     assert found.summary["best/validation/loss"] == 0.5
     settings = table(found, "settings")
     row = dict(zip(settings["columns"], settings["data"][1], strict=True))
-    assert (row["setting"], row["rank"], row["seeds"], row["learns"]) == ("rank=2", 2, 2, 10)
+    assert (row["setting"], row["rank"], row["seeds"], row["trainable"]) == ("rank=2", 2, 2, 10)
     assert (row["validation/loss"], row["validation/loss std"]) == (0.5, 0.0)
     runs = table(found, "runs")
     assert [line[:3] for line in runs["data"]] == [["0", 1, 0], ["1", 1, 1], ["2", 2, 0], ["3", 2, 1]]
@@ -84,25 +84,27 @@ def test_a_sweep_is_a_run_with_tables_page_and_verdict(faked_on_wandb, tmp_path,
     assert f"wandb    multirun/lora/{folder.name}/wandb/offline-run-" in said.out and "WARNING" not in said.err
 
     monkeypatch.delenv("BAD")
-    assert sweep(None, ["rank=1,2,4", "seed=0,1"]) == 0
+    assert run_sweep(None, ["rank=1,2,4", "seed=0,1"]) == 0
     again = logged(folder)
-    assert again.run.run_id == found.run.run_id == json.loads((folder / HOME).read_text())["id"]
+    assert again.run.run_id == found.run.run_id == json.loads((folder / WANDB_RUN_FILE).read_text())["id"]
     assert again.config["finished"] == 6 and len(table(again, "settings")["data"]) == 3
 
 
-def test_a_sweep_that_was_not_logged_to_wandb_does_not_import_it(faked, tmp_path):
-    program = "import sys; from sdft.sweeps.sweep import sweep; sys.argv = ['train.py']; sweep(None, ['rank=1', 'seed=0']); "
+def test_a_sweep_that_was_not_logged_to_wandb_does_not_import_it(fake_train_script, tmp_path):
+    program = (
+        "import sys; from sdft.sweeps.sweep import sweep; sys.argv = ['train.py']; sweep(None, ['rank=1', 'seed=0']); "
+    )
     program += "sys.exit('wandb' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert not list(tmp_path.glob(f"multirun/lora/*/{HOME}"))
+    assert not list(tmp_path.glob(f"multirun/lora/*/{WANDB_RUN_FILE}"))
 
 
 def test_a_folder_is_found_from_wherever_wandb_itself_was_started(tmp_path, monkeypatch):
     for folder in ("one", "two"):  # the second run is asked of the process that the first one started
         (tmp_path / folder).mkdir()
         monkeypatch.chdir(tmp_path / folder)
-        loggers.wandb("runs", "run", mode="offline").experiment.finish()
+        loggers.build_wandb_logger("runs", "run", mode="offline").experiment.finish()
         assert list((tmp_path / folder).glob("runs/wandb/offline-run-*/run-*.wandb"))
 
 
@@ -112,15 +114,15 @@ def test_a_server_that_refuses_leaves_the_sweep_as_it_is(faked_on_wandb, monkeyp
     def refuse(*_, **__):
         raise CommError("no such project")
 
-    monkeypatch.setattr(loggers, "wandb", refuse)
-    assert sweep(None, ["rank=1", "seed=0"]) == 0
+    monkeypatch.setattr(loggers, "build_wandb_logger", refuse)
+    assert run_sweep(None, ["rank=1", "seed=0"]) == 0
     assert "wandb    the sweep is not there: no such project" in capsys.readouterr().out
 
 
 def test_a_column_holds_one_kind():
-    assert alike([1, None, 0.5]) == [1, None, 0.5]
-    assert alike([None, 1, "auto"]) == [None, "1", "auto"]
-    assert alike([True, [1, 2]]) == ["True", "[1, 2]"]
+    assert unify_column_type([1, None, 0.5]) == [1, None, 0.5]
+    assert unify_column_type([None, 1, "auto"]) == [None, "1", "auto"]
+    assert unify_column_type([True, [1, 2]]) == ["True", "[1, 2]"]
 
 
 def test_jobs_have_group_columns_and_scores_and_panels_show_what_is_logged(run, tmp_path, monkeypatch):
@@ -137,33 +139,35 @@ def test_jobs_have_group_columns_and_scores_and_panels_show_what_is_logged(run, 
         "lr": 1e-3,
         "method": "lora",
     }
-    scores = {f"evaluation/{name}": value for name, value in scores_of(folder)["fine-tuned"].items()}
+    scores = {f"evaluation/{name}": value for name, value in read_scores(folder)["fine-tuned"].items()}
     assert {name: job.summary[name] for name in scores} == pytest.approx(scores) and "evaluation/CLIP-I" in scores
     assert "evaluation/controls/drift" in job.summary
 
     monkeypatch.delenv("WANDB_MODE")  # offline because the job was
-    monkeypatch.setattr(loggers, "logged_in", lambda: True)
-    compare([folder], tmp_path / STAMP)
-    overview([folder], 1, tmp_path / STAMP, "rank_alpha", "CLIP-I")
+    monkeypatch.setattr(loggers, "is_logged_in", lambda: True)
+    compare_runs([folder], tmp_path / STAMP)
+    log_sweep_summary([folder], 1, tmp_path / STAMP, "rank_alpha", "CLIP-I")
     found = logged(tmp_path / STAMP)
     assert (found.run.run_group, found.run.job_type, list(found.run.tags)) == (STAMP, "sweep", ["a"])
     assert (found.run.display_name, found.run.project) == ("rank_alpha", "mine")
     assert found.config["metric"] == "CLIP-I"
     assert found.summary["best/CLIP-I"] == job.summary["evaluation/CLIP-I"] and found.summary["best"] == "all"
 
-    from sdft.apps.wandb_report.panels import STEP, WORDS, sections
+    from sdft.apps.wandb_report.panels import OPTION_COLUMNS, STEP_METRIC, build_sections
 
-    asked = {json.dumps(panel._to_model().model_dump()) for panels in sections("CLIP-I").values() for panel in panels}
+    asked = {
+        json.dumps(panel._to_model().model_dump()) for panels in build_sections("CLIP-I").values() for panel in panels
+    }
     plain = [json.loads(text) for text in asked]
     lines = [panel["config"] for panel in plain if panel["view_type"] == "Run History Line Plot"]
     known = job.history | job.summary.keys()
     for told in lines:
-        assert told["x_axis"] == STEP and STEP in job.history
+        assert told["x_axis"] == STEP_METRIC and STEP_METRIC in job.history
         assert set(told["metrics"]) <= known
         assert told["metrics"] or any(re.fullmatch(told["metric_regex"], name) for name in job.history)
     media = {key for panel in plain if panel["view_type"] == "Media Browser" for key in panel["config"]["media_keys"]}
     assert all(any(name.split(".")[0] == key for name in known | found.history) for key in media), media
-    assert {"learns", *WORDS} <= job.config.keys()
+    assert {"trainable", *OPTION_COLUMNS} <= job.config.keys()
 
 
 def accessors(text: str) -> set[str]:
@@ -173,28 +177,28 @@ def accessors(text: str) -> set[str]:
 def test_a_view_groups_runs_and_a_report_says_how_to_read_them(monkeypatch):
     from wandb_workspaces.reports.v2 import interface
 
-    from sdft.apps.wandb_report.panels import report, workspace
+    from sdft.apps.wandb_report.panels import build_report, build_workspace
 
     monkeypatch.setattr(interface, "_get_api", lambda: None)
     monkeypatch.setattr(interface, "execute_graphql", lambda *_: {"project": {"internalId": "1"}})
-    words = {f"config:{word}.value" for word in ("method", "rank", "alpha", "lr")}
-    view = workspace("me", "mine", None, "DINO")._to_model()
+    options = {f"config:{word}.value" for word in ("method", "rank", "alpha", "lr")}
+    view = build_workspace("me", "mine", None, "DINO")._to_model()
     section = view.spec.section
     (runs,) = section.run_sets
     assert [key.name for key in runs.grouping] == ["group"]
-    assert runs.run_feed.column_order == ["run:displayName", *sorted(words, key=order), "summary:evaluation/DINO"]
+    assert runs.run_feed.column_order == ["run:displayName", *sorted(options, key=order), "summary:evaluation/DINO"]
     names = [part.name for part in section.panel_bank_config.sections]
     assert names == ["Which setting", "Losses by step", "Validation", "Scores on the way", "Samples"]
-    assert accessors(view.model_dump_json()) >= words | {"config:learns.value", "summary:evaluation/DINO"}
+    assert accessors(view.model_dump_json()) >= options | {"config:trainable.value", "summary:evaluation/DINO"}
     kinds = [panel.view_type for part in section.panel_bank_config.sections for panel in part.panels]
     assert kinds.count("Scatter Plot") == 2 and "Parallel Coordinates Plot" in kinds and "Media Browser" in kinds
 
-    one = workspace("me", "mine", STAMP, "DINO")._to_model().spec.section.run_sets[0]
+    one = build_workspace("me", "mine", STAMP, "DINO")._to_model().spec.section.run_sets[0]
     assert not one.grouping and STAMP in one.model_dump_json()
-    written = report("me", "mine", STAMP, "DINO")._to_model()
+    written = build_report("me", "mine", STAMP, "DINO")._to_model()
     text = written.spec.model_dump_json()
-    assert STAMP in written.display_name and STAMP in text and "what is surely enough" in text
-    assert all(name in text for name in names) and accessors(text) >= words
+    assert STAMP in written.display_name and STAMP in text and "what is surely cheapest" in text
+    assert all(name in text for name in names) and accessors(text) >= options
 
 
 def order(column: str) -> int:

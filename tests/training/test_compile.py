@@ -7,30 +7,30 @@ import pytest
 import torch
 
 import sdft.training.compile as compiled
-from sdft.training.compile import channels_last, compile_blocks, compiles, lacking
+from sdft.training.compile import compile_blocks, find_missing_compiler, set_channels_last, should_compile
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def test_auto_compiles_long_runs_where_it_can(monkeypatch):
-    monkeypatch.setattr(compiled, "lacking", lambda device: None)
-    assert [compiles("auto", GPU, steps) for steps in (999, 1000)] == [False, True]
-    assert not compiles("auto", CPU, 10**6)
-    assert compiles("regional", CPU, 1) and not compiles("off", CPU, 10**6)
-    monkeypatch.setattr(compiled, "lacking", lambda device: "a C++ compiler, such as g++")
-    assert not compiles("auto", GPU, 10**6)
+    monkeypatch.setattr(compiled, "find_missing_compiler", lambda device: None)
+    assert [should_compile("auto", GPU, steps) for steps in (999, 1000)] == [False, True]
+    assert not should_compile("auto", CPU, 10**6)
+    assert should_compile("regional", CPU, 1) and not should_compile("off", CPU, 10**6)
+    monkeypatch.setattr(compiled, "find_missing_compiler", lambda device: "a C++ compiler, such as g++")
+    assert not should_compile("auto", GPU, 10**6)
     with pytest.raises(ValueError, match=r"compile=regional: torch's compiler needs a C\+\+ compiler"):
-        compiles("regional", CPU, 1)
+        should_compile("regional", CPU, 1)
 
 
 def test_what_the_compiler_needs_is_looked_for(monkeypatch):
     monkeypatch.setattr(compiled.shutil, "which", lambda name: "/bin/c++" if name == "mine" else None)
     monkeypatch.delenv("CXX", raising=False)
-    assert lacking(CPU) == "a C++ compiler, such as g++"
+    assert find_missing_compiler(CPU) == "a C++ compiler, such as g++"
     monkeypatch.setenv("CXX", "mine")
-    assert lacking(CPU) is None
+    assert find_missing_compiler(CPU) is None
     monkeypatch.setattr(compiled, "find_spec", lambda name: None)
-    assert lacking(torch.device("cuda")) == "triton"
+    assert find_missing_compiler(torch.device("cuda")) == "triton"
 
 
 def test_another_word_is_refused():
@@ -66,7 +66,7 @@ def test_channels_last_changes_no_prediction(tiny):
     unet = tiny().unet
     inputs = torch.randn(2, 4, 4, 4), torch.tensor([5, 900]), torch.randn(2, 4, unet.config.cross_attention_dim)
     before = unet(*inputs).sample
-    channels_last(unet)
+    set_channels_last(unet)
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(unet(*inputs).sample, before, atol=1e-5, rtol=1e-5)
 
@@ -75,7 +75,9 @@ def losses(folder) -> list[float]:
     import sdft.runs.metrics_csv as metrics_file
 
     return [
-        float(row["train/loss"]) for row in metrics_file.read(folder / metrics_file.NAME)[1] if row.get("train/loss")
+        float(row["train/loss"])
+        for row in metrics_file.read_metrics(folder / metrics_file.METRICS_FILE)[1]
+        if row.get("train/loss")
     ]
 
 
@@ -108,7 +110,7 @@ def test_fifty_fast_steps_have_the_losses_of_plain_ones(run, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["method=sft"]], ids=["lora", "sft"])
 def test_fifty_compiled_steps_have_the_losses_of_plain_ones(run, words):
-    if lacking(CPU):
+    if find_missing_compiler(CPU):
         pytest.skip("no C++ compiler")
     _, plain = run(*FIFTY, *words, name="plain")
     _, fast = run(*FIFTY, *words, "compile=regional", name="fast")

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
-from sdft.runs.checkpoint_file import damage
-from sdft.training.disk_space import check_room, checkpoint_size, existing
+from sdft.runs.checkpoint_file import find_damage
+from sdft.training.disk_space import check_disk_space, estimate_checkpoint_size, find_existing_parent
 
 GB = 2**30
 
@@ -28,14 +28,15 @@ def test_what_does_not_fit_is_refused_in_one_line(free, tmp_path):
     free(3 * GB)
     loop = SimpleNamespace(save_every=100, checkpoints_total_limit=3)
     with pytest.raises(
-        ValueError, match=r"run: the run writes about 12\.4 GB, 3\.0 GB are free; give checkpoints_total_limit=2 or fewer, or "
+        ValueError,
+        match=r"run: the run writes about 12\.4 GB, 3\.0 GB are free; give checkpoints_total_limit=2 or fewer, or ",
     ):
-        check_room(tmp_path / "run", int(12.4 * GB), 0, loop)
+        check_disk_space(tmp_path / "run", int(12.4 * GB), 0, loop)
     with pytest.raises(
         ValueError, match=r"about 4\.0 GB, 3\.0 GB are free; give cache=ram, or another hydra\.run\.dir"
     ):
-        check_room(tmp_path / "run", 2 * GB, 2 * GB, SimpleNamespace(save_every=0, checkpoints_total_limit=1))
-    check_room(tmp_path / "run", 2 * GB, GB // 2, loop)
+        check_disk_space(tmp_path / "run", 2 * GB, 2 * GB, SimpleNamespace(save_every=0, checkpoints_total_limit=1))
+    check_disk_space(tmp_path / "run", 2 * GB, GB // 2, loop)
 
 
 def test_a_run_is_refused_before_anything_is_computed_or_written(run, free, tmp_path, capsys):
@@ -50,14 +51,14 @@ def test_a_run_is_refused_before_anything_is_computed_or_written(run, free, tmp_
 def test_checkpoints_are_as_large_as_expected(run, method):
     module, folder = run("steps=2", "save_every=1", "checkpoints_total_limit=2", *method)
     for path in (folder / "checkpoints").glob("*.ckpt"):
-        expected = checkpoint_size(module, "ema=0.9" in method)
+        expected = estimate_checkpoint_size(module, "ema=0.9" in method)
         assert expected == pytest.approx(
             path.stat().st_size, rel=0.15
         )  # the tiny model's names take as much as its weights
 
 
 def test_the_nearest_folder_that_is_there_is_looked_at(tmp_path):
-    assert existing(tmp_path / "a" / "b") == tmp_path
+    assert find_existing_parent(tmp_path / "a" / "b") == tmp_path
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_a_disk_that_fills_up_in_a_run_leaves_earlier_files_whole(run, full, mon
     assert f"go on with resume={tmp_path / 'run'}" in str(told.value)
     files = sorted((tmp_path / "run" / "checkpoints").iterdir())  # the second was being written when it happened
     names = ["step-000001.ckpt", "step-000002.ckpt"][: len(files)]
-    assert files and [file.name for file in files] == names and not any(map(damage, files))
+    assert files and [file.name for file in files] == names and not any(map(find_damage, files))
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import save_pictures
+from conftest import save_images
 from safetensors.torch import load_file
 from test_training_run import adapter, assert_same, rows
 
@@ -19,9 +19,17 @@ def test_epochs_are_the_same_number_of_steps(run):
 
 
 def test_scale_lr_multiplies_by_what_a_step_takes(run):  # S2-16
-    _, plain = run("steps=2", "lr=8e-4", "text_encoder_lr=8e-4", "batch_size=4", "gradient_accumulation_steps=2", name="plain")
+    _, plain = run(
+        "steps=2", "lr=8e-4", "text_encoder_lr=8e-4", "batch_size=4", "gradient_accumulation_steps=2", name="plain"
+    )
     _, scaled = run(
-        "steps=2", "lr=1e-4", "text_encoder_lr=1e-4", "batch_size=4", "gradient_accumulation_steps=2", "scale_lr=true", name="scaled"
+        "steps=2",
+        "lr=1e-4",
+        "text_encoder_lr=1e-4",
+        "batch_size=4",
+        "gradient_accumulation_steps=2",
+        "scale_lr=true",
+        name="scaled",
     )
     assert_same(adapter(plain), adapter(scaled), 1e-8)
 
@@ -31,7 +39,7 @@ def subject(tmp_path_factory):
     """Five pictures of one three."""
     from sdft.data.digits import Digits
 
-    return save_pictures(Digits("candy", [3], 5), tmp_path_factory.mktemp("pictures") / "subject", 5)
+    return save_images(Digits("candy", [3], 5), tmp_path_factory.mktemp("pictures") / "subject", 5)
 
 
 def dreambooth(subject, *words, images: int = 3):

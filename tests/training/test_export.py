@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sdft.lora.formats import load_lora
-from sdft.lora.to_lora import products
+from sdft.lora.to_lora import compute_low_rank_updates
 from sdft.methods.lora import LoRA
 
 PROMPT = "a handwritten five in neon light"
@@ -49,7 +49,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "mine-kohya.safetensors"])
-@pytest.mark.parametrize("adapter_type", KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_alpha_survives_both_formats(tiny, tmp_path, kind, file):
     model = tiny()
     base = output(model)
@@ -61,7 +61,7 @@ def test_alpha_survives_both_formats(tiny, tmp_path, kind, file):
     assert not torch.allclose(output(fresh), base, atol=1e-2)
 
 
-@pytest.mark.parametrize("adapter_type", ["attention", "loha", "lokr", "pissa"])
+@pytest.mark.parametrize("kind", ["attention", "loha", "lokr", "pissa"])
 def test_an_adapter_changes_nothing_before_it_learns(tiny, kind):
     model = tiny()
     base = output(model)
@@ -69,12 +69,14 @@ def test_an_adapter_changes_nothing_before_it_learns(tiny, kind):
     assert torch.allclose(output(model), base, atol=2e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"rank": 300}, {"adapter_type": "loha", "rank": 12}, {"adapter_type": "lokr", "rank": 64}])
+@pytest.mark.parametrize(
+    "options", [{}, {"rank": 300}, {"adapter_type": "loha", "rank": 12}, {"adapter_type": "lokr", "rank": 64}]
+)
 def test_products_are_the_changes_of_the_weights_at_any_rank(tiny, options):
     model = tiny()
     trained(model, text_encoder=False, unet_targets=["to_k", "conv1"], **options)
     layers = {name: layer for name, layer in model.unet.named_modules() if hasattr(layer, "get_delta_weight")}
-    for name, (up, down) in products(model.unet).items():
+    for name, (up, down) in compute_low_rank_updates(model.unet).items():
         change = layers[name].get_delta_weight("default").flatten(1)
         assert torch.allclose(up @ down, change, atol=1e-5) and up.shape[1] <= min(change.shape), name
 
@@ -83,7 +85,7 @@ def test_lora_merged_is_lora_applied(tiny, tmp_path):  # S0-02
     model = tiny()
     trained(model, size=0.03).save(model, tmp_path, "mine")
     applied = output(model)
-    pipeline = tiny().pipeline()
+    pipeline = tiny().build_pipeline()
     pipeline.load_lora_weights(tmp_path)
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
@@ -117,7 +119,7 @@ def test_plain_diffusers_opens_both_files_and_gives_the_sampled_picture(tiny, tm
     from sdft.models.sampling import Sampling
 
     model = tiny()
-    model.pipeline().save_pretrained(tmp_path / "base")
+    model.build_pipeline().save_pretrained(tmp_path / "base")
     trained(model).save(model, tmp_path, "mine")
     sampled = next(iter(Sampling(steps=4, guidance_scale=3.0, seed=5)(model, [PROMPT], 32)))
     plain = StableDiffusionPipeline.from_pretrained(tmp_path / "base", safety_checker=None)

@@ -7,13 +7,13 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from sdft.data.datamodule import Pictures
+from sdft.data.datamodule import TrainingDataModule
 from sdft.data.digits import Digits
-from sdft.data.training_samples import Stream
-from sdft.losses.diffusion import Objective
+from sdft.data.training_samples import DataSettings
+from sdft.losses.diffusion import DiffusionLoss
 from sdft.methods.lora import LoRA
 from sdft.models.sampling import Sampling
-from sdft.training.build import unfused
+from sdft.training.build import disable_fused
 from sdft.training.lr_schedule import Schedule
 from sdft.training.module import FineTuning
 
@@ -23,10 +23,10 @@ HALF = torch.float16
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
     model = tiny()
-    samples = Stream(32).samples(Digits(per_digit=2), model, a_step=2)
-    optimizer = unfused(partial(torch.optim.AdamW, lr=1e-3, fused=True))
+    samples = DataSettings(32).samples(Digits(per_digit=2), model, samples_per_step=2)
+    optimizer = disable_fused(partial(torch.optim.AdamW, lr=1e-3, fused=True))
     schedule, lr = Schedule("linear"), {"unet": 1e-3, "text_encoder": 1e-3}
-    module = FineTuning(model, LoRA(4, 4), Objective(), optimizer, schedule, lr, max_grad_norm=1.0, compute=HALF)
+    module = FineTuning(model, LoRA(4, 4), DiffusionLoss(), optimizer, schedule, lr, max_grad_norm=1.0, compute=HALF)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=10_000)  # the first steps overflow
     trainer = Trainer(
         plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
@@ -39,7 +39,7 @@ def trained(tiny, tmp_path_factory):
         enable_model_summary=False,
         default_root_dir=tmp_path_factory.mktemp("fp16"),
     )
-    trainer.fit(module, Pictures(samples, batch_size=2))
+    trainer.fit(module, TrainingDataModule(samples, batch_size=2))
     return module, trainer
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sdft.data.batch_sampler import Plan
+from sdft.data.batch_sampler import SamplingPlan
 from sdft.training.lr_schedule import SHAPES, Schedule
 from sdft.training.settings import Loop
 
@@ -36,11 +36,11 @@ def test_polynomial_is_a_power_of_what_is_left():
     assert factors(101, shape="polynomial", power=2.0, floor=0.2)[50] == pytest.approx(0.2 + 0.8 * 0.25)
 
 
-@pytest.mark.parametrize("gradient_accumulation_steps", [1, 4])
+@pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("world", [1, 2])
 def test_cosine_ends_at_its_floor_however_a_step_is_made(accumulate, world):  # pitfall 13
     loop = Loop(epochs=3, batch_size=2, gradient_accumulation_steps=accumulate)
-    steps = loop.total(Plan(0, [0] * 50, loop.samples_per_step(world)))
+    steps = loop.total(SamplingPlan(0, [0] * 50, loop.samples_per_step(world)))
     assert Schedule("cosine", warmup=0.1, floor=0.05).factor(steps - 1, steps) == pytest.approx(0.05)
 
 

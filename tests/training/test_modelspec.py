@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sdft.models.embedded import FOLDER
+from sdft.models.embedded import ASSETS_FOLDER
 from sdft.training.export.modelspec import architecture, describe, metadata
 from sdft.training.export.trigger_words import triggers
 
@@ -104,12 +104,12 @@ def test_captions_can_be_left_out(shared):
     ],
 )
 def test_a_base_is_called_as_the_specification_calls_it(place, prediction, name):
-    config = json.loads((FOLDER / place / "unet" / "config.json").read_text())
+    config = json.loads((ASSETS_FOLDER / place / "unet" / "config.json").read_text())
     unet = SimpleNamespace(config=SimpleNamespace(cross_attention_dim=config["cross_attention_dim"]))
     assert architecture(SimpleNamespace(unet=unet, prediction_type=prediction)) == name
 
 
-FREQUENT = {"frequent words": {"cat": 9, "the": 9, "red": 5, "hat": 1}, "captions": 10, "different captions": 9}
+FREQUENT = {"frequent words": {"cat": 9, "the": 9, "red": 5, "hat": 1}, "captions": 10, "unique captions": 9}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ FREQUENT = {"frequent words": {"cat": 9, "the": 9, "red": 5, "hat": 1}, "caption
         ({"method": {"placeholder_token": "my-cat"}, "caption_template": "x"}, FREQUENT, ["my-cat"]),
         ({"instance_prompt": "a sks dog", "caption_template": "a sks dog"}, FREQUENT, ["a sks dog"]),
         ({"caption_template": "{caption} in the style\nof sks"}, FREQUENT, ["in the style of sks"]),
-        ({"caption_template": "{caption}"}, {"different captions": 1, "longest caption": {"text": "a cat"}}, ["a cat"]),
+        ({"caption_template": "{caption}"}, {"unique captions": 1, "longest caption": {"text": "a cat"}}, ["a cat"]),
         ({}, FREQUENT, ["cat", "red"]),
         ({}, {}, []),
     ],

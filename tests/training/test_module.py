@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from sdft.losses.diffusion import Objective
-from sdft.methods.full import SFT
+from sdft.losses.diffusion import DiffusionLoss
+from sdft.methods.full import FullFineTuning
 from sdft.methods.lora import LoRA
 from sdft.training.lr_schedule import Schedule
 from sdft.training.module import FineTuning
@@ -17,7 +17,7 @@ from sdft.training.module import FineTuning
 def build(model, method=None, **options):
     lr = {"unet": 1e-4, "text_encoder": 5e-5}
     optimizer = partial(torch.optim.AdamW, lr=1e-4)
-    return FineTuning(model, method or LoRA(4, 4), Objective(), optimizer, Schedule("constant"), lr, **options)
+    return FineTuning(model, method or LoRA(4, 4), DiffusionLoss(), optimizer, Schedule("constant"), lr, **options)
 
 
 def batch(model, size=2, seed=0):
@@ -32,7 +32,7 @@ def batch(model, size=2, seed=0):
         "offset": torch.randn(size, shape[1], 1, 1),
         "timestep": torch.randint(0, 1000, (size,)),
         "weight": torch.ones(size),
-        "share": torch.ones(size),
+        "sample_weight": torch.ones(size),
         "mask": torch.ones(size, 1, *shape[2:]),
     }
 
@@ -116,7 +116,7 @@ def test_frozen_modules_stay_in_evaluation_mode(tiny):  # pitfall 6
 
 
 def test_nothing_to_learn_is_an_error(tiny):  # pitfall 3
-    class Nothing(SFT):
+    class Nothing(FullFineTuning):
         def prepare(self, model):
             pass
 
@@ -139,7 +139,7 @@ def test_losses_do_not_depend_on_the_batch_they_are_in(tiny):
 
 
 def test_full_fine_tuning_learns_the_unet_and_nothing_else(tiny):
-    module = build(tiny(), SFT())
+    module = build(tiny(), FullFineTuning())
     assert set(module.learned()) == {f"unet.{n}" for n, _ in module.model.unet.named_parameters()}
 
 
@@ -160,7 +160,7 @@ def test_a_skipped_fp16_step_does_not_advance_the_schedule(tiny):  # pitfall 7
         assert scheduler.last_epoch == steps
 
 
-@pytest.mark.parametrize("method", [LoRA(4, 4), SFT(text_encoder=True)])
+@pytest.mark.parametrize("method", [LoRA(4, 4), FullFineTuning(text_encoder=True)])
 def test_gradient_checkpointing_changes_no_gradient(tiny, method):
     gradients = []
     for checkpointing in (False, True):

@@ -2,21 +2,21 @@
 
 import pytest
 
-from sdft.data.batch_sampler import Plan
-from sdft.runs.checkpoint_file import write
+from sdft.data.batch_sampler import SamplingPlan
+from sdft.runs.checkpoint_file import write_checkpoint
 from sdft.training.settings import Loop
 
 
 def test_steps_win_over_epochs():
-    assert Loop(steps=7, epochs=100).total(Plan(0, [0] * 50, 1)) == 7
+    assert Loop(steps=7, epochs=100).total(SamplingPlan(0, [0] * 50, 1)) == 7
 
 
 @pytest.mark.parametrize(
-    ("batch", "gradient_accumulation_steps", "world", "steps"), [(1, 1, 1, 100), (2, 1, 1, 50), (2, 4, 1, 13), (2, 1, 2, 25)]
+    ("batch", "accumulate", "world", "steps"), [(1, 1, 1, 100), (2, 1, 1, 50), (2, 4, 1, 13), (2, 1, 2, 25)]
 )
 def test_epochs_become_steps_of_all_that_a_step_takes(batch, accumulate, world, steps):  # S3-16
     loop = Loop(epochs=2, batch_size=batch, gradient_accumulation_steps=accumulate)
-    assert loop.total(Plan(0, [0] * 50, loop.samples_per_step(world))) == steps
+    assert loop.total(SamplingPlan(0, [0] * 50, loop.samples_per_step(world))) == steps
 
 
 @pytest.mark.parametrize(
@@ -39,5 +39,5 @@ def test_resume_takes_a_file_or_a_run_folder(tmp_path):
     with pytest.raises(ValueError, match="resume=.*: no checkpoint there"):
         Loop(steps=1, resume=str(tmp_path)).checkpoint()
     last = tmp_path / "checkpoints" / "last.ckpt"
-    write({"global_step": 1}, last)
+    write_checkpoint({"global_step": 1}, last)
     assert Loop(steps=1, resume=str(tmp_path)).checkpoint() == last == Loop(steps=1, resume=str(last)).checkpoint()

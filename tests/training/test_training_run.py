@@ -61,7 +61,15 @@ def test_sampling_leaves_training_untouched(shared):  # pitfall 18
 
 
 def test_a_resumed_run_is_bit_identical(run):
-    _, whole = run("steps=6", "schedule=cosine", "ema=0.9", "sample_every=2", "save_every=3", "checkpoints_total_limit=3", name="whole")
+    _, whole = run(
+        "steps=6",
+        "schedule=cosine",
+        "ema=0.9",
+        "sample_every=2",
+        "save_every=3",
+        "checkpoints_total_limit=3",
+        name="whole",
+    )
     checkpoint = whole / "checkpoints" / "step-000003.ckpt"
     _, resumed = run(
         "steps=6", "schedule=cosine", "ema=0.9", "sample_every=2", f"resume={checkpoint}", "workers=1", name="resumed"
@@ -94,7 +102,7 @@ def test_a_run_is_a_folder(shared):
     record = json.loads((folder / "run.json").read_text())
     assert record["state"] == "finished" and record["steps"] == 4 and record["seed"] == 0
     assert record["device"].startswith("cpu") and record["versions"]["torch"]
-    assert record["learns"] == {"unet": 66_304, "text_encoder": 8_192}
+    assert record["trainable"] == {"unet": 66_304, "text_encoder": 8_192}
     for name in (
         "config.yaml",
         "metrics.csv",

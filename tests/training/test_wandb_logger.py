@@ -10,13 +10,13 @@ from threading import Thread
 
 import pytest
 import wandb
-from conftest import QUICK, ROOT, trained
+from conftest import QUICK_OVERRIDES, ROOT, trained
 from test_loggers import records
 from wandb.sdk import wandb_setup
 
 from sdft.training import loggers
 from sdft.training import wandb_logger as tracking
-from sdft.training.finish import dashboards
+from sdft.training.finish import close_loggers_on_exit
 
 KEY = "a" * 40  # as long as keys are
 KILL = """
@@ -41,11 +41,11 @@ def afresh(monkeypatch, tmp_path):
     wandb.teardown()
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    for name, seconds in {"START": 3, "END": 3, "PATIENCE": 2}.items():
+    for name, seconds in {"START_TIMEOUT": 3, "FINISH_TIMEOUT": 3, "SHUTDOWN_GRACE": 2}.items():
         monkeypatch.setattr(tracking, name, seconds)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    tracking.close()
+    tracking.finish_wandb_run()
     wandb.teardown()
 
 
@@ -74,21 +74,23 @@ def test_a_server_that_cannot_be_had_leaves_the_run_offline_in_time(why, afresh,
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9" if why == "nobody answers" else refusing)
     if why == "the key is none":
         monkeypatch.setenv("WANDB_API_KEY", "short")
-    began, logger = time.monotonic(), loggers.wandb("run", "run", mode="online")
+    began, logger = time.monotonic(), loggers.build_wandb_logger("run", "run", mode="online")
     logger.log_metrics({"train/loss": 0.5}, 1)
-    assert time.monotonic() - began < tracking.START + 10
+    assert time.monotonic() - began < tracking.START_TIMEOUT + 10
     (file,) = afresh.glob("run/wandb/offline-run-*/run-*.wandb")
     (warning,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert f"the run is logged offline; later: wandb sync {file.parent.relative_to(afresh)}" in warning
-    tracking.close(3)
+    tracking.finish_wandb_run(3)
     told = records(file)
     assert any(record.WhichOneof("record_type") == "history" for record in told) and told[-1].exit.exit_code == 3
 
 
 def test_what_fails_online_and_offline_goes_on_without_wandb(afresh, monkeypatch, capsys):
     init = wandb.init
-    monkeypatch.setattr(wandb, "init_lora_weights", lambda **words: init(**words) if words["settings"].mode == "disabled" else 1 / 0)
-    logger = loggers.wandb("run", "run", mode="online")
+    monkeypatch.setattr(
+        wandb, "init_lora_weights", lambda **words: init(**words) if words["settings"].mode == "disabled" else 1 / 0
+    )
+    logger = loggers.build_wandb_logger("run", "run", mode="online")
     logger.log_hyperparams({"rank": 1})
     logger.log_metrics({"loss": 1.0}, 1)
     assert logger.experiment.id and logger.experiment.disabled
@@ -97,7 +99,7 @@ def test_what_fails_online_and_offline_goes_on_without_wandb(afresh, monkeypatch
 
 
 def test_failures_of_media_are_told_once(afresh, monkeypatch, capsys):
-    logger = loggers.wandb("run", "run", mode="offline")
+    logger = loggers.build_wandb_logger("run", "run", mode="offline")
     logger.log_metrics({"loss": 1.0}, 1)
     for _ in range(2):
         logger.log_image("picture", ["no such file.png"])
@@ -110,28 +112,28 @@ def test_failures_of_media_are_told_once(afresh, monkeypatch, capsys):
 def test_the_end_does_not_wait_for_a_dead_or_silent_process(way, afresh, capsys):
     import signal
 
-    logger = loggers.wandb("run", "run", mode="offline")
+    logger = loggers.build_wandb_logger("run", "run", mode="offline")
     logger.log_metrics({"loss": 1.0}, 1)
     process = wandb_setup.singleton()._connection._proc._process
     os.kill(process.pid, getattr(signal, way))
     try:
         logger.log_metrics({"loss": 2.0}, 2)
         began = time.monotonic()
-        with dashboards():
+        with close_loggers_on_exit():
             pass
-        assert time.monotonic() - began < tracking.END + 3 * tracking.PATIENCE and wandb.run is None
+        assert time.monotonic() - began < tracking.FINISH_TIMEOUT + 3 * tracking.SHUTDOWN_GRACE and wandb.run is None
     finally:
         process.kill()
     (warning,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert "later: wandb sync run/wandb/offline-run-" in warning
-    loggers.wandb("again", "again", mode="offline").log_metrics({"loss": 1.0}, 1)  # a process of its own
-    tracking.close()
+    loggers.build_wandb_logger("again", "again", mode="offline").log_metrics({"loss": 1.0}, 1)  # a process of its own
+    tracking.finish_wandb_run()
     assert records(*afresh.glob("again/wandb/offline-run-*/run-*.wandb"))[-1].exit.exit_code == 0
 
 
 def test_the_exit_status_of_a_failed_run_reaches_wandb(afresh):
-    loggers.wandb("run", "run", mode="offline").log_metrics({"loss": 1.0}, 1)
-    with pytest.raises(RuntimeError, match="of the run"), dashboards():
+    loggers.build_wandb_logger("run", "run", mode="offline").log_metrics({"loss": 1.0}, 1)
+    with pytest.raises(RuntimeError, match="of the run"), close_loggers_on_exit():
         raise RuntimeError("of the run")
     assert records(*afresh.glob("run/wandb/offline-run-*/run-*.wandb"))[-1].exit.exit_code == 1
 
@@ -162,7 +164,7 @@ def losses(folder):
 
 @pytest.mark.slow
 def test_wandb_dying_in_the_middle_costs_a_run_one_line(tmp_path):
-    words = [*QUICK, "steps=4", "logger=wandb", "logger.mode=offline", "hydra.run.dir=run"]
+    words = [*QUICK_OVERRIDES, "steps=4", "logger=wandb", "logger.mode=offline", "hydra.run.dir=run"]
     done = subprocess.run(
         [sys.executable, "-c", KILL, *words], cwd=tmp_path, capture_output=True, text=True, timeout=200,
         env=os.environ | {"PYTHONPATH": str(ROOT), "TRAIN": str(ROOT / "train.py")}, check=False,

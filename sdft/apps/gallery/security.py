@@ -4,13 +4,13 @@ import base64
 import hashlib
 import re
 
-from sdft.evaluation.plots.templates import FOLDER
+from sdft.evaluation.plots.templates import TEMPLATE_FOLDER
 
-HOST = re.compile(
+ALLOWED_HOST = re.compile(
     r"(127\.0\.0\.1|localhost)(:\d{1,5})?"
 )  # a page elsewhere whose name leads here has another (DNS rebinding)
-METHODS = ("GET", "HEAD")
-POLICY = "; ".join(
+ALLOWED_METHODS = ("GET", "HEAD")
+CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
@@ -22,8 +22,8 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-HEADERS = {
-    "content-security-policy": POLICY,
+SECURITY_HEADERS = {
+    "content-security-policy": CONTENT_SECURITY_POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
@@ -32,9 +32,11 @@ HEADERS = {
 }
 
 
-def policy_of_reports() -> str:
+def build_report_policy() -> str:
     """For pages that lie in runs: no origin, no network, and of all scripts the one that this project writes into them."""
-    found = re.findall(r"<script>(.*?)</script>", (FOLDER / "report.html").read_text(encoding="utf-8"), re.DOTALL)
+    found = re.findall(
+        r"<script>(.*?)</script>", (TEMPLATE_FOLDER / "report.html").read_text(encoding="utf-8"), re.DOTALL
+    )
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in found]
     scripts = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
@@ -43,7 +45,7 @@ def policy_of_reports() -> str:
     )
 
 
-class Guard:
+class SecurityMiddleware:
     """Around an ASGI application."""
 
     def __init__(self, app):
@@ -60,20 +62,24 @@ class Guard:
         async def headed(message):
             if message["type"] == "http.response.start":
                 there = {name for name, _ in message["headers"]}
-                new = [(name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in there]
+                new = [
+                    (name.encode(), value.encode())
+                    for name, value in SECURITY_HEADERS.items()
+                    if name.encode() not in there
+                ]
                 message = message | {"headers": [*message["headers"], *new]}
             await send(message)
 
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
-        if len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
-            await refuse(headed, 421, "This address is 127.0.0.1 or localhost.")
-        elif scope["method"] not in METHODS:
-            await refuse(headed, 405, "Nothing can be changed here.", (b"allow", b"GET, HEAD"))
+        if len(hosts) != 1 or not ALLOWED_HOST.fullmatch(hosts[0]):
+            await send_refusal(headed, 421, "This address is 127.0.0.1 or localhost.")
+        elif scope["method"] not in ALLOWED_METHODS:
+            await send_refusal(headed, 405, "Nothing can be changed here.", (b"allow", b"GET, HEAD"))
         else:
             await self.app(scope, receive, headed)
 
 
-async def refuse(send, status: int, said: str, *headers: tuple[bytes, bytes]) -> None:
+async def send_refusal(send, status: int, said: str, *headers: tuple[bytes, bytes]) -> None:
     body = said.encode()
     told = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode()), *headers]
     await send({"type": "http.response.start", "status": status, "headers": told})

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from sdft.cli.entry_point import command
+from sdft.cli.entry_point import hydra_main
 
 
-@command("generate")
+@hydra_main("generate")
 def main(cfg):
     from hydra.core.hydra_config import HydraConfig
 
@@ -17,22 +17,22 @@ def generate(cfg, given: set[str]) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from sdft.apps.generate.contact_sheet import sheets
-    from sdft.apps.generate.reproduce import unlike, verdict
-    from sdft.apps.generate.request import order
-    from sdft.config import check
+    from sdft.apps.generate.contact_sheet import write_contact_sheets
+    from sdft.apps.generate.reproduce import describe_environment_changes, describe_pixel_difference
+    from sdft.apps.generate.request import parse_request
+    from sdft.config import check_config
 
-    check(cfg)
-    made, told = order(cfg, given)
+    check_config(cfg)
+    made, image_metadata = parse_request(cfg, given)
     folder, console = Path(cfg.folder).expanduser(), Console()
     print(f"draw     {len(made.cells)} picture{'s' * (len(made.cells) > 1)} in {folder}/", flush=True)
     bar = track(made.draw(folder), "draw", total=len(made.cells), console=console, disable=not console.is_terminal)
     for _ in bar:
         pass
-    print(f"look     {'   '.join(map(str, sheets(made, folder)))}")
-    if made.again:
-        print(f"same     {verdict(Path(cfg['from']).expanduser(), made.files[made.cells[0]])}")
-        if others := unlike(told, made.last):
+    print(f"look     {'   '.join(map(str, write_contact_sheets(made, folder)))}")
+    if made.batch_position:
+        print(f"same     {describe_pixel_difference(Path(cfg['from']).expanduser(), made.files[made.cells[0]])}")
+        if others := describe_environment_changes(image_metadata, made.last_metadata):
             print(f"note     {others}")
 
 

@@ -6,7 +6,7 @@ from sdft.models.stable_diffusion import StableDiffusion
 
 
 @contextmanager
-def strengths(model: StableDiffusion, factors: dict[str, float]):
+def multiply_adapter_scales(model: StableDiffusion, factors: dict[str, float]):
     """Each adapter at `factors` times its own strength, and afterwards as they were; those at 0 take no part at all.
 
     For a DoRA, nothing times its change is not the layer as it was: its magnitudes would stay.

@@ -2,34 +2,39 @@
 
 from pathlib import Path
 
-from sdft.cli.entry_point import command
+from sdft.cli.entry_point import hydra_main
 
-WORDS = {"adapter": str, "to": str, "name": str | None, "architecture": str | None, "folder": str}
+OPTION_TYPES = {"adapter": str, "to": str, "name": str | None, "architecture": str | None, "folder": str}
 
 
-@command("convert")
+@hydra_main("convert")
 def main(cfg):
-    from sdft.config import check, typed
+    from sdft.config import check_config, check_option_types
 
-    check(cfg)
-    typed(cfg, WORDS)
+    check_config(cfg)
+    check_option_types(cfg, OPTION_TYPES)
     if cfg.to not in ("kohya", "diffusers"):
         raise ValueError(f"to={cfg.to}: choose kohya or diffusers")
-    from sdft.apps.lora.lora_io import called, file_name, opened, record
+    from sdft.apps.lora.lora_io import build_provenance, check_file_name, lora_display_name, read_lora_files
     from sdft.lora.file import DIFFUSERS_FILE
-    from sdft.lora.formats import diffusers_format, kept, kohya_format, write
-    from sdft.lora.state_dict import of_layers
+    from sdft.lora.formats import filter_metadata, to_diffusers_format, to_kohya_format, write_safetensors
+    from sdft.lora.state_dict import build_adapter_state
 
-    (file,) = opened([cfg.adapter], cfg.architecture)
-    name = file_name(cfg.name or called(file.path).split("/")[0].removesuffix(".safetensors"))
-    adapters = {part: of_layers(part, layers) for part, layers in file.parts.items()}
-    tensors, metadata = kohya_format(adapters, name) if cfg.to == "kohya" else diffusers_format(adapters)
+    (file,) = read_lora_files([cfg.adapter], cfg.architecture)
+    name = check_file_name(cfg.name or lora_display_name(file.path).split("/")[0].removesuffix(".safetensors"))
+    adapters = {part: build_adapter_state(part, layers) for part, layers in file.parts.items()}
+    tensors, metadata = to_kohya_format(adapters, name) if cfg.to == "kohya" else to_diffusers_format(adapters)
     path = Path(cfg.folder) / (
         f"{name.removesuffix('-kohya')}-kohya.safetensors" if cfg.to == "kohya" else DIFFUSERS_FILE
     )
     own = {"ss_output_name": file.metadata["ss_output_name"]} if "ss_output_name" in file.metadata else {}
-    write(path, tensors, kept(file.metadata) | metadata | own | record("convert", [file], to=cfg.to), file.dtype)
-    print(f"read     {file.path}  ({file.form}, {' and '.join(file.kinds)}, fits {file.architecture})")
+    write_safetensors(
+        path,
+        tensors,
+        filter_metadata(file.metadata) | metadata | own | build_provenance("convert", [file], to=cfg.to),
+        file.dtype,
+    )
+    print(f"read     {file.path}  ({file.file_format}, {' and '.join(file.adapter_types)}, fits {file.architecture})")
     print(f"saved    {path}")
 
 

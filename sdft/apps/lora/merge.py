@@ -2,62 +2,62 @@
 
 from pathlib import Path
 
-from sdft.cli.entry_point import command
+from sdft.cli.entry_point import hydra_main
 
 
-def merged(asked):
+def build_merged_model(asked):
     """The model that the words name with the files in its weights, the files, and their strengths, 1 by default."""
     from hydra.utils import instantiate
 
-    from sdft.apps.load_model import config
-    from sdft.evaluation.variants import result_in
-    from sdft.lora.architecture import of_model
-    from sdft.lora.file import read
-    from sdft.lora.merging import merge
+    from sdft.apps.load_model import resolve_model_config
+    from sdft.evaluation.variants import find_result_folder
+    from sdft.lora.architecture import get_model_architecture
+    from sdft.lora.file import read_lora_file
+    from sdft.lora.merging import merge_lora_files
 
-    cfg, run = config(asked)
+    cfg, run = resolve_model_config(asked)
     method = instantiate(cfg.method) if run else None
     paths = [Path(str(path)) for path in asked.get("adapters") or []]
-    if run and method.result == "embedding":
+    if run and method.output_kind == "embedding":
         raise ValueError(
             f"run={run}: learned words, which are no change of weights; give the run of a LoRA or a pipeline"
         )
-    result = result_in(run, method) if run else None
+    result = find_result_folder(run, method) if run else None
     model = instantiate(cfg.model)
-    if run and method.result == "pipeline":
+    if run and method.output_kind == "pipeline":
         method.load(model, result)
     elif run:
         paths = [run]
     weights = list(asked.weights) if asked.get("weights") is not None else [1.0] * len(paths)
-    among = [of_model(model)]
-    files = [read(path, among) for path in paths]
-    merge(model, files, weights)
+    among = [get_model_architecture(model)]
+    files = [read_lora_file(path, among) for path in paths]
+    merge_lora_files(model, files, weights)
     return model, files, weights
 
 
-@command("merge")
+@hydra_main("merge")
 def main(cfg):
-    from sdft.config import check, typed
+    from sdft.config import check_config, check_option_types
 
-    check(cfg)
-    typed(cfg, {"to": str, "dtype": str})
+    check_config(cfg)
+    check_option_types(cfg, {"to": str, "dtype": str})
     to = Path(cfg.to).expanduser()
     if to.suffix in (".ckpt", ".pt", ".bin"):
         raise ValueError(f"to={to}: a pickle can hold code; give NAME.safetensors, or a folder")
     if to.exists():
         raise ValueError(f"to={to}: is there already; give another name")
-    from sdft.apps.lora.lora_io import dtype_of, record
-    from sdft.lora.single_file import save_folder, save_single
+    from sdft.apps.lora.lora_io import build_provenance, parse_dtype
+    from sdft.lora.single_file import save_pipeline_folder, save_single_file
 
-    dtype = dtype_of(cfg.dtype)
-    model, files, weights = merged(cfg)
-    told = record("merge", files, weights, base=Path(model.name).name, dtype=cfg.dtype)
+    dtype = parse_dtype(cfg.dtype)
+    model, files, weights = build_merged_model(cfg)
+    told = build_provenance("merge", files, weights, base=Path(model.name).name, dtype=cfg.dtype)
     if to.suffix == ".safetensors":
-        save_single(model, to, dtype, told)
+        save_single_file(model, to, dtype, told)
     else:
-        save_folder(model, to, dtype, told)
+        save_pipeline_folder(model, to, dtype, told)
     for weight, file in zip(weights, files, strict=True):
-        print(f"{weight:<8g} {file.path}  ({file.form}, {len(file.layers)} layers)")
+        print(f"{weight:<8g} {file.path}  ({file.file_format}, {len(file.layers)} layers)")
     print(f"saved    {to}  ({'one file in the original layout' if to.suffix else 'a pipeline'}, {cfg.dtype})")
 
 

@@ -2,31 +2,40 @@
 
 from pathlib import Path
 
-from sdft.cli.entry_point import command
+from sdft.cli.entry_point import hydra_main
 
-WORDS = {"adapter": str, "rank": int | None, "energy": float | None}
-WORDS |= {"name": str, "dtype": str, "architecture": str | None, "folder": str}
+OPTION_TYPES = {"adapter": str, "rank": int | None, "energy": float | None}
+OPTION_TYPES |= {"name": str, "dtype": str, "architecture": str | None, "folder": str}
 
 
-@command("resize")
+@hydra_main("resize")
 def main(cfg):
-    from sdft.config import check, typed
+    from sdft.config import check_config, check_option_types
 
-    check(cfg)
-    typed(cfg, WORDS)
-    from sdft.apps.lora.lora_io import dtype_of, file_name, opened, ranks_told, record, save
-    from sdft.lora.mixing import resize
+    check_config(cfg)
+    check_option_types(cfg, OPTION_TYPES)
+    from sdft.apps.lora.lora_io import (
+        build_provenance,
+        check_file_name,
+        format_ranks,
+        parse_dtype,
+        read_lora_files,
+        save_lora_formats,
+    )
+    from sdft.lora.mixing import resize_lora_file
 
-    file_name(cfg.name)
-    dtype_of(cfg.dtype)
-    (file,) = opened([cfg.adapter], cfg.architecture)
-    made = resize(file, cfg.rank, cfg.energy)
+    check_file_name(cfg.name)
+    parse_dtype(cfg.dtype)
+    (file,) = read_lora_files([cfg.adapter], cfg.architecture)
+    made = resize_lora_file(file, cfg.rank, cfg.energy)
     before = sorted({layer.rank for layer in file.layers.values()})
-    print(f"rank     {ranks_told(before)} before, {ranks_told(made.ranks)} now")
-    print(f"kept     {made.kept:.4%} of the change's energy")
+    print(f"rank     {format_ranks(before)} before, {format_ranks(made.ranks)} now")
+    print(f"kept     {made.energy_fraction:.4%} of the change's energy")
     words = {"rank": cfg.rank} if cfg.rank else {"energy": cfg.energy}
-    metadata = file.metadata | record("resize", [file], **words, kept=round(made.kept, 6))
-    save(made.parts, Path(cfg.folder), cfg.name, metadata, cfg.dtype)
+    metadata = file.metadata | build_provenance(
+        "resize", [file], **words, energy_fraction=round(made.energy_fraction, 6)
+    )
+    save_lora_formats(made.parts, Path(cfg.folder), cfg.name, metadata, cfg.dtype)
 
 
 if __name__ == "__main__":

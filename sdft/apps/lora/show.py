@@ -1,21 +1,21 @@
 """What is in a LoRA file: sdft show adapter=FILE"""
 
-from sdft.cli.entry_point import command
+from sdft.cli.entry_point import hydra_main
 
-WORDS = {"adapter": str, "all": bool, "architecture": str | None}
+OPTION_TYPES = {"adapter": str, "all": bool, "architecture": str | None}
 
 
-@command("show")
+@hydra_main("show")
 def main(cfg):
-    from sdft.config import check, typed
+    from sdft.config import check_config, check_option_types
 
-    check(cfg)
-    typed(cfg, WORDS)
-    from sdft.apps.lora.lora_io import opened
-    from sdft.lora.summary import lines
+    check_config(cfg)
+    check_option_types(cfg, OPTION_TYPES)
+    from sdft.apps.lora.lora_io import read_lora_files
+    from sdft.lora.summary import format_lora_summary
 
-    (file,) = opened([cfg.adapter], cfg.architecture)
-    print("\n".join(lines(file, cfg.all)))
+    (file,) = read_lora_files([cfg.adapter], cfg.architecture)
+    print("\n".join(format_lora_summary(file, cfg.all)))
 
 
 if __name__ == "__main__":

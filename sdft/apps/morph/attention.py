@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sdft.apps.morph.interpolation import lerp
 
-KEYS_AND_VALUES = ("attn1.to_k", "attn1.to_v")  # attn1 attends to the picture itself, attn2 to its words
+KEY_VALUE_LAYERS = ("attn1.to_k", "attn1.to_v")  # attn1 attends to the picture itself, attn2 to its words
 
 
 class SharedAttention:
@@ -20,7 +20,7 @@ class SharedAttention:
         self.ends: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
         self.record: int | None = None
         self.share: float | None = None
-        layers = {n: m for n, m in unet.up_blocks.named_modules() if n.endswith(KEYS_AND_VALUES)}
+        layers = {n: m for n, m in unet.up_blocks.named_modules() if n.endswith(KEY_VALUE_LAYERS)}
         if not layers:
             raise ValueError("attention: the UNet's decoder has no self-attention; choose attention=0")
         self.hooks = [layer.register_forward_hook(self.hook(name)) for name, layer in layers.items()]

@@ -2,28 +2,28 @@
 
 from pathlib import Path
 
-from sdft.cli.entry_point import command
+from sdft.cli.entry_point import hydra_main
 
-WORDS = {"run": str | None, "to": str | None, "license": str | None}
-WORDS |= dict.fromkeys(("best", "captions", "push", "private"), bool)
+OPTION_TYPES = {"run": str | None, "to": str | None, "license": str | None}
+OPTION_TYPES |= dict.fromkeys(("best", "captions", "push", "private"), bool)
 
 
-@command("publish")
+@hydra_main("publish")
 def main(cfg):
-    from sdft.config import check, typed
+    from sdft.config import check_config, check_option_types
 
-    check(cfg)
-    typed(cfg, WORDS)
-    from sdft.apps.publish.publication import LICENSES, Asked, publication
-    from sdft.apps.publish.upload import upload
-    from sdft.evaluation.request import newest_run
+    check_config(cfg)
+    check_option_types(cfg, OPTION_TYPES)
+    from sdft.apps.publish.publication import LICENSES, PublishRequest, write_publication
+    from sdft.apps.publish.upload import upload_folder
+    from sdft.evaluation.request import find_newest_run
 
     if cfg.push and not cfg.to:
         raise ValueError("push=true: give to=USER/NAME with it")
     if cfg.push and not cfg.license:
         raise ValueError(f"push=true: no license; give license=… with it, one of {', '.join(LICENSES.split())}")
-    run = Path(cfg.run).expanduser() if cfg.run else newest_run()
-    folder = publication(Asked(run, cfg.to, cfg.license, cfg.best, cfg.captions))
+    run = Path(cfg.run).expanduser() if cfg.run else find_newest_run()
+    folder = write_publication(PublishRequest(run, cfg.to, cfg.license, cfg.best, cfg.captions))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
     print(f"folder   {folder}/ ({size:.1f} MB)")
     if not cfg.license:
@@ -32,7 +32,7 @@ def main(cfg):
         )
     print(f"look     {folder / 'README.md'}")
     if cfg.push:
-        print(f"hub      {upload(folder, cfg.to, cfg.private, f'{run.parent.name} of sdft')}")
+        print(f"hub      {upload_folder(folder, cfg.to, cfg.private, f'{run.parent.name} of sdft')}")
     else:
         print(f"next     sdft publish run={run} to={cfg.to or 'USER/NAME'} license=… push=true")
 

@@ -6,31 +6,31 @@ from pathlib import Path
 from sdft.runs.files import read_json
 from sdft.training.export.model_card import quoted
 
-SETTINGS = """method rank alpha lr text_encoder_lr steps epochs batch_size gradient_accumulation_steps optimizer schedule warmup weighting snr_gamma
+LISTED_OPTIONS = """method rank alpha lr text_encoder_lr steps epochs batch_size gradient_accumulation_steps optimizer schedule warmup weighting snr_gamma
     loss noise_offset input_perturbation caption_dropout resolution crop flip caption_template precision ema seed"""
 
 
-def license_section(license: str | None, base: str) -> str:
+def render_license_section(license: str | None, base: str) -> str:
     if license:
         return f"License: {quoted(license)}. The base, {quoted(base)}, has a license of its own, which goes on to hold."
     return "**No license was chosen**, so nobody but its author may use it."
 
 
-def trigger_section(words: list[str]) -> list[str]:
+def render_trigger_section(words: list[str]) -> list[str]:
     if not words:
         return []
     return [f"## Trigger words\n\nWrite {' or '.join(map(quoted, words))} into the prompt."]
 
 
-def data_section(run: Path, facts: dict, captions: bool) -> str:
+def render_data_section(run: Path, facts: dict, captions: bool) -> str:
     """Numbers, and the most frequent words on request; no file's name and no caption."""
     data = read_json(run / "data.json")
     low, high = data.get("sides", [0, 0])
     sides = f"{low} to {high}" if low < high else f"{low}"
     lines = [
-        f"{many(facts['images'], 'picture')} with sides of {sides} px, learned at {facts['resolution']} px, each seen "
-        f"{many(facts['epochs'], 'time')}; {many(data.get('captions', 0), 'caption')}, "
-        f"{data.get('different captions', 0)} different."
+        f"{pluralize(facts['images'], 'picture')} with sides of {sides} px, learned at {facts['resolution']} px, each seen "
+        f"{pluralize(facts['epochs'], 'time')}; {pluralize(data.get('captions', 0), 'caption')}, "
+        f"{data.get('unique captions', 0)} different."
     ]
     if facts.get("class_images"):
         lines.append(f"Beside them {facts['class_images']} pictures of the class, so that it stays what it was.")
@@ -39,7 +39,7 @@ def data_section(run: Path, facts: dict, captions: bool) -> str:
     return "## Trained on\n\n" + "\n".join(lines)
 
 
-def scores_section(run: Path, folder: Path) -> list[str]:
+def render_scores_section(run: Path, folder: Path) -> list[str]:
     """A table a group of prompts: the base, what was learned, and the same score of real pictures."""
     found = read_json(run / "evaluation" / "scores.json")
     if not found:
@@ -51,44 +51,47 @@ def scores_section(run: Path, folder: Path) -> list[str]:
         rows = [
             [
                 quoted(name) + {True: " ↑", False: " ↓"}.get(about["higher_is_better"], ""),
-                *(shown(state["scores"].get(group, {}).get(name, {}).get("value"), about) for state in states),
-                *([shown(reference.get(name), about)] if reference else []),
+                *(
+                    format_score_value(state["scores"].get(group, {}).get(name, {}).get("value"), about)
+                    for state in states
+                ),
+                *([format_score_value(reference.get(name), about)] if reference else []),
             ]
             for name, about in metrics.items()
         ]
         prompts = f"{len(found['groups'].get(group, []))} × {found['images']} pictures"
-        tables.append(f"{quoted(group)}, {prompts}:\n\n{table(['', *map(quoted, labels)], rows)}")
-    judges = ", ".join(quoted(judge) for judge in found["judges"].values())
+        tables.append(f"{quoted(group)}, {prompts}:\n\n{format_markdown_table(['', *map(quoted, labels)], rows)}")
+    scorers = ", ".join(quoted(judge) for judge in found["scorers"].values())
     sheet = "![The same prompts and seeds, judged](evaluation.png)" if (folder / "evaluation.png").is_file() else ""
     return [
-        "\n\n".join(["## Scores", *tables, f"Judged by {judges}; ↑ higher is better.", *([sheet] if sheet else [])])
+        "\n\n".join(["## Scores", *tables, f"Judged by {scorers}; ↑ higher is better.", *([sheet] if sheet else [])])
     ]
 
 
-def many(count: float, what: str) -> str:
+def pluralize(count: float, what: str) -> str:
     return f"{count:g} {what}{'s' * (count != 1)}"
 
 
-def shown(value, about: dict) -> str:
-    digits = re.search(r"\.(\d)f", str(about["form"]))
+def format_score_value(value, about: dict) -> str:
+    digits = re.search(r"\.(\d)f", str(about["number_format"]))
     return f"{value:.{int(digits[1]) if digits else 3}f}" if isinstance(value, int | float) else ""
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
+def format_markdown_table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def settings_section(facts: dict) -> str:
-    words = facts["words"]
+def render_settings_section(facts: dict) -> str:
+    words = facts["options"]
     words |= {} if words.get("snr_gamma") else {"weighting": None}
     words |= {"steps": facts["steps"], "epochs": f"{facts['epochs']:g}"}
-    rows = [[quoted(word), quoted(words[word])] for word in SETTINGS.split() if words.get(word) or word == "seed"]
+    rows = [[quoted(word), quoted(words[word])] for word in LISTED_OPTIONS.split() if words.get(word) or word == "seed"]
     versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
-    return f"## Settings\n\n{table(['word', 'value'], rows)}\n\n{quoted(versions)}"
+    return f"## Settings\n\n{format_markdown_table(['word', 'value'], rows)}\n\n{quoted(versions)}"
 
 
-def tools_section(kind: str, name: str, words: list[str]) -> list[str]:
+def render_tools_section(kind: str, name: str, words: list[str]) -> list[str]:
     """How tools with pages of buttons take the file."""
     said = quoted(", ".join(words)) if words else "the prompt"
     if kind == "adapter":

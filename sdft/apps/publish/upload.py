@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def upload(folder: Path, to: str, private: bool, message: str) -> str:
+def upload_folder(folder: Path, to: str, private: bool, message: str) -> str:
     """The address of the commit. `ValueError` without a token, without the hub, or where `to` is public and should not be."""
     import httpx
     from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
@@ -26,10 +26,10 @@ def upload(folder: Path, to: str, private: bool, message: str) -> str:
         return api.create_commit(to, operations, commit_message=message).commit_url
     except (OSError, httpx.HTTPError) as error:  # of the hub: HfHubHTTPError is an OSError
         left = f"; {to} was made and is empty" if made else ""
-        raise ValueError(f"push=true: the hub took nothing ({reason(error)}){left}") from None
+        raise ValueError(f"push=true: the hub took nothing ({summarize_hub_error(error)}){left}") from None
 
 
-def reason(error: Exception) -> str:
+def summarize_hub_error(error: Exception) -> str:
     """Its first line, without the address that the request went to."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = getattr(error, "server_message", None) or (lines[0] if lines else type(error).__name__)

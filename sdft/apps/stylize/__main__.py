@@ -2,32 +2,32 @@
 
 from pathlib import Path
 
-from sdft.cli.entry_point import command
+from sdft.cli.entry_point import hydra_main
 
-WORDS = {"images": str, "prompt": str | None, "resolution": int | None, "controlnet": str, "folder": str}
-WORDS |= dict.fromkeys(("strength", "guidance_scale", "controlnet_scale"), float)
-WORDS |= {"steps": int, "seed": int, "adapter_scales": list[float]}
+OPTION_TYPES = {"images": str, "prompt": str | None, "resolution": int | None, "controlnet": str, "folder": str}
+OPTION_TYPES |= dict.fromkeys(("strength", "guidance_scale", "controlnet_scale"), float)
+OPTION_TYPES |= {"steps": int, "seed": int, "adapter_scales": list[float]}
 
 
-@command("stylize")
+@hydra_main("stylize")
 def main(cfg):
-    from sdft.config import check, typed
+    from sdft.config import check_config, check_option_types
 
-    check(cfg)
-    typed(cfg, WORDS)
-    from sdft.apps.load_model import config, open_model
-    from sdft.apps.stylize.controlnet import open_controlnet
-    from sdft.apps.stylize.img2img import Restyling, photographs, restyle
+    check_config(cfg)
+    check_option_types(cfg, OPTION_TYPES)
+    from sdft.apps.load_model import open_model, resolve_model_config
+    from sdft.apps.stylize.controlnet import load_controlnet
+    from sdft.apps.stylize.img2img import StyleTransfer, list_input_images, stylize_images
     from sdft.training.export.trigger_words import triggers
 
-    files = photographs(cfg.images)
-    run_cfg, run = config(cfg)
+    files = list_input_images(cfg.images)
+    run_cfg, run = resolve_model_config(cfg)
     words = triggers(run) if run else []
     prompt = cfg.prompt if cfg.prompt is not None else ", ".join(words)
     if not prompt:
         raise ValueError("prompt=null: give what the pictures should show, with the words that call up the style")
     resolution = cfg.resolution or run_cfg.get("resolution") or 512
-    work = Restyling(
+    work = StyleTransfer(
         prompt,
         resolution,
         cfg.strength,
@@ -39,7 +39,7 @@ def main(cfg):
     )
     opened = open_model(cfg)
     opened.model.latent_shape(resolution)
-    controlnet = None if cfg.controlnet == "none" else open_controlnet(cfg.controlnet, opened.model)
+    controlnet = None if cfg.controlnet == "none" else load_controlnet(cfg.controlnet, opened.model)
     if controlnet:
         controlnet.to(opened.model.unet.device)
     about = {
@@ -51,7 +51,7 @@ def main(cfg):
         "images": [str(file) for file in files],
     }
     folder = Path(cfg.folder)
-    found = restyle(work, opened.model, files, controlnet, folder, about)
+    found = stylize_images(work, opened.model, files, controlnet, folder, about)
     print(f'prompt   "{prompt}" · strength {work.strength:g} · control {work.control if controlnet else 0:g}')
     print(f"made     {len(files)} strips in {folder}/")
     print(f"look     {found}")

@@ -4,26 +4,26 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
-STEP = "trainer/global_step"
-WORDS = ("method", "rank", "alpha", "lr")  # columns of the table of runs
+STEP_METRIC = "trainer/global_step"
+OPTION_COLUMNS = ("method", "rank", "alpha", "lr")  # columns of the table of runs
 QUARTERS = range(1, 5)
 
-TEXT = """Every line is a run; a sweep is a group of runs and one more, of the job type `sweep`, with its tables and its page.
+REPORT_TEXT = """Every line is a run; a sweep is a group of runs and one more, of the job type `sweep`, with its tables and its page.
 
 - **Which setting?** Each line of the parallel coordinates is a run: follow the best of *{metric}* back to its words. In the
-  scatters a setting is enough where more rank, or more learned parameters, no longer bring more *{metric}*. Look first at how
-  far runs with the same words lie apart: less than that may be chance. The sweep's page says what is surely enough.
+  scatters a setting is cheapest where more rank, or more learned parameters, no longer bring more *{metric}*. Look first at how
+  far runs with the same words lie apart: less than that may be chance. The sweep's page says what is surely cheapest.
 - **Losses by step** are of random timesteps and noise, so they jump; each quarter of the timesteps, from the least noise to the
   most, has a size of its own, so compare within one. Where `train/grad_norm` grows without end, the rate is too high.
 - **Validation** is the loss at the same noise every time: small changes count. With `validation_split=0.1` it is of pictures that are
-  not trained on; where it then rises while the training loss falls, the run learns its pictures by heart.
+  not trained on; where it then rises while the training loss falls, the run trainable its pictures by heart.
 - **Scores on the way** (`evaluate_every=10`) judge what is drawn, which the loss does not: the best step is often not the last
   one. `scores/controls/drift` is how far pictures moved that should have stayed as they were.
 - **Samples** (`sample_every=10`) have the same prompts and seeds at every step, so what changes is what was learned.
 """
 
 
-def workspace(entity: str, project: str, group: str | None, metric: str) -> ws.Workspace:
+def build_workspace(entity: str, project: str, group: str | None, metric: str) -> ws.Workspace:
     """The saved view; of one sweep's runs apart when `group` is its stamp, else of all, by group."""
     return ws.Workspace(
         entity=entity,
@@ -31,18 +31,18 @@ def workspace(entity: str, project: str, group: str | None, metric: str) -> ws.W
         name=f"sdft {group}" if group else "sdft",
         sections=[
             ws.Section(name=name, panels=panels, is_open=True, layout_settings=ws.SectionLayoutSettings(3, 1))
-            for name, panels in sections(metric).items()
+            for name, panels in build_sections(metric).items()
         ],
-        settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=50),
+        settings=ws.WorkspaceSettings(x_axis=STEP_METRIC, max_runs=50),
         runset_settings=ws.RunsetSettings(
-            filters=of_group(group),
+            filters=group_filter(group),
             groupby=[] if group else [expr.Metric("Group")],
-            pinned_columns=shown(metric),
+            pinned_columns=list_pinned_columns(metric),
         ),
     )
 
 
-def report(entity: str, project: str, group: str | None, metric: str) -> wr.Report:
+def build_report(entity: str, project: str, group: str | None, metric: str) -> wr.Report:
     """The same panels with the text; it takes the runs in when it is opened."""
     return wr.Report(
         entity=entity,
@@ -51,69 +51,71 @@ def report(entity: str, project: str, group: str | None, metric: str) -> wr.Repo
         description=f"Runs of {project}, judged by {metric}",
         width="fluid",
         blocks=[
-            wr.MarkdownBlock(TEXT.format(metric=metric)),
+            wr.MarkdownBlock(REPORT_TEXT.format(metric=metric)),
             *[
                 block
-                for name, panels in sections(metric).items()
+                for name, panels in build_sections(metric).items()
                 for block in (
                     wr.H2(name),
-                    wr.PanelGrid(runsets=[runset(entity, project, group, metric)], panels=panels),
+                    wr.PanelGrid(runsets=[build_runset(entity, project, group, metric)], panels=panels),
                 )
             ],
         ],
     )
 
 
-def runset(entity: str, project: str, group: str | None, metric: str) -> wr.Runset:
+def build_runset(entity: str, project: str, group: str | None, metric: str) -> wr.Runset:
     return wr.Runset(
         entity=entity,
         project=project,
         name=f"sweep {group}" if group else "runs",
-        filters=of_group(group),
+        filters=group_filter(group),
         groupby=[] if group else ["Group"],
-        pinned_columns=shown(metric),
+        pinned_columns=list_pinned_columns(metric),
     )
 
 
-def of_group(group: str | None):
+def group_filter(group: str | None):
     return expr.And(expr.Metric("Group") == group) if group else ""
 
 
-def shown(metric: str) -> list[str]:
-    return ["run:displayName", *[f"config:{word}.value" for word in WORDS], f"summary:evaluation/{metric}"]
+def list_pinned_columns(metric: str) -> list[str]:
+    return ["run:displayName", *[f"config:{word}.value" for word in OPTION_COLUMNS], f"summary:evaluation/{metric}"]
 
 
-def sections(metric: str) -> dict[str, list]:
+def build_sections(metric: str) -> dict[str, list]:
     """Panels by the name of their section; a metric that a run has not logged leaves its panel empty."""
     return {
-        "Which setting": settings(f"evaluation/{metric}"),
+        "Which setting": build_setting_panels(f"evaluation/{metric}"),
         "Losses by step": [
-            line("Training loss", "train/loss", smoothing_type="exponentialTimeWeighted", smoothing_factor=0.6),
-            *[line(f"Training loss, timestep quarter {q}", f"train/loss_quarter_{q}") for q in QUARTERS],
-            line("Gradient norm", "train/grad_norm"),
-            wr.LinePlot(title="Learning rates", x=STEP, metric_regex="train/lr_.*"),
+            build_line_plot(
+                "Training loss", "train/loss", smoothing_type="exponentialTimeWeighted", smoothing_factor=0.6
+            ),
+            *[build_line_plot(f"Training loss, timestep quarter {q}", f"train/loss_quarter_{q}") for q in QUARTERS],
+            build_line_plot("Gradient norm", "train/grad_norm"),
+            wr.LinePlot(title="Learning rates", x=STEP_METRIC, metric_regex="train/lr_.*"),
         ],
         "Validation": [
-            line("Loss at fixed noise", "validation/loss"),
-            *[line(f"The same, timestep quarter {q}", f"validation/loss_quarter_{q}") for q in QUARTERS],
+            build_line_plot("Loss at fixed noise", "validation/loss"),
+            *[build_line_plot(f"The same, timestep quarter {q}", f"validation/loss_quarter_{q}") for q in QUARTERS],
         ],
         "Scores on the way": [
-            line(f"{metric} on the way", f"scores/{metric}"),
-            wr.LinePlot(title="All scores", x=STEP, metric_regex="scores/.*"),
+            build_line_plot(f"{metric} on the way", f"scores/{metric}"),
+            wr.LinePlot(title="All scores", x=STEP_METRIC, metric_regex="scores/.*"),
         ],
         "Samples": [
             wr.MediaBrowser(title=title, media_keys=[key], gallery_axis=axis)
             for title, key, axis in (
                 ("Samples", "samples", "step"),
                 ("All steps", "sheet", "run"),
-                ("Evaluation", "evaluation_pictures", "run"),
+                ("Evaluation", "evaluation_images", "run"),
                 ("Trained on", "data", "run"),
             )
         ],
     }
 
 
-def settings(quality: str) -> list:
+def build_setting_panels(quality: str) -> list:
     """Words against what they bring, and what a sweep says of itself."""
     told = wr.SummaryMetric(quality)
     columns = [wr.ParallelCoordinatesPlotColumn(wr.Config(word)) for word in ("method", "rank", "alpha")]
@@ -122,11 +124,11 @@ def settings(quality: str) -> list:
     return [
         wr.ParallelCoordinatesPlot(title=f"Words and {quality}", columns=columns),
         wr.ScatterPlot(title=f"{quality} by rank", x=wr.Config("rank"), y=told, log_x=True),
-        wr.ScatterPlot(title=f"{quality} by learned parameters", x=wr.Config("learns"), y=told, log_x=True),
+        wr.ScatterPlot(title=f"{quality} by learned parameters", x=wr.Config("trainable"), y=told, log_x=True),
         wr.MediaBrowser(title="The sweep's page", media_keys=["compare"], gallery_axis="run"),
         wr.WeavePanelSummaryTable(table_name="settings"),
     ]
 
 
-def line(title: str, name: str, **looks) -> wr.LinePlot:
-    return wr.LinePlot(title=title, x=STEP, y=[name], **looks)
+def build_line_plot(title: str, name: str, **looks) -> wr.LinePlot:
+    return wr.LinePlot(title=title, x=STEP_METRIC, y=[name], **looks)

@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdft.evaluation.metrics.feature_extractor import Embedder, Missing, batches
+from sdft.evaluation.metrics.feature_extractor import FeatureExtractor, ScorerUnavailableError, split_batches
 from sdft.models.embedded import TINY_CLIP
 
 
-class Clip(Embedder):
+class ClipFeatureExtractor(FeatureExtractor):
     """`name` is tiny-clip (embedded), a folder in open_clip's layout, or an open_clip model with a `pretrained` tag or file."""
 
     def __init__(self, name: str, pretrained: str | None = None, device: str = "cpu", batch_size: int = 64):
@@ -32,7 +32,7 @@ class Clip(Embedder):
             raise ValueError(f"metrics.clip={name}: its weights hold more than tensors, and are not opened") from None
         except (OSError, RuntimeError) as error:
             why = str(error).splitlines()[0]
-            raise Missing(
+            raise ScorerUnavailableError(
                 f"metrics.clip={name}: its weights cannot be read ({why}); "
                 "fetch them once with the network on, or give a file as metrics.pretrained=FILE"
             ) from None
@@ -40,12 +40,12 @@ class Clip(Embedder):
         self.name = name
 
     @torch.no_grad()
-    def embed(self, pictures: list[Image.Image]) -> Tensor:
+    def forward_batch(self, pictures: list[Image.Image]) -> Tensor:
         stack = torch.stack([self.transform(picture) for picture in pictures])
-        return self.awake().encode_image(stack.to(self.device)).cpu()
+        return self.move_to_device().encode_image(stack.to(self.device)).cpu()
 
     @torch.no_grad()
-    def texts(self, captions: list[str]) -> Tensor:
+    def embed_texts(self, captions: list[str]) -> Tensor:
         """Unit features `[captions, width]`."""
-        tokens = (self.tokenizer(batch) for batch in batches(captions, self.batch_size))
-        return torch.cat([self.awake().encode_text(t.to(self.device), normalize=True).cpu() for t in tokens])
+        tokens = (self.tokenizer(batch) for batch in split_batches(captions, self.batch_size))
+        return torch.cat([self.move_to_device().encode_text(t.to(self.device), normalize=True).cpu() for t in tokens])

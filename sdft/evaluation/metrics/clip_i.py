@@ -6,30 +6,30 @@ leaked into them, where lower is better.
 
 from PIL import Image
 
-from sdft.evaluation.metrics.base import PictureMetric, mean_without_self
-from sdft.evaluation.metrics.feature_extractor import Embedder
+from sdft.evaluation.metrics.base import ImageMetric, mean_excluding_self
+from sdft.evaluation.metrics.feature_extractor import FeatureExtractor
 
 
-class SubjectScore(PictureMetric):
+class ReferenceSimilarity(ImageMetric):
     """Mean cosine to the features of all `real` pictures, -1..1; higher is more alike."""
 
     what = "Does it look like the training pictures? Mean cosine to all of them."
 
-    def __init__(self, judge: Embedder, real: list[Image.Image]):
+    def __init__(self, feature_extractor: FeatureExtractor, real: list[Image.Image]):
         super().__init__()
-        self.judge, self.real = judge, judge.images(real)
+        self.feature_extractor, self.real = feature_extractor, feature_extractor.embed_images(real)
 
-    def values(self, pictures, prompts):
-        return (self.judge.images(pictures) @ self.real.T).mean(1)
+    def score_images(self, pictures, prompts):
+        return (self.feature_extractor.embed_images(pictures) @ self.real.T).mean(1)
 
-    def reference(self):
+    def compute_reference(self):
         """Among the real pictures, without pairs of a picture with itself."""
         if len(self.real) < 2:
             return None
-        return float(mean_without_self(self.real @ self.real.T).mean())
+        return float(mean_excluding_self(self.real @ self.real.T).mean())
 
 
-class Leak(SubjectScore):
+class ClassPreservation(ReferenceSimilarity):
     """PRES: mean cosine to all real pictures of the subject, of pictures that should not show it; -1..1, lower is better."""
 
     what = "How much of the training pictures has leaked into it? Mean cosine to all of them."

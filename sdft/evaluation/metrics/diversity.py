@@ -4,21 +4,21 @@ import math
 
 import torch
 
-from sdft.data.dataset import Picture
-from sdft.evaluation.metrics.base import PictureMetric, mean_without_self
+from sdft.data.dataset import CaptionedImage
+from sdft.evaluation.metrics.base import ImageMetric, mean_excluding_self
 
 
-class Diversity(PictureMetric):
+class Diversity(ImageMetric):
     """Mean distance of a picture to the others of its prompt, 0 when all are equal, higher is better; one alone has none."""
 
     what = "How different are pictures of one prompt? Mean perceptual distance; too low below real pictures."
     against = "real"
 
-    def __init__(self, perceptual, images: int, real: list[Picture] = ()):
+    def __init__(self, perceptual, images: int, real: list[CaptionedImage] = ()):
         super().__init__()
         self.perceptual, self.images, self.real = perceptual, images, list(real)
 
-    def values(self, pictures, prompts):
+    def score_images(self, pictures, prompts):
         """Pictures come prompt by prompt, `images` of each: two prompts may be worded alike to a judge."""
         return self.within([index // self.images for index in range(len(pictures))], pictures)
 
@@ -27,10 +27,10 @@ class Diversity(PictureMetric):
         for group in dict.fromkeys(groups):
             same = [i for i, other in enumerate(groups) if other == group]
             if len(same) > 1:
-                found[same] = mean_without_self(self.perceptual.pairwise([pictures[i] for i in same]).double())
+                found[same] = mean_excluding_self(self.perceptual.pairwise([pictures[i] for i in same]).double())
         return found
 
-    def reference(self):
+    def compute_reference(self):
         """Of real pictures to the others of their caption."""
         found = float(self.within([p.caption for p in self.real], [p.image for p in self.real]).nanmean())
         return None if math.isnan(found) else found

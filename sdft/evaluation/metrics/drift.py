@@ -9,12 +9,12 @@ are still those of the base.
 import torch
 from PIL import Image
 
-from sdft.evaluation.metrics.base import PictureMetric
-from sdft.evaluation.metrics.feature_extractor import Embedder
+from sdft.evaluation.metrics.base import ImageMetric
+from sdft.evaluation.metrics.feature_extractor import FeatureExtractor
 from sdft.evaluation.metrics.fid_kid_cmmd import CMMD
 
 
-class Drift(PictureMetric):
+class BaseDrift(ImageMetric):
     """1 - cosine (of an `Embedder`), or the perceptual distance, of each picture to its partner in `base`; lower is better.
 
     Pictures come in the order of `base`, which holds `images` of each prompt.
@@ -23,21 +23,21 @@ class Drift(PictureMetric):
     what = "How far has it moved from the base of the same seed? Real: other seeds of the base."
     higher_is_better = False
 
-    def __init__(self, judge, base: list[Image.Image], images: int):
+    def __init__(self, scorer, base: list[Image.Image], images: int):
         super().__init__()
-        self.judge, self.base, self.images = judge, base, images
+        self.scorer, self.base, self.images = scorer, base, images
 
-    def values(self, pictures, prompts):
-        start = sum(map(len, self.found))
+    def score_images(self, pictures, prompts):
+        start = sum(map(len, self.collected_values))
         return self.between(pictures, self.base[start : start + len(pictures)])
 
     def between(self, ones, others):
         assert len(ones) == len(others), "every picture needs its partner"
-        if isinstance(self.judge, Embedder):
-            return (1 - (self.judge.images(ones) * self.judge.images(others)).sum(1)).clamp(min=0)
-        return self.judge.distances(ones, others)
+        if isinstance(self.scorer, FeatureExtractor):
+            return (1 - (self.scorer.embed_images(ones) * self.scorer.embed_images(others)).sum(1)).clamp(min=0)
+        return self.scorer.distances(ones, others)
 
-    def reference(self):
+    def compute_reference(self):
         """Of the base's pictures to the next ones of the same prompt."""
         if self.images < 2:
             return None
@@ -46,7 +46,7 @@ class Drift(PictureMetric):
         return float(torch.as_tensor(self.between(self.base, others)).mean())
 
 
-class SetDrift(CMMD):
+class DistributionDrift(CMMD):
     """CMMD of all pictures to all of the base's, 0 or more; lower is better."""
 
     what = "How far have all pictures together moved from the base's? Real: one half of the base's from the other."

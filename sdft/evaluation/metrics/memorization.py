@@ -2,28 +2,28 @@
 
 from PIL import Image
 
-from sdft.evaluation.metrics.base import PictureMetric
-from sdft.evaluation.metrics.feature_extractor import Embedder
+from sdft.evaluation.metrics.base import ImageMetric
+from sdft.evaluation.metrics.feature_extractor import FeatureExtractor
 
 
-class Nearest(PictureMetric):
+class NearestTrainingImage(ImageMetric):
     """Largest cosine to the features of any of the `real` pictures, -1..1; lower is better, 1 is a copy."""
 
     what = "Is it a copy? Cosine to the nearest training picture; suspicious beyond what real pictures have."
     against = "real"
     higher_is_better = False
 
-    def __init__(self, judge: Embedder, real: list[Image.Image]):
+    def __init__(self, feature_extractor: FeatureExtractor, real: list[Image.Image]):
         super().__init__()
-        self.judge, self.real = judge, judge.images(real)
+        self.feature_extractor, self.real = feature_extractor, feature_extractor.embed_images(real)
 
-    def values(self, pictures, prompts):
+    def score_images(self, pictures, prompts):
         return self.cosines(pictures).amax(1)
 
     def cosines(self, pictures):
-        return self.judge.images(pictures) @ self.real.T
+        return self.feature_extractor.embed_images(pictures) @ self.real.T
 
-    def reference(self):
+    def compute_reference(self):
         """Of each real picture to the nearest other one: nearer than that is nearer than new pictures are."""
         if len(self.real) < 2:
             return None

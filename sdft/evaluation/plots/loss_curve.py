@@ -3,27 +3,27 @@
 import csv
 from pathlib import Path
 
-TRAINING, VALIDATION = "train/loss", "validation/loss_quarter_{}"
-SMOOTH = 0.9  # of the training curve's moving average
+TRAINING_COLUMN, VALIDATION_COLUMN = "train/loss", "validation/loss_quarter_{}"
+EMA_DECAY = 0.9  # of the training curve's moving average
 
 
-def read(folder: Path, column: str) -> tuple[list[int], list[float]]:
+def read_metric_column(folder: Path, column: str) -> tuple[list[int], list[float]]:
     """Steps and values of one column of `metrics.csv`."""
     with open(folder / "metrics.csv", newline="") as file:
         rows = [(int(row["step"]), float(row[column])) for row in csv.DictReader(file) if row.get(column)]
     return [step for step, _ in rows], [value for _, value in rows]
 
 
-def smoothed(values: list[float]) -> list[float]:
+def smooth_curve(values: list[float]) -> list[float]:
     """An exponential moving average without its bias towards zero."""
     average, out = 0.0, []
     for n, value in enumerate(values, 1):
-        average = SMOOTH * average + (1 - SMOOTH) * value
-        out.append(average / (1 - SMOOTH**n))
+        average = EMA_DECAY * average + (1 - EMA_DECAY) * value
+        out.append(average / (1 - EMA_DECAY**n))
     return out
 
 
-def draw(folder: Path, held_out: bool) -> Path:
+def plot_loss_curves(folder: Path, held_out: bool) -> Path:
     """Write `loss.png` from `metrics.csv`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -33,12 +33,12 @@ def draw(folder: Path, held_out: bool) -> Path:
     figure.subplots_adjust(left=0.065, right=0.985, top=0.9, bottom=0.14, wspace=0.15)
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    steps, values = read(folder, TRAINING)
+    steps, values = read_metric_column(folder, TRAINING_COLUMN)
     left.plot(steps, values, color="0.75", linewidth=1, marker="." if len(steps) < 30 else None)
-    left.plot(steps, smoothed(values), color="tab:blue", linewidth=2)
+    left.plot(steps, smooth_curve(values), color="tab:blue", linewidth=2)
     left.set(title="training loss, as weighted", xlabel="step")
     for quarter, colour in enumerate(("tab:blue", "tab:green", "tab:orange", "tab:red"), 1):
-        steps, values = read(folder, VALIDATION.format(quarter))
+        steps, values = read_metric_column(folder, VALIDATION_COLUMN.format(quarter))
         label = ("least noise", "", "", "most noise")[quarter - 1]
         shown = [value / values[0] for value in values]
         right.plot(steps, shown, color=colour, label=f"quarter {quarter} {label}".strip(), marker=".")

@@ -2,17 +2,17 @@
 
 import io
 
-COLUMNS = 4
-NAMED = 8  # lines at most, of which each has its name
+MAX_COLUMNS = 4
+MAX_LABELED_LINES = 8  # lines at most, of which each has its name
 BLUE, GREY, AMBER = "#2563eb", "#98a2b3", "#d97706"  # fine-tuned, axes, real pictures
-COLOURS = [BLUE, "#d97706", "#15803d", "#9333ea", "#b42318", "#0e7490"]
+LINE_COLORS = [BLUE, "#d97706", "#15803d", "#9333ea", "#b42318", "#0e7490"]
 
 
-def multiples(panels: dict[str, tuple[list[dict], float | None]], places: list[float], axis: str) -> str:
+def plot_small_multiples(panels: dict[str, tuple[list[dict], float | None]], places: list[float], axis: str) -> str:
     """A small plot for every score: its values with their intervals over `places`, and what real pictures have, dotted."""
     if not panels:
         return ""
-    figure, panes = drawn(-(-len(panels) // COLUMNS), COLUMNS, 1.9)
+    figure, panes = create_figure(-(-len(panels) // MAX_COLUMNS), MAX_COLUMNS, 1.9)
     for axes, (title, (scores, real)) in zip(panes, panels.items(), strict=False):
         known = [(x, score) for x, score in zip(places, scores, strict=True) if score["value"] is not None]
         axes.plot([x for x, _ in known], [s["value"] for _, s in known], color=BLUE, marker=".", linewidth=1.6)
@@ -21,35 +21,40 @@ def multiples(panels: dict[str, tuple[list[dict], float | None]], places: list[f
             axes.fill_between(*zip(*spans, strict=True), color=BLUE, alpha=0.15, linewidth=0)
         if real is not None:
             axes.axhline(real, color=AMBER, linestyle=":", linewidth=1.4)
-        finish(axes, title, axis)
-    return svg(figure)
+        style_axes(axes, title, axis)
+    return render_svg(figure)
 
 
-def lines_with_spread(panels: dict[str, dict[str, list[tuple[float, float, list[float]]]]], axis: str) -> str:
+def plot_lines_with_spread(panels: dict[str, dict[str, list[tuple[float, float, list[float]]]]], axis: str) -> str:
     """A small plot for every score: for each line's name its (place, mean, single values)."""
-    rows = -(-len(panels) // COLUMNS)
-    figure, panes = drawn(rows, min(len(panels), COLUMNS), 2.2)
+    rows = -(-len(panels) // MAX_COLUMNS)
+    figure, panes = create_figure(rows, min(len(panels), MAX_COLUMNS), 2.2)
     for axes, (title, lines) in zip(panes, panels.items(), strict=False):
         places = {x for line in lines.values() for x, _, _ in line}
         alone = not any(len(line) > 1 for line in lines.values())  # settings that share no line with another
-        for colour, (name, line) in zip([BLUE] * len(lines) if alone else COLOURS * 9, lines.items(), strict=False):
+        for colour, (name, line) in zip([BLUE] * len(lines) if alone else LINE_COLORS * 9, lines.items(), strict=False):
             means, dots = [(x, y) for x, y, _ in line], [(x, y) for x, _, values in line for y in values]
-            axes.plot(*zip(*means, strict=True), color=colour, linewidth=1.6, label=None if alone else literal(name))
+            axes.plot(
+                *zip(*means, strict=True), color=colour, linewidth=1.6, label=None if alone else escape_mathtext(name)
+            )
             axes.plot(*zip(*dots, strict=True), ".", color=colour, markersize=7 if alone else 4)
         if min(places, default=0) > 0 and max(places) / min(places) > 5:
             axes.set_xscale("log", base=2 if all(float(x).is_integer() for x in places) else 10)
             if len(places) < 9:
                 axes.set_xticks(sorted(places), [f"{x:g}" for x in sorted(places)])
                 axes.minorticks_off()
-        finish(axes, title, axis)
-    if any(1 < len(lines) <= NAMED for lines in panels.values()) and panes[0].get_legend_handles_labels()[0]:
+        style_axes(axes, title, axis)
+    if (
+        any(1 < len(lines) <= MAX_LABELED_LINES for lines in panels.values())
+        and panes[0].get_legend_handles_labels()[0]
+    ):
         panes[0].legend(frameon=False, fontsize=7)
-    return svg(figure)
+    return render_svg(figure)
 
 
-def scatter(points: dict[str, tuple[float, float]], x: str, y: str, up: bool, log: bool) -> str:
+def plot_pareto_scatter(points: dict[str, tuple[float, float]], x: str, y: str, up: bool, log: bool) -> str:
     """Settings by cost and score, and the Pareto front: those that no other beats in both."""
-    figure, (axes,) = drawn(1, 1, 3.2, width=5.2)
+    figure, (axes,) = create_figure(1, 1, 3.2, width=5.2)
     for cost, score in points.values():
         axes.plot(cost, score, "o", color=BLUE, markersize=5)
     better = max if up else min
@@ -58,13 +63,13 @@ def scatter(points: dict[str, tuple[float, float]], x: str, y: str, up: bool, lo
     if log:
         axes.set_xscale("log")
     axes.margins(x=0.18)
-    finish(axes, f"{y} {'↑' if up else '↓'}", x)
+    style_axes(axes, f"{y} {'↑' if up else '↓'}", x)
     figure.draw_without_rendering()  # lays out, which places depend on
-    name_points(axes, points)
-    return svg(figure)
+    label_points(axes, points)
+    return render_svg(figure)
 
 
-def name_points(axes, points: dict[str, tuple[float, float]]) -> list[tuple[float, float]]:
+def label_points(axes, points: dict[str, tuple[float, float]]) -> list[tuple[float, float]]:
     """A name at the right of each point, a line lower as long as another name stands there; returns how far off they are."""
     taken, offsets, line = [], [], 9
     for name, point in sorted(points.items(), key=lambda item: -item[1][1]):
@@ -74,11 +79,11 @@ def name_points(axes, points: dict[str, tuple[float, float]]) -> list[tuple[floa
             lower -= line
         taken.append((middle + lower, left, right))
         offsets.append((6, lower))
-        axes.annotate(literal(name), point, textcoords="offset points", xytext=offsets[-1], fontsize=7)
+        axes.annotate(escape_mathtext(name), point, textcoords="offset points", xytext=offsets[-1], fontsize=7)
     return offsets
 
 
-def drawn(rows: int, columns: int, height: float, width: float = 10.6):
+def create_figure(rows: int, columns: int, height: float, width: float = 10.6):
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -89,20 +94,20 @@ def drawn(rows: int, columns: int, height: float, width: float = 10.6):
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def finish(axes, title: str, axis: str) -> None:
-    axes.set_title(literal(title), fontsize=9, loc="left")
-    axes.set_xlabel(literal(axis), fontsize=8, color=GREY)
+def style_axes(axes, title: str, axis: str) -> None:
+    axes.set_title(escape_mathtext(title), fontsize=9, loc="left")
+    axes.set_xlabel(escape_mathtext(axis), fontsize=8, color=GREY)
     axes.tick_params(labelsize=7, colors=GREY, length=2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
 
 
-def literal(text: str) -> str:
+def escape_mathtext(text: str) -> str:
     """Dollars would begin a formula."""
     return text.replace("$", r"\$")
 
 
-def svg(figure) -> str:
+def render_svg(figure) -> str:
     import matplotlib
 
     text = io.StringIO()

@@ -3,11 +3,11 @@
 from functools import cache
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[2] / "pages"
+TEMPLATE_FOLDER = Path(__file__).parents[2] / "pages"
 
 
 @cache
-def environment():
+def get_jinja_environment():
     from jinja2 import Environment, FileSystemLoader
 
-    return Environment(loader=FileSystemLoader(FOLDER), autoescape=True)
+    return Environment(loader=FileSystemLoader(TEMPLATE_FOLDER), autoescape=True)

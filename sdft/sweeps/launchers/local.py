@@ -5,8 +5,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdft.distributed import cores, tied
-from sdft.sweeps.jobs import LOG, Job
+from sdft.distributed import count_cpu_cores, exit_with_parent
+from sdft.sweeps.jobs import LOG_FILE, Job
 
 
 @dataclass
@@ -14,28 +14,30 @@ class Local:
     """Processes of this machine, `n_jobs` at a time, each with GPUs or cores of its own."""
 
     n_jobs: int | None = None
-    here = True
+    shares_terminal = True
 
     def prepare(self, folder: Path, configs: list) -> None:
         if spread := [cfg.num_nodes for cfg in configs if cfg.num_nodes > 1]:
             raise ValueError(f"num_nodes={spread[0]}: this machine is one; choose launcher=submitit")
-        self.free = usable(self.n_jobs, [(cfg.devices, cfg.accelerator) for cfg in configs])
-        self.slots, self.logs = len(self.free), len(self.free) > 1
+        self.free = job_environments(self.n_jobs, [(cfg.devices, cfg.accelerator) for cfg in configs])
+        self.slots, self.writes_logs = len(self.free), len(self.free) > 1
 
     def start(self, job: Job):
-        return Process(job, self.free, self.logs)
+        return LocalJob(job, self.free, self.writes_logs)
 
 
-class Process:
+class LocalJob:
     """A job in a process of this machine; of several, each writes to its own log."""
 
-    def __init__(self, job: Job, free: list[dict[str, str]], logs: bool):
-        command, self.free, self.place = job.prepared(), free, free.pop(0)
-        self.log = open(job.folder / LOG, "a") if logs else None  # noqa: SIM115
-        told = {"stdout": self.log, "stderr": subprocess.STDOUT} if logs else {}
-        self.process = subprocess.Popen(command, env=os.environ | self.place, preexec_fn=tied(os.getpid()), **told)
+    def __init__(self, job: Job, free: list[dict[str, str]], writes_logs: bool):
+        command, self.free, self.place = job.build_command(), free, free.pop(0)
+        self.log = open(job.folder / LOG_FILE, "a") if writes_logs else None  # noqa: SIM115
+        told = {"stdout": self.log, "stderr": subprocess.STDOUT} if writes_logs else {}
+        self.process = subprocess.Popen(
+            command, env=os.environ | self.place, preexec_fn=exit_with_parent(os.getpid()), **told
+        )
 
-    def code(self) -> int | None:
+    def exit_code(self) -> int | None:
         code = self.process.poll()
         if code is not None and self.place is not None:
             self.free.append(self.place)
@@ -48,7 +50,7 @@ class Process:
         self.process.terminate()
 
 
-def usable(asked: int | None, told: list[tuple[str, str]]) -> list[dict[str, str]]:
+def job_environments(asked: int | None, told: list[tuple[str, str]]) -> list[dict[str, str]]:
     """The environment of each job that runs at the same time: its own GPUs, or its share of the cores.
 
     As many as `asked` for (`n_jobs=`), else as the GPUs suffice for; on a CPU one. `told` are the words `devices` and
@@ -59,11 +61,11 @@ def usable(asked: int | None, told: list[tuple[str, str]]) -> list[dict[str, str
     if asked is not None and asked < 1:
         raise ValueError(f"n_jobs={asked}: choose 1 or more")
     devices = [int(count) for count, _ in told if str(count).isdigit()]
-    visible = [] if any(accelerator == "cpu" for _, accelerator in told) else gpus(torch.cuda.device_count())
+    visible = [] if any(accelerator == "cpu" for _, accelerator in told) else visible_gpus(torch.cuda.device_count())
     each = max(devices, default=1)
     if not visible:
         count = asked or 1
-        threads = max(1, cores() // (count * each))
+        threads = max(1, count_cpu_cores() // (count * each))
         return [{"OMP_NUM_THREADS": str(threads)} if count > 1 else {} for _ in range(count)]
     if asked is None and not devices:
         return [{}]  # devices=auto: one job takes all
@@ -73,7 +75,7 @@ def usable(asked: int | None, told: list[tuple[str, str]]) -> list[dict[str, str
     return [{"CUDA_VISIBLE_DEVICES": ",".join(visible[i * each : (i + 1) * each])} for i in range(count)]
 
 
-def gpus(count: int) -> list[str]:
+def visible_gpus(count: int) -> list[str]:
     """Their names as CUDA_VISIBLE_DEVICES has them."""
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
     return told.split(",")[:count] if told else [str(i) for i in range(count)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdft.sweeps.jobs import Job
-from sdft.sweeps.launchers.remote_command import MANY, Call, call, need
+from sdft.sweeps.launchers.remote_command import MAX_QUEUED_JOBS, RemoteCommand, build_remote_command, require_package
 
 
 @dataclass
@@ -15,10 +15,10 @@ class Ray:
     address: str | None = None
     cpus: float = 1
     n_jobs: int | None = None
-    logs, here = True, False
+    writes_logs, shares_terminal = True, False
 
     def prepare(self, folder: Path, configs: list) -> None:
-        need("ray")
+        require_package("ray")
         if spread := [cfg.num_nodes for cfg in configs if cfg.num_nodes > 1]:
             raise ValueError(f"num_nodes={spread[0]}: launcher=ray gives a job one machine; choose launcher=submitit")
         import ray
@@ -31,14 +31,14 @@ class Ray:
             raise ValueError(f"launcher.address={self.address}: {str(error).splitlines()[0]}") from None
         devices = [int(cfg.devices) if str(cfg.devices).isdigit() else 1 for cfg in configs]
         gpus = max(devices) if ray.cluster_resources().get("GPU") and configs[0].accelerator != "cpu" else 0
-        self.slots = self.n_jobs or MANY
-        self.remote = ray.remote(num_cpus=self.cpus, num_gpus=gpus, max_retries=0)(run)
+        self.slots = self.n_jobs or MAX_QUEUED_JOBS
+        self.remote = ray.remote(num_cpus=self.cpus, num_gpus=gpus, max_retries=0)(run_remote_command)
 
     def start(self, job: Job) -> "RayJob":
-        return RayJob(self.remote.remote(call(job)))
+        return RayJob(self.remote.remote(build_remote_command(job)))
 
 
-def run(call: Call) -> int:
+def run_remote_command(call: RemoteCommand) -> int:
     return call()
 
 
@@ -46,7 +46,7 @@ class RayJob:
     def __init__(self, reference):
         self.reference = reference
 
-    def code(self) -> int | None:
+    def exit_code(self) -> int | None:
         import ray
 
         if not ray.wait([self.reference], timeout=0)[0]:

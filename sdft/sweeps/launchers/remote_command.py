@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from sdft.distributed import tied
-from sdft.sweeps.jobs import LOG, Job, ready
+from sdft.distributed import exit_with_parent
+from sdft.sweeps.jobs import LOG_FILE, Job, prepare_job_folder
 
-SAVING = 60  # seconds that a job has for it; submitit is told 90 before the end
-MANY = 16  # jobs at a time, where a queue sorts them out
+SAVE_TIMEOUT_SECONDS = 60  # seconds that a job has for it; submitit is told 90 before the end
+MAX_QUEUED_JOBS = 16  # jobs at a time, where a queue sorts them out
 
 
 @dataclass
-class Call:
+class RemoteCommand:
     """A command to be run elsewhere, in the same folder; its output goes to `log`. `RuntimeError` when it fails."""
 
     command: list[str]
@@ -23,7 +23,7 @@ class Call:
 
     def __call__(self) -> int:
         with open(os.path.join(self.home, self.log), "a") as log:
-            told = {"stdout": log, "stderr": subprocess.STDOUT, "preexec_fn": tied(os.getpid())}
+            told = {"stdout": log, "stderr": subprocess.STDOUT, "preexec_fn": exit_with_parent(os.getpid())}
             self.process = subprocess.Popen(self.command, cwd=self.home, **told)
             if code := self.process.wait():
                 raise RuntimeError(f"exit status {code}")
@@ -35,18 +35,20 @@ class Call:
 
         self.process.terminate()
         try:
-            self.process.wait(SAVING)
+            self.process.wait(SAVE_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
         words = [word for word in self.command if not word.startswith("resume=")]
-        return DelayedSubmission(Call([*words, *ready(Path(self.home, self.log).parent)], self.log, self.home))
+        return DelayedSubmission(
+            RemoteCommand([*words, *prepare_job_folder(Path(self.home, self.log).parent)], self.log, self.home)
+        )
 
 
-def call(job: Job) -> Call:
-    return Call(job.prepared(), str(job.folder / LOG), os.getcwd())
+def build_remote_command(job: Job) -> RemoteCommand:
+    return RemoteCommand(job.build_command(), str(job.folder / LOG_FILE), os.getcwd())
 
 
-def need(package: str) -> None:
+def require_package(package: str) -> None:
     if find_spec(package) is None:
         raise ValueError(f"launcher={package}: not installed; pip install {package}")

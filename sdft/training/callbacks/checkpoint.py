@@ -6,8 +6,8 @@ from pathlib import Path
 from lightning.pytorch.callbacks import Checkpoint
 
 import sdft.distributed as processes
-from sdft.runs.checkpoint_file import named
-from sdft.runs.metrics_csv import MetricsFile
+from sdft.runs.checkpoint_file import format_checkpoint_name
+from sdft.runs.metrics_csv import MetricsCsv
 
 
 class Checkpoints(Checkpoint):
@@ -16,7 +16,7 @@ class Checkpoints(Checkpoint):
     Lightning calls these callbacks last.
     """
 
-    def __init__(self, folder: Path, every: int, seconds: float, metrics: MetricsFile):
+    def __init__(self, folder: Path, every: int, seconds: float, metrics: MetricsCsv):
         self.folder, self.every, self.seconds, self.metrics = folder, every, seconds, metrics
 
     def on_train_start(self, trainer, module):
@@ -27,12 +27,12 @@ class Checkpoints(Checkpoint):
         if (batch_idx + 1) % trainer.accumulate_grad_batches or step == self.saved or not self.due(step):
             return
         self.saved, self.since = step, time.monotonic()
-        trainer.save_checkpoint(self.folder / named(step))
+        trainer.save_checkpoint(self.folder / format_checkpoint_name(step))
 
     def due(self, step: int) -> bool:
         """In all processes alike."""
         if self.seconds:
-            return bool(processes.most(int(time.monotonic() - self.since >= self.seconds)))
+            return bool(processes.all_reduce_max(int(time.monotonic() - self.since >= self.seconds)))
         return bool(self.every) and step % self.every == 0
 
     def on_exception(self, trainer, module, exception):
@@ -42,4 +42,4 @@ class Checkpoints(Checkpoint):
         return {"rows": len(self.metrics.rows)}
 
     def load_state_dict(self, state):
-        self.metrics.keep(state["rows"])
+        self.metrics.truncate(state["rows"])

@@ -6,7 +6,7 @@ import torch
 from lightning import Callback
 from torch import Tensor
 
-from sdft.training.fsdp import full, is_part, placed
+from sdft.training.fsdp import gather_full_tensor, is_sharded, match_placement
 
 
 def averages(optimizer) -> bool:
@@ -37,7 +37,7 @@ class EMA(Callback):
         weights = module.learned()
         if not self.average:
             self.average = {name: p.detach().clone() for name, p in weights.items()}
-        self.average = {name: placed(average, weights[name]) for name, average in self.average.items()}
+        self.average = {name: match_placement(average, weights[name]) for name, average in self.average.items()}
         self.weights = [weights[name] for name in self.average]
 
     @torch.no_grad()
@@ -54,7 +54,7 @@ class EMA(Callback):
         """The averaged weights, these or the optimizer's own, in the model's place; afterwards the raw ones, to the bit."""
         optimizers = [o for o in module.trainer.optimizers if averages(o)]
         weights = module.learned() if self.average or optimizers else {}
-        sharded = any(map(is_part, weights.values()))
+        sharded = any(map(is_sharded, weights.values()))
         put = copied if sharded else exchanged
         raw = {name: p.detach().clone() if sharded else p.data for name, p in weights.items()}
         put(weights, self.average or {name: p.detach().clone() for name, p in weights.items()})
@@ -68,7 +68,10 @@ class EMA(Callback):
             put(weights, raw)
 
     def state_dict(self):
-        return {"average": {name: full(average) for name, average in self.average.items()}, "updates": self.updates}
+        return {
+            "average": {name: gather_full_tensor(average) for name, average in self.average.items()},
+            "updates": self.updates,
+        }
 
     def load_state_dict(self, state):
         self.average, self.updates = state["average"], state["updates"]

@@ -7,16 +7,16 @@ from lightning import Callback
 from PIL import Image
 
 import sdft.distributed as processes
-from sdft.evaluation.evaluator import Exam
-from sdft.evaluation.protocol import PROMPTS
-from sdft.evaluation.statistics import flat, key, worth
+from sdft.evaluation.evaluator import Evaluator
+from sdft.evaluation.protocol import PROMPTS_GROUP
+from sdft.evaluation.statistics import flatten_scores, format_score_name, orient_score
 from sdft.evaluation.variants import BEST
 from sdft.models.sampling import Sampling
-from sdft.runs.evaluation_history import Timeline
+from sdft.runs.evaluation_history import EvaluationHistory
 from sdft.training.callbacks.ema import EMA
 from sdft.training.callbacks.metrics import Meters
 from sdft.training.export.modelspec import describe_result
-from sdft.training.fsdp import whole
+from sdft.training.fsdp import unshard_model
 
 SEEDS = 10_000  # beyond those of the evaluation at the end, which is then no judge of its own choice
 
@@ -30,7 +30,7 @@ class Evaluations(Callback):
     def __init__(
         self,
         folder: Path,
-        exam: Exam,
+        exam: Evaluator,
         sampling: Sampling,
         resolution: int,
         every: int,
@@ -44,7 +44,7 @@ class Evaluations(Callback):
         self.folder, self.exam, self.sampling, self.resolution = folder, exam, sampling, resolution
         self.every, self.choose, self.patience = every, choose, patience
         self.ema, self.meters, self.name, self.before = ema, meters, name, before
-        self.timeline = Timeline(folder / "evaluation")
+        self.timeline = EvaluationHistory(folder / "evaluation")
         self.best: dict | None = None  # step, metric and value
         self.since = 0  # evaluations since then
         self.measured: int | None = None  # step
@@ -60,7 +60,7 @@ class Evaluations(Callback):
                     f"evaluate_every: the run that is resumed was evaluated with other {', '.join(other)}; "
                     "give the same words as then, or evaluate_every=0"
                 )
-            self.exam.begin(self.timeline.kept(0))
+            self.exam.build_metrics(self.timeline.load_images(0))
         if self.best and self.best["metric"] != self.choose:
             self.best, self.since = None, 0
         self.stop(trainer)
@@ -84,18 +84,18 @@ class Evaluations(Callback):
         with self.meters.paused(), self.ema.applied(module):
             draw = lambda group: self.sampling(module.model, group.prompts, self.resolution)  # noqa: E731
             pictures = {group.name: draw(group) for group in self.exam.groups}
-            scores = processes.told(self.score(pictures, step) if trainer.is_global_zero else None)
+            scores = processes.broadcast(self.score(pictures, step) if trainer.is_global_zero else None)
             if self.choose and step:
                 self.compare(step, scores, module)
-        told = {f"scores/{name}": s["value"] for name, s in flat(scores).items() if s["value"] is not None}
+        told = {f"scores/{name}": s["value"] for name, s in flatten_scores(scores).items() if s["value"] is not None}
         for logger in trainer.loggers:
             logger.log_metrics(told, step)
 
     def score(self, pictures: dict[str, list[Image.Image]], step: int) -> dict:
-        self.timeline.keep(pictures, step)
+        self.timeline.save_images(pictures, step)
         if step == 0:
-            self.exam.begin(pictures)
-        scores = self.exam.scores(pictures)
+            self.exam.build_metrics(pictures)
+        scores = self.exam.compute_scores(pictures)
         self.timeline.write({"step": step, **self.asked(), "scores": scores})
         return scores
 
@@ -105,11 +105,11 @@ class Evaluations(Callback):
         direction = self.exam.metrics[group][name].higher_is_better
         value = scores[group][name]["value"]
         before = self.best["value"] if self.best else None
-        if worth(value, direction) > worth(before, direction):
-            model = whole(module.model)
+        if orient_score(value, direction) > orient_score(before, direction):
+            model = unshard_model(module.model)
             if processes.rank() == 0:
                 module.method.save(model, self.folder / BEST, self.name)
-                describe_result(self.folder / BEST, self.folder, module.method.result, step)
+                describe_result(self.folder / BEST, self.folder, module.method.output_kind, step)
             self.best, self.since = {"step": step, "metric": self.choose, "value": value}, 0
         else:
             self.since += 1
@@ -118,17 +118,17 @@ class Evaluations(Callback):
         """What the run before has evaluated: the base's pictures among it, which this run cannot make any more."""
         if self.timeline.entries():
             return
-        before = Timeline(self.before / "evaluation") if self.before else None
+        before = EvaluationHistory(self.before / "evaluation") if self.before else None
         if not before or not before.entries():
             raise ValueError("evaluate_every: the run that is resumed did not evaluate its base; give evaluate_every=0")
-        self.timeline.take_over(before)
+        self.timeline.copy_from(before)
         if (self.before / BEST).is_dir():
             shutil.copytree(self.before / BEST, self.folder / BEST, dirs_exist_ok=True)
 
     def asked(self) -> dict:
         """What the pictures of a step are of."""
         groups = {group.name: group.prompts for group in self.exam.groups}
-        drawn = {name: value for name, value in self.sampling.told().items() if name != "batch_size"}
+        drawn = {name: value for name, value in self.sampling.to_dict().items() if name != "batch_size"}
         return {"groups": groups, "images": self.exam.images, "sampling": drawn}
 
     def state_dict(self):
@@ -141,15 +141,15 @@ class Evaluations(Callback):
 def where(choose: str) -> tuple[str, str]:
     """Group and name of a score."""
     group, slash, name = choose.rpartition("/")
-    return (group, name) if slash else (PROMPTS, choose)
+    return (group, name) if slash else (PROMPTS_GROUP, choose)
 
 
-def check_choice(choose: str | None, exam: Exam) -> None:
+def check_choice(choose: str | None, exam: Evaluator) -> None:
     """Before anything is trained: does the score exist here?"""
-    exam.begin({group.name: [Image.new("RGB", (8, 8))] for group in exam.groups})
+    exam.build_metrics({group.name: [Image.new("RGB", (8, 8))] for group in exam.groups})
     if choose is None:
         return
-    there = [key(group, name) for group, row in exam.metrics.items() for name in row]
-    if key(*where(choose)) not in there:
-        missing = "".join(f"; {name} not measured: {why}" for name, why in exam.judges.missing.items())
+    there = [format_score_name(group, name) for group, row in exam.metrics.items() for name in row]
+    if format_score_name(*where(choose)) not in there:
+        missing = "".join(f"; {name} not measured: {why}" for name, why in exam.scorers.missing.items())
         raise ValueError(f"checkpoint_metric={choose}: choose one of {', '.join(there)}{missing}")

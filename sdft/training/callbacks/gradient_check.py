@@ -4,7 +4,7 @@ import re
 
 from lightning import Callback
 
-from sdft.training.fsdp import full
+from sdft.training.fsdp import gather_full_tensor
 
 ADAPTER = re.compile(r"\.(?:lora|hada|lokr)_")  # what stands between a layer's name and its adapter's tensors
 
@@ -15,7 +15,7 @@ class FirstGradients(Callback):
     """A layer whose learned tensors all have a zero gradient at the first step would never move; the run stops and names it."""
 
     def on_train_start(self, trainer, module):
-        self.patience = PATIENCE.get(module.method.result, 1) if trainer.global_step == 0 else 0
+        self.patience = PATIENCE.get(module.method.output_kind, 1) if trainer.global_step == 0 else 0
         self.moved: set[str] = set()
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
@@ -26,7 +26,7 @@ class FirstGradients(Callback):
         for name, p in module.learned().items():
             layer = ADAPTER.split(name)[0] if ADAPTER.search(name) else name.rsplit(".", 1)[0]
             layers.add(layer)
-            if layer not in self.moved and p.grad is not None and bool(full(p.grad).any()):
+            if layer not in self.moved and p.grad is not None and bool(gather_full_tensor(p.grad).any()):
                 self.moved.add(layer)
         still = sorted(layers - self.moved)
         if not still:

@@ -56,7 +56,7 @@ class Meters(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         quarter = outputs["timestep"] * QUARTERS // self.timesteps
-        counted = (batch["share"] > 0).float()  # a sample that only fills a short step does not count
+        counted = (batch["sample_weight"] > 0).float()  # a sample that only fills a short step does not count
         losses = torch.stack([outputs["losses"] * batch["weight"] * counted, counted], 1)
         self.of_step.index_add_(0, quarter, losses)
         self.images += len(quarter) * trainer.world_size

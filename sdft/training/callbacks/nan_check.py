@@ -41,16 +41,16 @@ class Numbers(Callback):
 
     def batch(self, step: int) -> str:
         """Pictures and timesteps of a step's samples."""
-        samples = self.samples.parts[0]
-        numbers = samples.plan.step(step)
+        samples = self.samples.datasets[0]
+        numbers = samples.plan.sample_numbers(step)
         shown = [
-            f"{samples.source[samples.plan.picture(number)].name} at timestep {int(samples.timestep(number))}"
+            f"{samples.source[samples.plan.image_index(number)].name} at timestep {int(samples.timestep(number))}"
             for number in numbers[:SHOWN]
         ]
         return ", ".join(shown) + (f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else "")
 
     def kept(self) -> str:
-        from sdft.runs.checkpoint_file import newest
+        from sdft.runs.checkpoint_file import find_latest_checkpoint
 
-        found = newest(self.folder / "checkpoints")
+        found = find_latest_checkpoint(self.folder / "checkpoints")
         return f"the last checkpoint is {found}" if found else "no checkpoint was saved (save_every=N)"

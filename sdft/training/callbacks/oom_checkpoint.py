@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning import Callback
 
-from sdft.training.oom_advice import out_of_memory
+from sdft.training.oom_advice import is_out_of_memory
 
 WHOLE = ("closure", "on_train_batch_start", "on_train_batch_end", "on_train_end")  # frames in which no weight changes
 
@@ -20,7 +20,7 @@ class Rescue(Callback):
         self.first = trainer.global_step
 
     def on_exception(self, trainer, module, exception):
-        if not out_of_memory(exception) or trainer.world_size > 1 or trainer.global_step == self.first:
+        if not is_out_of_memory(exception) or trainer.world_size > 1 or trainer.global_step == self.first:
             return
         frames = {frame.name for frame in traceback.extract_tb(exception.__traceback__)}
         if not frames & set(WHOLE):

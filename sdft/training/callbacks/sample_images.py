@@ -8,9 +8,9 @@ import numpy as np
 from lightning import Callback
 from PIL import Image
 
-from sdft.evaluation.plots.image_grid import labelled
+from sdft.evaluation.plots.image_grid import build_labeled_grid
 from sdft.models.sampling import Sampling
-from sdft.runs.files import whole
+from sdft.runs.files import atomic_write
 from sdft.training.callbacks.ema import EMA
 from sdft.training.callbacks.metrics import Meters
 
@@ -58,7 +58,7 @@ class Samples(Callback):
         facts = [{"file": f"{n:03d}.png", "prompt": p, "seed": s} for n, (p, s) in enumerate(requests)]
         (step / "samples.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         growing = sheet(self.folder / "samples", self.sampling.images)
-        with whole(self.folder / "samples.png") as file:
+        with atomic_write(self.folder / "samples.png") as file:
             growing.save(file, format="PNG")
         for logger in trainer.loggers:
             show(logger, pictures, [prompt for prompt, _ in requests], growing, trainer.global_step)
@@ -103,4 +103,4 @@ def sheet(folder: Path, per_prompt: int, most: int = 12) -> Image.Image:
         prompts = [fact["prompt"] for fact in facts]
         pictures = [Image.open(step / fact["file"]) for fact in facts]
         rows.append((f"step {int(step.name.removeprefix('step-'))}", pictures))
-    return labelled(rows, prompts)
+    return build_labeled_grid(rows, prompts)

@@ -41,7 +41,7 @@ class Stops(Callback):
         self.before = {}
 
     def hear(self, number, frame) -> None:
-        if self.told and not processes.launched():
+        if self.told and not processes.is_launched():
             self.forget()
             signal.raise_signal(number)
         self.told = number
@@ -49,7 +49,7 @@ class Stops(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        told = processes.most(self.told)
+        told = processes.all_reduce_max(self.told)
         if told and trainer.global_step < trainer.max_steps:
             trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
             raise Stopped(told, trainer.global_step)

@@ -3,8 +3,8 @@
 import torch
 from lightning import Callback
 
-from sdft.data.training_samples import Samples
-from sdft.models.sampling import evaluating
+from sdft.data.training_samples import TrainingDataset
+from sdft.models.sampling import eval_mode
 from sdft.training.callbacks.ema import EMA
 from sdft.training.callbacks.metrics import QUARTERS, Meters
 
@@ -20,7 +20,9 @@ class Validation(Callback):
     Measured at the start, every `every` steps (None: `TIMES` in the run; 0: not at all) and at the end.
     """
 
-    def __init__(self, samples: Samples, held_out: Samples | None, every: int | None, meters: Meters, ema: EMA):
+    def __init__(
+        self, samples: TrainingDataset, held_out: TrainingDataset | None, every: int | None, meters: Meters, ema: EMA
+    ):
         self.samples, self.every = held_out or samples, every
         self.count = min(MOST if held_out else IMAGES, len(self.samples))
         self.meters, self.ema = meters, ema
@@ -46,9 +48,9 @@ class Validation(Callback):
             return self.last
         self.measured = trainer.global_step
         losses = []
-        with self.meters.paused(), self.ema.applied(module), evaluating(module.model):
+        with self.meters.paused(), self.ema.applied(module), eval_mode(module.model):
             for index in range(self.count):
-                batch = self.samples.collate([self.samples.fixed(index, share) for share in SHARES])
+                batch = self.samples.collate([self.samples.load_fixed_sample(index, share) for share in SHARES])
                 batch = {key: value.to(module.device) for key, value in batch.items()}
                 with trainer.precision_plugin.forward_context():
                     losses.append(module.distances(batch))

@@ -140,7 +140,7 @@ def write_card(
         sampling=sampling,
         command=command,
         dora=getattr(module.method, "use_dora", False),
-        scheduler=used(sampling.scheduler_of(module.model)) if sampling.scheduler else "",
+        scheduler=used(sampling.create_scheduler(module.model)) if sampling.scheduler else "",
     )
     (folder / "README.md").write_text(card.text(), encoding="utf-8")
     shutil.copyfile(folder.parent / "samples.png", folder / "samples.png")

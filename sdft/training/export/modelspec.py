@@ -10,8 +10,8 @@ import json
 import shutil
 from pathlib import Path
 
-from sdft.runs.files import read_json, whole
-from sdft.runs.samples import last
+from sdft.runs.files import atomic_write, read_json
+from sdft.runs.samples import find_last_samples
 from sdft.training.export.trigger_words import plain, triggers
 
 BASES = {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2"}  # by the width of what their UNets attend to
@@ -53,7 +53,7 @@ def metadata(run: Path, result: str = "adapter", steps: int | None = None, capti
     No date, no path of this machine and no name of a picture is among it.
     """
     facts = read_json(run / "run.json")
-    words = facts["words"]
+    words = facts["options"]
     steps, name = steps or facts["steps"], plain(words["name"])
     found, base = triggers(run), facts.get("architecture")
     spec = {
@@ -99,7 +99,7 @@ def thumbnail(run: Path) -> str | None:
     """The newest sample of the first prompt as a small JPEG in a data URI."""
     from PIL import Image
 
-    if not (place := last(run)):
+    if not (place := find_last_samples(run)):
         return None
     picture, data = Image.open(place / "000.png").convert("RGB"), io.BytesIO()
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
@@ -127,7 +127,7 @@ def describe(folder: Path, words: dict[str, str]) -> None:
     The tensors stay the same bytes.
     """
     for file in sorted(folder.glob("*.safetensors")):
-        with open(file, "rb") as old, whole(file) as partial:
+        with open(file, "rb") as old, atomic_write(file) as partial:
             size = int.from_bytes(old.read(8), "little")
             header = json.loads(old.read(size))
             digest = hashlib.file_digest(old, "sha256").hexdigest()

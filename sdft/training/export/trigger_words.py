@@ -20,7 +20,7 @@ def triggers(run: Path) -> list[str]:
         return [plain(config.instance_prompt)]
     if template and (around := plain(template.replace("{caption}", " "))):
         return [around]
-    if facts.get("different captions") == 1 and (caption := plain(facts["longest caption"]["text"])):
+    if facts.get("unique captions") == 1 and (caption := plain(facts["longest caption"]["text"])):
         return [caption]
     words, count = facts.get("frequent words", {}), facts.get("captions", 0)
     return [plain(word) for word, times in words.items() if times >= SHARE * count and word not in COMMON.split()][:5]

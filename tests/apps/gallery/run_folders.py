@@ -17,12 +17,12 @@ def write_run(folder: Path, state: str = "finished", steps=(0, 10, 20), prompts=
         "state": state,
         "commit": "abc1234",
         "versions": {"torch": "2.8"},
-        "learns": {"unet": 1000},
+        "trainable": {"unet": 1000},
         "steps": 20,
         "device": "cpu",
         "warnings": [],
         "digests": {"data": "d1"},
-        "words": {"method": "lora", "rank": 4, "model": "tiny", "data": "digits", "tags": [], "flip": False},
+        "options": {"method": "lora", "rank": 4, "model": "tiny", "data": "digits", "tags": [], "flip": False},
         "seconds": 12.5,
         "seconds_per_step": 0.5,
         "last": {"memory_gb": 1.5},
@@ -38,7 +38,7 @@ def write_run(folder: Path, state: str = "finished", steps=(0, 10, 20), prompts=
     for n, step in enumerate(steps):
         write_samples(folder / "samples" / f"step-{step:06d}", prompts, 40 * n)
     Image.new("RGB", (64, 64), "teal").save(folder / "data.png")
-    (folder / "data.json").write_text(json.dumps({"pictures": 50, "frequent words": {"five": 3}}))
+    (folder / "data.json").write_text(json.dumps({"pictures": 50, "frequent options": {"five": 3}}))
     (folder / "evaluation").mkdir()
     (folder / "evaluation" / "scores.json").write_text(json.dumps(report()))
     (folder / "evaluation" / "report.html").write_text(
@@ -60,7 +60,7 @@ def write_samples(place: Path, prompts, shade: int) -> None:
 
 
 def report() -> dict:
-    metric = {"what": "Does it match?", "form": "{:.3f}", "higher_is_better": True, "against": "base"}
+    metric = {"what": "Does it match?", "number_format": "{:.3f}", "higher_is_better": True, "against": "base"}
     states = [("base", 0.4, {}), ("fine-tuned", 0.6, {"value": 0.2, "low": 0.1, "high": 0.3})]
     return {
         "metrics": {"prompts": {"CLIP-T": metric}},

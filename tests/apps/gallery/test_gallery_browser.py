@@ -9,9 +9,9 @@ pytest.importorskip("uvicorn")
 import uvicorn
 from browser import EXECUTABLE, Browser
 
-from sdft.apps.gallery.app import application
-from sdft.apps.gallery.server import listening, shelf_of
-from sdft.evaluation.plots.templates import environment
+from sdft.apps.gallery.app import create_app
+from sdft.apps.gallery.server import bind_socket, build_run_index
+from sdft.evaluation.plots.templates import get_jinja_environment
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,15 +33,15 @@ def outputs(tmp_path_factory):
     write_run(outputs / "x" / "one")
     hostile = "<img src=x onerror=document.title='hit'>"
     write_run(
-        outputs / "x" / "two", prompts=(*PROMPTS, hostile), words={"rank": 8, hostile: hostile}, started="2026-01-03"
+        outputs / "x" / "two", prompts=(*PROMPTS, hostile), options={"rank": 8, hostile: hostile}, started="2026-01-03"
     )
     return outputs
 
 
 @pytest.fixture(scope="module")
 def address(outputs):
-    opened = listening(0)
-    server = uvicorn.Server(uvicorn.Config(application(shelf_of(outputs, None)), log_level="error", ws="none"))
+    opened = bind_socket(0)
+    server = uvicorn.Server(uvicorn.Config(create_app(build_run_index(outputs, None)), log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
     thread.start()
     yield f"http://127.0.0.1:{opened.getsockname()[1]}"
@@ -176,7 +176,11 @@ def test_a_run_that_goes_on_is_shown_as_it_goes_on(browser, address, outputs):
 
 
 def test_of_a_report_its_own_script_runs_and_no_other(browser, address, outputs):
-    page = (environment().loader.get_source(environment(), "report.html")[0]).split("<script>")[1].split("</script>")[0]
+    page = (
+        (get_jinja_environment().loader.get_source(get_jinja_environment(), "report.html")[0])
+        .split("<script>")[1]
+        .split("</script>")[0]
+    )
     body = "<input id=scrub type=range max=1><output id=step></output><button id=play>Play</button>"
     body += "<div class='frame on' data-step=1></div><div class=frame data-step=2></div>"
     bad = "<script>document.title = 'hit'</script><img src=x onerror=\"document.title = 'hit'\">"

@@ -15,9 +15,9 @@ from run_folders import PROMPTS, write_run, write_samples
 pytest.importorskip("starlette")
 from starlette.testclient import TestClient
 
-from sdft.apps.gallery.app import application
-from sdft.apps.gallery.overview_page import Asked, overview
-from sdft.apps.gallery.server import listening, shelf_of
+from sdft.apps.gallery.app import create_app
+from sdft.apps.gallery.overview_page import RunFilter, build_overview
+from sdft.apps.gallery.server import bind_socket, build_run_index
 
 HERE = "http://127.0.0.1:8000"
 
@@ -28,11 +28,11 @@ def outputs(tmp_path):
 
 
 def client(outputs, sweeps=None) -> TestClient:
-    return TestClient(application(shelf_of(outputs, sweeps)), base_url=HERE)
+    return TestClient(create_app(build_run_index(outputs, sweeps)), base_url=HERE)
 
 
-def names(outputs, sweeps=None, **asked) -> list[str]:
-    cards = overview(shelf_of(outputs, sweeps), Asked(**asked))["cards"]
+def names(outputs, sweeps=None, **run_filter) -> list[str]:
+    cards = build_overview(build_run_index(outputs, sweeps), RunFilter(**run_filter))["cards"]
     return [(card.get("run") or card["sweep"]).name for card in cards]
 
 
@@ -46,11 +46,11 @@ def test_runs_stand_newest_first(outputs):
 
 def test_words_are_searched_for_and_a_word_with_a_value_is_that_value(outputs):
     for rank in (4, 48):
-        write_run(outputs / "lora" / f"r{rank}", words={"rank": rank, "style": "candy" if rank == 4 else "neon"})
-    assert names(outputs, words="rank=4") == ["lora/r4"]
-    assert names(outputs, words="rank=48 NEON") == ["lora/r48"]
-    assert sorted(names(outputs, words="r4")) == ["lora/r4", "lora/r48"]
-    assert names(outputs, words="candy neon") == []
+        write_run(outputs / "lora" / f"r{rank}", options={"rank": rank, "style": "candy" if rank == 4 else "neon"})
+    assert names(outputs, options="rank=4") == ["lora/r4"]
+    assert names(outputs, options="rank=48 NEON") == ["lora/r48"]
+    assert sorted(names(outputs, options="r4")) == ["lora/r4", "lora/r48"]
+    assert names(outputs, options="candy neon") == []
     assert "No run fits" in client(outputs).get("/?q=nothing+like+it").text
 
 
@@ -66,7 +66,7 @@ def test_states_are_told_and_filtered(outputs):
 def test_a_run_goes_on_while_its_process_is_there(outputs):
     folder = write_run(outputs / "x" / "run", state="running")
     told = lambda **lock: (folder / "lock").write_text(json.dumps(lock))  # noqa: E731
-    shelf = shelf_of(outputs, None)
+    shelf = build_run_index(outputs, None)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     told(pid=os.getpid(), host=socket.gethostname())
@@ -75,7 +75,7 @@ def test_a_run_goes_on_while_its_process_is_there(outputs):
     assert shelf.find("runs/x/run").state == "stopped"
     told(pid=ended.pid, host="another-machine")
     run = shelf.find("runs/x/run")
-    assert run.state == "running" and "another-machine" in run.why
+    assert run.state == "running" and "another-machine" in run.detail
     (folder / "lock").unlink()
     assert shelf.find("runs/x/run").state == "stopped"
 
@@ -99,7 +99,7 @@ def test_jobs_of_a_sweep_stand_together(outputs, tmp_path):
     page = client(outputs, tmp_path / "multirun").get("/").text
     assert "12 of 14 jobs begun" in page and "/file/sweeps/ranks/stamp/compare.html" in page
     assert len(names(outputs, tmp_path / "multirun", inside="sweeps/ranks/stamp")) == 12
-    assert len(names(outputs, tmp_path / "multirun", words="rank=4")) == 12
+    assert len(names(outputs, tmp_path / "multirun", options="rank=4")) == 12
     assert client(outputs, tmp_path / "multirun").get("/run/sweeps/ranks/stamp/11").status_code == 200
 
 
@@ -117,15 +117,15 @@ def test_a_thousand_runs_are_read_once(outputs, monkeypatch):
 
     for n in range(1000):
         (outputs / "x" / f"run{n}").mkdir(parents=True)
-        (outputs / "x" / f"run{n}" / "run.json").write_text(json.dumps({"state": "finished", "words": {"n": n}}))
-    read, plain = [], module.understood
+        (outputs / "x" / f"run{n}" / "run.json").write_text(json.dumps({"state": "finished", "options": {"n": n}}))
+    read, plain = [], module.parse_run_json
     monkeypatch.setattr(module, "understood", lambda folder: read.append(folder) or plain(folder))
-    shelf = shelf_of(outputs, None)
+    shelf = build_run_index(outputs, None)
     start = time.process_time()
-    assert overview(shelf, Asked(words="n=500"))["found"] == 1
+    assert build_overview(shelf, RunFilter(options="n=500"))["matching"] == 1
     assert time.process_time() - start < 5 and len(read) == 1000
     (outputs / "x" / "run7" / "run.json").write_text(json.dumps({"state": "failed"}))
-    assert overview(shelf, Asked(state="failed"))["found"] == 1
+    assert build_overview(shelf, RunFilter(state="failed"))["matching"] == 1
     assert len(read) == 1001
 
 
@@ -133,7 +133,11 @@ def test_a_runs_page_holds_its_words_scores_commands_and_files(outputs):
     write_run(outputs / "lora" / "run")
     page = client(outputs).get("/run/runs/lora/run").text
     folder = outputs / "lora" / "run"
-    for said in ("python train.py rank=4 steps=20", f"reproduce={folder}", f"resume={folder} steps=40 allow_config_change=true"):
+    for said in (
+        "python train.py rank=4 steps=20",
+        f"reproduce={folder}",
+        f"resume={folder} steps=40 allow_config_change=true",
+    ):
         assert said in page
     for said in ("CLIP-T", "0.400", "0.600", "+0.200", "better", "0.2000 → 0.1000 (-50.0%)", "abc1234"):
         assert said in page
@@ -170,9 +174,9 @@ def test_the_strip_is_of_the_last_step(outputs):
 
 def test_two_runs_are_compared_by_prompt_and_seed(outputs):
     write_run(outputs / "x" / "one")
-    words = {"method": "lora", "rank": 8, "model": "tiny", "data": "digits", "tags": [], "flip": False}
+    options = {"method": "lora", "rank": 8, "model": "tiny", "data": "digits", "tags": [], "flip": False}
     prompts = ("something else", PROMPTS[0])
-    write_run(outputs / "x" / "two", words=words, prompts=prompts, digests={"data": "d2"}, seconds=99)
+    write_run(outputs / "x" / "two", options=options, prompts=prompts, digests={"data": "d2"}, seconds=99)
     page = client(outputs).get("/compare?run=runs/x/one&run=runs/x/two").text
     assert page.count('class="stack"') == 1 and "/file/runs/x/one/samples/step-000020/000.png" in page
     assert "/file/runs/x/two/samples/step-000020/001.png" in page
@@ -191,10 +195,12 @@ def test_a_run_beside_itself_is_before_and_after(outputs):
     assert "samples/step-000000/000.png" in page and "samples/step-000020/000.png" in page
 
 
-@pytest.mark.parametrize("asked", ["", "?run=runs/x/one&run=runs/x/one&run=runs/x/one", "?run=runs/nowhere", "?run="])
-def test_what_cannot_be_compared_is_said(asked, outputs):
+@pytest.mark.parametrize(
+    "run_filter", ["", "?run=runs/x/one&run=runs/x/one&run=runs/x/one", "?run=runs/nowhere", "?run="]
+)
+def test_what_cannot_be_compared_is_said(run_filter, outputs):
     write_run(outputs / "x" / "one")
-    answer = client(outputs).get(f"/compare{asked}")
+    answer = client(outputs).get(f"/compare{run_filter}")
     assert answer.status_code in (400, 404) and "Not there" in answer.text
 
 
@@ -242,7 +248,7 @@ def test_a_broken_run_is_shown_as_such_and_harms_no_page(harm, outputs):
     there = client(outputs)
     for route in ROUTES:
         assert there.get(route.format("runs/x/run")).status_code in (200, 204), route
-    assert shelf_of(outputs, None).find("runs/x/run").state == ("broken" if harm in BROKEN else "finished")
+    assert build_run_index(outputs, None).find("runs/x/run").state == ("broken" if harm in BROKEN else "finished")
 
 
 WEIRD = [None, True, -1, 1e308, 0, "", "x" * 5000, "\ud800", [], [None], [[]], {}, {"a": None}, {"": {"": []}}]
@@ -263,8 +269,8 @@ def test_whatever_scores_say_harms_no_page(outputs):
     file = folder / "evaluation" / "scores.json"
     told = json.loads(file.read_text())
     forms = ["{:>999999999}", "{0.__class__}", "{", "{:d}", "{:.9%}", "{:,.0f}"]
-    for n, form in enumerate(forms):
-        told["metrics"]["prompts"]["CLIP-T"]["form"] = form
+    for n, number_format in enumerate(forms):
+        told["metrics"]["prompts"]["CLIP-T"]["number_format"] = number_format
         file.write_text(json.dumps(told | {"n": "n" * n}))
         page = client(outputs).get("/run/runs/x/run")
         assert page.status_code == 200 and len(page.text) < 100_000 and "class &" not in page.text
@@ -278,14 +284,14 @@ def test_a_folder_may_vanish_while_it_is_looked_at(outputs, monkeypatch):
     import sdft.apps.gallery.run_page as module
 
     folder = write_run(outputs / "x" / "run")
-    there, plain = client(outputs), module.facts
+    there, plain = client(outputs), module.list_run_facts
     assert there.get("/run/runs/x/run").status_code == 200
 
     def vanishing(run):
         shutil.rmtree(folder, ignore_errors=True)
         return plain(run)
 
-    monkeypatch.setattr(module, "facts", vanishing)
+    monkeypatch.setattr(module, "list_run_facts", vanishing)
     assert there.get("/run/runs/x/run").status_code == 200  # of what was known
     for route in ROUTES[1:]:
         answer = there.get(route.format("runs/x/run"))
@@ -297,9 +303,9 @@ def test_a_folder_may_vanish_while_it_is_looked_at(outputs, monkeypatch):
 
 def test_a_run_that_has_just_begun_is_no_broken_one(outputs):
     (outputs / "x" / "run" / ".hydra").mkdir(parents=True)
-    assert shelf_of(outputs, None).find("runs/x/run").state == "running"
+    assert build_run_index(outputs, None).find("runs/x/run").state == "running"
     os.utime(outputs / "x" / "run", (1e9, 1e9))
-    assert shelf_of(outputs, None).find("runs/x/run").state == "broken"
+    assert build_run_index(outputs, None).find("runs/x/run").state == "broken"
 
 
 def test_a_job_that_failed_shows_what_it_said(outputs):
@@ -344,15 +350,17 @@ def test_a_real_run_is_shown(shared):
         assert title in titles
     assert there.get(f"/strip/runs/{folder.name}").status_code == 200
     facts = page[page.index("How it was made") :]
-    assert all(f"<dt>{name}</dt>" in facts for name in ("started", "memory", "learns", "loss at fixed noise", "result"))
+    assert all(
+        f"<dt>{name}</dt>" in facts for name in ("started", "memory", "trainable", "loss at fixed noise", "result")
+    )
 
 
 def test_a_folder_that_is_not_there_and_a_port_that_is_taken_are_refused(tmp_path):
     with pytest.raises(ValueError, match="folder=.*nowhere: no such folder"):
-        shelf_of(tmp_path / "nowhere", None)
+        build_run_index(tmp_path / "nowhere", None)
     with pytest.raises(ValueError, match="port=70000: choose"):
-        listening(70000)
-    first = listening(0)
+        bind_socket(70000)
+    first = bind_socket(0)
     with pytest.raises(ValueError, match=f"port={first.getsockname()[1]}: "):
-        listening(first.getsockname()[1])
+        bind_socket(first.getsockname()[1])
     first.close()

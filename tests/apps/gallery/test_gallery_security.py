@@ -16,9 +16,9 @@ from run_folders import write_run
 pytest.importorskip("starlette")
 from starlette.testclient import TestClient
 
-from sdft.apps.gallery.app import application
-from sdft.apps.gallery.run_facts import command_line
-from sdft.apps.gallery.server import shelf_of
+from sdft.apps.gallery.app import create_app
+from sdft.apps.gallery.run_facts import format_command
+from sdft.apps.gallery.server import build_run_index
 
 HOSTILE = [
     "<script>alert(1)</script> \"><img src=x onerror='alert(1)'>",
@@ -39,7 +39,7 @@ def outputs(tmp_path):
 
 @pytest.fixture
 def there(outputs):
-    return TestClient(application(shelf_of(outputs, None)), base_url="http://127.0.0.1:8000")
+    return TestClient(create_app(build_run_index(outputs, None)), base_url="http://127.0.0.1:8000")
 
 
 class Strict(Page):
@@ -52,7 +52,7 @@ class Strict(Page):
         told = dict(attributes)
         self.code += [f"{key}={value}" for key, value in attributes if key == "style"]
         self.code += [value for key, value in attributes if key in ("href", "src") and not value.startswith(("/", "?"))]
-        self.shown += " ".join(filter(None, (told.get("alt"), told.get("value"))))
+        self.visible_text += " ".join(filter(None, (told.get("alt"), told.get("value"))))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_no_file_but_those_of_runs_that_are_for_the_eyes(address, there, outputs
     with pytest.raises(OSError):  # whatever a client or server makes of points and slashes
         from urllib.parse import unquote
 
-        content = there.app.app.routes[6].endpoint.__self__.shelf.content(unquote(address))
+        content = there.app.app.routes[6].endpoint.__self__.run_index.content(unquote(address))
         assert address.endswith((".ckpt", ".svg")) and not content.startswith(b"a secret")
         raise FileNotFoundError
 
@@ -159,7 +159,7 @@ def test_what_a_page_reads_is_not_read_from_elsewhere(name, there, outputs, tmp_
     facts = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(facts | {"state": "failed"}))
     secret = tmp_path / "secret.json"
-    told = {"a secret": "a secret", "state": "failed", "device": "a secret", "words": {"a secret": 1}}
+    told = {"a secret": "a secret", "state": "failed", "device": "a secret", "options": {"a secret": 1}}
     report = json.loads((run / "evaluation/scores.json").read_text().replace("CLIP-T", "a secret"))
     text = (
         "step,a secret\n1,2\n" if name == "metrics.csv" else json.dumps(told | report | {"host": "a secret", "pid": 1})
@@ -193,8 +193,8 @@ def test_samples_are_not_read_from_elsewhere(there, outputs, tmp_path):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_a_run_holds_is_shown_as_text(text, outputs, there):
-    words = {text: text, "method": text, "rank": 4}
-    facts = {"overrides": [text, f"x={text}"], "command": ["train.py", text], "words": words, "warnings": [text]}
+    options = {text: text, "method": text, "rank": 4}
+    facts = {"overrides": [text, f"x={text}"], "command": ["train.py", text], "options": options, "warnings": [text]}
     facts |= {"device": text, "commit": text, "started": text, "versions": {text: text}, "best": {"metric": text}}
     run = write_run(outputs / "h" / "run", prompts=(text, "another"), state="failed", **facts)
     write_run(outputs / "<img src=x onerror=alert(1)>" / "run", prompts=(text,))
@@ -207,7 +207,7 @@ def test_what_a_run_holds_is_shown_as_text(text, outputs, there):
     for address in ("/", "/run/runs/h/run", "/compare?run=runs/h/run", "/compare?run=runs/h/run&run=runs/x/run"):
         page = Strict(there.get(address).text)
         assert not page.code, (address, page.code)
-        assert text in page.shown, address
+        assert text in page.visible_text, address
     assert there.get("/samples/runs/h/run").json()["rows"][0]["prompt"] == text
 
 
@@ -240,7 +240,7 @@ def test_texts_are_sent_as_texts_and_pages_in_a_box(there, outputs):
 )
 def test_no_command_is_offered_for_copying_that_runs_another_program(command, outputs, there):
     run = write_run(outputs / "c" / "run", state="running", command=command)
-    line, safe = command_line(command)
+    line, safe = format_command(command)
     assert not safe and line.isprintable()
     (run / "lock").write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
     assert 'class="copy"' not in there.get("/run/runs/c/run").text
@@ -248,9 +248,9 @@ def test_no_command_is_offered_for_copying_that_runs_another_program(command, ou
 
 def test_a_command_is_what_a_shell_would_need():
     command = ["train.py", "-m", "prompts=[a cat,a dog]", "caption_template='{caption} in oil'", "~ema", "rank=4,8"]
-    line, safe = command_line(command)
+    line, safe = format_command(command)
     assert safe and line.startswith("python train.py -m 'prompts=[a cat,a dog]'")
-    assert command_line(["train.py", "rank=4", "hydra.run.dir=multirun/x/0"]) == ("python train.py rank=4", True)
+    assert format_command(["train.py", "rank=4", "hydra.run.dir=multirun/x/0"]) == ("python train.py rank=4", True)
 
 
 def test_the_program_tells_its_address_and_listens_to_this_machine_alone(outputs):

@@ -9,9 +9,14 @@ pytest.importorskip("cv2")
 from onnx import TensorProto, helper, numpy_helper, save_model
 
 from sdft.data.digits import Digits
-from sdft.evaluation.metrics.face_embedding import Face, Faces, cascade
-from sdft.evaluation.metrics.face_similarity import FaceDistance, FaceFound, FaceSimilarity, FaceVerified
-from sdft.evaluation.metrics.feature_extractor import Missing
+from sdft.evaluation.metrics.face_embedding import DetectedFace, FaceEmbedder, load_cascade_detector
+from sdft.evaluation.metrics.face_similarity import (
+    FaceDetectionRate,
+    FaceDistance,
+    FaceSimilarity,
+    FaceVerificationRate,
+)
+from sdft.evaluation.metrics.feature_extractor import ScorerUnavailableError
 
 
 @pytest.fixture(scope="module")
@@ -41,89 +46,100 @@ def people(photographs):
 
 
 def test_the_cascade_finds_the_face_of_the_portrait(people):
-    (found,) = cascade()(np.asarray(people[0][0]))[:1]
+    (found,) = load_cascade_detector()(np.asarray(people[0][0]))[:1]
     left, top, width, height = found.box
     assert left < 224 < left + width and top < 110 < top + height  # between the eyes
 
 
 def test_embeddings_are_those_of_the_face_box(embedder, people):
     file, weight = embedder
-    judge = Faces(str(file), threshold=0.5)
-    (face,) = judge.faces(people[0][:1])
+    scorer = FaceEmbedder(str(file), threshold=0.5)
+    (face,) = scorer.embed_faces(people[0][:1])
     rgb = np.asarray(people[0][0])
-    best = max(judge.detect(rgb), key=lambda f: f.box[2])
-    crop = (judge.aligned(rgb, best).astype(np.float32) - 127.5) / 127.5
+    best = max(scorer.detect(rgb), key=lambda f: f.box[2])
+    crop = (scorer.align_face(rgb, best).astype(np.float32) - 127.5) / 127.5
     expected = crop.reshape(8, 14, 8, 14, 3).mean((1, 3)).transpose(2, 0, 1).reshape(-1) @ weight.T
     assert np.allclose(face.numpy(), expected / np.linalg.norm(expected), atol=1e-4)
 
 
 def test_the_largest_and_most_confident_face_counts(embedder, monkeypatch):
-    judge = Faces(str(embedder[0]), threshold=0.5)
+    scorer = FaceEmbedder(str(embedder[0]), threshold=0.5)
     picture = Image.effect_noise((200, 200), 80).convert("RGB")
-    small, large, doubtful = Face((0, 0, 30, 30), 1.0), Face((40, 40, 80, 80), 0.9), Face((0, 100, 90, 90), 0.3)
-    monkeypatch.setattr(judge, "detect", lambda rgb: [small, large, doubtful])
+    small, large, doubtful = (
+        DetectedFace((0, 0, 30, 30), 1.0),
+        DetectedFace((40, 40, 80, 80), 0.9),
+        DetectedFace((0, 100, 90, 90), 0.3),
+    )
+    monkeypatch.setattr(scorer, "detect", lambda rgb: [small, large, doubtful])
     seen = []
-    monkeypatch.setattr(judge, "aligned", lambda rgb, face: seen.append(face) or rgb[:112, :112])
-    judge.faces([picture])
+    monkeypatch.setattr(scorer, "align_face", lambda rgb, face: seen.append(face) or rgb[:112, :112])
+    scorer.embed_faces([picture])
     assert seen == [large]
 
 
 def test_landmarks_put_eyes_where_the_template_has_them(embedder):
-    from sdft.evaluation.metrics.face_embedding import TEMPLATE
+    from sdft.evaluation.metrics.face_embedding import ARCFACE_TEMPLATE
 
-    judge = Faces(str(embedder[0]), threshold=0.5)
+    scorer = FaceEmbedder(str(embedder[0]), threshold=0.5)
     rgb = np.zeros((400, 400, 3), np.uint8)
-    marks = TEMPLATE * 2 + 60
+    marks = ARCFACE_TEMPLATE * 2 + 60
     for x, y in marks.astype(int):
         rgb[y - 3 : y + 4, x - 3 : x + 4] = 255
-    face = judge.aligned(rgb, Face((60, 60, 224, 224), 1.0, marks))
-    assert all(face[round(y), round(x)].min() > 128 for x, y in TEMPLATE)
+    face = scorer.align_face(rgb, DetectedFace((60, 60, 224, 224), 1.0, marks))
+    assert all(face[round(y), round(x)].min() > 128 for x, y in ARCFACE_TEMPLATE)
 
 
 def test_scores_over_pairs_and_no_picture_lost_in_silence(embedder, people):
-    judge = Faces(str(embedder[0]), threshold=0.9)
+    scorer = FaceEmbedder(str(embedder[0]), threshold=0.9)
     faces, faceless = people
     made, real = [faces[1], *faceless, faces[2]], faces
-    a = torch.stack([judge.faces([p])[0] for p in (faces[1], faces[2])]).numpy()
-    b = torch.stack([judge.faces([p])[0] for p in real]).numpy()
+    a = torch.stack([scorer.embed_faces([p])[0] for p in (faces[1], faces[2])]).numpy()
+    b = torch.stack([scorer.embed_faces([p])[0] for p in real]).numpy()
     cosines, found = a @ b.T, {}
-    for kind in (FaceFound, FaceSimilarity, FaceDistance, FaceVerified):
-        metric = kind(judge, real)
+    for kind in (FaceDetectionRate, FaceSimilarity, FaceDistance, FaceVerificationRate):
+        metric = kind(scorer, real)
         metric.update(made, [""] * 4)
         found[kind] = metric
     value = {kind: metric.compute().item() for kind, metric in found.items()}
-    assert value[FaceFound] == 0.5
+    assert value[FaceDetectionRate] == 0.5
     assert value[FaceSimilarity] == pytest.approx(cosines.mean(), abs=1e-5)
     assert value[FaceDistance] == pytest.approx(np.sqrt(np.maximum(0, 2 - 2 * cosines)).mean(), abs=1e-4)  # S0-41
-    assert value[FaceVerified] == pytest.approx(
+    assert value[FaceVerificationRate] == pytest.approx(
         (cosines >= 0.9).mean(1).sum() / 4, abs=1e-5
     )  # the faceless verify none
-    assert found[FaceSimilarity].each().isfinite().sum() == 2 and len(found[FaceSimilarity].each()) == 4
+    assert (
+        found[FaceSimilarity].per_image_values().isfinite().sum() == 2
+        and len(found[FaceSimilarity].per_image_values()) == 4
+    )
     table = b @ b.T
     off = ~np.eye(3, dtype=bool)
-    assert found[FaceSimilarity].reference() == pytest.approx(table[off].mean(), abs=1e-5)
-    assert found[FaceDistance].reference() == pytest.approx(np.sqrt(np.maximum(0, 2 - 2 * table[off])).mean(), abs=1e-4)
-    assert found[FaceVerified].reference() == pytest.approx((table[off] >= 0.9).mean(), abs=1e-5)
-    assert found[FaceFound].reference() == 1
+    assert found[FaceSimilarity].compute_reference() == pytest.approx(table[off].mean(), abs=1e-5)
+    assert found[FaceDistance].compute_reference() == pytest.approx(
+        np.sqrt(np.maximum(0, 2 - 2 * table[off])).mean(), abs=1e-4
+    )
+    assert found[FaceVerificationRate].compute_reference() == pytest.approx((table[off] >= 0.9).mean(), abs=1e-5)
+    assert found[FaceDetectionRate].compute_reference() == 1
 
 
 def test_all_faceless(embedder, people):  # digits are counted, and have no likeness
-    judge = Faces(str(embedder[0]), threshold=0.9)
+    scorer = FaceEmbedder(str(embedder[0]), threshold=0.9)
     digits = [Digits()[i].image.resize((128, 128)) for i in range(4)]
-    found = {kind: kind(judge, people[0]) for kind in (FaceFound, FaceSimilarity, FaceVerified)}
+    found = {kind: kind(scorer, people[0]) for kind in (FaceDetectionRate, FaceSimilarity, FaceVerificationRate)}
     for metric in found.values():
         metric.update(digits, [""] * 4)
-    assert found[FaceFound].compute() == 0 and found[FaceVerified].compute() == 0
+    assert found[FaceDetectionRate].compute() == 0 and found[FaceVerificationRate].compute() == 0
     assert found[FaceSimilarity].compute().isnan()
     with pytest.raises(ValueError, match="no face in any of the 4 training pictures"):
-        FaceSimilarity(judge, digits)
+        FaceSimilarity(scorer, digits)
 
 
 def test_missing_files_and_thresholds_are_told(embedder, tmp_path):
-    with pytest.raises(Missing, match=r"metrics.faces=nowhere.onnx: no such ONNX file; .*face_recognition_sface"):
-        Faces("nowhere.onnx")
-    with pytest.raises(Missing, match="metrics.detector=yunet.onnx"):
-        Faces(str(embedder[0]), detector="yunet.onnx")
-    assert Faces(str(embedder[0])).threshold is None
+    with pytest.raises(
+        ScorerUnavailableError, match=r"metrics.faces=nowhere.onnx: no such ONNX file; .*face_recognition_sface"
+    ):
+        FaceEmbedder("nowhere.onnx")
+    with pytest.raises(ScorerUnavailableError, match="metrics.detector=yunet.onnx"):
+        FaceEmbedder(str(embedder[0]), detector="yunet.onnx")
+    assert FaceEmbedder(str(embedder[0])).threshold is None
     (tmp_path / "face_recognition_sface_2021dec.onnx").write_bytes(embedder[0].read_bytes())
-    assert Faces(str(tmp_path / "face_recognition_sface_2021dec.onnx")).threshold == 0.363
+    assert FaceEmbedder(str(tmp_path / "face_recognition_sface_2021dec.onnx")).threshold == 0.363

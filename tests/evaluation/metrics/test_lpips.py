@@ -6,14 +6,14 @@ import torch
 from torchvision import models
 
 from sdft.data.digits import Digits, InkedDigits
-from sdft.evaluation.metrics.clip import Clip
-from sdft.evaluation.metrics.feature_extractor import Missing
-from sdft.evaluation.metrics.lpips import ClipLayers, Lpips
+from sdft.evaluation.metrics.clip import ClipFeatureExtractor
+from sdft.evaluation.metrics.feature_extractor import ScorerUnavailableError
+from sdft.evaluation.metrics.lpips import ClipPerceptualDistance, Lpips
 
 
 @pytest.fixture(scope="module")
 def layers():
-    return ClipLayers(Clip("tiny-clip", batch_size=3))
+    return ClipPerceptualDistance(ClipFeatureExtractor("tiny-clip", batch_size=3))
 
 
 def test_distances_are_mean_squares_of_unit_activations(layers):
@@ -41,7 +41,9 @@ def test_missing_weights_say_which_file_goes_where(monkeypatch, tmp_path):
     monkeypatch.setattr(
         torch.hub, "download_url_to_file", lambda *_, **__: (_ for _ in ()).throw(OSError("no network"))
     )
-    with pytest.raises(Missing, match=r"alexnet-owt-7be5be79.pth of torchvision .* put it into .*/checkpoints/"):
+    with pytest.raises(
+        ScorerUnavailableError, match=r"alexnet-owt-7be5be79.pth of torchvision .* put it into .*/checkpoints/"
+    ):
         Lpips("alex")
     with pytest.raises(ValueError, match="metrics.perceptual=resnet: choose one of alex, vgg, squeeze, or clip"):
         Lpips("resnet")
@@ -74,4 +76,4 @@ def test_a_clip_without_a_transformer_is_refused():
         model = type("Model", (), {"visual": object()})()
 
     with pytest.raises(ValueError, match="metrics.perceptual=clip: RN50 is no vision transformer"):
-        ClipLayers(Convolutional())
+        ClipPerceptualDistance(Convolutional())

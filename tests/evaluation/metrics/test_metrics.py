@@ -7,31 +7,31 @@ import pytest
 import torch
 from PIL import Image
 
-from sdft.data.dataset import Picture
-from sdft.evaluation.metrics.clip_i import Leak, SubjectScore
-from sdft.evaluation.metrics.clip_t import PromptScore
+from sdft.data.dataset import CaptionedImage
+from sdft.evaluation.metrics.clip_i import ClassPreservation, ReferenceSimilarity
+from sdft.evaluation.metrics.clip_t import ClipT
 from sdft.evaluation.metrics.diversity import Diversity
-from sdft.evaluation.metrics.drift import Drift, SetDrift
-from sdft.evaluation.metrics.feature_extractor import Embedder
+from sdft.evaluation.metrics.drift import BaseDrift, DistributionDrift
+from sdft.evaluation.metrics.feature_extractor import FeatureExtractor
 from sdft.evaluation.metrics.fid_kid_cmmd import CMMD, FID, KID
-from sdft.evaluation.metrics.memorization import Nearest
-from sdft.evaluation.metrics.zero_shot import ZeroShot
+from sdft.evaluation.metrics.memorization import NearestTrainingImage
+from sdft.evaluation.metrics.zero_shot import ZeroShotAccuracy
 
 RED, GREEN, BLUE = (Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
 GREY = Image.new("RGB", (4, 4), (128, 128, 128))
 
 
-class Eyes(Embedder):
-    """A judge whose features of a picture are its mean colour, and of a word the colour it names."""
+class Eyes(FeatureExtractor):
+    """A scorer whose features of a picture are its mean colour, and of a word the colour it names."""
 
     words = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "reddish": (2, 1, 0)}
     looked = 0
 
-    def embed(self, pictures):
+    def forward_batch(self, pictures):
         self.looked += len(pictures)
         return unit(np.array([mean(p) for p in pictures]))
 
-    def texts(self, captions):
+    def embed_texts(self, captions):
         return unit(np.array([self.words[c] for c in captions]))
 
 
@@ -64,43 +64,45 @@ def features(pictures):
 
 
 def test_clip_t_is_the_mean_cosine_of_picture_and_prompt():
-    metric = PromptScore(Eyes())
+    metric = ClipT(Eyes())
     metric.update([RED, GREY], ["red", "red"])
     metric.update([BLUE], ["reddish"])
     assert metric.compute().item() == pytest.approx((1 + 1 / np.sqrt(3) + 0) / 3, abs=1e-6)
 
 
 def test_clip_i_is_the_mean_over_all_pairs():
-    metric = SubjectScore(Eyes(), [RED, GREEN, GREY])
+    metric = ReferenceSimilarity(Eyes(), [RED, GREEN, GREY])
     metric.update([RED, BLUE], ["", ""])
     pairs = [1, 0, 1 / np.sqrt(3), 0, 0, 1 / np.sqrt(3)]
     assert metric.compute().item() == pytest.approx(np.mean(pairs), abs=1e-6)
 
 
 def test_real_vs_real_leaves_out_pairs_of_a_picture_with_itself():  # pitfall 36
-    metric = SubjectScore(Eyes(), [RED, GREEN, GREY])
-    assert metric.reference() == pytest.approx(np.mean([0, 1 / np.sqrt(3), 1 / np.sqrt(3)]), abs=1e-6)
+    metric = ReferenceSimilarity(Eyes(), [RED, GREEN, GREY])
+    assert metric.compute_reference() == pytest.approx(np.mean([0, 1 / np.sqrt(3), 1 / np.sqrt(3)]), abs=1e-6)
 
 
 def test_subject_and_leak_are_one_number_read_in_two_directions():
     made, real = noise(5), noise(7, seed=1)
     expected = (features(made) @ features(real).T).mean()
-    for metric in (SubjectScore(Eyes(), real), Leak(Eyes(), real)):
+    for metric in (ReferenceSimilarity(Eyes(), real), ClassPreservation(Eyes(), real)):
         metric.update(made, [""] * 5)
         assert metric.compute().item() == pytest.approx(expected, abs=1e-5)
     table = features(real) @ features(real).T
-    assert SubjectScore(Eyes(), real).reference() == pytest.approx(table[~np.eye(7, dtype=bool)].mean(), abs=1e-5)
-    assert SubjectScore(Eyes(), real).higher_is_better and not Leak(Eyes(), real).higher_is_better
+    assert ReferenceSimilarity(Eyes(), real).compute_reference() == pytest.approx(
+        table[~np.eye(7, dtype=bool)].mean(), abs=1e-5
+    )
+    assert ReferenceSimilarity(Eyes(), real).higher_is_better and not ClassPreservation(Eyes(), real).higher_is_better
 
 
 def test_nearest_is_the_largest_cosine_and_one_for_a_copy():
     made, real = noise(5), noise(7, seed=1)
-    metric = Nearest(Eyes(), real)
+    metric = NearestTrainingImage(Eyes(), real)
     metric.update(made, [""] * 5)
     assert metric.compute().item() == pytest.approx((features(made) @ features(real).T).max(1).mean(), abs=1e-5)
     table = features(real) @ features(real).T
     np.fill_diagonal(table, -1)
-    assert metric.reference() == pytest.approx(table.max(1).mean(), abs=1e-5)
+    assert metric.compute_reference() == pytest.approx(table.max(1).mean(), abs=1e-5)
     metric.reset()
     metric.update([real[3]], [""])
     assert metric.compute().item() == pytest.approx(1, abs=1e-6)
@@ -114,35 +116,37 @@ def test_diversity_is_the_mean_over_pairs_of_a_prompt():
     pair = lambda i, j: np.abs(mean(made[i]) - mean(made[j])).sum() / 255  # noqa: E731
     of_a, of_b = (np.mean([pair(s, s + 1), pair(s, s + 2), pair(s + 1, s + 2)]) for s in (0, 3))
     assert metric.compute().item() == pytest.approx((of_a + of_b) / 2, abs=1e-5)
-    assert math.isnan(metric.each()[6])  # one alone has none
+    assert math.isnan(metric.per_image_values()[6])  # one alone has none
     metric.reset()
     metric.update([RED, RED, RED], ["a"] * 3)
     assert metric.compute() == 0
-    real = [Picture(picture, caption, "") for picture, caption in zip(made, prompts, strict=True)]
-    assert Diversity(Ruler(), 3, real).reference() == pytest.approx((of_a + of_b) / 2, abs=1e-5)
-    assert Diversity(Ruler(), 3, real[:1]).reference() is None
+    real = [CaptionedImage(picture, caption, "") for picture, caption in zip(made, prompts, strict=True)]
+    assert Diversity(Ruler(), 3, real).compute_reference() == pytest.approx((of_a + of_b) / 2, abs=1e-5)
+    assert Diversity(Ruler(), 3, real[:1]).compute_reference() is None
 
 
-@pytest.mark.parametrize("judge", [Eyes(), Ruler()], ids=["cosine", "perceptual"])
-def test_drift_is_the_distance_to_the_same_seed_of_the_base(judge):
+@pytest.mark.parametrize("scorer", [Eyes(), Ruler()], ids=["cosine", "perceptual"])
+def test_drift_is_the_distance_to_the_same_seed_of_the_base(scorer):
     base, made = noise(4), noise(4, seed=1)
-    metric = Drift(judge, base, images=2)
+    metric = BaseDrift(scorer, base, images=2)
     metric.update(made[:2], ["a", "a"])
     metric.update(made[2:], ["b", "b"])
 
     def apart(a, b):
-        if judge is metric.judge and isinstance(judge, Ruler):
+        if scorer is metric.scorer and isinstance(scorer, Ruler):
             return np.abs(mean(a) - mean(b)).sum() / 255
         return 1 - (features([a]) @ features([b]).T).item()
 
     assert metric.compute().item() == pytest.approx(
         np.mean([apart(a, b) for a, b in zip(made, base, strict=True)]), abs=1e-5
     )
-    assert metric.reference() == pytest.approx(np.mean([apart(base[0], base[1]), apart(base[2], base[3])]), abs=1e-5)
+    assert metric.compute_reference() == pytest.approx(
+        np.mean([apart(base[0], base[1]), apart(base[2], base[3])]), abs=1e-5
+    )
     metric.reset()
     metric.update(base, ["a", "a", "b", "b"])
     assert metric.compute().item() == pytest.approx(0, abs=1e-6)
-    assert not metric.higher_is_better and Drift(judge, base, images=1).reference() is None
+    assert not metric.higher_is_better and BaseDrift(scorer, base, images=1).compute_reference() is None
 
 
 def test_zero_shot_counts_each_axis_alone():
@@ -153,19 +157,19 @@ def test_zero_shot_counts_each_axis_alone():
     }
     shares = {}
     for axis in ("hue", "name"):
-        metric = ZeroShot(Eyes(), answers, axis)
+        metric = ZeroShotAccuracy(Eyes(), answers, axis)
         metric.update([RED, GREEN, RED, BLUE], ["red", "blue", "green", "blue"])
         shares[axis] = metric.compute().item()
     assert shares == {"hue": 0.75, "name": 0.5}
 
 
 EVERY = {
-    "CLIP-T": lambda: PromptScore(Eyes()),
-    "CLIP-I": lambda: SubjectScore(Eyes(), [RED]),
-    "zero-shot": lambda: ZeroShot(Eyes(), {"red": {"a": "b"}}, "a"),
-    "nearest": lambda: Nearest(Eyes(), [RED]),
+    "CLIP-T": lambda: ClipT(Eyes()),
+    "CLIP-I": lambda: ReferenceSimilarity(Eyes(), [RED]),
+    "zero-shot": lambda: ZeroShotAccuracy(Eyes(), {"red": {"a": "b"}}, "a"),
+    "nearest": lambda: NearestTrainingImage(Eyes(), [RED]),
     "DIV": lambda: Diversity(Ruler(), 2),
-    "drift": lambda: Drift(Eyes(), [], 1),
+    "drift": lambda: BaseDrift(Eyes(), [], 1),
     "CMMD": lambda: CMMD(Eyes(), [RED]),
     "FID": lambda: FID(Eyes(), [RED]),
     "KID": lambda: KID(Eyes(), [RED]),
@@ -183,11 +187,11 @@ def test_a_score_of_nothing_is_an_error_not_a_zero(name):
 
 @pytest.mark.parametrize("name", ["CLIP-I", "nearest", "CMMD"])
 def test_one_real_picture_has_nothing_to_be_compared_with(name):
-    assert EVERY[name]().reference() is None
+    assert EVERY[name]().compute_reference() is None
 
 
 def test_scores_start_anew_after_reset():
-    metric = PromptScore(Eyes())
+    metric = ClipT(Eyes())
     metric.update([RED], ["blue"])
     metric.reset()
     metric.update([RED], ["red"])
@@ -197,9 +201,9 @@ def test_scores_start_anew_after_reset():
 def test_a_judge_looks_at_each_picture_once():
     eyes = Eyes(batch_size=2)
     made = noise(5)
-    first = eyes.images([*made, made[0], made[0].copy()])
+    first = eyes.embed_images([*made, made[0], made[0].copy()])
     assert eyes.looked == 5 and torch.equal(first[0], first[5]) and torch.equal(first[0], first[6])
-    eyes.images(made)
+    eyes.embed_images(made)
     assert eyes.looked == 5
     assert torch.allclose(first[:5], torch.tensor(features(made), dtype=torch.float32), atol=1e-6)
 
@@ -227,7 +231,7 @@ def test_a_single_picture_has_no_covariance(kind):
 def test_set_drift_is_cmmd_to_the_base():
     base, made = noise(6), noise(6, seed=1)
     found = []
-    for metric in (SetDrift(Eyes(), base), CMMD(Eyes(), base)):
+    for metric in (DistributionDrift(Eyes(), base), CMMD(Eyes(), base)):
         metric.update(made, [""] * 6)
         found.append(metric.compute().item())
     assert found[0] == found[1] > 0

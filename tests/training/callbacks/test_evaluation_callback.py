@@ -38,7 +38,7 @@ def test_every_evaluation_is_logged_and_written_down(shared):
 def test_seeds_on_the_way_are_not_those_at_the_end(shared):
     _, folder = shared(*WORDS, "steps=3")
     on_the_way = (folder / "evaluation/steps/step-000000/prompts/0000.png").read_bytes()
-    at_the_end = [path.read_bytes() for path in folder.parent.glob("outputs/cache/pictures/*/*.png")]
+    at_the_end = [path.read_bytes() for path in folder.parent.glob("outputs/cache/images/*/*.png")]
     assert at_the_end and on_the_way not in at_the_end
 
 

@@ -81,6 +81,16 @@ def test_a_plain_run_never_says_it(run, capsys, words):
 @pytest.mark.slow
 def test_a_rate_that_leaps_is_told(run, monkeypatch, capsys):
     """A rate of .1 from step 30 of full fine-tuning destroys the model."""
-    monkeypatch.setattr("sdft.training.lr_schedule.Schedule.factor", lambda self, step, steps: 1000.0 if step >= 30 else 1.0)
-    run("steps=45", "method=sft", "batch_size=8", "lr=1e-4", "model.weights=pretrained", "max_grad_norm=0", "on_nan=skip")
+    monkeypatch.setattr(
+        "sdft.training.lr_schedule.Schedule.factor", lambda self, step, steps: 1000.0 if step >= 30 else 1.0
+    )
+    run(
+        "steps=45",
+        "method=sft",
+        "batch_size=8",
+        "lr=1e-4",
+        "model.weights=pretrained",
+        "max_grad_norm=0",
+        "on_nan=skip",
+    )
     assert "times its usual" in capsys.readouterr().out

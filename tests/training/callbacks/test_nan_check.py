@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from sdft.runs.checkpoint_file import read
+from sdft.runs.checkpoint_file import read_checkpoint
 from sdft.training.module import FineTuning
 
 WORDS = ["steps=5", "save_every=1", "checkpoints_total_limit=9", "data.per_digit=2"]
@@ -23,7 +23,7 @@ def spoiled(monkeypatch):
 
 
 def weights(folder, step: int) -> dict[str, torch.Tensor]:
-    return read(folder / "checkpoints" / f"step-{step:06d}.ckpt")["state_dict"]
+    return read_checkpoint(folder / "checkpoints" / f"step-{step:06d}.ckpt")["state_dict"]
 
 
 def same(one: dict, other: dict) -> bool:

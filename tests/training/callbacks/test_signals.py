@@ -9,13 +9,13 @@ import time
 
 import pytest
 import torch
-from conftest import QUICK, ROOT, trained
+from conftest import QUICK_OVERRIDES, ROOT, trained
 from safetensors.torch import load_file
 
 from sdft.training.callbacks.signals import Stops
 
 ADAPTER = "adapter/pytorch_lora_weights.safetensors"
-WORDS = [*QUICK, "batch_size=1", "data.per_digit=2", "log_every=1000", "validate_every=0", "ema=0.9"]
+WORDS = [*QUICK_OVERRIDES, "batch_size=1", "data.per_digit=2", "log_every=1000", "validate_every=0", "ema=0.9"]
 
 
 def started(place, *words: str) -> subprocess.Popen:
@@ -40,7 +40,9 @@ def same(one, other) -> bool:
 def test_signals_are_heard_by_a_run_alone_and_given_back(number, tmp_path, monkeypatch):
     heard, before = [], signal.getsignal(number)
     monkeypatch.setattr(
-        "sdft.training.callbacks.signals.Stops.on_train_start", lambda *_: heard.append(signal.getsignal(number)), raising=False
+        "sdft.training.callbacks.signals.Stops.on_train_start",
+        lambda *_: heard.append(signal.getsignal(number)),
+        raising=False,
     )
     trained(tmp_path, "steps=1", "sample_every=0", "prompts=[a]")
     assert heard[0].__func__ is Stops.hear and signal.getsignal(number) is before

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sdft.training.callbacks.metrics import Meters
-from sdft.training.run_summary import device_name
+from sdft.training.run_summary import format_device
 
 
 class Reports:
@@ -40,7 +40,7 @@ def running(tiny):
 def step(meters, trainer, module, losses, timesteps):
     trainer.global_step += 1
     outputs = {"losses": torch.tensor(losses), "timestep": torch.tensor(timesteps)}
-    weights = {"weight": torch.ones(len(losses)), "share": torch.ones(len(losses))}
+    weights = {"weight": torch.ones(len(losses)), "sample_weight": torch.ones(len(losses))}
     meters.on_train_batch_end(trainer, module, outputs, weights, trainer.global_step - 1)
 
 
@@ -66,5 +66,5 @@ def test_pauses_do_not_count_as_training_time(running):  # pitfall 35
 
 
 def test_the_device_is_named():
-    assert device_name(torch.device("cpu"), 1).endswith(", 1 thread)")
-    assert device_name(torch.device("cpu"), 2).endswith(", 2 threads)")
+    assert format_device(torch.device("cpu"), 1).endswith(", 1 thread)")
+    assert format_device(torch.device("cpu"), 2).endswith(", 2 threads)")
