@@ -31,7 +31,7 @@ def turns(words: list[str], rounds: int, per: int, warm: int) -> dict[str, list[
     from torch.utils.flop_counter import FlopCounterMode
 
     import sdft.training.training_run as training
-    from sdft.training.callbacks.metrics import memory_gb
+    from sdft.training.callbacks.metrics import get_peak_memory_gb
 
     found = {"ours": [], "bare": []}
 
@@ -48,7 +48,7 @@ def turns(words: list[str], rounds: int, per: int, warm: int) -> dict[str, list[
                 found["ours"].append((time.perf_counter() - self.since) / per)
             loop = bare(module, trainer.optimizers[0], self.batch, compiled)
             if not done:
-                found["memory_gb"] = memory_gb(module.device)
+                found["memory_gb"] = get_peak_memory_gb(module.device)
                 with FlopCounterMode(display=False) as counted:
                     loop()
                 found["flops"] = counted.get_total_flops()
@@ -117,8 +117,8 @@ def bare(module, optimizer, batch: dict, compiled: bool):
     model = module.model
     mixed = model.compute_dtype is not torch.float32
     with torch.no_grad(), torch.autocast(module.device.type, model.compute_dtype, enabled=mixed):
-        latents, context = module.inputs(batch)
-    learns = any(name.startswith("text_encoder.") for name in module.learned())
+        latents, context = module.encode_batch(batch)
+    learns = any(name.startswith("text_encoder.") for name in module.get_trainable_parameters())
     target, timesteps = torch.randn_like(latents), batch["timestep"]
 
     def loop():

@@ -84,7 +84,7 @@ def test_the_model_brings_its_resolution_and_the_command_line_wins():
         (["dataset.dropout=abc"], r"dataset.dropout=abc: DataSettings takes a number"),
         (["+method.foo=1"], r"method.foo=1: LoRA takes rank, alpha, text_encoder"),
         (["lr=fast"], r"lr=fast: .* takes a number"),
-        (["+training.nope=1"], r"training.nope=1: Loop takes steps"),
+        (["+training.nope=1"], r"training.nope=1: TrainingSettings takes steps"),
         (["method.unet_targets=to_q"], r"method.unet_targets=to_q: LoRA takes a list of text"),
         (["flip=maybe"], r"flip=maybe: DataSettings takes true or false"),
         (["data=folder"], r"please set data.path=…"),

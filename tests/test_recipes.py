@@ -68,6 +68,6 @@ def test_its_numbers_are_the_published_ones(name):
     shape = {"homework_faces": "cosine_with_restarts", "captions_lora": "cosine"}.get(name, "constant")
     assert cfg.schedule.shape == shape and cfg.optimizer.betas == [0.9, 0.999] and cfg.optimizer.weight_decay == 0.01
     if name == "homework_faces":
-        assert cfg.schedule.cycles == 3 and cfg.precision.compute == "bfloat16"
+        assert cfg.schedule.num_cycles == 3 and cfg.precision.compute_dtype == "bfloat16"
     if name.startswith(("homework", "captions")):
         assert cfg.sampling.steps == 30 and cfg.sampling.guidance_scale == 7.5

@@ -289,7 +289,7 @@ def test_no_prompt_breaks_out_of_the_card(text, told, tmp_path, tiny):
     import markdown
 
     from sdft.models.sampling import Sampling
-    from sdft.training.export.model_card import write_card
+    from sdft.training.export.model_card import write_model_card
 
     (tmp_path / "adapter").mkdir()
     shutil.copy(told / "samples.png", tmp_path)
@@ -297,7 +297,7 @@ def test_no_prompt_breaks_out_of_the_card(text, told, tmp_path, tiny):
     model.name = f"x/{text}"
     module = SimpleNamespace(model=model, method=SimpleNamespace(), trainer=SimpleNamespace(global_step=1))
     sampling = Sampling(steps=1, guidance_scale=1, scheduler="ddim", negative_prompt=text)
-    write_card(tmp_path / "adapter", "name", module, sampling, [text], 32, ["train.py", f"prompts=[{text}]"])
+    write_model_card(tmp_path / "adapter", "name", module, sampling, [text], 32, ["train.py", f"prompts=[{text}]"])
     _, front, rest = (tmp_path / "adapter" / "README.md").read_text().split("---\n", 2)
     assert set(yaml.safe_load(front)) == {"library_name", "base_model", "pipeline_tag", "tags"}
     page = Linked(markdown.markdown(rest, extensions=["fenced_code"]))

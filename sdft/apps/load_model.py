@@ -163,7 +163,7 @@ def open_model(asked: DictConfig, base_only: bool = False, compute_digest: bool 
     model.to(select_device(asked.get("accelerator") or "auto")).requires_grad_(False).eval()
     if asked.get("precision"):
         precision = instantiate(asked.precision)
-        precision.apply()
+        precision.configure_tf32()
         model.compute_dtype = precision.dtype
     return LoadedModel(model, found.cfg, found.run, found.adapters, found.weights, names, digest)
 

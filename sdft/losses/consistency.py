@@ -57,7 +57,7 @@ class LatentConsistencyLoss:
         distances = ((found - target).square() + self.huber_c**2).sqrt() - self.huber_c
         return compute_masked_mean(distances, draws["mask"], self.unmasked_weight)
 
-    distances = __call__  # no timestep weighs more
+    compute_unweighted_losses = __call__  # no timestep weighs more
 
     def get_solver_timesteps(self, model, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """The solver's step in which each timestep lies: where it starts, 19, 39, … 999 of 50 steps, and where it leads."""

@@ -52,9 +52,11 @@ class DiffusionLoss:
         `draws` holds standard normal `noise` and `perturbation` `[batch, 4, h, w]`, `offset` `[batch, 4, 1, 1]`,
         `timestep` `[batch]` and `mask` `[batch, 1, h, w]`, 0..1.
         """
-        return self.distances(model, latents, context, draws) * self.compute_snr_weights(model, draws["timestep"])
+        return self.compute_unweighted_losses(model, latents, context, draws) * self.compute_snr_weights(
+            model, draws["timestep"]
+        )
 
-    def distances(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
+    def compute_unweighted_losses(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
         """Losses `[batch]` before they are weighted."""
         noise = draws["noise"] + self.noise_offset * draws["offset"]
         alpha = model.alphas_cumprod[draws["timestep"]][:, None, None, None]

@@ -62,13 +62,13 @@ def build_training_dataset(
 
 
 def build_module(cfg: DictConfig, parts: dict, model):
-    from sdft.training.callbacks.ema import averages
-    from sdft.training.module import FineTuning
+    from sdft.training.callbacks.ema import has_averaged_weights
+    from sdft.training.module import DiffusionModule
 
     loop = parts["training"]
     scale = loop.samples_per_step(parts["strategy"].world_size()) if loop.scale_lr else 1
     optimizer = instantiate(cfg.optimizer, _convert_="all")  # plain lists, for checkpoints hold them
-    if loop.ema and averages(optimizer.func):
+    if loop.ema and has_averaged_weights(optimizer.func):
         raise ValueError(f"ema={loop.ema}: {optimizer.func.__name__} averages the weights itself; give ema=0")
     if optimizer.func.__name__ == "Prodigy" and (
         loop.lr < 0.1 or loop.text_encoder_lr != loop.lr or cfg.method.get("loraplus_lr_ratio", 1) != 1
@@ -76,15 +76,15 @@ def build_module(cfg: DictConfig, parts: dict, model):
         raise ValueError(
             f"lr={loop.lr} text_encoder_lr={loop.text_encoder_lr}: Prodigy finds the rate of all; give lr=1.0 text_encoder_lr=1.0"
         )
-    return FineTuning(
+    return DiffusionModule(
         model,
         parts["method"],
         parts["objective"],
-        disable_fused(optimizer) if parts["precision"].scaled else optimizer,
+        disable_fused(optimizer) if parts["precision"].needs_grad_scaler else optimizer,
         parts["schedule"],
         lr={"unet": loop.lr * scale, "text_encoder": loop.text_encoder_lr * scale},
-        clip=loop.max_grad_norm,
-        compute=parts["precision"].dtype,
+        max_grad_norm=loop.max_grad_norm,
+        compute_dtype=parts["precision"].dtype,
         checkpointing=loop.gradient_checkpointing,
         seed=cfg.seed,
         smoothness=parts["smoothness"] if parts["smoothness"].weight else None,
@@ -124,7 +124,7 @@ def build_trainer(
         metrics.truncate(0)
     return build_lightning_trainer(
         **place | {"plugins": [*place["plugins"], AsyncCheckpointIO(loop.checkpoints_total_limit)]},
-        precision=parts["precision"].trainer,
+        precision=parts["precision"].lightning_precision,
         max_steps=steps,
         accumulate_grad_batches=loop.gradient_accumulation_steps,
         logger=[metrics, *([dashboard] if dashboard else [])],
@@ -139,46 +139,50 @@ def build_callbacks(
     cfg: DictConfig, parts: dict, samples, held_out, folder, prompts: list[str], exam, metrics, checkpoint
 ) -> list:
     """In the order in which they act; Lightning puts checkpoints last."""
-    from sdft.training.callbacks.checkpoint import Checkpoints
+    from sdft.training.callbacks.checkpoint import PeriodicCheckpoint
     from sdft.training.callbacks.ema import EMA
-    from sdft.training.callbacks.export import Export
-    from sdft.training.callbacks.gradient_check import FirstGradients
-    from sdft.training.callbacks.loss_spike import Spikes
-    from sdft.training.callbacks.metrics import Meters
-    from sdft.training.callbacks.nan_check import Numbers
-    from sdft.training.callbacks.oom_checkpoint import Rescue
+    from sdft.training.callbacks.export import ResultExport
+    from sdft.training.callbacks.gradient_check import ZeroGradientCheck
+    from sdft.training.callbacks.loss_spike import LossSpikeWarning
+    from sdft.training.callbacks.metrics import TrainingMetrics
+    from sdft.training.callbacks.nan_check import NanCheck
+    from sdft.training.callbacks.oom_checkpoint import OomCheckpoint
     from sdft.training.callbacks.progress_bar import ProgressBar
-    from sdft.training.callbacks.sample_images import Samples as SampleSheets
-    from sdft.training.callbacks.signals import Stops
-    from sdft.training.callbacks.validation import Validation
+    from sdft.training.callbacks.sample_images import SampleImageWriter as SampleSheets
+    from sdft.training.callbacks.signals import SignalHandler
+    from sdft.training.callbacks.validation import ValidationLoss
 
     loop = parts["training"]
-    ema, meters = EMA(loop.ema), Meters(loop.log_every)
-    sheets = SampleSheets(folder, parts["sampling"], prompts, cfg.resolution, loop.sample_every, ema, meters)
+    ema, training_metrics = EMA(loop.ema), TrainingMetrics(loop.log_every)
+    sheets = SampleSheets(folder, parts["sampling"], prompts, cfg.resolution, loop.sample_every, ema, training_metrics)
     found = [
-        Numbers(samples, loop.on_nan, loop.log_every, folder),
-        meters,
-        Spikes(meters),
-        ProgressBar(meters),
-        FirstGradients(),
+        NanCheck(samples, loop.on_nan, loop.log_every, folder),
+        training_metrics,
+        LossSpikeWarning(training_metrics),
+        ProgressBar(training_metrics),
+        ZeroGradientCheck(),
         *([ema] if loop.ema else []),
-        Validation(samples, held_out, loop.validate_every, meters, ema),
+        ValidationLoss(samples, held_out, loop.validate_every, training_metrics, ema),
         sheets,
-        Export(sheets, cfg.name, get_command_line()),
+        ResultExport(sheets, cfg.name, get_command_line()),
     ]
     if exam:
-        found.insert(-1, build_evaluation_callback(cfg, parts, folder, exam, ema, meters, checkpoint))
-    saves = Checkpoints(folder / "checkpoints", loop.save_steps(), loop.save_seconds(), metrics)
-    return [*found, Rescue(folder), Stops(folder), saves]
+        found.insert(-1, build_evaluation_callback(cfg, parts, folder, exam, ema, training_metrics, checkpoint))
+    saves = PeriodicCheckpoint(
+        folder / "checkpoints", loop.get_save_interval_steps(), loop.get_save_interval_seconds(), metrics
+    )
+    return [*found, OomCheckpoint(folder), SignalHandler(folder), saves]
 
 
-def build_evaluation_callback(cfg: DictConfig, parts: dict, folder: Path, exam, ema, meters, checkpoint: Path | None):
+def build_evaluation_callback(
+    cfg: DictConfig, parts: dict, folder: Path, exam, ema, training_metrics, checkpoint: Path | None
+):
     """`exam` every so often, with other seeds than at the end."""
-    from sdft.training.callbacks.evaluation import SEEDS, Evaluations
+    from sdft.training.callbacks.evaluation import EVALUATION_SEED_OFFSET, PeriodicEvaluation
 
     loop = parts["training"]
-    asked = replace(parts["sampling"], images=exam.images, seed=parts["sampling"].seed + SEEDS)
-    chosen = {"every": loop.evaluate_every, "choose": loop.checkpoint_metric, "patience": loop.patience}
+    asked = replace(parts["sampling"], images=exam.images, seed=parts["sampling"].seed + EVALUATION_SEED_OFFSET)
+    chosen = {"every": loop.evaluate_every, "monitor": loop.checkpoint_metric, "patience": loop.patience}
     before = checkpoint.parent.parent if checkpoint else None
-    about = {"ema": ema, "meters": meters, "name": cfg.name, "before": before}
-    return Evaluations(folder, exam, asked, cfg.resolution, **chosen, **about)
+    about = {"ema": ema, "training_metrics": training_metrics, "name": cfg.name, "before": before}
+    return PeriodicEvaluation(folder, exam, asked, cfg.resolution, **chosen, **about)

@@ -6,30 +6,30 @@ from pathlib import Path
 
 from sdft.data.latent_cache import CACHE_DIR
 from sdft.training.memory_estimate import count_bytes, estimate_optimizer_state_bytes, format_bytes
-from sdft.training.module import FineTuning
+from sdft.training.module import DiffusionModule
 
 PNG_BYTES_PER_PIXEL = 1.5  # bytes of a picture's PNG file, about
 
 
-def estimate_checkpoint_size(module: FineTuning, ema: bool) -> int:
+def estimate_checkpoint_size(module: DiffusionModule, ema: bool) -> int:
     """Bytes of one file: what learns, its optimizer's states, and its average."""
-    learned = module.learned().values()
+    learned = module.get_trainable_parameters().values()
     shapes = [tuple(p.shape) for p in learned]
     return sum(map(count_bytes, learned)) * (1 + ema) + estimate_optimizer_state_bytes(
         module.optimizer, shapes, module.device
     )
 
 
-def estimate_result_size(module: FineTuning) -> int:
+def estimate_result_size(module: DiffusionModule) -> int:
     """Bytes of what the method leaves: a pipeline's whole model, or an adapter in two formats."""
     if module.method.output_kind == "pipeline":
         return sum(map(count_bytes, module.model.parameters()))
-    return 2 * sum(map(count_bytes, module.learned().values()))
+    return 2 * sum(map(count_bytes, module.get_trainable_parameters().values()))
 
 
-def estimate_run_size(module: FineTuning, loop, sampling, prompts: list[str], resolution: int, steps: int) -> int:
+def estimate_run_size(module: DiffusionModule, loop, sampling, prompts: list[str], resolution: int, steps: int) -> int:
     """Bytes that the run's folder holds at its fullest: a new checkpoint stands beside the `keep` that are there."""
-    every = loop.save_steps()
+    every = loop.get_save_interval_steps()
     checkpoints = 1 + (
         min(loop.checkpoints_total_limit, steps // every)
         if every

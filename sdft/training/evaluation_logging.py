@@ -6,7 +6,7 @@ from PIL import Image
 
 from sdft.evaluation.statistics import flatten_scores, get_result_state
 from sdft.runs.files import read_json
-from sdft.training.callbacks.sample_images import show_sheet
+from sdft.training.callbacks.sample_images import log_image_sheet
 
 
 def build_score_table(report: dict) -> tuple[list[str], list[list]]:
@@ -39,7 +39,7 @@ def log_evaluation(logger, report: dict, pictures: Path) -> None:
     elif hasattr(logger.experiment, "add_text"):  # TensorBoard
         lines = [heads, ["---"] * len(heads), *rows]
         logger.experiment.add_text("evaluation", "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
-        show_sheet(logger, "evaluation_images", Image.open(pictures), 0)
+        log_image_sheet(logger, "evaluation_images", Image.open(pictures), 0)
 
 
 def add_to_wandb_run(folder: Path, report: dict) -> None:

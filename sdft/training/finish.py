@@ -14,20 +14,22 @@ from sdft.runs.reproduce import compare_bitwise
 
 def collect_training_results(trainer, result: Path) -> dict:
     """What the callbacks measured, and what the result weighs."""
-    from sdft.training.callbacks.evaluation import Evaluations
-    from sdft.training.callbacks.metrics import Meters
-    from sdft.training.callbacks.validation import Validation
+    from sdft.training.callbacks.evaluation import PeriodicEvaluation
+    from sdft.training.callbacks.metrics import TrainingMetrics
+    from sdft.training.callbacks.validation import ValidationLoss
 
     found = {type(callback): callback for callback in trainer.callbacks}
-    meters, validation = found[Meters], found[Validation]
-    best = found[Evaluations].best if Evaluations in found else None
+    training_metrics, validation = found[TrainingMetrics], found[ValidationLoss]
+    best = found[PeriodicEvaluation].best if PeriodicEvaluation in found else None
     early = {"stopped_at": trainer.global_step} if trainer.global_step < trainer.max_steps else {}
     return {
         **({"best": best} if best else {}),
         **early,
-        "seconds": round(meters.elapsed(), 1),
-        "last": meters.last,
-        "seconds_per_step": round(meters.seconds / meters.steps, 4) if meters.steps else None,
+        "seconds": round(training_metrics.get_elapsed_seconds(), 1),
+        "last": training_metrics.last,
+        "seconds_per_step": round(training_metrics.seconds / training_metrics.steps, 4)
+        if training_metrics.steps
+        else None,
         "validation_loss": [validation.first, validation.last],
         "result_mb": round(get_weights_size_mb(result), 3),
     }

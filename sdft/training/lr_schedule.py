@@ -7,31 +7,33 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LambdaLR
 
-SHAPES = ("constant", "linear", "polynomial", "cosine", "cosine_with_restarts")
+SCHEDULE_SHAPES = ("constant", "linear", "polynomial", "cosine", "cosine_with_restarts")
 
 
 @dataclass
-class Schedule:
-    """`warmup` in optimizer steps, or as a share of the run when below 1; `floor` is the factor at the end.
+class LRSchedule:
+    """`warmup` in optimizer steps, or as a share of the run when below 1; `min_lr_ratio` is the factor at the end.
 
-    `cycles` is of cosine_with_restarts, `power` of polynomial: floor + (1 - floor) * (1 - share done) ** power.
+    `num_cycles` is of cosine_with_restarts, `power` of polynomial: min_lr_ratio + (1 - min_lr_ratio) * (1 - share done) ** power.
     """
 
     shape: str
     warmup: float = 0
-    cycles: int = 1
-    floor: float = 0.0
+    num_cycles: int = 1
+    min_lr_ratio: float = 0.0
     power: float = 1.0
 
     def __post_init__(self):
-        if self.shape not in SHAPES:
-            raise ValueError(f"schedule.shape={self.shape}: choose one of {', '.join(SHAPES)}")
+        if self.shape not in SCHEDULE_SHAPES:
+            raise ValueError(f"schedule.shape={self.shape}: choose one of {', '.join(SCHEDULE_SHAPES)}")
         if self.shape != "polynomial" and self.power != 1:
             raise ValueError(f"schedule.power={self.power}: of schedule=polynomial alone")
-        if self.cycles < 1 or self.power <= 0:
-            raise ValueError(f"schedule.cycles={self.cycles} power={self.power}: choose 1 or more, and more than 0")
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"schedule.floor={self.floor}: choose a factor of the rate, from 0 to 1")
+        if self.num_cycles < 1 or self.power <= 0:
+            raise ValueError(
+                f"schedule.num_cycles={self.num_cycles} power={self.power}: choose 1 or more, and more than 0"
+            )
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise ValueError(f"schedule.min_lr_ratio={self.min_lr_ratio}: choose a factor of the rate, from 0 to 1")
         if self.warmup < 0:
             raise ValueError(f"warmup={self.warmup}: choose 0 or more steps, or a share of the run below 1")
 
@@ -42,8 +44,8 @@ class Schedule:
         if self.warmup_steps(steps) >= steps:
             raise ValueError(f"warmup={self.warmup}: choose fewer than the run's {steps} steps")
 
-    def factor(self, step: int, steps: int) -> float:
-        """The rate of optimizer step `step` (from 0) of `steps`; the last step gets `floor`."""
+    def compute_factor(self, step: int, steps: int) -> float:
+        """The rate of optimizer step `step` (from 0) of `steps`; the last step gets `min_lr_ratio`."""
         warmup = self.warmup_steps(steps)
         if step < warmup:
             return (step + 1) / (warmup + 1)
@@ -51,12 +53,12 @@ class Schedule:
             return 1.0
         done = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
         if self.shape in ("linear", "polynomial"):
-            return self.floor + (1 - self.floor) * (1 - done) ** self.power
-        turn = done if self.shape == "cosine" or done == 1 else done * self.cycles % 1
-        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * turn)) / 2
+            return self.min_lr_ratio + (1 - self.min_lr_ratio) * (1 - done) ** self.power
+        turn = done if self.shape == "cosine" or done == 1 else done * self.num_cycles % 1
+        return self.min_lr_ratio + (1 - self.min_lr_ratio) * (1 + math.cos(math.pi * turn)) / 2
 
     def __call__(self, optimizer, steps: int) -> "LambdaLR":
         from torch.optim.lr_scheduler import LambdaLR
 
         self.check(steps)
-        return LambdaLR(optimizer, lambda step: self.factor(step, steps))
+        return LambdaLR(optimizer, lambda step: self.compute_factor(step, steps))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sdft.training.fake_tensors import FakeTensorMode, copy_with_tensors
-from sdft.training.module import FineTuning, checkpoint_gradients
+from sdft.training.module import DiffusionModule, enable_gradient_checkpointing
 
 GB = 2**30
 MEMINFO = "/proc/meminfo"  # of Linux
@@ -60,7 +60,7 @@ class StepSpec:
     pixels: int = 0
     scale: float = 1.0  # of the sides of what is learned from
     checkpointing: bool = False
-    compute: torch.dtype | None = None
+    compute_dtype: torch.dtype | None = None
     cached: bool = False
     optimizer: Callable | None = None
 
@@ -76,16 +76,16 @@ class StepSpec:
         return (count * self.batch_size, *sides)
 
 
-def estimate_memory(module: FineTuning, step: StepSpec) -> MemoryEstimate:
+def estimate_memory(module: DiffusionModule, step: StepSpec) -> MemoryEstimate:
     """Of a module whose parts that rest are known, and which is not touched."""
     ghosts = FakeTensorMode(step.device)
     with ghosts:
         other = build_fake_module(module, step, ghosts)
-        all_weights, learned = ghosts.current_bytes, sum(map(count_bytes, other.learned().values()))
+        all_weights, learned = ghosts.current_bytes, sum(map(count_bytes, other.get_trainable_parameters().values()))
         activations = measure_activations(other, step, ghosts)
         drawing = measure_decoding(other, step, ghosts)
     resting = count_offloaded_bytes(other, step) if step.device.type != "cpu" else 0
-    shapes = [tuple(p.shape) for p in other.learned().values()]
+    shapes = [tuple(p.shape) for p in other.get_trainable_parameters().values()]
     return MemoryEstimate(
         weights=all_weights - resting - learned + learned // step.num_shards,
         gradients=learned * (1 + step.has_ddp_buckets) // step.num_shards,
@@ -97,10 +97,10 @@ def estimate_memory(module: FineTuning, step: StepSpec) -> MemoryEstimate:
     )
 
 
-def build_fake_module(module: FineTuning, step: StepSpec, ghosts: FakeTensorMode) -> FineTuning:
+def build_fake_module(module: DiffusionModule, step: StepSpec, ghosts: FakeTensorMode) -> DiffusionModule:
     """The module with ghosts for weights, and the words of `step`."""
     model = module.model
-    cast = step.compute if module.method.output_kind != "pipeline" else None
+    cast = step.compute_dtype if module.method.output_kind != "pipeline" else None
     frozen = {p for part in model.parts.values() for p in part.parameters() if not p.requires_grad}
     replaced = {p: ghosts.empty_like(p, dtype=cast if p in frozen else None) for p in module.parameters()}
     replaced |= {buffer: ghosts.empty_like(buffer) for buffer in module.buffers()}
@@ -108,11 +108,11 @@ def build_fake_module(module: FineTuning, step: StepSpec, ghosts: FakeTensorMode
     owners = [vars(owner) for owner in (module, module.smoothness) if owner]
     measured = [value for owner in owners for value in owner.values() if isinstance(value, Tensor)]
     other = copy_with_tensors(module, replaced, [*alone, *measured])
-    other.model.compute_dtype = step.compute or model.compute_dtype
+    other.model.compute_dtype = step.compute_dtype or model.compute_dtype
     if step.checkpointing:
-        checkpoint_gradients(other.model)
+        enable_gradient_checkpointing(other.model)
     if step.cached:
-        other.resting = ["vae", *([] if has_trainable_parameters(model.text_encoder) else ["text_encoder"])]
+        other.offloaded_parts = ["vae", *([] if has_trainable_parameters(model.text_encoder) else ["text_encoder"])]
     return other
 
 
@@ -120,45 +120,45 @@ def has_trainable_parameters(part: nn.Module) -> bool:
     return any(p.requires_grad for p in part.parameters())
 
 
-def count_offloaded_bytes(other: FineTuning, step: StepSpec) -> int:
-    parts = [getattr(other.model, part) for part in other.resting]
+def count_offloaded_bytes(other: DiffusionModule, step: StepSpec) -> int:
+    parts = [getattr(other.model, part) for part in other.offloaded_parts]
     return sum(count_bytes(tensor) for part in parts for tensor in [*part.parameters(), *part.buffers()])
 
 
-def measure_activations(other: FineTuning, step: StepSpec, ghosts: FakeTensorMode) -> int:
+def measure_activations(other: DiffusionModule, step: StepSpec, ghosts: FakeTensorMode) -> int:
     """The most that a step holds beside weights and gradients; the latter are there from the second step on."""
     batch = {name: ghosts.empty_like(t, step.shape(t)) for name, t in build_fake_sample(other, step).items()}
-    for weight in other.learned().values():
+    for weight in other.get_trainable_parameters().values():
         weight.grad = torch.empty_like(weight)
     start = ghosts.current_bytes - sum(map(count_bytes, batch.values()))
     ghosts.peak_bytes = ghosts.current_bytes
-    compute = other.model.compute_dtype
-    with torch.autocast(step.device.type, compute, enabled=compute is not torch.float32):
-        loss = (other.losses(batch) * batch["weight"] * batch["sample_weight"]).mean()
+    compute_dtype = other.model.compute_dtype
+    with torch.autocast(step.device.type, compute_dtype, enabled=compute_dtype is not torch.float32):
+        loss = (other.compute_losses(batch) * batch["weight"] * batch["sample_weight"]).mean()
     if step.accumulate == 1:
-        for weight in other.learned().values():
+        for weight in other.get_trainable_parameters().values():
             weight.grad = None  # between forward and backward, as the trainer does it
     loss.backward()
     del loss
-    for weight in other.learned().values():
+    for weight in other.get_trainable_parameters().values():
         weight.grad = None
     return ghosts.peak_bytes - start
 
 
-def build_fake_sample(other: FineTuning, step: StepSpec) -> dict[str, Tensor]:
+def build_fake_sample(other: DiffusionModule, step: StepSpec) -> dict[str, Tensor]:
     """With what the caches would hold in place of pixels and ids, when `step` turns them on."""
     sample, latent = dict(step.sample), step.sample["posterior"]
     if step.cached and "pixels" in sample:
         del sample["pixels"]
         sample |= {"mean": latent, "std": latent}
-    if step.cached and "ids" in sample and "text_encoder" in other.resting:
+    if step.cached and "ids" in sample and "text_encoder" in other.offloaded_parts:
         tokens = sample.pop("ids").shape
         sample["context"] = torch.empty(*tokens, other.model.text_encoder.config.hidden_size, device="meta")
     return sample
 
 
 @torch.no_grad()
-def measure_decoding(other: FineTuning, step: StepSpec, ghosts: FakeTensorMode) -> int:
+def measure_decoding(other: DiffusionModule, step: StepSpec, ghosts: FakeTensorMode) -> int:
     """The most that decoding a batch of pictures holds: predicting them takes less."""
     if not step.num_images:
         return 0

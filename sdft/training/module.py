@@ -16,15 +16,15 @@ from sdft.models.stable_diffusion import StableDiffusion
 from sdft.rng import make_generator
 from sdft.training.fsdp import gather_full_tensor, is_sharded, shard_model
 
-MEASURED = {
+RESUMED_STATE = {
     "grad_norm": torch.float32,
-    "held_back": torch.long,
-    "last_held": torch.long,
+    "skipped_steps": torch.long,
+    "last_skipped_step": torch.long,
 }  # that a resumed run goes on with
 
 
-class FineTuning(LightningModule):
-    """What learns is fp32 and in train mode; what is frozen is in evaluation mode, and beside an adapter in `compute`."""
+class DiffusionModule(LightningModule):
+    """What learns is fp32 and in train mode; what is frozen is in evaluation mode, and beside an adapter in `compute_dtype`."""
 
     strict_loading = False  # checkpoints hold only what learns
 
@@ -36,59 +36,63 @@ class FineTuning(LightningModule):
         optimizer,
         schedule,
         lr: dict[str, float],
-        clip: float = 1.0,
-        compute: torch.dtype = torch.float32,
+        max_grad_norm: float = 1.0,
+        compute_dtype: torch.dtype = torch.float32,
         checkpointing: bool = False,
         seed: int = 0,
         smoothness: SmoothDiffusionLoss | None = None,
     ):
         """`optimizer` makes an optimizer from parameter groups, `schedule` maps it and the run's steps to a scheduler,
-        `lr` is the rate of each of `model.parts`; `clip` is the largest gradient norm (0: any)."""
+        `lr` is the rate of each of `model.parts`; `max_grad_norm` is the largest gradient norm (0: any)."""
         super().__init__()
         objective.check(model)
-        self.size = sum(p.numel() for p in model.parameters())  # of the base, without what the method adds
+        self.num_base_parameters = sum(
+            p.numel() for p in model.parameters()
+        )  # of the base, without what the method adds
         torch.manual_seed(seed)
         method.prepare(model)
         self.model, self.method, self.objective = model, method, objective
-        self.optimizer, self.schedule, self.lr, self.clip = optimizer, schedule, lr, clip
+        self.optimizer, self.schedule, self.lr, self.max_grad_norm = optimizer, schedule, lr, max_grad_norm
         self.seed, self.smoothness = seed, smoothness
         self.grad_norm: Tensor | None = None
-        self.odd: Tensor | bool = False  # whether a loss of this step was no number
-        self.held_back: Tensor | None = None  # steps whose gradient was no number, and the last of them
-        self.resting: list[str] = []  # parts that training does without
-        if not self.learned():
+        self.has_nonfinite_loss: Tensor | bool = False  # whether a loss of this step was no number
+        self.skipped_steps: Tensor | None = None  # steps whose gradient was no number, and the last of them
+        self.offloaded_parts: list[str] = []  # parts that training does without
+        if not self.get_trainable_parameters():
             raise ValueError(f"{type(method).__name__} leaves nothing to learn; turn on a part of the method")
-        set_precision(model, compute, frozen=torch.float32 if method.output_kind == "pipeline" else compute)
+        cast_parameters(
+            model, compute_dtype, frozen=torch.float32 if method.output_kind == "pipeline" else compute_dtype
+        )
         for name, module in model.named_modules():
             module.training = ".lora_dropout" in name or any(p.requires_grad for p in module.parameters())
         if checkpointing:
-            checkpoint_gradients(model)
+            enable_gradient_checkpointing(model)
 
     def configure_model(self):
         if self.device_mesh is not None:
             shard_model(self.model, self.device_mesh["data_parallel"])
 
-    def learned(self) -> dict[str, nn.Parameter]:
+    def get_trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def losses(self, batch: dict) -> Tensor:
+    def compute_losses(self, batch: dict) -> Tensor:
         """Weighted loss of each sample `[batch]`."""
-        inputs = self.inputs(batch)
+        inputs = self.encode_batch(batch)
         losses = self.objective(self.model, *inputs, batch)
         return losses + self.smoothness(self.model, *inputs, batch) if self.smoothness else losses
 
-    def distances(self, batch: dict) -> Tensor:
+    def compute_unweighted_losses(self, batch: dict) -> Tensor:
         """Loss of each sample `[batch]` before weighting: what runs with different weightings are compared by."""
-        return self.objective.distances(self.model, *self.inputs(batch), batch)
+        return self.objective.compute_unweighted_losses(self.model, *self.encode_batch(batch), batch)
 
-    def inputs(self, batch: dict) -> tuple[Tensor, Tensor]:
+    def encode_batch(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Latents `[batch, 4, h/8, w/8]` and what the UNet attends to `[batch, tokens, width]`."""
         moments = (batch["mean"], batch["std"]) if "mean" in batch else self.model.moments(batch["pixels"])
         context = batch["context"] if "context" in batch else self.model.condition(batch["ids"])
         return self.model.latents(*moments, batch["posterior"]), context
 
     def on_train_start(self):
-        for part in self.resting:
+        for part in self.offloaded_parts:
             getattr(self.model, part).to("cpu")
         for optimizer in self.trainer.optimizers:
             if hasattr(optimizer, "train"):  # schedule-free ones start elsewhere
@@ -102,9 +106,9 @@ class FineTuning(LightningModule):
             torch.cuda.manual_seed_all(seed)
 
     def training_step(self, batch: dict, _) -> dict:
-        losses = self.losses(batch)
+        losses = self.compute_losses(batch)
         loss = (losses * batch["weight"] * batch["sample_weight"]).mean()
-        self.odd = ~loss.detach().isfinite() | self.odd
+        self.has_nonfinite_loss = ~loss.detach().isfinite() | self.has_nonfinite_loss
         return {
             "loss": loss,
             "losses": losses.detach(),
@@ -127,17 +131,19 @@ class FineTuning(LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
         """Clip by the norm over all that learns, and keep the norm before clipping, on the device."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.grad_norm = gather_full_tensor(nn.utils.clip_grad_norm_(parameters, self.clip or float("inf"))).detach()
+        self.grad_norm = gather_full_tensor(
+            nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
+        ).detach()
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        bad, self.odd = self.odd if scaled else ~self.grad_norm.isfinite(), False
+        bad, self.has_nonfinite_loss = self.has_nonfinite_loss if scaled else ~self.grad_norm.isfinite(), False
         if not scaled:  # a scaler holds back itself; gradients that overflow are its trade, losses are not
-            self.hold_back(optimizer, parameters, bad)
-        if self.held_back is None:
-            self.held_back, self.last_held = (torch.zeros_like(bad, dtype=torch.long) for _ in range(2))
-        self.held_back += bad
-        self.last_held = torch.where(bad, self.trainer.global_step, self.last_held)
+            self.skip_nonfinite_step(optimizer, parameters, bad)
+        if self.skipped_steps is None:
+            self.skipped_steps, self.last_skipped_step = (torch.zeros_like(bad, dtype=torch.long) for _ in range(2))
+        self.skipped_steps += bad
+        self.last_skipped_step = torch.where(bad, self.trainer.global_step, self.last_skipped_step)
 
-    def hold_back(self, optimizer, parameters: list[nn.Parameter], bad: Tensor) -> None:
+    def skip_nonfinite_step(self, optimizer, parameters: list[nn.Parameter], bad: Tensor) -> None:
         """Leave the weights as they are when the gradient is no number; without asking the device, where it can."""
         if all(group.get("fused") for group in optimizer.param_groups) and not any(map(is_sharded, parameters)):
             optimizer.grad_scale, optimizer.found_inf = None, bad.float()
@@ -157,15 +163,15 @@ class FineTuning(LightningModule):
             scheduler.step()
 
     def on_save_checkpoint(self, checkpoint):
-        learned = {f"model.{name}" for name in self.learned()}
+        learned = {f"model.{name}" for name in self.get_trainable_parameters()}
         checkpoint["state_dict"] = {n: w for n, w in checkpoint["state_dict"].items() if n in learned}
         checkpoint["method"] = self.method.hyperparameters()
-        checkpoint["measured"] = {name: float(getattr(self, name)) for name in MEASURED}
+        checkpoint["measured"] = {name: float(getattr(self, name)) for name in RESUMED_STATE}
         if self.smoothness:
             checkpoint["smoothness"] = self.smoothness.state()
 
     def on_load_checkpoint(self, checkpoint):
-        for name, kind in MEASURED.items():
+        for name, kind in RESUMED_STATE.items():
             setattr(self, name, torch.tensor(checkpoint["measured"][name], dtype=kind, device=self.device))
         if self.smoothness and "smoothness" in checkpoint:
             self.smoothness.load_state(checkpoint["smoothness"])
@@ -179,7 +185,7 @@ class FineTuning(LightningModule):
         if "state_dict" not in checkpoint:
             return  # sharded weights have been read by their strategy
         saved = {name.removeprefix("model."): tuple(w.shape) for name, w in checkpoint["state_dict"].items()}
-        wanted = {name: tuple(p.shape) for name, p in self.learned().items()}
+        wanted = {name: tuple(p.shape) for name, p in self.get_trainable_parameters().items()}
         if other := sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name)):
             raise ValueError(
                 f"resume: {other[0]} is {saved.get(other[0], 'absent')} in the checkpoint and "
@@ -187,17 +193,19 @@ class FineTuning(LightningModule):
             )
 
 
-def set_precision(model: StableDiffusion, compute: torch.dtype, frozen: torch.dtype) -> None:
-    """What learns, and the autoencoder, in fp32; the other frozen weights in `frozen`; products in `compute`."""
-    model.compute_dtype = compute
+def cast_parameters(model: StableDiffusion, compute_dtype: torch.dtype, frozen: torch.dtype) -> None:
+    """What learns, and the autoencoder, in fp32; the other frozen weights in `frozen`; products in `compute_dtype`."""
+    model.compute_dtype = compute_dtype
     for part in model.parts.values():
         for parameter in part.parameters():
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen)
 
 
-def checkpoint_gradients(model: StableDiffusion) -> None:
+def enable_gradient_checkpointing(model: StableDiffusion) -> None:
     """Keep no activations inside the blocks: backward computes them again."""
-    model.unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, context_fn=same_kernels))
+    model.unet.enable_gradient_checkpointing(
+        partial(checkpoint, use_reentrant=False, context_fn=build_checkpoint_contexts)
+    )
     if any(p.requires_grad for p in model.text_encoder.parameters()):
         from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -207,15 +215,15 @@ def checkpoint_gradients(model: StableDiffusion) -> None:
                 layer.training = True  # or it would not; what drops out is below it and keeps its own mode
 
 
-def same_kernels():
+def build_checkpoint_contexts():
     """Contexts of a forward pass and of its repetition in backward, which must choose attention's kernel as the first did."""
     fused = (
         torch.backends.cuda.flash_sdp_enabled()
     )  # off where a second derivative is needed: see `sdft.losses.smooth_diffusion`
-    return nullcontext(), nullcontext() if fused else PlainAttention()
+    return nullcontext(), nullcontext() if fused else ReusableMathAttention()
 
 
-class PlainAttention:
+class ReusableMathAttention:
     """`sdpa_kernel`, to be entered more than once: a second derivative repeats the forward pass twice."""
 
     def __enter__(self):

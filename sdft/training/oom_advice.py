@@ -137,7 +137,8 @@ def list_memory_options(module, step: StepSpec, cfg) -> list[list[MemoryOption]]
         [MemoryOption(f"sampling.batch_size={n}", {"pictures": n}) for n in drawn],
         [MemoryOption("optimizer=adamw8bit", {"optimizer": build_adamw8bit})] * bool(eight),
         [MemoryOption("cache=disk", {"cached": True})] * rests,
-        [MemoryOption("precision=bf16", {"compute": torch.bfloat16})] * (gpu and model.compute_dtype is torch.float32),
+        [MemoryOption("precision=bf16", {"compute_dtype": torch.bfloat16})]
+        * (gpu and model.compute_dtype is torch.float32),
         [
             MemoryOption(f"resolution={side}", {"scale": side / cfg.resolution})
             for side in sides

@@ -49,7 +49,7 @@ def load_resume_step(cfg: DictConfig, checkpoint: Path | None, steps: int, befor
 def start_run(record, plan, cfg, pictures: str, samples, model, trainer, words: dict, before, done: int) -> None:
     """Say what will happen and what the data hold, on the terminal, in the run's folder and on its dashboards."""
     told = HydraConfig.get()
-    from sdft.training.callbacks.sample_images import show_sheet
+    from sdft.training.callbacks.sample_images import log_image_sheet
 
     found = build_dataset_report(
         samples.source, samples.sizes, samples.plan.steps_per_epoch, model.tokenizer, model.max_prompt_tokens
@@ -68,7 +68,7 @@ def start_run(record, plan, cfg, pictures: str, samples, model, trainer, words: 
     sheet = draw_contact_sheet(samples.source, samples.sizes)
     sheet.save(record.folder / "data.png")
     for logger in trainer.loggers:
-        show_sheet(logger, "data", sheet, 0)
+        log_image_sheet(logger, "data", sheet, 0)
 
 
 def get_wandb_run_info(loggers: list, cfg: DictConfig) -> dict:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from sdft.models.cpu_threads import choose_num_threads
-from sdft.training.export.modelspec import architecture
+from sdft.training.export.modelspec import get_modelspec_architecture
 from sdft.training.memory_estimate import GB, StepSpec, estimate_memory, format_bytes, get_free_and_total_memory
 
 MAX_WARMUP_FRACTION = 0.2  # a longer warm-up leaves the run no time to settle
@@ -23,7 +23,7 @@ def collect_run_summary(module, samples, loop, schedule, trainer, step: StepSpec
     memories, lines = check_memory(module, step) if trainer.is_global_zero else ({}, [])
     return {
         "trainable": {part: n for part, n in learned.items() if n},
-        "parameters": module.size,
+        "parameters": module.num_base_parameters,
         "images": len(samples),
         "class_images": sum(len(part) for part in samples.datasets[1:]),
         "steps": steps,
@@ -37,7 +37,7 @@ def collect_run_summary(module, samples, loop, schedule, trainer, step: StepSpec
         "resolution": samples.settings.resolution,
         "prediction_type": model.prediction_type,
         "base": model.name,
-        "architecture": architecture(model),
+        "architecture": get_modelspec_architecture(model),
         "precision": str(trainer.precision),
         "device": format_device(trainer.strategy.root_device, choose_num_threads(model.unet, step.latent_shape)),
         "seed": loop.seed,

@@ -52,8 +52,8 @@ def train(cfg: DictConfig):
     prior, strategy = parts["prior"], parts["strategy"]
     if prior:
         prior.check_no_overlap(cfg.data.get("path"))
-    parts["precision"].check(strategy.trainer()["accelerator"])
-    strategy.check(parts["method"].output_kind, parts["precision"].trainer)
+    parts["precision"].check_accelerator(strategy.trainer()["accelerator"])
+    strategy.check(parts["method"].output_kind, parts["precision"].lightning_precision)
     if count := strategy.count_processes_to_launch():
         sys.exit(mark_failed(folder, processes.launch_processes(count, folder)))
     processes.init_process_group(strategy.on_cpu())
@@ -72,10 +72,10 @@ def run_training(cfg: DictConfig, folder: Path, parts: dict, source):
         load_previous_run(cfg, folder, samples_per_step),
         split_validation(source, cfg.validation_split),
     )
-    checkpoint = loop.checkpoint(folder)
+    checkpoint = loop.find_checkpoint(folder)
     prompts = read_prompts(cfg.prompts) or source.prompts() + ([prior.prompt] if prior else [])
     source.verify()
-    parts["precision"].apply()
+    parts["precision"].configure_tf32()
     torch.manual_seed(cfg.seed)
     model = instantiate(cfg.model)
     model.latent_shape(cfg.resolution)
@@ -83,7 +83,7 @@ def run_training(cfg: DictConfig, folder: Path, parts: dict, source):
         model.latent_shape(resolution, "extra_resolutions")
     parts["method"].check(model, taught.captions())
     digests = {"model": hash_weights(model), "data": hash_dataset(taught)} if processes.rank() == 0 else {}
-    steps = loop.total(parts["dataset"].plan(taught, model.size_multiple, samples_per_step))
+    steps = loop.count_steps(parts["dataset"].plan(taught, model.size_multiple, samples_per_step))
     parts["schedule"].check(steps)
     done = load_resume_step(cfg, checkpoint, steps, before)
 
@@ -137,7 +137,7 @@ def build_intermediate_evaluator(cfg: DictConfig, judges, source, taught):
     """What is asked every so often, with fewer pictures of each prompt than at the end."""
     from sdft.evaluation.evaluate import build_prompt_groups, build_protocol, select_evaluation_spec
     from sdft.evaluation.evaluator import Evaluator
-    from sdft.training.callbacks.evaluation import check_choice
+    from sdft.training.callbacks.evaluation import check_checkpoint_metric
 
     if judges is None:
         raise ValueError(
@@ -146,7 +146,7 @@ def build_intermediate_evaluator(cfg: DictConfig, judges, source, taught):
     evaluation_spec, protocol = source.evaluation_spec(), replace(build_protocol(cfg), images=cfg.evaluate_images)
     groups = build_prompt_groups(cfg, protocol, evaluation_spec, source)
     exam = Evaluator(judges, protocol, groups, taught, select_evaluation_spec(evaluation_spec, groups))
-    check_choice(cfg.checkpoint_metric, exam)
+    check_checkpoint_metric(cfg.checkpoint_metric, exam)
     return exam
 
 
@@ -154,8 +154,8 @@ def fill_input_caches(module, streams: list, check) -> None:
     """Compute once what does not learn; those parts then leave the device to the others. `check` is told the missing bytes."""
     from sdft.data.latent_cache import fill_caches
 
-    trainable = any(name.startswith("text_encoder.") for name in module.learned())
-    module.resting = fill_caches(
+    trainable = any(name.startswith("text_encoder.") for name in module.get_trainable_parameters())
+    module.offloaded_parts = fill_caches(
         streams, module.model, text=not trainable and not streams[0].settings.shuffle_tags, check=check
     )
 
@@ -174,15 +174,17 @@ def apply_memory_format_and_compile(module, samples, compile: str, device, steps
 def fit_and_record(module, samples, trainer, loop, checkpoint: Path | None, record: RunRecord, words: dict) -> None:
     """Train, and write down how it ended."""
     from sdft.data.datamodule import TrainingDataModule
-    from sdft.training.callbacks.signals import Stopped
+    from sdft.training.callbacks.signals import StoppedBySignal
 
     try:
         for logger in trainer.loggers:
-            logger.log_hyperparams(words | {"trainable": sum(p.numel() for p in module.learned().values())})
+            logger.log_hyperparams(
+                words | {"trainable": sum(p.numel() for p in module.get_trainable_parameters().values())}
+            )
         trainer.fit(
             module, TrainingDataModule(samples, loop.batch_size, loop.workers), ckpt_path=checkpoint, weights_only=True
         )
-    except Stopped as stop:
+    except StoppedBySignal as stop:
         record.end("stopped", stopped_at=stop.step)
         if processes.rank() == 0:
             print(f"stopped  by {stop}; go on with resume={record.folder}", flush=True)

@@ -76,9 +76,9 @@ def test_random_crops_and_learned_or_shuffled_text_are_not_cached(pictures, tiny
     samples = DataSettings(32, crop="random").samples(ImageFolder(str(pictures)), model)
     assert fill_caches([samples], model, text=False) == [] and samples.latents is None and samples.contexts is None
     module, _ = shared(*EXACT, "cache=disk")
-    assert module.resting == ["vae", "text_encoder"]
-    assert run("steps=1", name="text")[0].resting == ["vae"]
-    assert run("steps=1", "method.text_encoder=false", "shuffle_tags=true", name="tags")[0].resting == ["vae"]
+    assert module.offloaded_parts == ["vae", "text_encoder"]
+    assert run("steps=1", name="text")[0].offloaded_parts == ["vae"]
+    assert run("steps=1", "method.text_encoder=false", "shuffle_tags=true", name="tags")[0].offloaded_parts == ["vae"]
 
 
 def test_a_store_gives_back_what_it_was_given_in_every_process(tmp_path):

@@ -16,17 +16,17 @@ from test_training_run import adapter, assert_same, difference
 from sdft.losses.consistency import LatentConsistencyLoss, disable_adapter, predict_clean_latents
 from sdft.losses.diffusion import add_noise
 from sdft.methods.lcm_lora import LCMLoRA
-from sdft.training.module import FineTuning
+from sdft.training.module import DiffusionModule
 
 KINDS = ["epsilon", "v_prediction"]
 FEW = ["data.per_digit=2", "data.digits=[0,1]", "cache=ram", "rank=2", "prompts=[a handwritten three in red ink]"]
 
 
-def ready(model) -> FineTuning:
+def ready(model) -> DiffusionModule:
     """With an adapter that already says something."""
     plain = build(model, LCMLoRA(4, 4, unet_targets=["to_q", "conv1"]), seed=1)
     plain.objective = LatentConsistencyLoss()
-    for name, weight in plain.learned().items():
+    for name, weight in plain.get_trainable_parameters().items():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)
     return plain
@@ -127,33 +127,33 @@ def test_the_teacher_is_the_model_without_its_adapter(tiny):
 def test_losses_do_not_depend_on_the_batch_they_are_in_and_masks_choose_where(tiny):
     module = ready(tiny())
     whole = given(module.model, 4)
-    alone = torch.cat([module.losses({k: v[i : i + 1] for k, v in whole.items()}) for i in range(4)])
-    assert torch.allclose(module.losses(whole), alone, atol=1e-5) and alone.min() > 0
+    alone = torch.cat([module.compute_losses({k: v[i : i + 1] for k, v in whole.items()}) for i in range(4)])
+    assert torch.allclose(module.compute_losses(whole), alone, atol=1e-5) and alone.min() > 0
     top = whole | {"mask": torch.cat([torch.ones(4, 1, 4, 8), torch.zeros(4, 1, 4, 8)], 2)}
     low = whole | {"mask": 1 - top["mask"]}
-    halves = (module.losses(top) + module.losses(low)) / 2
-    assert torch.allclose(halves, alone, atol=1e-5) and not torch.allclose(module.losses(top), alone, atol=1e-3)
+    halves = (module.compute_losses(top) + module.compute_losses(low)) / 2
+    assert torch.allclose(halves, alone, atol=1e-5) and not torch.allclose(module.compute_losses(top), alone, atol=1e-3)
 
 
-@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
-def test_every_layer_of_the_adapter_gets_a_gradient_with_checkpointing_or_without(tiny, compute):
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
+def test_every_layer_of_the_adapter_gets_a_gradient_with_checkpointing_or_without(tiny, compute_dtype):
     gradients = []
     for checkpointing in (False, True):
-        module = build(tiny(), LCMLoRA(4, 4), checkpointing=checkpointing, compute=compute)
+        module = build(tiny(), LCMLoRA(4, 4), checkpointing=checkpointing, compute_dtype=compute_dtype)
         module.objective = LatentConsistencyLoss()
-        with torch.autocast("cpu", compute, enabled=compute is not torch.float32):
+        with torch.autocast("cpu", compute_dtype, enabled=compute_dtype is not torch.float32):
             loss = module.training_step(given(module.model), 0)["loss"]
         loss.backward()
-        gradients.append({name: p.grad for name, p in module.learned().items()})
+        gradients.append({name: p.grad for name, p in module.get_trainable_parameters().items()})
     for name, gradient in gradients[0].items():
         assert gradient.any() or "lora_A" in name, name  # whose B is zero yet
-        assert torch.allclose(gradient, gradients[1][name], atol=1e-5 if compute is torch.float32 else 1e-2), name
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-5 if compute_dtype is torch.float32 else 1e-2), name
 
 
 def test_a_run_draws_in_four_steps_and_its_files_say_so(run):
     words = ["method=lcm_lora", *FEW, "steps=3", "lr=0.01", "sampling.steps=4", "model.weights=pretrained"]
     module, folder = run(*words)
-    assert {name.split(".")[0] for name in module.learned()} == {"unet"}
+    assert {name.split(".")[0] for name in module.get_trainable_parameters()} == {"unet"}
     for file in ("pytorch_lora_weights.safetensors", "lcm_lora-kohya.safetensors"):
         with safe_open(folder / "adapter" / file, "pt") as opened:
             told = opened.metadata()

@@ -99,7 +99,9 @@ def test_the_distances_are_the_losses_before_weighting(tiny):
         "perturbation": noise,
     }
     objective = DiffusionLoss()
-    weighted, plain = (f(model, noise * 0, None, draws | WHOLE) for f in (objective, objective.distances))
+    weighted, plain = (
+        f(model, noise * 0, None, draws | WHOLE) for f in (objective, objective.compute_unweighted_losses)
+    )
     assert torch.allclose(weighted, plain * objective.compute_snr_weights(model, draws["timestep"]))
 
 

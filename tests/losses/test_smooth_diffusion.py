@@ -105,14 +105,18 @@ def test_gradient_checkpointing_changes_no_gradient_of_it(tiny):
         module = build(tiny(), checkpointing=checkpointing, smoothness=SmoothDiffusionLoss(10.0))
         module.smoothness.load_state({"mean": 0.1, "steps": 1.0})
         given = term_batch(module.model)
-        assert (module.losses(given) - module.objective(module.model, *module.inputs(given), given)).min() > 0
+        assert (
+            module.compute_losses(given) - module.objective(module.model, *module.encode_batch(given), given)
+        ).min() > 0
         module.training_step(given, 0)["loss"].backward()
-        gradients.append({name: p.grad for name, p in module.learned().items()})
+        gradients.append({name: p.grad for name, p in module.get_trainable_parameters().items()})
     plain = build(tiny())
     plain.training_step(term_batch(plain.model), 0)["loss"].backward()
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-5, rtol=1e-4), name
-    assert any(not torch.allclose(gradients[0][n], p.grad, atol=1e-4) for n, p in plain.learned().items())
+    assert any(
+        not torch.allclose(gradients[0][n], p.grad, atol=1e-4) for n, p in plain.get_trainable_parameters().items()
+    )
 
 
 def test_it_is_advanced_once_a_step_and_kept_in_the_checkpoint(tiny):
@@ -124,7 +128,7 @@ def test_it_is_advanced_once_a_step_and_kept_in_the_checkpoint(tiny):
     module.on_before_optimizer_step(None)
     state = module.smoothness.state()
     assert state["steps"] == 1 and state["mean"] > 0 and isinstance(module.model, StableDiffusion)
-    module.grad_norm = module.held_back = module.last_held = torch.zeros(())
+    module.grad_norm = module.skipped_steps = module.last_skipped_step = torch.zeros(())
     checkpoint = {"state_dict": {}}
     module.on_save_checkpoint(checkpoint)
     checkpoint.pop("state_dict")

@@ -20,7 +20,7 @@ from sdft.runs.checkpoint_file import (
     write_checkpoint,
 )
 from sdft.training.async_checkpoint import AsyncCheckpointIO
-from sdft.training.settings import Loop
+from sdft.training.settings import TrainingSettings
 
 STATE = {"global_step": 3, "state_dict": {"w": torch.arange(4000.0)}, "plain": [1, {"a": None}]}
 
@@ -81,7 +81,7 @@ def test_the_newest_whole_one_is_gone_on_from(tmp_path, capsys):
     os.utime(place / "step-000003.ckpt", (9, 9))
     assert (
         find_latest_checkpoint(place).name == "step-000002.ckpt"
-        and Loop(steps=9, resume=str(tmp_path)).checkpoint().name == "step-000002.ckpt"
+        and TrainingSettings(steps=9, resume=str(tmp_path)).find_checkpoint().name == "step-000002.ckpt"
     )
     assert "step-000003.ckpt: it is cut off, or no checkpoint; going back to the one before" in capsys.readouterr().out
     (place / "last.ckpt").write_bytes(content[:-200])
@@ -92,7 +92,7 @@ def test_the_newest_whole_one_is_gone_on_from(tmp_path, capsys):
     )
     (place / "step-000003.ckpt").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"resume=.*step-000003\.ckpt: it is cut off, or no checkpoint; give another"):
-        Loop(steps=9, resume=str(place / "step-000003.ckpt")).checkpoint()
+        TrainingSettings(steps=9, resume=str(place / "step-000003.ckpt")).find_checkpoint()
 
 
 class Bomb:

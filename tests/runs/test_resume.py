@@ -19,8 +19,8 @@ from sdft.runs.checkpoint_file import read_checkpoint
 from sdft.runs.metrics_csv import MetricsCsv
 from sdft.runs.resume import diff_configs, load_previous_run, restore_overrides
 from sdft.training.callbacks.ema import EMA
-from sdft.training.callbacks.export import Export
-from sdft.training.callbacks.nan_check import Numbers
+from sdft.training.callbacks.export import ResultExport
+from sdft.training.callbacks.nan_check import NanCheck
 
 FEW = ["data.per_digit=2", "data.digits=[0,1,2]"]
 TIMED = ("images_per_second", "memory_gb")
@@ -58,10 +58,10 @@ def same(one, other) -> None:
     """Everything that is no time: weights, averages, optimizer, schedule, metrics, samples, results."""
     ours, theirs = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (one, other))
     for checkpoint in (ours, theirs):
-        meters = checkpoint["callbacks"]["Meters"]
-        meters["last"] = {k: v for k, v in meters["last"].items() if k not in TIMED}
+        training_metrics = checkpoint["callbacks"]["TrainingMetrics"]
+        training_metrics["last"] = {k: v for k, v in training_metrics["last"].items() if k not in TIMED}
         for key in ("seconds", "steps", "elapsed"):
-            meters.pop(key)
+            training_metrics.pop(key)
         checkpoint.pop("loops")  # Lightning's own counts; ours is the step
     for a, b in zip(leaves(ours), leaves(theirs), strict=True):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b or a != a
@@ -122,7 +122,7 @@ def test_interrupted_and_resumed_is_uninterrupted(run, tmp_path, monkeypatch, na
         given += FEW
     _, whole = run(*given, name="whole")
     with monkeypatch.context() as patched, pytest.raises(PowerCut):
-        cut(patched, Numbers, "on_train_batch_end", 5)
+        cut(patched, NanCheck, "on_train_batch_end", 5)
         run(*given, name="cut")
     folder = whole.parent / "cut"
     assert json.loads((folder / "run.json").read_text())["state"] == "failed"
@@ -133,7 +133,7 @@ def test_interrupted_and_resumed_is_uninterrupted(run, tmp_path, monkeypatch, na
     assert [(r["step"], r["changed"]) for r in told["resumed"]] == [(4, {})]
 
 
-@pytest.mark.parametrize(("kind", "hook", "step"), [(EMA, "on_train_batch_end", 1), (Export, "on_train_end", 3)])
+@pytest.mark.parametrize(("kind", "hook", "step"), [(EMA, "on_train_batch_end", 1), (ResultExport, "on_train_end", 3)])
 def test_a_run_goes_on_from_its_start_and_from_its_last_step(run, monkeypatch, kind, hook, step):
     """Before the first checkpoint there is none; after the last step the result is still to be written."""
     given = [*FEW, "rank=2", "steps=3", "save_every=3", "ema=0.9", "log_every=2", "metrics=digits", "protocol.images=1",

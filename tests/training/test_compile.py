@@ -34,10 +34,10 @@ def test_what_the_compiler_needs_is_looked_for(monkeypatch):
 
 
 def test_another_word_is_refused():
-    from sdft.training.settings import Loop
+    from sdft.training.settings import TrainingSettings
 
     with pytest.raises(ValueError, match="compile=max: choose one of off, regional, auto"):
-        Loop(steps=1, compile="max")
+        TrainingSettings(steps=1, compile="max")
 
 
 def test_only_what_learns_is_compiled_and_nothing_is_renamed(tiny, monkeypatch):

@@ -74,16 +74,16 @@ def full(monkeypatch):
 
 
 def test_a_disk_that_fills_up_in_a_run_leaves_earlier_files_whole(run, full, monkeypatch, tmp_path):
-    from sdft.training.module import FineTuning
+    from sdft.training.module import DiffusionModule
 
-    step = FineTuning.training_step
+    step = DiffusionModule.training_step
 
     def fill_up(self, batch, number):
         if self.global_step == 2:
             full(100_000)
         return step(self, batch, number)
 
-    monkeypatch.setattr(FineTuning, "training_step", fill_up)
+    monkeypatch.setattr(DiffusionModule, "training_step", fill_up)
     with pytest.raises(
         ValueError, match=r"run: the disk is full at step 3; earlier files are whole; .*\.ckpt is saved"
     ) as told:

@@ -14,8 +14,8 @@ from sdft.losses.diffusion import DiffusionLoss
 from sdft.methods.lora import LoRA
 from sdft.models.sampling import Sampling
 from sdft.training.build import disable_fused
-from sdft.training.lr_schedule import Schedule
-from sdft.training.module import FineTuning
+from sdft.training.lr_schedule import LRSchedule
+from sdft.training.module import DiffusionModule
 
 HALF = torch.float16
 
@@ -25,8 +25,10 @@ def trained(tiny, tmp_path_factory):
     model = tiny()
     samples = DataSettings(32).samples(Digits(per_digit=2), model, samples_per_step=2)
     optimizer = disable_fused(partial(torch.optim.AdamW, lr=1e-3, fused=True))
-    schedule, lr = Schedule("linear"), {"unet": 1e-3, "text_encoder": 1e-3}
-    module = FineTuning(model, LoRA(4, 4), DiffusionLoss(), optimizer, schedule, lr, max_grad_norm=1.0, compute=HALF)
+    schedule, lr = LRSchedule("linear"), {"unet": 1e-3, "text_encoder": 1e-3}
+    module = DiffusionModule(
+        model, LoRA(4, 4), DiffusionLoss(), optimizer, schedule, lr, max_grad_norm=1.0, compute_dtype=HALF
+    )
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=10_000)  # the first steps overflow
     trainer = Trainer(
         plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
@@ -49,13 +51,13 @@ def test_the_scaler_skips_what_overflows_and_the_schedule_waits(trained):  # pit
     skipped = round(torch.log2(torch.tensor(2.0**24 / scale)).item())
     assert skipped > 0
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 20 - skipped
-    assert all(torch.isfinite(p).all() for p in module.learned().values())
-    assert any(p.any() for n, p in module.learned().items() if ".lora_B." in n)
+    assert all(torch.isfinite(p).all() for p in module.get_trainable_parameters().values())
+    assert any(p.any() for n, p in module.get_trainable_parameters().items() if ".lora_B." in n)
     assert 0 < module.grad_norm < 100  # of unscaled gradients
 
 
 def test_what_overflows_is_not_taken_for_a_loss_that_is_no_number(trained):
-    assert int(trained[0].held_back) == 0
+    assert int(trained[0].skipped_steps) == 0
 
 
 def test_the_scaler_is_checkpointed(trained, tmp_path):

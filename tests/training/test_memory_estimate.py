@@ -20,7 +20,7 @@ from sdft.training.memory_estimate import (
     estimate_optimizer_state_bytes,
     get_free_and_total_memory,
 )
-from sdft.training.module import FineTuning
+from sdft.training.module import DiffusionModule
 from sdft.training.run_summary import check_memory
 
 CPU = torch.device("cpu")
@@ -31,10 +31,10 @@ OPTIMIZERS = {
 }
 
 
-def fine_tuning(model, method, compute=torch.float32, checkpointing=False, optimizer="adamw") -> FineTuning:
+def fine_tuning(model, method, compute_dtype=torch.float32, checkpointing=False, optimizer="adamw") -> DiffusionModule:
     rates = {"unet": 1e-3, "text_encoder": 1e-3}
-    about = {"compute": compute, "checkpointing": checkpointing}
-    return FineTuning(model, method, DiffusionLoss(), OPTIMIZERS[optimizer], None, rates, **about)
+    about = {"compute_dtype": compute_dtype, "checkpointing": checkpointing}
+    return DiffusionModule(model, method, DiffusionLoss(), OPTIMIZERS[optimizer], None, rates, **about)
 
 
 def sample(module, pixels: bool = False) -> dict[str, torch.Tensor]:
@@ -50,11 +50,11 @@ def sample(module, pixels: bool = False) -> dict[str, torch.Tensor]:
 def taken(module, step: StepSpec) -> int:
     """Bytes that torch's CPU allocator held at most in a second step, beside weights and gradients."""
     batch = {name: t.repeat(step.batch_size, *[1] * (t.ndim - 1)) for name, t in step.sample.items()}
-    compute = module.model.compute_dtype
+    compute_dtype = module.model.compute_dtype
 
     def run() -> None:
-        with torch.autocast("cpu", compute, enabled=compute is not torch.float32):
-            loss = module.losses(batch).mean()
+        with torch.autocast("cpu", compute_dtype, enabled=compute_dtype is not torch.float32):
+            loss = module.compute_losses(batch).mean()
         loss.backward()
 
     run()
@@ -68,10 +68,10 @@ def taken(module, step: StepSpec) -> int:
 
 CASES = {
     "lora": (LoRA(8, 8.0), {}, False),
-    "lora bf16": (LoRA(8, 8.0), {"compute": torch.bfloat16}, False),
+    "lora bf16": (LoRA(8, 8.0), {"compute_dtype": torch.bfloat16}, False),
     "lora checkpointing": (LoRA(8, 8.0), {"checkpointing": True}, False),
     "sft from pixels": (FullFineTuning(), {}, True),
-    "sft of both bf16": (FullFineTuning(text_encoder=True), {"compute": torch.bfloat16}, False),
+    "sft of both bf16": (FullFineTuning(text_encoder=True), {"compute_dtype": torch.bfloat16}, False),
 }
 
 
@@ -83,7 +83,7 @@ def test_what_is_expected_is_what_a_step_then_takes(tiny, case):
     found = estimate_memory(module, step)
     assert found.activations == pytest.approx(taken(module, step), rel=0.03)
     assert found.weights == sum(map(count_bytes, [*module.parameters(), *module.buffers()]))
-    assert found.gradients == sum(map(count_bytes, module.learned().values()))
+    assert found.gradients == sum(map(count_bytes, module.get_trainable_parameters().values()))
 
 
 def test_expecting_touches_neither_module_nor_chance_and_takes_little_time(tiny):
@@ -101,7 +101,7 @@ def test_expecting_touches_neither_module_nor_chance_and_takes_little_time(tiny)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_states_are_those_that_an_optimizer_makes(tiny, name):
     module = fine_tuning(tiny(), FullFineTuning(), optimizer=name)
-    learned = list(module.learned().values())
+    learned = list(module.get_trainable_parameters().values())
     made = module.optimizer([{"params": learned, "lr": 1e-3, "name": "unet"}])
     for parameter in learned:
         parameter.grad = torch.ones_like(parameter)
@@ -126,7 +126,13 @@ def test_every_word_that_needs_less_is_expected_to(tiny):
     step = StepSpec(sample(module, pixels=True), 8, 1, CPU, ema=True)
     whole = estimate_memory(module, step)
     assert whole.average == whole.gradients and whole.states == pytest.approx(2 * whole.gradients, rel=0.001)
-    less = [{"batch_size": 4}, {"checkpointing": True}, {"scale": 0.5}, {"compute": torch.bfloat16}, {"cached": True}]
+    less = [
+        {"batch_size": 4},
+        {"checkpointing": True},
+        {"scale": 0.5},
+        {"compute_dtype": torch.bfloat16},
+        {"cached": True},
+    ]
     for words in less:
         assert estimate_memory(module, replace(step, **words)).activations < whole.activations
     assert estimate_memory(module, replace(step, has_ddp_buckets=True)).gradients == 2 * whole.gradients
@@ -136,7 +142,7 @@ def test_every_word_that_needs_less_is_expected_to(tiny):
 
 def test_parts_that_rest_count_where_they_are(tiny):
     module = fine_tuning(tiny(), LoRA(8, 8.0, text_encoder=False))
-    module.resting = ["vae", "text_encoder"]
+    module.offloaded_parts = ["vae", "text_encoder"]
     here = estimate_memory(module, StepSpec(sample(module), 2, 1, CPU)).weights
     assert here == sum(map(count_bytes, [*module.parameters(), *module.buffers()]))
 

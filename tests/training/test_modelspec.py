@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sdft.models.embedded import ASSETS_FOLDER
-from sdft.training.export.modelspec import architecture, describe, metadata
-from sdft.training.export.trigger_words import triggers
+from sdft.training.export.modelspec import build_modelspec_metadata, get_modelspec_architecture, write_header_metadata
+from sdft.training.export.trigger_words import find_trigger_words
 
 FILES = ("pytorch_lora_weights.safetensors", "lora-kohya.safetensors")
 WORDS = ("steps=2", "data.per_digit=2", "rank=2", "alpha=1", "lr=2e-3")
@@ -65,11 +65,11 @@ def test_describing_a_file_again_changes_no_tensor_and_twice_the_same_is_the_sam
     file = tmp_path / FILES[0]
     file.write_bytes((folder / "adapter" / FILES[0]).read_bytes())
     before = load_file(file)
-    describe(tmp_path, {"modelspec.title": "ein Löwe\n\"'"})
+    write_header_metadata(tmp_path, {"modelspec.title": "ein Löwe\n\"'"})
     once = file.read_bytes()
     assert head(file)["modelspec.title"] == "ein Löwe\n\"'" and int.from_bytes(once[:8], "little") % 8 == 0
     assert all(torch.equal(weight, before[key]) for key, weight in load_file(file).items())
-    describe(tmp_path, {"modelspec.title": "ein Löwe\n\"'"})
+    write_header_metadata(tmp_path, {"modelspec.title": "ein Löwe\n\"'"})
     assert file.read_bytes() == once and [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
@@ -90,8 +90,10 @@ def test_no_file_tells_a_date_or_a_place(shared):
 
 def test_captions_can_be_left_out(shared):
     _, folder = shared(*WORDS)
-    told = metadata(folder, captions=False)
-    assert set(json.loads(told["ss_tag_frequency"])["1_lora"]) == set(triggers(folder)) and "three" not in str(told)
+    told = build_modelspec_metadata(folder, captions=False)
+    assert set(json.loads(told["ss_tag_frequency"])["1_lora"]) == set(
+        find_trigger_words(folder)
+    ) and "three" not in str(told)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_captions_can_be_left_out(shared):
 def test_a_base_is_called_as_the_specification_calls_it(place, prediction, name):
     config = json.loads((ASSETS_FOLDER / place / "unet" / "config.json").read_text())
     unet = SimpleNamespace(config=SimpleNamespace(cross_attention_dim=config["cross_attention_dim"]))
-    assert architecture(SimpleNamespace(unet=unet, prediction_type=prediction)) == name
+    assert get_modelspec_architecture(SimpleNamespace(unet=unet, prediction_type=prediction)) == name
 
 
 FREQUENT = {"frequent words": {"cat": 9, "the": 9, "red": 5, "hat": 1}, "captions": 10, "unique captions": 9}
@@ -126,4 +128,4 @@ FREQUENT = {"frequent words": {"cat": 9, "the": 9, "red": 5, "hat": 1}, "caption
 def test_trigger_words_are_what_a_run_was_taught_by(config, data, words, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "data.json").write_text(json.dumps(data))
-    assert triggers(tmp_path) == words
+    assert find_trigger_words(tmp_path) == words

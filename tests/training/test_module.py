@@ -10,14 +10,16 @@ from torch import nn
 from sdft.losses.diffusion import DiffusionLoss
 from sdft.methods.full import FullFineTuning
 from sdft.methods.lora import LoRA
-from sdft.training.lr_schedule import Schedule
-from sdft.training.module import FineTuning
+from sdft.training.lr_schedule import LRSchedule
+from sdft.training.module import DiffusionModule
 
 
 def build(model, method=None, **options):
     lr = {"unet": 1e-4, "text_encoder": 5e-5}
     optimizer = partial(torch.optim.AdamW, lr=1e-4)
-    return FineTuning(model, method or LoRA(4, 4), DiffusionLoss(), optimizer, Schedule("constant"), lr, **options)
+    return DiffusionModule(
+        model, method or LoRA(4, 4), DiffusionLoss(), optimizer, LRSchedule("constant"), lr, **options
+    )
 
 
 def batch(model, size=2, seed=0):
@@ -38,7 +40,11 @@ def batch(model, size=2, seed=0):
 
 
 def norm(module) -> float:
-    return torch.stack([p.grad.norm() for p in module.learned().values() if p.grad is not None]).norm().item()
+    return (
+        torch.stack([p.grad.norm() for p in module.get_trainable_parameters().values() if p.grad is not None])
+        .norm()
+        .item()
+    )
 
 
 def groups(module):
@@ -69,11 +75,11 @@ def test_clip_zero_only_measures(tiny):
     assert norm(module) == pytest.approx(before, rel=1e-6)
 
 
-@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16, torch.float16])
-def test_what_learns_is_fp32_whatever_the_precision(tiny, compute):  # pitfalls 2 and 7
-    module = build(tiny(), compute=compute)
-    assert {p.dtype for p in module.learned().values()} == {torch.float32}
-    assert {p.dtype for n, p in module.model.unet.named_parameters() if ".lora_" not in n} == {compute}
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_learns_is_fp32_whatever_the_precision(tiny, compute_dtype):  # pitfalls 2 and 7
+    module = build(tiny(), compute_dtype=compute_dtype)
+    assert {p.dtype for p in module.get_trainable_parameters().values()} == {torch.float32}
+    assert {p.dtype for n, p in module.model.unet.named_parameters() if ".lora_" not in n} == {compute_dtype}
     assert module.model.vae.dtype == torch.float32
 
 
@@ -87,9 +93,9 @@ def test_the_autoencoder_computes_in_fp32_inside_autocast(tiny):  # pitfall 7
 
 
 def test_gaussian_entries_move_at_the_usual_rate(tiny):  # pitfall 2
-    module = build(tiny(), compute=torch.bfloat16)
-    a = {n: p for n, p in module.learned().items() if ".lora_A." in n}
-    for p in module.learned().values():
+    module = build(tiny(), compute_dtype=torch.bfloat16)
+    a = {n: p for n, p in module.get_trainable_parameters().items() if ".lora_A." in n}
+    for p in module.get_trainable_parameters().values():
         p.grad = torch.randn_like(p)
     before = {n: p.detach().clone() for n, p in a.items()}
     torch.optim.AdamW(a.values(), lr=1e-4).step()
@@ -102,7 +108,7 @@ def test_the_seed_decides_the_adapter(tiny):  # pitfall 5
     for noise in (1, 2):
         model = tiny()
         torch.manual_seed(noise)
-        weights.append(build(model, seed=7).learned())
+        weights.append(build(model, seed=7).get_trainable_parameters())
     assert all(torch.equal(p, weights[1][n]) for n, p in weights[0].items())
 
 
@@ -134,18 +140,18 @@ def test_each_part_has_its_own_rate(tiny):
 def test_losses_do_not_depend_on_the_batch_they_are_in(tiny):
     module = build(tiny())
     whole = batch(module.model, 4)
-    alone = torch.cat([module.losses({k: v[i : i + 1] for k, v in whole.items()}) for i in range(4)])
-    assert torch.allclose(module.losses(whole), alone, atol=1e-5)
+    alone = torch.cat([module.compute_losses({k: v[i : i + 1] for k, v in whole.items()}) for i in range(4)])
+    assert torch.allclose(module.compute_losses(whole), alone, atol=1e-5)
 
 
 def test_full_fine_tuning_learns_the_unet_and_nothing_else(tiny):
     module = build(tiny(), FullFineTuning())
-    assert set(module.learned()) == {f"unet.{n}" for n, _ in module.model.unet.named_parameters()}
+    assert set(module.get_trainable_parameters()) == {f"unet.{n}" for n, _ in module.model.unet.named_parameters()}
 
 
 def test_a_skipped_fp16_step_does_not_advance_the_schedule(tiny):  # pitfall 7
     module, optimizer = build(tiny()), torch.optim.AdamW([nn.Parameter(torch.ones(1))], lr=1.0)
-    scheduler = Schedule("linear")(optimizer, 10)
+    scheduler = LRSchedule("linear")(optimizer, 10)
     scaler = torch.amp.GradScaler("cpu")
     plugin = type("Plugin", (), {"scaler": scaler})()
     module._trainer = type("Trainer", (), {"precision_plugin": plugin})()
@@ -166,7 +172,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny, method):
     for checkpointing in (False, True):
         module = build(tiny(), method, checkpointing=checkpointing)
         module.training_step(batch(module.model), 0)["loss"].backward()
-        gradients.append({name: p.grad for name, p in module.learned().items()})
+        gradients.append({name: p.grad for name, p in module.get_trainable_parameters().items()})
     assert module.model.unet.is_gradient_checkpointing
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
@@ -178,4 +184,4 @@ def test_each_rate_has_a_group_of_its_own(tiny):
     (optimizer,), _ = module.configure_optimizers()
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert rates == pytest.approx({"unet": 1e-4, "unet_x16": 16e-4, "text_encoder": 5e-5, "text_encoder_x16": 80e-5})
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(module.learned())
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(module.get_trainable_parameters())

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from sdft.models.sampling import Sampling
 from sdft.runs.checkpoint_file import read_checkpoint
-from sdft.training.module import FineTuning
+from sdft.training.module import DiffusionModule
 from sdft.training.oom_advice import is_out_of_disk, is_out_of_memory
 
 WORDS = ["batch_size=16", "gradient_accumulation_steps=2", "save_every=0", "ema=0.9"]
@@ -30,7 +30,7 @@ def test_what_ran_out_is_known_by_what_is_raised():
 @pytest.fixture
 def short(monkeypatch):
     """The memory runs out in a step, in its second micro-batch."""
-    step = FineTuning.training_step
+    step = DiffusionModule.training_step
 
     def training_step(self, batch, number):
         if self.trainer.global_step == short.at and number % 2:
@@ -41,7 +41,7 @@ def short(monkeypatch):
         short.at = at
 
     short(-1)
-    monkeypatch.setattr(FineTuning, "training_step", training_step)
+    monkeypatch.setattr(DiffusionModule, "training_step", training_step)
     return short
 
 

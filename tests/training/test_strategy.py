@@ -26,12 +26,12 @@ def test_bad_words_are_refused(key, value):
 
 
 def test_fp16_on_a_cpu_is_refused():
-    Precision("float16").check("gpu")
+    Precision("float16").check_accelerator("gpu")
     with pytest.raises(ValueError, match="precision=fp16: CPUs cannot train in it; choose fp32 or bf16"):
-        Precision("float16").check("cpu")
+        Precision("float16").check_accelerator("cpu")
 
 
 def test_tf32_is_what_it_says():
     for tf32, precision in ((True, "high"), (False, "highest")):
-        Precision(tf32=tf32).apply()
+        Precision(tf32=tf32).configure_tf32()
         assert torch.get_float32_matmul_precision() == precision and torch.backends.cudnn.allow_tf32 is tf32

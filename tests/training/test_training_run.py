@@ -84,7 +84,7 @@ def test_a_resumed_run_is_bit_identical(run):
 def test_checkpoints_hold_only_what_learns(run):
     module, folder = run("steps=2", "ema=0.9")
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert set(checkpoint["state_dict"]) == {f"model.{n}" for n in module.learned()}
+    assert set(checkpoint["state_dict"]) == {f"model.{n}" for n in module.get_trainable_parameters()}
     assert checkpoint["callbacks"]["EMA"]["updates"] == 2
 
 

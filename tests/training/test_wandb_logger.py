@@ -21,15 +21,15 @@ from sdft.training.finish import close_loggers_on_exit
 KEY = "a" * 40  # as long as keys are
 KILL = """
 import os, runpy, signal, sys
-from sdft.training.callbacks.metrics import Meters
+from sdft.training.callbacks.metrics import TrainingMetrics
 from wandb.sdk import wandb_setup
 
-whole = Meters.report
+whole = TrainingMetrics.report
 def report(self, trainer, *rest, **more):
     if trainer.global_step == 2:
         os.kill(wandb_setup.singleton()._connection._proc._process.pid, signal.SIGKILL)
     return whole(self, trainer, *rest, **more)
-Meters.report = report
+TrainingMetrics.report = report
 sys.argv = ["train.py", *sys.argv[1:]]
 runpy.run_path(os.environ["TRAIN"], run_name="__main__")
 """
@@ -139,16 +139,16 @@ def test_the_exit_status_of_a_failed_run_reaches_wandb(afresh):
 
 
 def test_a_run_goes_on_when_wandb_dies(afresh, monkeypatch, capsys):
-    from sdft.training.callbacks.metrics import Meters
+    from sdft.training.callbacks.metrics import TrainingMetrics
 
-    whole = Meters.report
+    whole = TrainingMetrics.report
 
     def report(self, trainer, *rest, **more):
         if trainer.global_step == 2:
             wandb_setup.singleton()._connection._proc._process.kill()
         return whole(self, trainer, *rest, **more)
 
-    monkeypatch.setattr(Meters, "report", report)
+    monkeypatch.setattr(TrainingMetrics, "report", report)
     _, folder = trained(afresh, "steps=4", "logger=wandb", "logger.mode=offline")
     said = capsys.readouterr()
     (warning,) = [line for line in said.out.splitlines() if line.startswith("warning") and "W&B" in line]

@@ -33,7 +33,7 @@ def restore_options(image_metadata: dict, given: set[str], where: str) -> dict:
     }
     found["precision"] = {
         "_target_": "sdft.training.precision.Precision",
-        "compute": image_metadata["precision"],
+        "compute_dtype": image_metadata["precision"],
         "tf32": image_metadata["tf32"],
     }
     if "resolution" in given:

@@ -99,7 +99,7 @@ def build_diffmorpher(cfg, model, pictures, recipe, precision):
             raise ValueError(f"adapters={list(cfg.adapters)}: {len(files)} given; give two, as [A,B]")
     else:
         portrait, place = instantiate(cfg.portrait), Path(cfg.adapter_cache)
-        precision.check("cpu" if device.type == "cpu" else "gpu")
+        precision.check_accelerator("cpu" if device.type == "cpu" else "gpu")
         model.cpu()
         files = []
         for picture in pictures:

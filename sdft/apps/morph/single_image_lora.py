@@ -45,7 +45,7 @@ class SingleImageTrainer:
         source = SingleImageDataset(picture)
         facts = {"base": hash_weights(base), "prediction": base.prediction_type, "prompt_chunks": base.prompt_chunks}
         shown = {"picture": source.digest(0), "size": list(picture.image.size), "caption": picture.caption}
-        return {**asdict(self), **facts, **shown, "precision": precision.compute}
+        return {**asdict(self), **facts, **shown, "precision": precision.compute_dtype}
 
     def load_or_train(
         self, base: StableDiffusion, picture: CaptionedImage, precision: Precision, accelerator: str, place: Path
@@ -81,32 +81,32 @@ class SingleImageTrainer:
         """The project's own step, stream and loop, without the files of a run."""
         from sdft.data.datamodule import TrainingDataModule
         from sdft.losses.diffusion import DiffusionLoss
-        from sdft.training.callbacks.metrics import Meters
+        from sdft.training.callbacks.metrics import TrainingMetrics
         from sdft.training.callbacks.progress_bar import ProgressBar
-        from sdft.training.lr_schedule import Schedule
-        from sdft.training.module import FineTuning
+        from sdft.training.lr_schedule import LRSchedule
+        from sdft.training.module import DiffusionModule
         from sdft.training.trainer import build_lightning_trainer
 
         method.check(model, [picture.caption])
         optimizer = partial(torch.optim.AdamW, lr=self.lr, weight_decay=1e-2)
         rates = dict.fromkeys(model.parts, self.lr)
-        about = {"lr": rates, "compute": precision.dtype, "seed": self.seed}
-        module = FineTuning(model, method, DiffusionLoss("none"), optimizer, Schedule("constant"), **about)
+        about = {"lr": rates, "compute_dtype": precision.dtype, "seed": self.seed}
+        module = DiffusionModule(model, method, DiffusionLoss("none"), optimizer, LRSchedule("constant"), **about)
         model.to(strategy.device())
-        samples, meters = self.samples(model, picture), Meters(max(1, self.steps // 20))
+        samples, training_metrics = self.samples(model, picture), TrainingMetrics(max(1, self.steps // 20))
         trainer = build_lightning_trainer(
             **strategy.trainer(),
-            precision=precision.trainer,
+            precision=precision.lightning_precision,
             max_steps=self.steps,
             logger=False,
-            callbacks=[meters, ProgressBar(meters)],
+            callbacks=[training_metrics, ProgressBar(training_metrics)],
             enable_checkpointing=False,
         )
         with limit_threads(model.unet, model.batch_shape(1, samples.sizes[0])):
             trainer.fit(module, TrainingDataModule(samples, 1))
-        if module.held_back:
+        if module.skipped_steps:
             raise ValueError(
-                f"lr={self.lr}: {int(module.held_back)} of {self.steps} gradients were no number; choose a lower lr"
+                f"lr={self.lr}: {int(module.skipped_steps)} of {self.steps} gradients were no number; choose a lower lr"
             )
 
     def samples(self, model: StableDiffusion, picture: CaptionedImage):

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from sdft.runs.files import read_json
-from sdft.training.export.model_card import quoted
+from sdft.training.export.model_card import format_inline_code
 
 LISTED_OPTIONS = """method rank alpha lr text_encoder_lr steps epochs batch_size gradient_accumulation_steps optimizer schedule warmup weighting snr_gamma
     loss noise_offset input_perturbation caption_dropout resolution crop flip caption_template precision ema seed"""
@@ -12,14 +12,14 @@ LISTED_OPTIONS = """method rank alpha lr text_encoder_lr steps epochs batch_size
 
 def render_license_section(license: str | None, base: str) -> str:
     if license:
-        return f"License: {quoted(license)}. The base, {quoted(base)}, has a license of its own, which goes on to hold."
+        return f"License: {format_inline_code(license)}. The base, {format_inline_code(base)}, has a license of its own, which goes on to hold."
     return "**No license was chosen**, so nobody but its author may use it."
 
 
 def render_trigger_section(words: list[str]) -> list[str]:
     if not words:
         return []
-    return [f"## Trigger words\n\nWrite {' or '.join(map(quoted, words))} into the prompt."]
+    return [f"## Trigger words\n\nWrite {' or '.join(map(format_inline_code, words))} into the prompt."]
 
 
 def render_data_section(run: Path, facts: dict, captions: bool) -> str:
@@ -35,7 +35,7 @@ def render_data_section(run: Path, facts: dict, captions: bool) -> str:
     if facts.get("class_images"):
         lines.append(f"Beside them {facts['class_images']} pictures of the class, so that it stays what it was.")
     if captions and (words := data.get("frequent words")):
-        lines.append("Most frequent words: " + ", ".join(map(quoted, words)) + ".")
+        lines.append("Most frequent words: " + ", ".join(map(format_inline_code, words)) + ".")
     return "## Trained on\n\n" + "\n".join(lines)
 
 
@@ -50,7 +50,7 @@ def render_scores_section(run: Path, folder: Path) -> list[str]:
         labels = [state["label"] for state in states] + (["real pictures"] if reference else [])
         rows = [
             [
-                quoted(name) + {True: " ↑", False: " ↓"}.get(about["higher_is_better"], ""),
+                format_inline_code(name) + {True: " ↑", False: " ↓"}.get(about["higher_is_better"], ""),
                 *(
                     format_score_value(state["scores"].get(group, {}).get(name, {}).get("value"), about)
                     for state in states
@@ -60,8 +60,10 @@ def render_scores_section(run: Path, folder: Path) -> list[str]:
             for name, about in metrics.items()
         ]
         prompts = f"{len(found['groups'].get(group, []))} × {found['images']} pictures"
-        tables.append(f"{quoted(group)}, {prompts}:\n\n{format_markdown_table(['', *map(quoted, labels)], rows)}")
-    scorers = ", ".join(quoted(judge) for judge in found["scorers"].values())
+        tables.append(
+            f"{format_inline_code(group)}, {prompts}:\n\n{format_markdown_table(['', *map(format_inline_code, labels)], rows)}"
+        )
+    scorers = ", ".join(format_inline_code(judge) for judge in found["scorers"].values())
     sheet = "![The same prompts and seeds, judged](evaluation.png)" if (folder / "evaluation.png").is_file() else ""
     return [
         "\n\n".join(["## Scores", *tables, f"Judged by {scorers}; ↑ higher is better.", *([sheet] if sheet else [])])
@@ -86,14 +88,18 @@ def render_settings_section(facts: dict) -> str:
     words = facts["options"]
     words |= {} if words.get("snr_gamma") else {"weighting": None}
     words |= {"steps": facts["steps"], "epochs": f"{facts['epochs']:g}"}
-    rows = [[quoted(word), quoted(words[word])] for word in LISTED_OPTIONS.split() if words.get(word) or word == "seed"]
+    rows = [
+        [format_inline_code(word), format_inline_code(words[word])]
+        for word in LISTED_OPTIONS.split()
+        if words.get(word) or word == "seed"
+    ]
     versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
-    return f"## Settings\n\n{format_markdown_table(['word', 'value'], rows)}\n\n{quoted(versions)}"
+    return f"## Settings\n\n{format_markdown_table(['word', 'value'], rows)}\n\n{format_inline_code(versions)}"
 
 
 def render_tools_section(kind: str, name: str, words: list[str]) -> list[str]:
     """How tools with pages of buttons take the file."""
-    said = quoted(", ".join(words)) if words else "the prompt"
+    said = format_inline_code(", ".join(words)) if words else "the prompt"
     if kind == "adapter":
         file = f"{name}-kohya"
         return [

@@ -22,9 +22,9 @@ from sdft.config import check_secret
 from sdft.evaluation.variants import BEST
 from sdft.models.safetensors_check import check_safetensors
 from sdft.runs.files import read_config, read_json
-from sdft.training.export.model_card import GIVES, Card
-from sdft.training.export.modelspec import KINDS, describe, metadata
-from sdft.training.export.trigger_words import plain, triggers
+from sdft.training.export.model_card import REPRODUCTION_NOTE, ModelCard
+from sdft.training.export.modelspec import MODELSPEC_ADAPTER_TYPES, build_modelspec_metadata, write_header_metadata
+from sdft.training.export.trigger_words import find_trigger_words, to_printable_line
 
 PUBLISHED_FOLDER = "published"  # the folder in the run
 LICENSES = """creativeml-openrail-m openrail openrail++ bigscience-openrail-m apache-2.0 mit bsd-3-clause gpl-3.0 agpl-3.0
@@ -71,8 +71,8 @@ def write_publication(asked: PublishRequest) -> Path:
         copy_images(run, partial)
         card = build_card(asked, config, facts, kind, partial)
         (partial / "README.md").write_text(card.text(), encoding="utf-8")
-        if kind in KINDS:
-            describe(partial, build_header_metadata(asked, facts, kind))
+        if kind in MODELSPEC_ADAPTER_TYPES:
+            write_header_metadata(partial, build_header_metadata(asked, facts, kind))
         check_publication(partial)
         shutil.rmtree(run / PUBLISHED_FOLDER, ignore_errors=True)
         os.replace(partial, run / PUBLISHED_FOLDER)
@@ -105,10 +105,10 @@ def latest_sample_files(run: Path) -> list[Path]:
     return sorted(place.glob("*.png")) if place else []
 
 
-def build_card(asked: PublishRequest, config: DictConfig, facts: dict, kind: str, folder: Path) -> Card:
-    run, prompts, found = asked.run, drawn.read_sample_prompts(asked.run), triggers(asked.run)
+def build_card(asked: PublishRequest, config: DictConfig, facts: dict, kind: str, folder: Path) -> ModelCard:
+    run, prompts, found = asked.run, drawn.read_sample_prompts(asked.run), find_trigger_words(asked.run)
     name = re.sub(r"[^\w .+-]", "", config.name) or "result"
-    base = plain(facts.get("base") or config.model.name)
+    base = to_printable_line(facts.get("base") or config.model.name)
     base = Path(base).name if Path(base).expanduser().exists() else base
     method, best = config.method.get("_target_", "").rpartition(".")[2].lower(), facts.get("best") or {}
     images = sorted((folder / "images").glob("*.png"), key=lambda file: int(file.stem))
@@ -123,7 +123,7 @@ def build_card(asked: PublishRequest, config: DictConfig, facts: dict, kind: str
         "tags": ["stable-diffusion", "text-to-image", method, "diffusers"],
         "widget": widget or None,
     }
-    return Card(
+    return ModelCard(
         result=kind,
         name=name,
         base=base,
@@ -135,23 +135,23 @@ def build_card(asked: PublishRequest, config: DictConfig, facts: dict, kind: str
         sampling=SimpleNamespace(**config.sampling),
         command=redact_command(facts["command"]),
         dora=bool(config.method.get("use_dora")),
-        place=asked.to or ".",
-        gives="" if asked.best else GIVES,
-        front=front,
-        before=[
+        load_path=asked.to or ".",
+        reproduction_note="" if asked.best else REPRODUCTION_NOTE,
+        front_matter=front,
+        leading_sections=[
             render_license_section(asked.license, base),
             *render_trigger_section(found),
             render_data_section(run, facts, asked.captions),
             *render_scores_section(run, folder),
         ],
-        after=[*render_tools_section(kind, name, found), render_settings_section(facts)],
+        trailing_sections=[*render_tools_section(kind, name, found), render_settings_section(facts)],
     )
 
 
 def build_header_metadata(asked: PublishRequest, facts: dict, kind: str) -> dict[str, str]:
     """Of the weights' headers: what training wrote, and what is known only now."""
     step = (facts.get("best") or {}).get("step") if asked.best else None
-    words = metadata(asked.run, kind, step, asked.captions)
+    words = build_modelspec_metadata(asked.run, kind, step, asked.captions)
     now = {"modelspec.date": facts.get("ended"), "modelspec.license": asked.license}
     now |= {"modelspec.author": asked.to.split("/")[0] if asked.to else None}
     now |= {"ss_training_started_at": facts.get("started"), "ss_training_finished_at": facts.get("ended")}
@@ -161,7 +161,7 @@ def build_header_metadata(asked: PublishRequest, facts: dict, kind: str) -> dict
 def redact_command(command: list[str]) -> list[str]:
     """The command without what it says of this machine."""
     kept = []
-    for word in map(plain, command):
+    for word in map(to_printable_line, command):
         key, equals, value = word.partition("=")
         named = key.lstrip("+").rpartition(".")[2] in PATH_OPTIONS or PATH_PATTERN.search(value)
         there = bool(value) and len(value) < 250 and Path(value).expanduser().exists()

@@ -18,11 +18,11 @@ def main(cfg):
     from sdft.apps.load_model import open_model, resolve_model_config
     from sdft.apps.stylize.controlnet import load_controlnet
     from sdft.apps.stylize.img2img import StyleTransfer, list_input_images, stylize_images
-    from sdft.training.export.trigger_words import triggers
+    from sdft.training.export.trigger_words import find_trigger_words
 
     files = list_input_images(cfg.images)
     run_cfg, run = resolve_model_config(cfg)
-    words = triggers(run) if run else []
+    words = find_trigger_words(run) if run else []
     prompt = cfg.prompt if cfg.prompt is not None else ", ".join(words)
     if not prompt:
         raise ValueError("prompt=null: give what the pictures should show, with the words that call up the style")

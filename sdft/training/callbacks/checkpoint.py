@@ -10,7 +10,7 @@ from sdft.runs.checkpoint_file import format_checkpoint_name
 from sdft.runs.metrics_csv import MetricsCsv
 
 
-class Checkpoints(Checkpoint):
+class PeriodicCheckpoint(Checkpoint):
     """Every `every` steps, or every `seconds`, which win; with each, how many rows of `metrics` there were.
 
     Lightning calls these callbacks last.

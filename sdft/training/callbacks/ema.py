@@ -9,18 +9,18 @@ from torch import Tensor
 from sdft.training.fsdp import gather_full_tensor, is_sharded, match_placement
 
 
-def averages(optimizer) -> bool:
+def has_averaged_weights(optimizer) -> bool:
     """Whether an optimizer, or its class, keeps averaged weights of its own, as the schedule-free ones do."""
     return hasattr(optimizer, "eval") and hasattr(optimizer, "train")
 
 
-def exchanged(weights: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+def swap_weights(weights: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     for name, weight in weights.items():
         weight.data = values[name]
 
 
 @torch.no_grad()
-def copied(weights: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+def copy_weights(weights: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     """Of sharded weights, whose memory others know, too."""
     for name, weight in weights.items():
         weight.copy_(values[name])
@@ -34,7 +34,7 @@ class EMA(Callback):
 
     def on_train_start(self, trainer, module):
         self.steps = trainer.global_step
-        weights = module.learned()
+        weights = module.get_trainable_parameters()
         if not self.average:
             self.average = {name: p.detach().clone() for name, p in weights.items()}
         self.average = {name: match_placement(average, weights[name]) for name, average in self.average.items()}
@@ -50,12 +50,12 @@ class EMA(Callback):
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.weights], 1 - decay)
 
     @contextmanager
-    def applied(self, module):
+    def apply_averages(self, module):
         """The averaged weights, these or the optimizer's own, in the model's place; afterwards the raw ones, to the bit."""
-        optimizers = [o for o in module.trainer.optimizers if averages(o)]
-        weights = module.learned() if self.average or optimizers else {}
+        optimizers = [o for o in module.trainer.optimizers if has_averaged_weights(o)]
+        weights = module.get_trainable_parameters() if self.average or optimizers else {}
         sharded = any(map(is_sharded, weights.values()))
-        put = copied if sharded else exchanged
+        put = copy_weights if sharded else swap_weights
         raw = {name: p.detach().clone() if sharded else p.data for name, p in weights.items()}
         put(weights, self.average or {name: p.detach().clone() for name, p in weights.items()})
         for optimizer in optimizers:

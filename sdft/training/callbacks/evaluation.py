@@ -14,15 +14,15 @@ from sdft.evaluation.variants import BEST
 from sdft.models.sampling import Sampling
 from sdft.runs.evaluation_history import EvaluationHistory
 from sdft.training.callbacks.ema import EMA
-from sdft.training.callbacks.metrics import Meters
-from sdft.training.export.modelspec import describe_result
+from sdft.training.callbacks.metrics import TrainingMetrics
+from sdft.training.export.modelspec import write_result_metadata
 from sdft.training.fsdp import unshard_model
 
-SEEDS = 10_000  # beyond those of the evaluation at the end, which is then no judge of its own choice
+EVALUATION_SEED_OFFSET = 10_000  # beyond those of the evaluation at the end, which is then no judge of its own choice
 
 
-class Evaluations(Callback):
-    """`choose` names the score, as `CLIP-I` or `controls/drift`, whose best result is kept in `best/`.
+class PeriodicEvaluation(Callback):
+    """`monitor` names the score, as `CLIP-I` or `controls/drift`, whose best result is kept in `best/`.
 
     `before` is the folder of the run that a resumed one goes on from.
     """
@@ -34,16 +34,16 @@ class Evaluations(Callback):
         sampling: Sampling,
         resolution: int,
         every: int,
-        choose: str | None,
+        monitor: str | None,
         patience: int,
         ema: EMA,
-        meters: Meters,
+        training_metrics: TrainingMetrics,
         name: str,
         before: Path | None = None,
     ):
         self.folder, self.exam, self.sampling, self.resolution = folder, exam, sampling, resolution
-        self.every, self.choose, self.patience = every, choose, patience
-        self.ema, self.meters, self.name, self.before = ema, meters, name, before
+        self.every, self.monitor, self.patience = every, monitor, patience
+        self.ema, self.training_metrics, self.name, self.before = ema, training_metrics, name, before
         self.timeline = EvaluationHistory(folder / "evaluation")
         self.best: dict | None = None  # step, metric and value
         self.since = 0  # evaluations since then
@@ -61,7 +61,7 @@ class Evaluations(Callback):
                     "give the same words as then, or evaluate_every=0"
                 )
             self.exam.build_metrics(self.timeline.load_images(0))
-        if self.best and self.best["metric"] != self.choose:
+        if self.best and self.best["metric"] != self.monitor:
             self.best, self.since = None, 0
         self.stop(trainer)
 
@@ -81,11 +81,11 @@ class Evaluations(Callback):
     def measure(self, trainer, module) -> None:
         """Draw, in all processes; score and write down, in the first; compare, in all."""
         self.measured = step = trainer.global_step
-        with self.meters.paused(), self.ema.applied(module):
+        with self.training_metrics.pause_clock(), self.ema.apply_averages(module):
             draw = lambda group: self.sampling(module.model, group.prompts, self.resolution)  # noqa: E731
             pictures = {group.name: draw(group) for group in self.exam.groups}
             scores = processes.broadcast(self.score(pictures, step) if trainer.is_global_zero else None)
-            if self.choose and step:
+            if self.monitor and step:
                 self.compare(step, scores, module)
         told = {f"scores/{name}": s["value"] for name, s in flatten_scores(scores).items() if s["value"] is not None}
         for logger in trainer.loggers:
@@ -101,7 +101,7 @@ class Evaluations(Callback):
 
     def compare(self, step: int, scores: dict, module) -> None:
         """Keep the result when its score is the best so far; what could not be computed never is."""
-        group, name = where(self.choose)
+        group, name = split_metric_key(self.monitor)
         direction = self.exam.metrics[group][name].higher_is_better
         value = scores[group][name]["value"]
         before = self.best["value"] if self.best else None
@@ -109,8 +109,8 @@ class Evaluations(Callback):
             model = unshard_model(module.model)
             if processes.rank() == 0:
                 module.method.save(model, self.folder / BEST, self.name)
-                describe_result(self.folder / BEST, self.folder, module.method.output_kind, step)
-            self.best, self.since = {"step": step, "metric": self.choose, "value": value}, 0
+                write_result_metadata(self.folder / BEST, self.folder, module.method.output_kind, step)
+            self.best, self.since = {"step": step, "metric": self.monitor, "value": value}, 0
         else:
             self.since += 1
 
@@ -138,18 +138,18 @@ class Evaluations(Callback):
         self.best, self.since, self.measured = state["best"], state["since"], state["measured"]
 
 
-def where(choose: str) -> tuple[str, str]:
+def split_metric_key(monitor: str) -> tuple[str, str]:
     """Group and name of a score."""
-    group, slash, name = choose.rpartition("/")
-    return (group, name) if slash else (PROMPTS_GROUP, choose)
+    group, slash, name = monitor.rpartition("/")
+    return (group, name) if slash else (PROMPTS_GROUP, monitor)
 
 
-def check_choice(choose: str | None, exam: Evaluator) -> None:
+def check_checkpoint_metric(monitor: str | None, exam: Evaluator) -> None:
     """Before anything is trained: does the score exist here?"""
     exam.build_metrics({group.name: [Image.new("RGB", (8, 8))] for group in exam.groups})
-    if choose is None:
+    if monitor is None:
         return
     there = [format_score_name(group, name) for group, row in exam.metrics.items() for name in row]
-    if format_score_name(*where(choose)) not in there:
+    if format_score_name(*split_metric_key(monitor)) not in there:
         missing = "".join(f"; {name} not measured: {why}" for name, why in exam.scorers.missing.items())
-        raise ValueError(f"checkpoint_metric={choose}: choose one of {', '.join(there)}{missing}")
+        raise ValueError(f"checkpoint_metric={monitor}: choose one of {', '.join(there)}{missing}")

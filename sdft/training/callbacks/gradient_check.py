@@ -6,16 +6,18 @@ from lightning import Callback
 
 from sdft.training.fsdp import gather_full_tensor
 
-ADAPTER = re.compile(r"\.(?:lora|hada|lokr)_")  # what stands between a layer's name and its adapter's tensors
+ADAPTER_TENSOR_PATTERN = re.compile(
+    r"\.(?:lora|hada|lokr)_"
+)  # what stands between a layer's name and its adapter's tensors
 
-PATIENCE = {"embedding": 50}  # steps: a word is not in every caption
+MAX_ZERO_GRADIENT_STEPS = {"embedding": 50}  # steps: a word is not in every caption
 
 
-class FirstGradients(Callback):
+class ZeroGradientCheck(Callback):
     """A layer whose learned tensors all have a zero gradient at the first step would never move; the run stops and names it."""
 
     def on_train_start(self, trainer, module):
-        self.patience = PATIENCE.get(module.method.output_kind, 1) if trainer.global_step == 0 else 0
+        self.patience = MAX_ZERO_GRADIENT_STEPS.get(module.method.output_kind, 1) if trainer.global_step == 0 else 0
         self.moved: set[str] = set()
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
@@ -23,8 +25,10 @@ class FirstGradients(Callback):
             return
         self.patience -= 1
         layers = set()
-        for name, p in module.learned().items():
-            layer = ADAPTER.split(name)[0] if ADAPTER.search(name) else name.rsplit(".", 1)[0]
+        for name, p in module.get_trainable_parameters().items():
+            layer = (
+                ADAPTER_TENSOR_PATTERN.split(name)[0] if ADAPTER_TENSOR_PATTERN.search(name) else name.rsplit(".", 1)[0]
+            )
             layers.add(layer)
             if layer not in self.moved and p.grad is not None and bool(gather_full_tensor(p.grad).any()):
                 self.moved.add(layer)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from lightning import Callback
 
-SHOWN = 8  # pictures named at most
+MAX_LISTED_SAMPLES = 8  # pictures named at most
 
 
-class Numbers(Callback):
+class NanCheck(Callback):
     """`on_nan`: stop ends the run, skip goes on and counts. On a GPU it looks every `every` steps: the weights wait untouched."""
 
     def __init__(self, samples, on_nan: str, every: int, folder: Path):
@@ -22,9 +22,9 @@ class Numbers(Callback):
         self.look(trainer, module)
 
     def look(self, trainer, module) -> None:
-        if module.held_back is None or (count := int(module.held_back)) == self.known:
+        if module.skipped_steps is None or (count := int(module.skipped_steps)) == self.known:
             return
-        told = f"step {int(module.last_held) + 1}: loss or gradient is no number; {self.batch(int(module.last_held))}"
+        told = f"step {int(module.last_skipped_step) + 1}: loss or gradient is no number; {self.batch(int(module.last_skipped_step))}"
         if self.on_nan == "stop":
             raise ValueError(f"{told}; that step changed no weight, {self.kept()}; lower lr, or look at these pictures")
         if not self.known and trainer.is_global_zero:
@@ -45,9 +45,11 @@ class Numbers(Callback):
         numbers = samples.plan.sample_numbers(step)
         shown = [
             f"{samples.source[samples.plan.image_index(number)].name} at timestep {int(samples.timestep(number))}"
-            for number in numbers[:SHOWN]
+            for number in numbers[:MAX_LISTED_SAMPLES]
         ]
-        return ", ".join(shown) + (f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else "")
+        return ", ".join(shown) + (
+            f" and {len(numbers) - MAX_LISTED_SAMPLES} more" if len(numbers) > MAX_LISTED_SAMPLES else ""
+        )
 
     def kept(self) -> str:
         from sdft.runs.checkpoint_file import find_latest_checkpoint

@@ -7,10 +7,15 @@ from lightning import Callback
 
 from sdft.training.oom_advice import is_out_of_memory
 
-WHOLE = ("closure", "on_train_batch_start", "on_train_batch_end", "on_train_end")  # frames in which no weight changes
+SAFE_FRAMES = (
+    "closure",
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_train_end",
+)  # frames in which no weight changes
 
 
-class Rescue(Callback):
+class OomCheckpoint(Callback):
     """Of one process: several would have to save together, and the others wait for the one that failed."""
 
     def __init__(self, folder: Path):
@@ -23,7 +28,7 @@ class Rescue(Callback):
         if not is_out_of_memory(exception) or trainer.world_size > 1 or trainer.global_step == self.first:
             return
         frames = {frame.name for frame in traceback.extract_tb(exception.__traceback__)}
-        if not frames & set(WHOLE):
+        if not frames & set(SAFE_FRAMES):
             return  # in the optimizer itself, which may have changed some weights already
         for parameter in module.parameters():
             parameter.grad = None

@@ -6,14 +6,14 @@ from lightning import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sdft.training.callbacks.metrics import Meters
+from sdft.training.callbacks.metrics import TrainingMetrics
 
-LINE_EVERY = 30  # seconds
+LINE_INTERVAL_SECONDS = 30  # seconds
 
 
 class ProgressBar(Callback):
-    def __init__(self, meters: Meters):
-        self.meters = meters
+    def __init__(self, training_metrics: TrainingMetrics):
+        self.training_metrics = training_metrics
 
     def on_train_start(self, trainer, module):
         console = Console(stderr=False)
@@ -29,17 +29,17 @@ class ProgressBar(Callback):
         )
         self.bar.start()
         self.task = self.bar.add_task(
-            "", total=trainer.max_steps, completed=trainer.global_step, numbers=self.numbers()
+            "", total=trainer.max_steps, completed=trainer.global_step, numbers=self.format_metrics()
         )
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.bar.update(self.task, completed=trainer.global_step, numbers=self.numbers())
-        if self.bar.disable and trainer.global_rank == 0 and time.monotonic() - self.line > LINE_EVERY:
+        self.bar.update(self.task, completed=trainer.global_step, numbers=self.format_metrics())
+        if self.bar.disable and trainer.global_rank == 0 and time.monotonic() - self.line > LINE_INTERVAL_SECONDS:
             self.line = time.monotonic()
-            print(f"{trainer.global_step}/{trainer.max_steps}  {self.numbers()}", flush=True)
+            print(f"{trainer.global_step}/{trainer.max_steps}  {self.format_metrics()}", flush=True)
 
-    def numbers(self) -> str:
-        last = self.meters.last
+    def format_metrics(self) -> str:
+        last = self.training_metrics.last
         speed = f"{last['images_per_second']:.1f} img/s · " if "images_per_second" in last else ""
         return f"loss {last['loss']:.4f} · {speed}" if last else "warming up · "
 

@@ -12,10 +12,10 @@ from sdft.evaluation.plots.image_grid import build_labeled_grid
 from sdft.models.sampling import Sampling
 from sdft.runs.files import atomic_write
 from sdft.training.callbacks.ema import EMA
-from sdft.training.callbacks.metrics import Meters
+from sdft.training.callbacks.metrics import TrainingMetrics
 
 
-class Samples(Callback):
+class SampleImageWriter(Callback):
     def __init__(
         self,
         folder: Path,
@@ -24,15 +24,15 @@ class Samples(Callback):
         resolution: int,
         every: int,
         ema: EMA,
-        meters: Meters,
+        training_metrics: TrainingMetrics,
     ):
         self.folder, self.sampling, self.prompts, self.resolution = folder, sampling, prompts, resolution
-        self.every, self.ema, self.meters = every, ema, meters
+        self.every, self.ema, self.training_metrics = every, ema, training_metrics
         self.sampled: int | None = None  # step
 
     def on_train_start(self, trainer, module):
         if trainer.is_global_zero:
-            forget_after(self.folder / "samples", trainer.global_step)
+            delete_samples_after(self.folder / "samples", trainer.global_step)
         if trainer.global_step == 0:
             self.sample(trainer, module)
 
@@ -46,7 +46,7 @@ class Samples(Callback):
 
     def sample(self, trainer, module) -> None:
         self.sampled = trainer.global_step
-        with self.meters.paused(), self.ema.applied(module):
+        with self.training_metrics.pause_clock(), self.ema.apply_averages(module):
             pictures = self.sampling(module.model, self.prompts, self.resolution)
         if not trainer.is_global_zero:
             return
@@ -57,11 +57,11 @@ class Samples(Callback):
             picture.save(step / f"{number:03d}.png")
         facts = [{"file": f"{n:03d}.png", "prompt": p, "seed": s} for n, (p, s) in enumerate(requests)]
         (step / "samples.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        growing = sheet(self.folder / "samples", self.sampling.images)
+        growing = build_sample_sheet(self.folder / "samples", self.sampling.images)
         with atomic_write(self.folder / "samples.png") as file:
             growing.save(file, format="PNG")
         for logger in trainer.loggers:
-            show(logger, pictures, [prompt for prompt, _ in requests], growing, trainer.global_step)
+            log_samples(logger, pictures, [prompt for prompt, _ in requests], growing, trainer.global_step)
 
     def state_dict(self):
         return {"sampled": self.sampled}
@@ -70,21 +70,21 @@ class Samples(Callback):
         self.sampled = state["sampled"]
 
 
-def forget_after(folder: Path, step: int) -> None:
+def delete_samples_after(folder: Path, step: int) -> None:
     """What an earlier process sampled after its last checkpoint is sampled again."""
     for place in folder.glob("step-*"):
         if int(place.name.removeprefix("step-")) > step:
             shutil.rmtree(place)
 
 
-def show(logger, pictures: list[Image.Image], prompts: list[str], growing: Image.Image, step: int) -> None:
+def log_samples(logger, pictures: list[Image.Image], prompts: list[str], growing: Image.Image, step: int) -> None:
     """On the dashboard: each picture with its prompt, and the sheet."""
     if hasattr(logger, "log_image"):  # W&B
         logger.log_image("samples", pictures, step=step, caption=prompts)
-    show_sheet(logger, "sheet", growing, step)
+    log_image_sheet(logger, "sheet", growing, step)
 
 
-def show_sheet(logger, name: str, picture: Image.Image, step: int) -> None:
+def log_image_sheet(logger, name: str, picture: Image.Image, step: int) -> None:
     """One picture on the dashboard, where there is one."""
     if hasattr(logger, "log_image"):  # W&B
         logger.log_image(name, [picture], step=step)
@@ -92,7 +92,7 @@ def show_sheet(logger, name: str, picture: Image.Image, step: int) -> None:
         logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
 
 
-def sheet(folder: Path, per_prompt: int, most: int = 12) -> Image.Image:
+def build_sample_sheet(folder: Path, per_prompt: int, most: int = 12) -> Image.Image:
     """One row a sampled step, one column a prompt (its first image); of many steps, evenly chosen ones."""
     steps = sorted(folder.glob("step-*"))
     if len(steps) > most:

@@ -6,10 +6,12 @@ from lightning import Callback
 
 import sdft.distributed as processes
 
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+HANDLED_SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+]
 
 
-class Stopped(Exception):
+class StoppedBySignal(Exception):
     """`status` is 128 + the signal's number, as shells have it."""
 
     def __init__(self, number: int, step: int):
@@ -17,7 +19,7 @@ class Stopped(Exception):
         self.status, self.step = 128 + number, step
 
 
-class Stops(Callback):
+class SignalHandler(Callback):
     """Of several processes all stop when one is told to. In one that nobody launched, a second signal ends it at once."""
 
     def __init__(self, folder):
@@ -25,7 +27,7 @@ class Stops(Callback):
 
     def setup(self, trainer, module, stage):
         try:
-            self.before = {number: signal.signal(number, self.hear) for number in SIGNALS}
+            self.before = {number: signal.signal(number, self.handle_signal) for number in HANDLED_SIGNALS}
         except ValueError:
             self.before = {}  # not in the main thread, which alone hears signals
 
@@ -40,7 +42,7 @@ class Stops(Callback):
             signal.signal(number, handler)
         self.before = {}
 
-    def hear(self, number, frame) -> None:
+    def handle_signal(self, number, frame) -> None:
         if self.told and not processes.is_launched():
             self.forget()
             signal.raise_signal(number)
@@ -52,4 +54,4 @@ class Stops(Callback):
         told = processes.all_reduce_max(self.told)
         if told and trainer.global_step < trainer.max_steps:
             trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
-            raise Stopped(told, trainer.global_step)
+            raise StoppedBySignal(told, trainer.global_step)

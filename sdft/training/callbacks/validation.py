@@ -6,32 +6,39 @@ from lightning import Callback
 from sdft.data.training_samples import TrainingDataset
 from sdft.models.sampling import eval_mode
 from sdft.training.callbacks.ema import EMA
-from sdft.training.callbacks.metrics import QUARTERS, Meters
+from sdft.training.callbacks.metrics import NUM_TIMESTEP_QUARTERS, TrainingMetrics
 
-IMAGES = 4  # where none are held out
-MOST = 32
-TIMES = 10  # in a run, unless told otherwise
-SHARES = [(quarter + 0.5) / QUARTERS for quarter in range(QUARTERS)]  # of the timesteps: the middle of each quarter
+NUM_TRAINING_IMAGES = 4  # where none are held out
+MAX_VALIDATION_IMAGES = 32
+DEFAULT_VALIDATIONS = 10  # in a run, unless told otherwise
+TIMESTEP_FRACTIONS = [
+    (quarter + 0.5) / NUM_TIMESTEP_QUARTERS for quarter in range(NUM_TIMESTEP_QUARTERS)
+]  # of the timesteps: the middle of each quarter
 
 
-class Validation(Callback):
+class ValidationLoss(Callback):
     """Mean losses before weighting, over held-out images (at most `MOST`), else over the first `IMAGES` that are trained on.
 
     Measured at the start, every `every` steps (None: `TIMES` in the run; 0: not at all) and at the end.
     """
 
     def __init__(
-        self, samples: TrainingDataset, held_out: TrainingDataset | None, every: int | None, meters: Meters, ema: EMA
+        self,
+        samples: TrainingDataset,
+        held_out: TrainingDataset | None,
+        every: int | None,
+        training_metrics: TrainingMetrics,
+        ema: EMA,
     ):
         self.samples, self.every = held_out or samples, every
-        self.count = min(MOST if held_out else IMAGES, len(self.samples))
-        self.meters, self.ema = meters, ema
+        self.count = min(MAX_VALIDATION_IMAGES if held_out else NUM_TRAINING_IMAGES, len(self.samples))
+        self.training_metrics, self.ema = training_metrics, ema
         self.first = self.last = float("nan")
         self.measured: int | None = None  # step
 
     def on_train_start(self, trainer, module):
         if self.every is None:
-            self.every = max(1, trainer.max_steps // TIMES)
+            self.every = max(1, trainer.max_steps // DEFAULT_VALIDATIONS)
         if trainer.global_step == 0:
             self.first = self.measure(trainer, module)
 
@@ -48,14 +55,16 @@ class Validation(Callback):
             return self.last
         self.measured = trainer.global_step
         losses = []
-        with self.meters.paused(), self.ema.applied(module), eval_mode(module.model):
+        with self.training_metrics.pause_clock(), self.ema.apply_averages(module), eval_mode(module.model):
             for index in range(self.count):
-                batch = self.samples.collate([self.samples.load_fixed_sample(index, share) for share in SHARES])
+                batch = self.samples.collate(
+                    [self.samples.load_fixed_sample(index, share) for share in TIMESTEP_FRACTIONS]
+                )
                 batch = {key: value.to(module.device) for key, value in batch.items()}
                 with trainer.precision_plugin.forward_context():
-                    losses.append(module.distances(batch))
+                    losses.append(module.compute_unweighted_losses(batch))
         quarters = torch.stack(losses).mean(0).tolist()
-        self.last = sum(quarters) / QUARTERS
+        self.last = sum(quarters) / NUM_TIMESTEP_QUARTERS
         report = {"loss": self.last} | {f"loss_quarter_{q + 1}": loss for q, loss in enumerate(quarters)}
         for logger in trainer.loggers:
             logger.log_metrics({f"validation/{key}": value for key, value in report.items()}, trainer.global_step)

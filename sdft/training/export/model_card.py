@@ -6,17 +6,17 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-USES = {
+USAGE_SNIPPETS = {
     "adapter": """pipe = StableDiffusionPipeline.from_pretrained({base!r})
-pipe.load_lora_weights({place}, weight_name="pytorch_lora_weights.safetensors")""",
+pipe.load_lora_weights({load_path}, weight_name="pytorch_lora_weights.safetensors")""",
     "embedding": """pipe = StableDiffusionPipeline.from_pretrained({base!r})
-pipe.load_textual_inversion({place}, weight_name="learned_embeds.safetensors")""",
-    "pipeline": """pipe = StableDiffusionPipeline.from_pretrained({place})""",
+pipe.load_textual_inversion({load_path}, weight_name="learned_embeds.safetensors")""",
+    "pipeline": """pipe = StableDiffusionPipeline.from_pretrained({load_path})""",
 }
-KINDS = {"adapter": "A LoRA", "embedding": "A learned word", "pipeline": "A fine-tuned pipeline"}
+RESULT_DESCRIPTIONS = {"adapter": "A LoRA", "embedding": "A learned word", "pipeline": "A fine-tuned pipeline"}
 
-CARD = """---
-{front}
+CARD_TEMPLATE = """---
+{front_matter}
 ---
 
 # {name}
@@ -24,7 +24,7 @@ CARD = """---
 {what} of `{base}` ({prediction}), trained with sdft for {steps} steps at {resolution} px.
 
 ![The same prompts and seeds, from the base to the end of training](samples.png)
-{before}
+{leading_sections}
 ## Use
 
 ```python
@@ -42,8 +42,8 @@ from diffusers import StableDiffusionPipeline
 ).images[0]
 ```
 
-{gives}
-{files}{after}
+{reproduction_note}
+{files}{trailing_sections}
 ## Made by
 
 ````
@@ -51,17 +51,17 @@ python {command}
 ````
 """
 
-FILES = """
+FILES_TABLE = """
 | file | opens in |
 |---|---|
 | `pytorch_lora_weights.safetensors` | diffusers |
 | `{name}-kohya.safetensors` | tools that read the kohya format{dora} |
 """
-GIVES = "In fp32 this gives the first picture of the last row above."
+REPRODUCTION_NOTE = "In fp32 this gives the first picture of the last row above."
 
 
 @dataclass
-class Card:
+class ModelCard:
     """What a card tells. What users wrote is data: it stands in quotes, as JSON or as code."""
 
     result: str  # the folder of the run that it is about: adapter, embedding or pipeline
@@ -76,59 +76,59 @@ class Card:
     command: list[str]
     dora: bool = False
     scheduler: str = ""  # lines that give the pipeline another
-    place: str | None = None  # where the files are loaded from; the result's folder
-    gives: str = GIVES
-    front: dict = field(default_factory=dict)  # more of the YAML that hubs read
-    before: list[str] = field(default_factory=list)  # sections in front of how to use it
-    after: list[str] = field(default_factory=list)  # and behind
+    load_path: str | None = None  # where the files are loaded from; the result's folder
+    reproduction_note: str = REPRODUCTION_NOTE
+    front_matter: dict = field(default_factory=dict)  # more of the YAML that hubs read
+    leading_sections: list[str] = field(default_factory=list)  # sections in front of how to use it
+    trailing_sections: list[str] = field(default_factory=list)  # and behind
 
     def text(self) -> str:
-        base = code(Path(self.base).name if Path(self.base).expanduser().is_absolute() else self.base)
+        base = to_inline_code_text(Path(self.base).name if Path(self.base).expanduser().is_absolute() else self.base)
         front = {
             "library_name": "diffusers",
             "base_model": base,
             "pipeline_tag": "text-to-image",
             "tags": ["stable-diffusion", "text-to-image", self.method],
-        } | self.front
+        } | self.front_matter
         dora = " (a DoRA: not diffusers)" if self.dora else ""
         away = self.sampling.negative_prompt
-        return CARD.format(
-            front="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None),
+        return CARD_TEMPLATE.format(
+            front_matter="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None),
             base=base,
-            prediction=code(self.prediction),
+            prediction=to_inline_code_text(self.prediction),
             name=self.name,
-            what=KINDS[self.result],
+            what=RESULT_DESCRIPTIONS[self.result],
             steps=self.steps,
             resolution=self.resolution,
-            use=USES[self.result].format(base=base, place=json.dumps(self.place or self.result)),
+            use=USAGE_SNIPPETS[self.result].format(base=base, load_path=json.dumps(self.load_path or self.result)),
             prompt=json.dumps(self.prompt, ensure_ascii=False),
             sampling_steps=self.sampling.steps,
             guidance_scale=self.sampling.guidance_scale,
             seed=self.sampling.seed,
             negative=f"    negative_prompt={json.dumps(away, ensure_ascii=False)},\n" if away else "",
             scheduler=self.scheduler,
-            gives=self.gives,
-            files=FILES.format(name=self.name, dora=dora) if self.result == "adapter" else "",
-            before="".join(f"\n{section}\n" for section in self.before),
-            after="".join(f"\n{section}\n" for section in self.after),
+            reproduction_note=self.reproduction_note,
+            files=FILES_TABLE.format(name=self.name, dora=dora) if self.result == "adapter" else "",
+            leading_sections="".join(f"\n{section}\n" for section in self.leading_sections),
+            trailing_sections="".join(f"\n{section}\n" for section in self.trailing_sections),
             command=shlex.join(self.command).replace("````", ""),
         )
 
 
-def code(text: str) -> str:
+def to_inline_code_text(text: str) -> str:
     """What may stand between backticks, also in a table: one line, no backtick and no bar."""
     return "".join(mark for mark in str(text) if mark.isprintable() and mark not in "`|")
 
 
-def quoted(text: str) -> str:
-    return f"`{code(text) or ' '}`"
+def format_inline_code(text: str) -> str:
+    return f"`{to_inline_code_text(text) or ' '}`"
 
 
-def write_card(
+def write_model_card(
     folder: Path, name: str, module, sampling, prompts: list[str], resolution: int, command: list[str]
 ) -> None:
     """Write `README.md` and `samples.png` into the result's folder."""
-    card = Card(
+    card = ModelCard(
         result=folder.name,
         name=name,
         base=module.model.name,
@@ -140,13 +140,13 @@ def write_card(
         sampling=sampling,
         command=command,
         dora=getattr(module.method, "use_dora", False),
-        scheduler=used(sampling.create_scheduler(module.model)) if sampling.scheduler else "",
+        scheduler=format_scheduler_code(sampling.create_scheduler(module.model)) if sampling.scheduler else "",
     )
     (folder / "README.md").write_text(card.text(), encoding="utf-8")
     shutil.copyfile(folder.parent / "samples.png", folder / "samples.png")
 
 
-def used(scheduler) -> str:
+def format_scheduler_code(scheduler) -> str:
     """The lines that make a pipeline draw with it, in full."""
     kind, words = type(scheduler).__name__, json.loads(scheduler.to_json_string())
     told = {key: value for key, value in words.items() if not key.startswith("_")}

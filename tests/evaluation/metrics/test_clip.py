@@ -7,7 +7,7 @@ from sdft.data.digits import Digits, InkedDigits
 from sdft.evaluation.metrics.clip import ClipFeatureExtractor
 from sdft.evaluation.metrics.zero_shot import ZeroShotAccuracy
 from sdft.evaluation.metrics_config import MetricsConfig
-from sdft.training.module import FineTuning
+from sdft.training.module import DiffusionModule
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_judges_rest_whenever_a_step_is_trained(run, monkeypatch):
     for owner, name in (
         (ClipFeatureExtractor, "move_to_device"),
         (ClipFeatureExtractor, "offload"),
-        (FineTuning, "training_step"),
+        (DiffusionModule, "training_step"),
     ):
         told(owner, name)
     words = [

@@ -14,7 +14,7 @@ class Module(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(3))
 
-    def learned(self):
+    def get_trainable_parameters(self):
         return {"weight": self.weight}
 
 
@@ -46,7 +46,7 @@ def test_raw_weights_come_back():
     module, ema = Module(), EMA(0.9)
     ema.on_train_start(trainer(0), module)
     module.weight.data += 1
-    with ema.applied(module):
+    with ema.apply_averages(module):
         assert not module.weight.any()
     assert module.weight.tolist() == [1, 1, 1]
 
@@ -71,6 +71,6 @@ def test_weights_that_the_optimizer_averages_are_shown_and_the_raw_ones_come_bac
         module.weight.grad = torch.tensor([1.0, -2.0, 0.3]) / (step + 1)
         optimizer.step()
     raw = module.weight.detach().clone()
-    with EMA(0.0).applied(module):
+    with EMA(0.0).apply_averages(module):
         assert not torch.equal(module.weight, raw)
     assert torch.equal(module.weight, raw) and optimizer.param_groups[0]["train_mode"]

@@ -8,7 +8,7 @@ import pytest
 from hydra.errors import InstantiationException
 
 from sdft.methods.lora import LoRA
-from sdft.training.callbacks.evaluation import Evaluations
+from sdft.training.callbacks.evaluation import PeriodicEvaluation
 
 WORDS = ["metrics=digits", "evaluate_every=1", "evaluate_images=1", "model.weights=pretrained", "lr=0.02"]
 WORDS += [
@@ -44,13 +44,13 @@ def test_seeds_on_the_way_are_not_those_at_the_end(shared):
 
 def evaluations(monkeypatch, values):
     """Let the score that chooses take `values` at steps 1, 2 and so on."""
-    whole, left = Evaluations.compare, list(values)
+    whole, left = PeriodicEvaluation.compare, list(values)
 
     def compare(self, step, found, module):
         found["prompts"]["CLIP-T"]["value"] = left.pop(0)
         whole(self, step, found, module)
 
-    monkeypatch.setattr(Evaluations, "compare", compare)
+    monkeypatch.setattr(PeriodicEvaluation, "compare", compare)
 
 
 def test_the_best_result_is_kept_and_the_worst_is_one_that_has_no_score(run, monkeypatch):  # S3-40

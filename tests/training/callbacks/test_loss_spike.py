@@ -6,23 +6,23 @@ from types import SimpleNamespace
 
 import pytest
 
-from sdft.training.callbacks.loss_spike import Spikes
-from sdft.training.module import FineTuning
+from sdft.training.callbacks.loss_spike import LossSpikeWarning
+from sdft.training.module import DiffusionModule
 
 
 def told(losses: list[float], halt: int | None = None) -> list[int]:
     """Reports that are warned about, counted from 1; `halt` goes on from a checkpoint after so many."""
     found = []
-    meters = SimpleNamespace(reported=0, last={})
+    training_metrics = SimpleNamespace(last_report_step=0, last={})
     logger = SimpleNamespace(log_metrics=lambda metrics, step: found.append(step))
     trainer = SimpleNamespace(is_global_zero=False, loggers=[logger])
-    spikes = Spikes(meters)
+    spikes = LossSpikeWarning(training_metrics)
     for number, loss in enumerate(losses, 1):
-        meters.reported, meters.last = number, {"loss": loss}
+        training_metrics.last_report_step, training_metrics.last = number, {"loss": loss}
         spikes.on_train_batch_end(trainer, None, None, None, 0)
         spikes.on_train_batch_end(trainer, None, None, None, 0)  # a batch without a report
         if number == halt:
-            before, spikes = spikes, Spikes(meters)
+            before, spikes = spikes, LossSpikeWarning(training_metrics)
             spikes.on_train_start(trainer, None)
             spikes.load_state_dict(before.state_dict())
     return found
@@ -60,12 +60,12 @@ def test_what_is_no_number_is_left_to_others():
 
 
 def test_a_run_says_it(run, monkeypatch, capsys):
-    losses = FineTuning.losses
+    losses = DiffusionModule.compute_losses
 
     def leap(self, batch):
         return losses(self, batch) * (100 if self.global_step == 12 else 1)
 
-    monkeypatch.setattr(FineTuning, "losses", leap)
+    monkeypatch.setattr(DiffusionModule, "compute_losses", leap)
     _, folder = run("steps=14", "lr=1e-4", "data.per_digit=2")
     assert "warning  step 13: the loss is " in capsys.readouterr().out
     assert "train/spike" in (folder / "metrics.csv").read_text()
@@ -82,7 +82,7 @@ def test_a_plain_run_never_says_it(run, capsys, words):
 def test_a_rate_that_leaps_is_told(run, monkeypatch, capsys):
     """A rate of .1 from step 30 of full fine-tuning destroys the model."""
     monkeypatch.setattr(
-        "sdft.training.lr_schedule.Schedule.factor", lambda self, step, steps: 1000.0 if step >= 30 else 1.0
+        "sdft.training.lr_schedule.LRSchedule.compute_factor", lambda self, step, steps: 1000.0 if step >= 30 else 1.0
     )
     run(
         "steps=45",

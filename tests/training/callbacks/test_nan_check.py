@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sdft.runs.checkpoint_file import read_checkpoint
-from sdft.training.module import FineTuning
+from sdft.training.module import DiffusionModule
 
 WORDS = ["steps=5", "save_every=1", "checkpoints_total_limit=9", "data.per_digit=2"]
 
@@ -14,12 +14,12 @@ WORDS = ["steps=5", "save_every=1", "checkpoints_total_limit=9", "data.per_digit
 @pytest.fixture
 def spoiled(monkeypatch):
     """The third step's loss is no number."""
-    losses = FineTuning.losses
+    losses = DiffusionModule.compute_losses
 
     def spoil(self, batch):
         return losses(self, batch) * (float("nan") if self.trainer.global_step == 2 else 1.0)
 
-    monkeypatch.setattr(FineTuning, "losses", spoil)
+    monkeypatch.setattr(DiffusionModule, "compute_losses", spoil)
 
 
 def weights(folder, step: int) -> dict[str, torch.Tensor]:
@@ -44,10 +44,10 @@ def test_skipping_leaves_the_weights_untouched_and_counts(run, spoiled, capsys, 
     module, folder = run(*WORDS, "on_nan=skip", f"optimizer={optimizer}", name=optimizer)
     before, bad, after = (weights(folder, step) for step in (2, 3, 4))
     assert same(before, bad) and not same(bad, after) and all(w.isfinite().all() for w in after.values())
-    assert "train/skipped" in (folder / "metrics.csv").read_text() and int(module.held_back) == 1
+    assert "train/skipped" in (folder / "metrics.csv").read_text() and int(module.skipped_steps) == 1
     assert "warning  step 3: loss or gradient is no number" in capsys.readouterr().out
 
 
 def test_steps_that_are_numbers_are_as_if_nobody_looked(run):
     module, folder = run("steps=3", "data.per_digit=2")
-    assert int(module.held_back) == 0 and "train/skipped" not in (folder / "metrics.csv").read_text()
+    assert int(module.skipped_steps) == 0 and "train/skipped" not in (folder / "metrics.csv").read_text()

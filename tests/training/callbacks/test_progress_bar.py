@@ -6,13 +6,13 @@ from sdft.training.callbacks.progress_bar import ProgressBar
 
 
 def test_it_warms_up_until_there_are_numbers():
-    meters = SimpleNamespace(last={})
-    bar = ProgressBar(meters)
-    assert bar.numbers() == "warming up · "
-    meters.last = {"loss": 0.12345}
-    assert bar.numbers() == "loss 0.1235 · "
-    meters.last["images_per_second"] = 3.21
-    assert bar.numbers() == "loss 0.1235 · 3.2 img/s · "
+    training_metrics = SimpleNamespace(last={})
+    bar = ProgressBar(training_metrics)
+    assert bar.format_metrics() == "warming up · "
+    training_metrics.last = {"loss": 0.12345}
+    assert bar.format_metrics() == "loss 0.1235 · "
+    training_metrics.last["images_per_second"] = 3.21
+    assert bar.format_metrics() == "loss 0.1235 · 3.2 img/s · "
 
 
 def test_where_there_is_no_terminal_a_line_now_and_then(monkeypatch, capsys):

@@ -12,7 +12,7 @@ import torch
 from conftest import QUICK_OVERRIDES, ROOT, trained
 from safetensors.torch import load_file
 
-from sdft.training.callbacks.signals import Stops
+from sdft.training.callbacks.signals import SignalHandler
 
 ADAPTER = "adapter/pytorch_lora_weights.safetensors"
 WORDS = [*QUICK_OVERRIDES, "batch_size=1", "data.per_digit=2", "log_every=1000", "validate_every=0", "ema=0.9"]
@@ -40,12 +40,12 @@ def same(one, other) -> bool:
 def test_signals_are_heard_by_a_run_alone_and_given_back(number, tmp_path, monkeypatch):
     heard, before = [], signal.getsignal(number)
     monkeypatch.setattr(
-        "sdft.training.callbacks.signals.Stops.on_train_start",
+        "sdft.training.callbacks.signals.SignalHandler.on_train_start",
         lambda *_: heard.append(signal.getsignal(number)),
         raising=False,
     )
     trained(tmp_path, "steps=1", "sample_every=0", "prompts=[a]")
-    assert heard[0].__func__ is Stops.hear and signal.getsignal(number) is before
+    assert heard[0].__func__ is SignalHandler.handle_signal and signal.getsignal(number) is before
 
 
 OTHERS = [pytest.param(*pair, marks=pytest.mark.slow) for pair in ((signal.SIGINT, 130), (signal.SIGUSR1, 138))]

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from sdft.training.callbacks.metrics import Meters
+from sdft.training.callbacks.metrics import TrainingMetrics
 from sdft.training.run_summary import format_device
 
 
@@ -19,7 +19,7 @@ class Reports:
 
 @pytest.fixture
 def running(tiny):
-    """(meters, trainer, module) of a run that reports every second step."""
+    """(training_metrics, trainer, module) of a run that reports every second step."""
     logger = Reports()
     optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.5, "name": "unet"}])
     strategy = type("Strategy", (), {"reduce": lambda self, t, reduce_op: t})()
@@ -32,23 +32,23 @@ def running(tiny):
     }
     trainer = type("Trainer", (), facts | {"strategy": strategy})()
     module = type("Module", (), {"model": tiny(), "device": torch.device("cpu"), "grad_norm": torch.tensor(0.25)})()
-    meters = Meters(every=2)
-    meters.on_train_start(trainer, module)
-    return meters, trainer, module
+    training_metrics = TrainingMetrics(every=2)
+    training_metrics.on_train_start(trainer, module)
+    return training_metrics, trainer, module
 
 
-def step(meters, trainer, module, losses, timesteps):
+def step(training_metrics, trainer, module, losses, timesteps):
     trainer.global_step += 1
     outputs = {"losses": torch.tensor(losses), "timestep": torch.tensor(timesteps)}
     weights = {"weight": torch.ones(len(losses)), "sample_weight": torch.ones(len(losses))}
-    meters.on_train_batch_end(trainer, module, outputs, weights, trainer.global_step - 1)
+    training_metrics.on_train_batch_end(trainer, module, outputs, weights, trainer.global_step - 1)
 
 
 def test_loss_by_timestep_quarter_and_over_all(running):
-    meters, trainer, module = running
-    step(meters, trainer, module, [1.0, 2.0], [0, 249])
+    training_metrics, trainer, module = running
+    step(training_metrics, trainer, module, [1.0, 2.0], [0, 249])
     assert not trainer.loggers[0].rows
-    step(meters, trainer, module, [3.0, 6.0], [250, 999])
+    step(training_metrics, trainer, module, [3.0, 6.0], [250, 999])
     ((at, row),) = trainer.loggers[0].rows
     assert at == 2
     assert row["train/loss"] == pytest.approx(3) and row["train/grad_norm"] == 0.25 and row["train/lr_unet"] == 0.5
@@ -56,13 +56,13 @@ def test_loss_by_timestep_quarter_and_over_all(running):
 
 
 def test_pauses_do_not_count_as_training_time(running):  # pitfall 35
-    meters, trainer, module = running
-    step(meters, trainer, module, [1.0], [0])
-    with meters.paused():
+    training_metrics, trainer, module = running
+    step(training_metrics, trainer, module, [1.0], [0])
+    with training_metrics.pause_clock():
         time.sleep(0.5)
     time.sleep(0.05)
-    step(meters, trainer, module, [1.0], [0])
-    assert meters.last["images_per_second"] > 2 / 0.3
+    step(training_metrics, trainer, module, [1.0], [0])
+    assert training_metrics.last["images_per_second"] > 2 / 0.3
 
 
 def test_the_device_is_named():
