@@ -1,4 +1,4 @@
-"""Score: python evaluate.py run=outputs/NAME/STAMP   (--help lists every word)."""
+"""Score: python evaluate.py run=outputs/NAME/STAMP   (--help lists all options)."""
 
 from sdft.cli.entry_point import hydra_main
 

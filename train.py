@@ -1,4 +1,4 @@
-"""Fine-tune: python train.py method=lora rank=32   (--help lists every word)."""
+"""Fine-tune: python train.py method=lora rank=32   (--help lists all options)."""
 
 from sdft.cli.entry_point import hydra_main
 

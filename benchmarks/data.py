@@ -1,8 +1,8 @@
-"""How fast the data path is: python benchmarks/data.py [PICTURES] [SIDE]
+"""Speed of the data pipeline: python benchmarks/data.py [IMAGES] [SIDE]
 
-Generates PICTURES (10,000) photographs-like JPEGs of about SIDE (512) pixels in a temporary folder and prints a table: pictures a
-second of decoding and cropping, of the cache's build beside the autoencoder alone, and of samples from the cache; the share of a
-cached training step that waits for data; and the seconds that start-up takes the first and the second time.
+Generates IMAGES (10,000) photograph-like JPEGs of about SIDE (512) pixels in a temporary folder and prints a table: images per
+second for decoding and cropping, for the VAE, for building the cache and for reading samples from it; the fraction of a cached
+training step spent waiting for data; and the start-up time with and without the cache.
 """
 
 import os
@@ -19,21 +19,22 @@ import torch
 from PIL import Image
 
 
-def generate(folder: Path, count: int, side: int) -> None:
-    """Smooth noise of several aspect ratios, different in every file, with captions."""
-    chance = np.random.default_rng(0)
+def generate_images(folder: Path, count: int, side: int) -> None:
+    """Save images of smooth noise with several aspect ratios, and their captions."""
+    rng = np.random.default_rng(0)
     folder.mkdir()
     for number in range(count):
-        width, height = (int(side * chance.uniform(0.7, 1.4)) for _ in range(2))
-        coarse = Image.fromarray(chance.integers(0, 255, (12, 12, 3), np.uint8))
+        width, height = (int(side * rng.uniform(0.7, 1.4)) for _ in range(2))
+        coarse = Image.fromarray(rng.integers(0, 255, (12, 12, 3), np.uint8))
         coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{number:06d}.jpg", quality=90)
         (folder / f"{number:06d}.txt").write_text(f"picture {number % 1000} of a set")
 
 
-def timed(task) -> tuple[float, object]:
-    began = time.perf_counter()
-    result = task()
-    return time.perf_counter() - began, result
+def time_call(function) -> tuple[float, object]:
+    """Seconds of a call, and its result."""
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
 
 
 def main(count: int, side: int) -> None:
@@ -43,47 +44,50 @@ def main(count: int, side: int) -> None:
     from sdft.data.training_samples import DataSettings
     from sdft.models.loading import load_stable_diffusion
 
-    work = Path(tempfile.mkdtemp())
-    generate(work / "pictures", count, side)
-    os.chdir(work)
+    folder = Path(tempfile.mkdtemp())
+    generate_images(folder / "images", count, side)
+    os.chdir(folder)
     model = load_stable_diffusion("tiny-sd")
-    stream = DataSettings(resolution=64)
+    settings = DataSettings(resolution=64)
 
-    def start():
-        source = ImageFolder(str(work / "pictures"))
-        samples = stream.samples(source, model, samples_per_step=4)
-        fill_caches([samples], model, text=True)
-        build_dataset_report(source, samples.sizes, samples.plan.steps_per_epoch, model.tokenizer, model.chunk_length)
-        return samples
+    def start_up():
+        source = ImageFolder(str(folder / "images"))
+        dataset = settings.build_dataset(source, model, samples_per_step=4)
+        fill_caches([dataset], model, text=True)
+        build_dataset_report(source, dataset.sizes, dataset.plan.steps_per_epoch, model.tokenizer, model.chunk_length)
+        return dataset
 
     rows = []
-    source = ImageFolder(str(work / "pictures"))
-    bare = DataSettings(resolution=64, cache="off").samples(source, model)
-    few = min(count, 1000)
-    seconds, _ = timed(lambda: [bare[n] for n in range(few)])
-    rows.append(("decode, crop and draw, one thread", f"{few / seconds:.0f} pictures/s"))
-    batch = torch.zeros(8, 3, 64, 64)
-    seconds, _ = timed(lambda: [model.moments(batch) for _ in range(40)])
-    rows.append(("the autoencoder alone, batch 8", f"{320 / seconds:.0f} pictures/s"))
-    first, samples = timed(start)
-    rows.append(("start-up: scan, report and cache to build", f"{first:.1f} s, {count / first:.0f} pictures/s"))
-    second, samples = timed(start)
-    rows.append((f"start-up again: scan, report, cache; {count} pictures", f"{second:.1f} s"))
-    seconds, _ = timed(lambda: [samples[n] for n in range(few)])
-    rows.append(("samples from the cache, one thread", f"{few / seconds:.0f} pictures/s"))
+    source = ImageFolder(str(folder / "images"))
+    uncached = DataSettings(resolution=64, cache="off").build_dataset(source, model)
+    subset = min(count, 1000)
+    seconds, _ = time_call(lambda: [uncached[n] for n in range(subset)])
+    rows.append(("decode, crop and draw noise, one thread", f"{subset / seconds:.0f} images/s"))
+    pixels = torch.zeros(8, 3, 64, 64)
+    seconds, _ = time_call(lambda: [model.moments(pixels) for _ in range(40)])
+    rows.append(("VAE encoder, batch 8", f"{320 / seconds:.0f} images/s"))
+    first, dataset = time_call(start_up)
+    rows.append(("start-up: scan, report and build the cache", f"{first:.1f} s, {count / first:.0f} images/s"))
+    second, dataset = time_call(start_up)
+    rows.append((f"start-up with cache: scan, report, read; {count} images", f"{second:.1f} s"))
+    seconds, _ = time_call(lambda: [dataset[n] for n in range(subset)])
+    rows.append(("samples from the cache, one thread", f"{subset / seconds:.0f} images/s"))
 
-    steps = [samples.plan.sample_numbers(k) for k in range(10)]
-    drawn = samples.collate([samples[n] for n in steps[0]])
-    unet, noise = model.unet.requires_grad_(True), torch.randn_like(drawn["mean"])
-    learn = lambda: unet(noise, drawn["timestep"], drawn["context"]).sample.square().mean().backward()  # noqa: E731
-    learn()
-    busy = timed(lambda: [learn() for _ in range(10)])[0] / 10
-    wait = timed(lambda: [samples.collate([samples[n] for n in step]) for step in steps])[0] / 10
-    rows.append(("a step of batch 4 waits for data (no workers)", f"{wait / (busy + wait):.1%}"))
-    for name, figure in rows:
-        print(f"{name:<56}{figure}")
+    steps = [dataset.plan.sample_numbers(k) for k in range(10)]
+    batch = dataset.collate([dataset[n] for n in steps[0]])
+    unet, noise = model.unet.requires_grad_(True), torch.randn_like(batch["mean"])
+
+    def train_step():
+        unet(noise, batch["timestep"], batch["context"]).sample.square().mean().backward()
+
+    train_step()
+    compute = time_call(lambda: [train_step() for _ in range(10)])[0] / 10
+    wait = time_call(lambda: [dataset.collate([dataset[n] for n in step]) for step in steps])[0] / 10
+    rows.append(("fraction of a step of batch 4 waiting for data (no workers)", f"{wait / (compute + wait):.1%}"))
+    for name, value in rows:
+        print(f"{name:<62}{value}")
 
 
 if __name__ == "__main__":
-    given = [int(word) for word in sys.argv[1:]]
-    main(*given, *[10_000, 512][len(given) :])
+    args = [int(arg) for arg in sys.argv[1:]]
+    main(*args, *[10_000, 512][len(args) :])

@@ -1,8 +1,8 @@
-"""Whole processes, ours and a peer's, in turns: python benchmarks/peer.py SCRIPT [method=lora rounds=5 steps=120 batch=4 …]
+"""Compare complete runs of ours and a peer's script: python benchmarks/peer.py SCRIPT [method=lora rounds=5 steps=120 batch=4 …]
 
 SCRIPT is diffusers' `examples/text_to_image/train_text_to_image_lora.py`, or `train_text_to_image.py` for method=sft. Both train
-the same model folder on the same pictures and captions with the same settings, on the CPU or the GPU that is there, and neither
-logs or samples. A table of medians: seconds of the process, milliseconds a step, peak memory; the last line is ours / peer.
+the same model folder alternately on the same images and captions with the same settings, on the available device, without logging
+or sampling. Prints a table of medians: seconds per process, milliseconds per step, peak memory; the last line is ours / peer.
 """
 
 import sys
@@ -10,86 +10,88 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from data import generate
-from measured import ROOT, measured, median_step_seconds, options, show
+from data import generate_images
+from measurement import ROOT, measure_program, median_step_seconds, report_table, split_options
 
-RATE, RANK = 1e-4, 8
+LR, RANK = 1e-4, 8
 
 
-def ours(model: str, data: str, asked: dict) -> list[str]:
-    lora = [f"rank={RANK}", "method.text_encoder=false"] if asked["method"] == "lora" else []
+def build_our_args(model: str, data: str, options: dict) -> list[str]:
+    lora = [f"rank={RANK}", "method.text_encoder=false"] if options["method"] == "lora" else []
     return [
-        *(
-            f"{key}={value}"
-            for key, value in {"method": asked["method"], "model.name": model, "data": "folder"}.items()
-        ),
-        *(
-            f"data.path={data}",
-            f"steps={asked['steps']}",
-            f"batch_size={asked['batch']}",
-            f"resolution={asked['resolution']}",
-        ),
-        *(f"lr={RATE}", "crop=center", f"precision={asked['precision']}", *lora),
+        f"method={options['method']}",
+        f"model.name={model}",
+        "data=folder",
+        f"data.path={data}",
+        f"steps={options['steps']}",
+        f"batch_size={options['batch']}",
+        f"resolution={options['resolution']}",
+        f"lr={LR}",
+        "crop=center",
+        f"precision={options['precision']}",
+        *lora,
         *("logger=none", "metrics=none", "sample_every=0", "validate_every=0", "sampling.steps=1"),
     ]
 
 
-def theirs(model: str, data: str, asked: dict, home: str) -> list[str]:
-    mixed = {"fp32": "no"}.get(asked["precision"], asked["precision"])
-    about = {
+def build_peer_args(model: str, data: str, options: dict, folder: str) -> list[str]:
+    mixed_precision = {"fp32": "no"}.get(options["precision"], options["precision"])
+    settings = {
         "pretrained_model_name_or_path": model,
         "train_data_dir": data,
-        "output_dir": f"{home}/peer",
+        "output_dir": f"{folder}/peer",
         "seed": 0,
-        "resolution": asked["resolution"],
-        "train_batch_size": asked["batch"],
-        "max_train_steps": asked["steps"],
-        "learning_rate": RATE,
+        "resolution": options["resolution"],
+        "train_batch_size": options["batch"],
+        "max_train_steps": options["steps"],
+        "learning_rate": LR,
         "snr_gamma": 5.0,
         "lr_scheduler": "constant",
-        "mixed_precision": mixed,
+        "mixed_precision": mixed_precision,
         "checkpointing_steps": 10**6,
         "max_grad_norm": 1.0,
-    } | ({"rank": RANK} if asked["method"] == "lora" else {})
-    return [f"--{key}={value}" for key, value in about.items()] + ["--center_crop"]
+    } | ({"rank": RANK} if options["method"] == "lora" else {})
+    return [f"--{key}={value}" for key, value in settings.items()] + ["--center_crop"]
 
 
-def main(words: list[str]) -> None:
+def main(args: list[str]) -> None:
     defaults = {"method": "lora", "rounds": 5, "steps": 120, "batch": 4, "resolution": 64, "count": 64}
-    asked, rest = options(words, **defaults, precision="fp32", model=str(ROOT / "sdft" / "assets" / "tiny-sd"), json="")
-    script = Path(rest[0]).absolute()
-    found = {"ours": [], "peer": []}
+    defaults |= {"precision": "fp32", "model": str(ROOT / "sdft" / "assets" / "tiny-sd"), "json": ""}
+    options, (script, *_) = split_options(args, **defaults)
+    script = Path(script).absolute()
+    measurements = {"ours": [], "peer": []}
     with tempfile.TemporaryDirectory() as home:
-        data = Path(home, "pictures")
-        generate(data, asked["count"], asked["resolution"])
+        data = Path(home, "images")
+        generate_images(data, options["count"], options["resolution"])
         lines = [f'{{"file_name": "{p.stem}.jpg", "text": "{p.read_text()}"}}' for p in sorted(data.glob("*.txt"))]
         (data / "metadata.jsonl").write_text("\n".join(lines) + "\n")
         for text in data.glob("*.txt"):
             text.unlink()
-        for number in range(asked["rounds"]):
-            turn = Path(home, str(number))
-            turn.mkdir()  # neither finds what it computed before
-            found["ours"].append(measured(ROOT / "train.py", ours(asked["model"], str(data), asked), turn))
-            found["peer"].append(
-                measured(script, theirs(asked["model"], str(data), asked, str(turn)), turn, HF_HOME=str(turn))
-            )
-    value = {
-        name: [(t["seconds"], median_step_seconds(t), t["memory_gb"]) for t in told] for name, told in found.items()
+        for number in range(options["rounds"]):
+            folder = Path(home, str(number))
+            folder.mkdir()  # without caches of the last round
+            our_args = build_our_args(options["model"], str(data), options)
+            measurements["ours"].append(measure_program(ROOT / "train.py", our_args, folder))
+            peer_args = build_peer_args(options["model"], str(data), options, str(folder))
+            measurements["peer"].append(measure_program(script, peer_args, folder, HF_HOME=str(folder)))
+    values = {
+        name: [(m["seconds"], median_step_seconds(m), m["memory_gb"]) for m in rounds]
+        for name, rounds in measurements.items()
     }
     rows = [("program", "process s", "ms a step", "peak GB")]
-    for name, told in value.items():
-        whole, step, memory = (median(column) for column in zip(*told, strict=True))
-        rows.append((name, f"{whole:.1f}", f"{1000 * step:.1f}", f"{memory:.2f}"))
-    pairs = list(zip(value["ours"], value["peer"], strict=True))
-    whole, step, memory = (median(mine[k] / peer[k] for mine, peer in pairs) for k in range(3))
-    file = Path(asked["json"]) if asked["json"] else None
-    show(
-        f"{asked['method']} beside {script.name}, batch {asked['batch']}, {asked['resolution']} px",
+    for name, rounds in values.items():
+        process, step, memory = (median(column) for column in zip(*rounds, strict=True))
+        rows.append((name, f"{process:.1f}", f"{1000 * step:.1f}", f"{memory:.2f}"))
+    pairs = list(zip(values["ours"], values["peer"], strict=True))
+    process, step, memory = (median(ours[k] / peer[k] for ours, peer in pairs) for k in range(3))
+    file = Path(options["json"]) if options["json"] else None
+    report_table(
+        f"{options['method']} and {script.name}, batch {options['batch']}, {options['resolution']} px",
         rows,
         file,
-        measured=value,
+        measured=values,
     )
-    print(f"ratio process {whole:.2f}, steps/s {1 / step:.2f} times, memory {memory:.2f}")
+    print(f"ratio process {process:.2f}, steps/s {1 / step:.2f} times, memory {memory:.2f}")
 
 
 if __name__ == "__main__":

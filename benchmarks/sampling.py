@@ -1,7 +1,7 @@
-"""Sampling and evaluation: python benchmarks/sampling.py
+"""Speed of sampling and evaluation: python benchmarks/sampling.py
 
-Our batched sampling against a bare diffusers pipeline with the same batches, in turns, on the embedded model; and what it
-takes to draw and score 200 pictures. Ratios within one run hold on a busy machine, seconds do not.
+Alternates our batched sampling and a bare diffusers pipeline with the same batches, on the embedded model; then times sampling
+and scoring of 200 images. On a busy machine the ratio is reliable, absolute times are not.
 """
 
 import os
@@ -24,9 +24,9 @@ from sdft.models.sampling import Sampling
 ROUNDS, BATCH = 5, 20
 
 
-def timed(work) -> float:
+def time_call(function) -> float:
     start = time.perf_counter()
-    work()
+    function()
     return time.perf_counter() - start
 
 
@@ -38,7 +38,7 @@ def main():
     pipeline = model.build_pipeline()
     pipeline.set_progress_bar_config(disable=True)
 
-    def bare():
+    def sample_with_pipeline():
         for start in range(0, len(requests), BATCH):
             batch = requests[start : start + BATCH]
             pipeline(
@@ -50,28 +50,28 @@ def main():
                 generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
             )
 
-    def ours():
+    def sample_with_ours():
         list(sampling.sample_images(model, requests, 32))
 
-    bare(), ours()
-    pairs = [(timed(bare), timed(ours)) for _ in range(ROUNDS)]
-    ratio = statistics.median(mine / theirs for theirs, mine in pairs)
-    print(
-        f"bare pipeline {statistics.median(p[0] for p in pairs) / len(requests) * 1000:.0f} ms a picture, ratio {ratio:.2f}"
-    )
+    sample_with_pipeline(), sample_with_ours()
+    pairs = [(time_call(sample_with_pipeline), time_call(sample_with_ours)) for _ in range(ROUNDS)]
+    ratio = statistics.median(ours / bare for bare, ours in pairs)
+    bare_seconds = statistics.median(bare for bare, _ in pairs)
+    print(f"bare pipeline {bare_seconds / len(requests) * 1000:.0f} ms per image, ratio {ratio:.2f}")
 
     start = time.perf_counter()
-    judges = MetricsConfig("tiny-clip", perceptual="clip", distribution_metrics=["CMMD"]).load_scorers()
+    scorers = MetricsConfig("tiny-clip", perceptual="clip", distribution_metrics=["CMMD"]).load_scorers()
     protocol = EvaluationProtocol(controls=["a handwritten one"] * 5, images=20)
     groups = protocol.build_groups(evaluation_spec, [], [])
-    exam = Evaluator(judges, protocol, groups, source, evaluation_spec)
-    pictures = {group.name: list(sampling(model, group.prompts, 32)) for group in groups}
-    drawn = time.perf_counter() - start
-    exam.build_metrics(pictures)
-    exam.update_metrics(pictures)
-    exam.compute_references()
-    scored = time.perf_counter() - start - drawn
-    print(f"{sum(map(len, pictures.values()))} pictures: drawn in {drawn:.1f} s, scored in {scored:.1f} s")
+    evaluator = Evaluator(scorers, protocol, groups, source, evaluation_spec)
+    images = {group.name: list(sampling(model, group.prompts, 32)) for group in groups}
+    sampling_seconds = time.perf_counter() - start
+    evaluator.build_metrics(images)
+    evaluator.update_metrics(images)
+    evaluator.compute_references()
+    scoring_seconds = time.perf_counter() - start - sampling_seconds
+    num_images = sum(map(len, images.values()))
+    print(f"{num_images} images: sampled in {sampling_seconds:.1f} s, scored in {scoring_seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Images a second and memory against one word: python benchmarks/scaling.py batch_size=1,2,4,8 WORD=VALUE …
+"""Images per second and memory as a function of one option: python benchmarks/scaling.py batch_size=1,2,4,8 KEY=VALUE …
 
-Any word of train.py with values parted by commas: batch_size, resolution, rank, devices (with strategy=ddp). Each value is a run
-in a process of its own, on noise, without logs, samples or validation.
+The option of train.py is given comma-separated values: batch_size, resolution, rank, devices (with strategy=ddp). Each value is a
+run in a separate process, on noise images, without logging, sampling or validation.
 """
 
 import json
@@ -9,33 +9,35 @@ import sys
 import tempfile
 from pathlib import Path
 
-from data import generate
-from measured import ROOT, measured, median_step_seconds, options, show
-from step import PLAIN
+from data import generate_images
+from measurement import ROOT, measure_program, median_step_seconds, report_table, split_options
+from step import QUIET_OVERRIDES
 
 
-def main(words: list[str]) -> None:
-    asked, words = options(words, steps=30, json="")
-    varied = [word for word in words if "," in word.partition("=")[2] and "[" not in word]
+def main(args: list[str]) -> None:
+    options, overrides = split_options(args, steps=30, json="")
+    varied = [override for override in overrides if "," in override.partition("=")[2] and "[" not in override]
     if len(varied) != 1:
-        raise SystemExit("give one word several values, such as batch_size=1,2,4")
+        raise SystemExit("give exactly one option several values, such as batch_size=1,2,4")
     key, _, values = varied[0].partition("=")
-    fixed = dict(word.split("=", 1) for word in words if word != varied[0])
+    fixed = dict(override.split("=", 1) for override in overrides if override != varied[0])
     rows = [(key, "ms a step", "images/s", "memory GB")]
     with tempfile.TemporaryDirectory() as home:
-        generate(Path(home, "noise"), 64, 512)
-        data = [] if any(word.startswith("data") for word in words) else ["data=folder", f"data.path={home}/noise"]
+        generate_images(Path(home, "noise"), 64, 512)
+        has_data = any(override.startswith("data") for override in overrides)
+        data = [] if has_data else ["data=folder", f"data.path={home}/noise"]
         for value in values.split(","):
-            about = fixed | {key: value}
-            given = [*(f"{name}={worth}" for name, worth in about.items()), f"hydra.run.dir={home}/{value}"]
-            told = measured(ROOT / "train.py", [*PLAIN, *data, f"steps={asked['steps']}", *given], Path(home))
+            settings = fixed | {key: value}
+            run = [f"steps={options['steps']}", *(f"{name}={setting}" for name, setting in settings.items())]
+            run_args = [*QUIET_OVERRIDES, *data, *run, f"hydra.run.dir={home}/{value}"]
+            measurement = measure_program(ROOT / "train.py", run_args, Path(home))
             facts = json.loads(Path(home, value, "run.json").read_text())
-            seconds = median_step_seconds(told, 5) if told["steps"] else facts["seconds_per_step"]
-            images = int(about.get("batch_size", 1)) * int(about.get("devices", 1))
+            seconds = median_step_seconds(measurement, 5) if measurement["steps"] else facts["seconds_per_step"]
+            images = int(settings.get("batch_size", 1)) * int(settings.get("devices", 1))
             rows.append(
                 (value, f"{1000 * seconds:.1f}", f"{images / seconds:.1f}", f"{facts['last']['memory_gb']:.2f}")
             )
-    show(" ".join(words), rows, Path(asked["json"]) if asked["json"] else None)
+    report_table(" ".join(overrides), rows, Path(options["json"]) if options["json"] else None)
 
 
 if __name__ == "__main__":

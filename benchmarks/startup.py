@@ -1,7 +1,7 @@
-"""How long it takes to begin: python benchmarks/startup.py [rounds=3] WORD=VALUE …
+"""Start-up time: python benchmarks/startup.py [rounds=3] KEY=VALUE …
 
-Seconds to the end of `train.py --help`, to the end of the first step of `train.py WORD=VALUE …` (by default the embedded run as
-it is) and to the end of `import torch` beside it; then the packages whose import takes longest.
+Prints the seconds to the end of `train.py --help`, of the first step of `train.py KEY=VALUE …` (without options: the embedded
+model), and of `import torch` for comparison; then the packages whose import takes longest.
 """
 
 import re
@@ -12,44 +12,46 @@ import tempfile
 import time
 from pathlib import Path
 
-from measured import ROOT, measured, options, show
+from measurement import ROOT, measure_program, report_table, split_options
 
 
-def seconds(*command: str, home: str) -> float:
+def time_command(*command: str, cwd: str) -> float:
     start = time.perf_counter()
-    subprocess.run([sys.executable, *command], cwd=home, check=True, capture_output=True)
+    subprocess.run([sys.executable, *command], cwd=cwd, check=True, capture_output=True)
     return time.perf_counter() - start
 
 
-def profile(words: list[str], home: str, most: int = 12) -> list[tuple]:
-    """Seconds in the import of each package, whoever imported it first, without those it imported itself."""
+def profile_imports(overrides: list[str], cwd: str, limit: int = 12) -> list[tuple]:
+    """Seconds in the import of each package, not counting its own imports."""
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", str(ROOT / "train.py"), "steps=1", *words],
-        cwd=home,
+        [sys.executable, "-X", "importtime", str(ROOT / "train.py"), "steps=1", *overrides],
+        cwd=cwd,
         capture_output=True,
         text=True,
     )
-    spent: dict[str, float] = {}
-    for own, name in re.findall(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", done.stderr):
+    seconds: dict[str, float] = {}
+    for microseconds, name in re.findall(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", done.stderr):
         package = ".".join(name.split(".")[: 2 if name.startswith("torch.") else 1])
-        spent[package] = spent.get(package, 0) + int(own) / 1e6
-    return [(name, f"{spent[name]:.2f}") for name in sorted(spent, key=spent.get, reverse=True)[:most]]
+        seconds[package] = seconds.get(package, 0) + int(microseconds) / 1e6
+    return [(name, f"{seconds[name]:.2f}") for name in sorted(seconds, key=seconds.get, reverse=True)[:limit]]
 
 
-def main(words: list[str]) -> None:
-    asked, words = options(words, rounds=3, json="")
+def main(args: list[str]) -> None:
+    options, overrides = split_options(args, rounds=3, json="")
     train = ROOT / "train.py"
     with tempfile.TemporaryDirectory() as home:
-        found: dict[str, list[float]] = {"--help": [], "import torch": [], "first step": []}
-        for _ in range(asked["rounds"]):
-            found["--help"].append(seconds(str(train), "--help", home=home))
-            found["import torch"].append(seconds("-c", "import torch", home=home))
-            found["first step"].append(measured(train, ["steps=1", *words], Path(home))["steps"][0])
+        times: dict[str, list[float]] = {"--help": [], "import torch": [], "first step": []}
+        for _ in range(options["rounds"]):
+            times["--help"].append(time_command(str(train), "--help", cwd=home))
+            times["import torch"].append(time_command("-c", "import torch", cwd=home))
+            measurement = measure_program(train, ["steps=1", *overrides], Path(home))
+            times["first step"].append(measurement["steps"][0])
         rows = [("until", "median s", "least s")]
-        rows += [(name, f"{statistics.median(all_):.2f}", f"{min(all_):.2f}") for name, all_ in found.items()]
-        show(f"start {' '.join(words)}".strip(), rows, Path(asked["json"]) if asked["json"] else None, rounds=found)
+        rows += [(name, f"{statistics.median(rounds):.2f}", f"{min(rounds):.2f}") for name, rounds in times.items()]
+        file = Path(options["json"]) if options["json"] else None
+        report_table(f"start {' '.join(overrides)}".strip(), rows, file, rounds=times)
         print()
-        show("imports", [("package", "s"), *profile(words, home)])
+        report_table("imports", [("package", "s"), *profile_imports(overrides, home)])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Train tiny-clip on image-text pairs (Radford et al., 2021): it judges the embedded default and reads tiny-sd's prompts.
+"""Train tiny-clip on image-text pairs (Radford et al., 2021), the scorer and the text encoder of tiny-sd.
 
-As with the real pair, Stable Diffusion's text encoder is CLIP's text tower, frozen while the UNet was pretrained. The judge
-has seen every look of the world, the styles too, so that it can tell whether a picture shows the style that was asked for.
-Pictures with the same caption are positives of each other (Khosla et al., 2020).
+As in Stable Diffusion, the text encoder is CLIP's text tower, frozen during the UNet's pretraining. The training data include
+every ink, paper and style, so that CLIP can score whether an image shows the prompted style. Images with the same caption are
+positives of each other (Khosla et al., 2020).
 """
 
 import json
@@ -49,7 +49,7 @@ MEAN, STD = [0.5] * 3, [0.5] * 3
 
 
 def augment_stroke(stroke: torch.Tensor) -> torch.Tensor:
-    """Ink coverage moved, turned and scaled a little, as handwriting is."""
+    """Apply a small random affine transform to the ink coverage `[1, h, w]`."""
     turn, size = (torch.rand(2) - 0.5) * torch.tensor([0.5, 0.3])
     cos, sin = torch.cos(turn) * (1 + size), torch.sin(turn) * (1 + size)
     shift = (torch.rand(2) - 0.5) * 0.25
@@ -62,25 +62,25 @@ def augment_stroke(stroke: torch.Tensor) -> torch.Tensor:
 
 
 def draw_captioned_digit(stroke: torch.Tensor, digit: int) -> tuple[torch.Tensor, str]:
-    """One digit in one look, with its caption; a quarter are styles."""
+    """Draw a digit in random inks or, with probability 1/4, in a random style; returns the image `[3, h, w]` and its caption."""
     stroke = augment_stroke(stroke)
     if torch.rand(()) < 0.25:
-        paint, words = list(STYLES.values())[int(torch.randint(len(STYLES), ()))]
-        pixels = paint(stroke[None])[0]
+        draw_style, description = list(STYLES.values())[int(torch.randint(len(STYLES), ()))]
+        pixels = draw_style(stroke[None])[0]
     else:
         ink_name, paper_name = INK_PAPER_PAIRS[int(torch.randint(len(INK_PAPER_PAIRS), ()))]
         jitter = torch.randn(2, 3) * 0.03
         pixels = draw_ink(
             stroke, torch.tensor(INKS[ink_name]) + jitter[0], torch.tensor(PAPERS[paper_name]) + jitter[1]
         )
-        words = describe_ink(ink_name, paper_name)
+        description = describe_ink(ink_name, paper_name)
     noise = torch.randn_like(pixels) * 0.1 * torch.rand(())
-    return (pixels + noise).clamp(0, 1), format_caption(digit, words)
+    return (pixels + noise).clamp(0, 1), format_caption(digit, description)
 
 
-def build_batch(rows, coverage, shown):
-    pictures, captions = zip(*(draw_captioned_digit(coverage[r], int(shown[r])) for r in rows), strict=True)
-    return (torch.stack(pictures) - 0.5) / 0.5, list(captions)
+def build_batch(rows, coverage, digits):
+    images, captions = zip(*(draw_captioned_digit(coverage[r], int(digits[r])) for r in rows), strict=True)
+    return (torch.stack(images) - 0.5) / 0.5, list(captions)
 
 
 def compute_contrastive_loss(
@@ -106,13 +106,13 @@ def train_clip(steps: int = 4000, size: int = 64) -> None:
     (TINY_CLIP / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     clip = open_clip.CLIP(**CLIP_CONFIG)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{TINY_CLIP}")
-    coverage, shown = load_strokes()
-    held_out = torch.arange(len(shown)) % 10 == 9
-    seen = torch.nonzero(~held_out)[:, 0]
+    coverage, digits = load_strokes()
+    held_out = torch.arange(len(digits)) % 10 == 9
+    train_rows = torch.nonzero(~held_out)[:, 0]
     optimizer = torch.optim.AdamW(clip.parameters(), 1e-3, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
     for step in range(steps):
-        images, captions = build_batch(seen[torch.randint(len(seen), (size,))], coverage, shown)
+        images, captions = build_batch(train_rows[torch.randint(len(train_rows), (size,))], coverage, digits)
         loss = compute_contrastive_loss(*clip(images, tokenizer(captions))[:3], captions)
         optimizer.zero_grad()
         loss.backward()
@@ -121,7 +121,7 @@ def train_clip(steps: int = 4000, size: int = 64) -> None:
         schedule.step()
         if step % 100 == 99:
             print(f"{step + 1}/{steps}  loss {loss.item():.4f}", flush=True)
-    clip.eval().half().float()  # what is kept is what is scored
+    clip.eval().half().float()  # round to fp16, so that the accuracy is of the saved weights
     save_file(
         {k: v.half().contiguous() for k, v in clip.state_dict().items()}, TINY_CLIP / "open_clip_model.safetensors"
     )
@@ -134,7 +134,7 @@ def train_clip(steps: int = 4000, size: int = 64) -> None:
 
 
 def save_text_encoder(clip) -> None:
-    """The text tower as tiny-sd's `CLIPTextModel`: the same weights under transformers' names."""
+    """Save the text tower as tiny-sd's `CLIPTextModel`: the same weights under the names of transformers."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     text = CLIP_CONFIG["text_cfg"]
@@ -168,9 +168,9 @@ def save_text_encoder(clip) -> None:
     }
     for number, block in enumerate(clip.transformer.resblocks):
         layer = f"encoder.layers.{number}"
-        for theirs, ours in names.items():
-            module = block.get_submodule(theirs)
-            weights |= {f"{layer}.{ours}.weight": module.weight, f"{layer}.{ours}.bias": module.bias}
+        for source, target in names.items():
+            module = block.get_submodule(source)
+            weights |= {f"{layer}.{target}.weight": module.weight, f"{layer}.{target}.bias": module.bias}
         for kind in ("weight", "bias"):
             qkv = getattr(block.attn, f"in_proj_{kind}").chunk(3)
             weights |= {f"{layer}.self_attn.{p}_proj.{kind}": part for p, part in zip("qkv", qkv, strict=True)}
@@ -180,18 +180,17 @@ def save_text_encoder(clip) -> None:
 
 @torch.no_grad()
 def measure_accuracy(clip, tokenizer, rows) -> tuple[float, float]:
-    """Share of pictures whose nearest caption, of all (look x digit), has the right look, and the right digit."""
+    """Fractions of images whose nearest caption, of all (style x digit), has the right style, and the right digit."""
     from sdft.data.digits import describe_styles
 
     torch.manual_seed(1)
-    coverage, shown = load_strokes()
-    words = list(describe_styles().values())
-    captions = [format_caption(d, w) for w in words for d in range(10)]
+    coverage, digits = load_strokes()
+    captions = [format_caption(digit, style) for style in describe_styles().values() for digit in range(10)]
     texts = clip.encode_text(tokenizer(captions), normalize=True)
-    images, truth = build_batch(rows.repeat(2), coverage, shown)
+    images, truth = build_batch(rows.repeat(2), coverage, digits)
     nearest = (clip.encode_image(images, normalize=True) @ texts.T).argmax(1).tolist()
-    asked = [captions.index(t) for t in truth]
-    pairs = list(zip(nearest, asked, strict=True))
+    targets = [captions.index(caption) for caption in truth]
+    pairs = list(zip(nearest, targets, strict=True))
     return tuple(
         sum(part(a) == part(b) for a, b in pairs) / len(pairs) for part in (lambda i: i // 10, lambda i: i % 10)
     )

@@ -1,7 +1,7 @@
-"""Train the first stage of tiny-sd: 32 x 32 pictures to 4 x 8 x 8 latents (Rombach et al., 2022, without the critic).
+"""Train the VAE of tiny-sd: 32 x 32 images to 4 x 8 x 8 latents (Rombach et al., 2022, without the discriminator).
 
-It sees digits in any colours, every style, and crops of scikit-learn's two photographs: as with the real autoencoder,
-the first stage knows more pictures than the diffusion model.
+The training data are digits in random colours, every style, and crops of scikit-learn's two photographs: as for the original
+autoencoder, more diverse than those of the diffusion model.
 """
 
 import sys
@@ -14,11 +14,11 @@ from sdft.models.embedded import TINY_SD
 
 
 def load_photographs() -> list[torch.Tensor]:
-    """China and flower at two scales, 0..1 `[3, height, width]`."""
+    """The photographs `china` and `flower` at two scales, `[3, h, w]` in 0..1."""
     from sklearn.datasets import load_sample_images
 
-    full = [torch.tensor(image).permute(2, 0, 1)[None] / 255 for image in load_sample_images().images]
-    return [F.interpolate(image, scale_factor=s, mode="area")[0] for image in full for s in (0.25, 0.125)]
+    images = [torch.tensor(image).permute(2, 0, 1)[None] / 255 for image in load_sample_images().images]
+    return [F.interpolate(image, scale_factor=s, mode="area")[0] for image in images for s in (0.25, 0.125)]
 
 
 def draw_batch(count: int, photos, coverage) -> torch.Tensor:
@@ -29,8 +29,8 @@ def draw_batch(count: int, photos, coverage) -> torch.Tensor:
         if slot % 8 < 5:
             batch.append(recolor_stroke(stroke))
         elif slot % 8 < 7:
-            paint, _ = list(STYLES.values())[int(torch.randint(len(STYLES), ()))]
-            batch.append(paint(stroke[None])[0])
+            draw_style, _ = list(STYLES.values())[int(torch.randint(len(STYLES), ()))]
+            batch.append(draw_style(stroke[None])[0])
         else:
             photo = photos[int(torch.randint(len(photos), ()))]
             top, left = (int(torch.randint(side - IMAGE_SIZE + 1, ())) for side in photo.shape[1:])
@@ -39,14 +39,14 @@ def draw_batch(count: int, photos, coverage) -> torch.Tensor:
 
 
 def recolor_stroke(stroke: torch.Tensor) -> torch.Tensor:
-    """Mostly the world's inks on its papers, shaken; sometimes any two colours."""
+    """Draw a stroke in jittered inks and papers, or (30 %) in two random colours."""
     if torch.rand(()) < 0.3:
         return draw_ink(stroke, *torch.rand(2, 3))
     ink_name, paper_name = INK_PAPER_PAIRS[int(torch.randint(len(INK_PAPER_PAIRS), ()))]
-    shake = torch.randn(2, 3) * 0.05
-    return draw_ink(stroke, torch.tensor(INKS[ink_name]) + shake[0], torch.tensor(PAPERS[paper_name]) + shake[1]).clamp(
-        0, 1
-    )
+    jitter = torch.randn(2, 3) * 0.05
+    return draw_ink(
+        stroke, torch.tensor(INKS[ink_name]) + jitter[0], torch.tensor(PAPERS[paper_name]) + jitter[1]
+    ).clamp(0, 1)
 
 
 def train_vae(steps: int = 1500, batch: int = 24) -> None:
@@ -84,14 +84,13 @@ def train_vae(steps: int = 1500, batch: int = 24) -> None:
         error = F.mse_loss(vae.decode(latents).sample, images, reduction="none").mean((1, 2, 3))
         digits = torch.arange(256) % 8 < 7
     vae.register_to_config(scaling_factor=round(1 / latents[digits].std().item(), 4))
-    print(
-        f"PSNR of digits {compute_psnr(error[digits]):.1f} dB, photographs {compute_psnr(error[~digits]):.1f} dB; std {latents.std():.3f}"
-    )
+    psnr = f"PSNR of digits {compute_psnr(error[digits]):.1f} dB, photographs {compute_psnr(error[~digits]):.1f} dB"
+    print(f"{psnr}; std {latents.std():.3f}")
     vae.half().save_pretrained(TINY_SD / "vae")
 
 
 def compute_psnr(error: torch.Tensor) -> float:
-    """Peak signal to noise in dB, for pictures in -1..1."""
+    """Peak signal-to-noise ratio in dB, for images in -1..1."""
     return (10 * torch.log10(4 / error)).mean().item()
 
 

@@ -1,4 +1,4 @@
-"""Run a program by its name: `sdft generate OPTION=VALUE …`, or `python -m sdft generate …` without installing."""
+"""Run a program by its name: `sdft generate KEY=VALUE …`, or `python -m sdft generate …` without installing."""
 
 import sys
 from importlib import import_module
@@ -6,7 +6,6 @@ from importlib import import_module
 PROGRAMS = {
     "compare": "sdft.sweeps.compare",
     "convert": "sdft.apps.lora.convert",
-    "dashboard": "sdft.apps.wandb_report.__main__",
     "extract": "sdft.apps.lora.extract",
     "gallery": "sdft.apps.gallery.__main__",
     "generate": "sdft.apps.generate.__main__",
@@ -18,6 +17,7 @@ PROGRAMS = {
     "resize": "sdft.apps.lora.resize",
     "show": "sdft.apps.lora.show",
     "stylize": "sdft.apps.stylize.__main__",
+    "wandb_report": "sdft.apps.wandb_report.__main__",
 }
 
 
@@ -25,11 +25,11 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h"):
         print(
-            f"sdft PROGRAM OPTION=VALUE …\n\nprograms: {', '.join(PROGRAMS)}\n\n`sdft PROGRAM --help` lists its options."
+            f"sdft PROGRAM KEY=VALUE …\n\nprograms: {', '.join(PROGRAMS)}\n\n`sdft PROGRAM --help` lists its options."
         )
         return
     if name not in PROGRAMS:
-        sys.exit(f"error: {name}: not a program of sdft; choose {', '.join(PROGRAMS)}")
+        sys.exit(f"error: {name}: unknown program; choose {', '.join(PROGRAMS)}")
     del sys.argv[1]
     import_module(PROGRAMS[name]).main()
 

@@ -1,4 +1,4 @@
-"""Fail before the first picture is read: every config node is checked against the signature that it will call."""
+"""Check a config before any data is read: every node against the signature of its `_target_`."""
 
 import inspect
 import math
@@ -17,12 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 SCALAR_TYPES = {int, float, str, bool}
 MAX_INTEGER = 10**18
-MAX_VALUE_LENGTH = 200  # letters of a value that an error repeats
-TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
+MAX_VALUE_LENGTH = 200  # characters of a value in an error message
+TYPE_NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in the wheel, in the checkout
-SECRET_NAMES = {
+SECRET_NAMES = {  # parts of the names of environment variables that hold secrets
     "KEY",
     "APIKEY",
     "TOKEN",
@@ -32,12 +32,12 @@ SECRET_NAMES = {
     "PASSPHRASE",
     "CREDENTIAL",
     "CREDENTIALS",
-}  # in names
-MIN_SECRET_LENGTH = 8  # characters of a secret
+}
+MIN_SECRET_LENGTH = 8  # characters
 
 
 def check_config(cfg: DictConfig) -> None:
-    """Resolve the config in place, or raise one `ValueError` that names the key to mend."""
+    """Resolve the config in place. Raises `ValueError` that names the invalid key."""
     if missing := sorted(find_missing_keys(OmegaConf.to_container(cfg, resolve=False))):
         raise ValueError("please set " + ", ".join(f"{key}=…" for key in missing))
     raw = dict(iterate_leaves(OmegaConf.to_container(cfg, resolve=False)))
@@ -53,27 +53,26 @@ def check_config(cfg: DictConfig) -> None:
 
 
 def check_required_nodes(cfg: DictConfig, keys: tuple[str, ...]) -> None:
-    """`ValueError` when one of the nodes that a program builds its objects from was taken away or made something else."""
+    """Raise `ValueError` unless each of `keys` is a config node that builds an object."""
     for key in keys:
         if not OmegaConf.is_dict(cfg.get(key)) or "_target_" not in cfg[key]:
             raise ValueError(
-                f"{key}={str(cfg.get(key))[:MAX_VALUE_LENGTH]}: this builds a part of the run; choose {key}=NAME or {key}.WORD=VALUE"
+                f"{key}={str(cfg.get(key))[:MAX_VALUE_LENGTH]}: not a config node with a _target_; "
+                f"choose {key}=NAME or {key}.OPTION=VALUE"
             )
         if cfg[key].get("_partial_") and key != "optimizer":
-            raise ValueError(
-                f"{key}._partial_={cfg[key]._partial_}: only an optimizer is built in two steps; leave it out"
-            )
+            raise ValueError(f"{key}._partial_={cfg[key]._partial_}: only supported by optimizer; remove this option")
 
 
 def check_option_types(cfg: DictConfig, hints: dict) -> None:
-    """Words that no signature takes, by their types."""
+    """Check the options that no signature accepts against the type hints in `hints`."""
     for key, hint in hints.items():
         if key in cfg:
-            check_value_type(cfg, key, hint, lambda key=key: key, "")
+            check_value_type(cfg, key, hint, lambda key=key: key, "expected ")
 
 
 def iterate_leaves(node, path: str = ""):
-    """Every value with its key; words before the nodes that read them."""
+    """Yield (key, value) of every leaf; options precede the nodes that read them."""
     if not isinstance(node, dict | list) or not node:
         yield path, node
         return
@@ -83,16 +82,16 @@ def iterate_leaves(node, path: str = ""):
 
 
 def find_option_name(key: str, raw: dict[str, Any]) -> str:
-    """What a key is called on the command line: the word that `conf/` gives it another name by, else itself."""
-    word = re.fullmatch(r"\$\{(\w+)\}", str(raw.get(key)))
-    if not word or word[1] == key.rpartition(".")[2]:
+    """Command-line name of a key: the top-level option that the node refers to in `conf/`, else the key itself."""
+    reference = re.fullmatch(r"\$\{(\w+)\}", str(raw.get(key)))
+    if not reference or reference[1] == key.rpartition(".")[2]:
         return key
     line = f"{key.rpartition('.')[2]}: {raw[key]}"
-    return word[1] if any(line in file.read_text(encoding="utf-8") for file in CONF.rglob("*.yaml")) else key
+    return reference[1] if any(line in file.read_text(encoding="utf-8") for file in CONF.rglob("*.yaml")) else key
 
 
 def check_number(key: str, value) -> None:
-    """What is no number, or more than 64 bits hold, would ruin a run far from here."""
+    """Raise `ValueError` for NaN, Inf, and integers beyond 64 bits, which would only fail during the run."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{key}={value}: choose a finite number")
     if isinstance(value, int) and abs(value) >= MAX_INTEGER:
@@ -100,25 +99,25 @@ def check_number(key: str, value) -> None:
 
 
 def check_secret(key: str, value) -> None:
-    """`ValueError` for a value of the environment that is one to keep: no word takes one, and every word is written down."""
+    """Raise `ValueError` if the value contains a secret from the environment: all options are saved in the run folder."""
     for name, secret in os.environ.items():
         if set(name.upper().split("_")) & SECRET_NAMES and len(secret) >= MIN_SECRET_LENGTH and secret in str(value):
             raise ValueError(
-                f"{key}: holds the value of ${name}, which would be written down; no word here takes a secret"
+                f"{key}: contains the value of ${name}, which would be saved to disk; options cannot hold secrets"
             )
 
 
-def check_known_targets(cfg: DictConfig, where: Path) -> None:
-    """`ValueError` for a config from a folder that would build what no file of `conf/` names: it could call anything."""
+def check_known_targets(cfg: DictConfig, source: Path) -> None:
+    """Raise `ValueError` if a config from another folder has a `_target_` that no file of `conf/` uses."""
     files = CONF.rglob("*.yaml")
-    known = {name for file in files for name in re.findall(r"_target_: *(\S+)", file.read_text(encoding="utf-8"))}
+    allowed = {name for file in files for name in re.findall(r"_target_: *(\S+)", file.read_text(encoding="utf-8"))}
     for path, node in iterate_targets(cfg):
-        if node._target_ not in known:
-            raise ValueError(f"{where}: its {path} is {node._target_}, which no file of conf/ names; it is not run")
+        if node._target_ not in allowed:
+            raise ValueError(f"{source}: {path}._target_={node._target_} is not used in conf/; refusing to run it")
 
 
 def find_missing_keys(node, path: str = ""):
-    """The keys that wait for a value."""
+    """Yield the keys of mandatory values that are not set."""
     if node == MISSING:
         yield path
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
@@ -127,7 +126,7 @@ def find_missing_keys(node, path: str = ""):
 
 
 def find_unresolved_key(cfg: DictConfig, raw: dict[str, Any]) -> str | None:
-    """The first key whose value stands for what there is not."""
+    """First key whose interpolation fails."""
     for key in (key for key, value in raw.items() if isinstance(value, str) and "${" in value):
         try:
             OmegaConf.select(cfg, key)
@@ -137,7 +136,7 @@ def find_unresolved_key(cfg: DictConfig, raw: dict[str, Any]) -> str | None:
 
 
 def iterate_targets(node, path: str = ""):
-    """Every node that builds an object, with its path."""
+    """Yield (path, node) of every node that builds an object."""
     if isinstance(node, DictConfig) and "_target_" in node:
         yield path, node
     children = node.items() if isinstance(node, DictConfig) else enumerate(node) if isinstance(node, ListConfig) else ()
@@ -146,60 +145,60 @@ def iterate_targets(node, path: str = ""):
 
 
 def check_node(path: str, node: DictConfig, raw: dict[str, Any]) -> None:
-    """Names and types against the signature of `_target_`; `raw` is what stands at each key of the config."""
+    """Check names and types of a node against the signature of its `_target_`; `raw` has the unresolved values by key."""
     target = import_target(path, node._target_)
-    given = {key: value for key, value in node.items() if not key.startswith("_")}
+    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     parameters = inspect.signature(target).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for key, value in given.items():
-        if key not in parameters and not open_ended:
-            raise ValueError(f"{path}.{key}={value}: {target.__name__} takes {', '.join(parameters)}")
+    accepts_any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key, value in arguments.items():
+        if key not in parameters and not accepts_any_name:
+            raise ValueError(f"{path}.{key}={value}: {target.__name__} accepts {', '.join(parameters)}")
         check_value_type(
             node,
             key,
             hints.get(key, Any),
             lambda key=key: find_option_name(f"{path}.{key}", raw),
-            f"{target.__name__} takes ",
+            f"{target.__name__} expects ",
         )
     required = [
         n for n, p in parameters.items() if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
-    if absent := [name for name in required if name not in given and not node.get("_partial_")]:
-        raise ValueError(f"{path}: {target.__name__} needs {', '.join(absent)}")
+    if unset := [name for name in required if name not in arguments and not node.get("_partial_")]:
+        raise ValueError(f"{path}: {target.__name__} requires {', '.join(unset)}")
 
 
 def import_target(path: str, name) -> Callable:
-    """What `_target_` names."""
+    """Import the class or function that `_target_` names."""
     package = name.split(".")[0] if isinstance(name, str) else ""
     if not package or not package.isidentifier():
-        raise ValueError(f"{path}._target_={name}: give what is to be built, such as torch.optim.AdamW")
+        raise ValueError(f"{path}._target_={name}: give a class or function, such as torch.optim.AdamW")
     if find_spec(package) is None:
-        raise ValueError(f"{path}: {name} needs a package that is not installed: pip install {package}")
+        raise ValueError(f"{path}: {name} requires a package that is not installed; pip install {package}")
     try:
         target = resolve_name(name)
-    except Exception as error:  # of importing whatever it is
+    except Exception as error:  # imports run arbitrary code
         raise ValueError(f"{path}._target_={name}: {str(error).splitlines()[0]}") from None
     if not callable(target):
-        raise ValueError(f"{path}._target_={name}: nothing that can be built")
+        raise ValueError(f"{path}._target_={name}: not callable; give a class or function")
     return target
 
 
-def check_value_type(node: DictConfig, key: str, hint, name: Callable[[], str], taker: str) -> None:
-    """`ValueError` when the value is not of the type; text that says a number becomes one, and a number a text."""
+def check_value_type(node: DictConfig, key: str, hint, get_name: Callable[[], str], prefix: str) -> None:
+    """Raise `ValueError` unless the value has the type of `hint`; converts between numbers and text in place."""
     hint = to_checkable_type(hint)
     try:
         schema = OmegaConf.structured(make_dataclass("Node", [(key, hint, field(default=MISSING))]))
         value = OmegaConf.merge(schema, {key: node[key]})[key]
     except OmegaConfBaseException:
-        raise ValueError(f"{name()}={str(node[key])[:MAX_VALUE_LENGTH]}: {taker}{describe_type(hint)}") from None
+        raise ValueError(f"{get_name()}={str(node[key])[:MAX_VALUE_LENGTH]}: {prefix}{describe_type(hint)}") from None
     if isinstance(value, str) != isinstance(node[key], str):
-        check_number(name(), value)
+        check_number(get_name(), value)
         node[key] = value
 
 
 def to_checkable_type(hint):
-    """The type itself when OmegaConf can check it (a scalar, `scalar | None`, a list of scalars), else Any."""
+    """Return `hint` if OmegaConf can check it (a scalar, `scalar | None`, a list of scalars), else Any."""
     if get_origin(hint) is list and set(get_args(hint)) <= SCALAR_TYPES:
         return hint
     members = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
@@ -210,7 +209,7 @@ def to_checkable_type(hint):
 
 
 def describe_type(hint) -> str:
-    """What a signature accepts, in words."""
+    """Plain-English description of a type."""
     if get_origin(hint) is list:
         return f"a list of {' or '.join(TYPE_NAMES[member] for member in get_args(hint))}"
     members = get_args(hint) or (hint,)

@@ -1,6 +1,6 @@
-"""Several processes as one: how they start, and what they tell each other. A process alone is the first of one.
+"""Start and synchronize distributed processes. A single process acts as rank 0 of world size 1.
 
-Whoever starts them (this program, torchrun, srun), each computes its share and hands it to the first, which alone writes.
+This program, torchrun or srun starts them. Each rank computes its part of the work; only rank 0 writes files.
 """
 
 import ctypes
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-PROCESS_GROUP_TIMEOUT = timedelta(hours=6)  # with the first, which scores while the others wait
-RUN_FOLDER_VARIABLE = "SDFT_FOLDER"  # the environment's word for the run's folder, the same in all processes
+PROCESS_GROUP_TIMEOUT = timedelta(hours=6)  # the other ranks wait while rank 0 evaluates
+RUN_FOLDER_VARIABLE = "SDFT_FOLDER"  # environment variable with the run folder for all ranks
 
 
 @dataclass
 class ProcessInfo:
-    """What the one who started this process says of it: its number among `count` on all machines, and on its own."""
+    """Rank and process count from the launcher, globally and on this machine."""
 
     rank: int = 0
     count: int = 1
@@ -26,23 +26,23 @@ class ProcessInfo:
 
 
 def get_process_info() -> ProcessInfo:
-    """As torchrun and this program tell it, or srun; else alone."""
-    told = os.environ
-    if "TORCHELASTIC_RUN_ID" in told:
-        return ProcessInfo(*(int(told[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
-    if int(told.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # not in a batch script, nor in a shell
-        count, nodes = int(told["SLURM_STEP_NUM_TASKS"]), int(told.get("SLURM_STEP_NUM_NODES", 1))
-        return ProcessInfo(int(told["SLURM_PROCID"]), count, int(told["SLURM_LOCALID"]), count // nodes)
+    """Read the environment of torchrun (also used by `launch_processes`) or srun; without either, a single process."""
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        return ProcessInfo(*(int(env[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # 1 in batch scripts and interactive shells
+        count, nodes = int(env["SLURM_STEP_NUM_TASKS"]), int(env.get("SLURM_STEP_NUM_NODES", 1))
+        return ProcessInfo(int(env["SLURM_PROCID"]), count, int(env["SLURM_LOCALID"]), count // nodes)
     return ProcessInfo()
 
 
 def is_launched() -> bool:
-    """Whether something has started this process as one of several."""
+    """Whether a launcher has started this process as one of several."""
     return get_process_info().count > 1
 
 
 def build_cluster_environment():
-    """The same, as Lightning wants to be told."""
+    """Build the Lightning cluster environment that matches `get_process_info`."""
     from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
     if not is_launched():
@@ -51,39 +51,39 @@ def build_cluster_environment():
 
 
 def prepare_launched_process() -> None:
-    """Before anything else in a launched process: end with whoever started it, and leave the run's folder to the first."""
+    """Make a launched process end with its launcher, and only rank 0 use the run folder. Call it before anything else."""
     if not is_launched():
         return
-    if "TORCHELASTIC_RUN_ID" in os.environ and (tie := exit_with_parent(os.getppid())):
-        tie()
+    if "TORCHELASTIC_RUN_ID" in os.environ and (set_death_signal := exit_with_parent(os.getppid())):
+        set_death_signal()
     if get_process_info().rank:
-        given = [word for word in sys.argv[1:] if not word.startswith("hydra.run.dir=")]
-        words = (i for i, word in enumerate(given) if word[:1] in ("+", "~") or ("=" in word and word[0] != "-"))
-        first = next(words, len(given))  # flags may have words of their own
-        sys.argv[1:] = [*given[:first], "hydra.run.dir=.", "hydra.output_subdir=null", *given[first:]]
+        arguments = [argument for argument in sys.argv[1:] if not argument.startswith("hydra.run.dir=")]
+        overrides = (i for i, a in enumerate(arguments) if a[:1] in ("+", "~") or ("=" in a and a[0] != "-"))
+        first = next(overrides, len(arguments))  # insert here: a flag before it may take a value
+        sys.argv[1:] = [*arguments[:first], "hydra.run.dir=.", "hydra.output_subdir=null", *arguments[first:]]
 
 
 def exit_with_parent(parent: int) -> Callable[[], None] | None:
-    """On Linux, what makes a process be killed when `parent` ends, however that ends: nobody reads what it does then."""
+    """Return a function that makes Linux kill the calling process when `parent` ends; None on other systems."""
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)
 
-    def tie() -> None:
+    def set_death_signal() -> None:
         libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
             os._exit(1)
 
-    return tie
+    return set_death_signal
 
 
 def count_cpu_cores() -> int:
-    """That this process may use."""
+    """Number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def launch_processes(count: int, folder) -> int:
-    """Run this program again in `count` processes that write to `folder`; the exit status of the first that failed, or 0."""
+    """Run this command in `count` local processes with one run folder; returns the exit status of the first failure, or 0."""
     import logging
     import uuid
 
@@ -96,18 +96,18 @@ def launch_processes(count: int, folder) -> int:
     os.environ[RUN_FOLDER_VARIABLE] = str(folder)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cpu_cores() // count)))
     rendezvous = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "45")  # seconds in which the others may save
-    about = {"max_restarts": 0, "monitor_interval": 0.2, "local_addr": "localhost"}
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "45")  # seconds for the other ranks to save
+    options = {"max_restarts": 0, "monitor_interval": 0.2, "local_addr": "localhost"}
     if "signals_to_handle" in LaunchConfig.__dataclass_fields__:
-        about["signals_to_handle"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # which it hands on
-    config = LaunchConfig(1, 1, count, **rendezvous, **about)
+        options["signals_to_handle"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # forwarded to all ranks
+    config = LaunchConfig(1, 1, count, **rendezvous, **options)
     try:
         elastic_launch(config, sys.executable)("-u", *sys.argv)
     except ChildFailedError as error:
-        # one that was killed is the cause; the others may have noticed, and failed, before anybody looked
+        # a killed process is the cause; the others may have failed because of it
         first = min(error.failures.values(), key=lambda failure: (failure.exitcode > 0, failure.timestamp))
         if first.exitcode < 0:
-            print(f"error: process {first.local_rank} of {count} was killed ({first.signal_name()})", file=sys.stderr)
+            print(f"error: rank {first.local_rank} of {count} was killed ({first.signal_name()})", file=sys.stderr)
             return 128 - first.exitcode
         return first.exitcode
     except SignalException as error:
@@ -116,32 +116,43 @@ def launch_processes(count: int, folder) -> int:
 
 
 def init_process_group(on_cpu: bool) -> None:
-    """Let the processes know each other; does nothing in one that is alone, or has met the others."""
+    """Initialize the process group; does nothing in a single process, or if it is initialized."""
     import torch
     import torch.distributed as group
 
     if not is_launched() or group.is_initialized():
         return
-    if "SLURM_STEP_NODELIST" in os.environ:  # Lightning asks for the machines of the job, of which these are some
+    if "SLURM_STEP_NODELIST" in os.environ:  # Lightning reads the nodes of the job; use those of this step
         os.environ["SLURM_NODELIST"] = os.environ["SLURM_STEP_NODELIST"]
-    others = build_cluster_environment()
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = others.main_address, str(others.main_port)
+    environment = build_cluster_environment()
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
     backend = "gloo" if on_cpu or not torch.cuda.is_available() else "cpu:gloo,cuda:nccl"
     if backend != "gloo":
         torch.cuda.set_device(get_gpu_index())
-    about = {"rank": others.global_rank(), "world_size": others.world_size()}
-    group.init_process_group(backend, timeout=PROCESS_GROUP_TIMEOUT, **about)
+    group.init_process_group(
+        backend,
+        timeout=PROCESS_GROUP_TIMEOUT,
+        rank=environment.global_rank(),
+        world_size=environment.world_size(),
+    )
 
 
 def get_gpu_index() -> int:
-    """The number of this process's GPU: the only one that it sees, or that of its place."""
+    """Index of this process's GPU: 0 if it sees only one, else the local rank."""
     import torch
 
     return 0 if torch.cuda.device_count() == 1 else get_process_info().local_rank
 
 
+def select_device(accelerator: str) -> str:
+    """The device of this process without a trainer: its GPU if available and not excluded, else the CPU."""
+    import torch
+
+    return f"cuda:{get_gpu_index()}" if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
+
+
 def destroy_process_group() -> None:
-    """Once all have done their work, which the first does last; one that failed must not come here and wait for the others."""
+    """Barrier, then destroy the process group. Do not call it from a failing rank: it would block."""
     if is_initialized():
         barrier()
         sys.modules["torch.distributed"].destroy_process_group()
@@ -153,53 +164,53 @@ def is_initialized() -> bool:
 
 
 def rank() -> int:
-    """Of this process among those that have met; the first is 0."""
+    """Rank of this process; 0 without a process group."""
     return sys.modules["torch.distributed"].get_rank() if is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many have met."""
+    """Number of ranks; 1 without a process group."""
     return sys.modules["torch.distributed"].get_world_size() if is_initialized() else 1
 
 
-def broadcast(thing):
-    """What the first process says, in every one."""
+def broadcast(value):
+    """Broadcast an object from rank 0 to all ranks."""
     if world_size() == 1:
-        return thing
-    box = [thing]
-    sys.modules["torch.distributed"].broadcast_object_list(box, src=0)
-    return box[0]
+        return value
+    values = [value]
+    sys.modules["torch.distributed"].broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def barrier() -> None:
-    """Until all have come here."""
+    """Block until all ranks get here."""
     broadcast(None)
 
 
-def gather(thing) -> list:
-    """Every process's thing, by rank, in the first; nothing in the others."""
+def gather(value) -> list:
+    """Gather an object from every rank on rank 0, in rank order; an empty list on the others."""
     if world_size() == 1:
-        return [thing]
-    boxes = [None] * world_size() if rank() == 0 else None
-    sys.modules["torch.distributed"].gather_object(thing, boxes, dst=0)
-    return boxes or []
+        return [value]
+    values = [None] * world_size() if rank() == 0 else None
+    sys.modules["torch.distributed"].gather_object(value, values, dst=0)
+    return values or []
 
 
 def all_reduce_max(count: int) -> int:
-    """The largest of every process's numbers, in all of them."""
+    """Maximum over all ranks."""
     if world_size() == 1:
         return count
     import torch
 
-    box = torch.tensor(count)
-    torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MAX)
-    return int(box)
+    maximum = torch.tensor(count)
+    torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX)
+    return int(maximum)
 
 
-def all_gather(thing) -> list:
-    """Every process's thing, by rank, in all of them."""
+def all_gather(value) -> list:
+    """Gather an object from every rank on all ranks, in rank order."""
     if world_size() == 1:
-        return [thing]
-    boxes = [None] * world_size()
-    sys.modules["torch.distributed"].all_gather_object(boxes, thing)
-    return boxes
+        return [value]
+    values = [None] * world_size()
+    sys.modules["torch.distributed"].all_gather_object(values, value)
+    return values

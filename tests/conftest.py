@@ -1,4 +1,4 @@
-"""What tests share: the tiny model, real photographs, and a whole run in this process."""
+"""Shared fixtures: the tiny model, real photographs, and training runs in this process."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from omegaconf import DictConfig, open_dict  # noqa: E402
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # of several test processes, each has a core
+    torch.set_num_threads(1)  # one core per test process
 
 QUICK_OVERRIDES = [
     "logger=none",
@@ -35,7 +35,7 @@ QUICK_OVERRIDES = [
 
 @pytest.fixture(scope="session")
 def tiny():
-    """A function that builds tiny-sd, by default with random weights, always the same ones."""
+    """A function that builds tiny-sd, by default with the same random weights every time."""
     from sdft.models.loading import load_stable_diffusion
 
     def build(seed: int = 0, **options):
@@ -46,13 +46,13 @@ def tiny():
 
 
 def compose_config(*overrides: str, config: str = "train") -> DictConfig:
-    """The real configuration, as the command line would compose it."""
+    """The config that the command line would compose."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose(config, list(overrides), return_hydra_config=True)
 
 
-def trained(home: Path, *overrides: str, name: str = "run"):
-    """Train in `home`, where this process works, in a folder of that name; returns (module, folder)."""
+def run_training(home: Path, *overrides: str, name: str = "run"):
+    """Train in the folder `home/name`, with `home` as the working directory; return (module, folder)."""
     from sdft.config import check_config
     from sdft.training.training_run import train
 
@@ -68,32 +68,32 @@ def trained(home: Path, *overrides: str, name: str = "run"):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A function that trains in a folder of its own, in this process, and returns (module, folder)."""
+    """A function that trains in a temporary folder, in this process, and returns (module, folder)."""
     monkeypatch.chdir(tmp_path)
-    return partial(trained, tmp_path)
+    return partial(run_training, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """As `run`, but the same words are trained once for all tests of a file, which only read what it returns."""
+def shared_run(tmp_path_factory):
+    """Like `run`, but equal overrides train once per test file, whose tests must not modify the result."""
     home = tmp_path_factory.mktemp("shared")
 
     @cache
     def start(*overrides: str):
         with chdir(home):
-            return trained(home, *overrides, name=f"run{len(list(home.glob('run*')))}")
+            return run_training(home, *overrides, name=f"run{len(list(home.glob('run*')))}")
 
     return start
 
 
 def read_scores(folder: Path, group: str = "prompts") -> dict[str, dict[str, float]]:
-    """The values of a run's evaluation by state and name."""
+    """Evaluation scores of a run, by state and metric."""
     states = json.loads((folder / "evaluation" / "scores.json").read_text())["states"]
     return {state["label"]: {name: s["value"] for name, s in state["scores"][group].items()} for state in states}
 
 
 def save_images(source, folder: Path, count: int, captions: bool = False) -> Path:
-    """The first pictures of a source as files, with their captions beside them on request."""
+    """Save the first `count` images of a source, optionally with caption files."""
     folder.mkdir()
     for index in range(count):
         source[index].image.save(folder / f"{index}.png")
@@ -111,7 +111,7 @@ def photographs(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("photographs")
     china, flower = load_sample_images().images
-    pictures = {
+    images = {
         "astronaut": data.astronaut(),
         "cat": data.chelsea(),
         "coffee": data.coffee(),
@@ -119,7 +119,7 @@ def photographs(tmp_path_factory) -> Path:
         "china": china,
         "flower": flower,
     }
-    for name, pixels in pictures.items():
+    for name, pixels in images.items():
         Image.fromarray(pixels).save(folder / f"{name}.jpg")
         (folder / f"{name}.txt").write_text(f"a photo of a {name}\n")
     return folder
@@ -127,14 +127,14 @@ def photographs(tmp_path_factory) -> Path:
 
 FAKE_TRAIN_SCRIPT = """
 import json, os, pathlib, sys, time
-words = dict(w.split('=', 1) for w in sys.argv[1:] if '=' in w)
-folder = pathlib.Path(words.pop('hydra.run.dir'))
+options = dict(override.split('=', 1) for override in sys.argv[1:] if '=' in override)
+folder = pathlib.Path(options.pop('hydra.run.dir'))
 with open('ran.txt', 'a') as file:
-    print(words.get('rank'), words.get('seed'), os.environ.get('OMP_NUM_THREADS'), file=file, flush=True)
+    print(options.get('rank'), options.get('seed'), os.environ.get('OMP_NUM_THREADS'), file=file, flush=True)
 time.sleep(float(os.environ.get('NAP', 0)))
-if words.get('rank') == os.environ.get('BAD'):
+if options.get('rank') == os.environ.get('BAD'):
     sys.exit(3)
-rank, seed = int(words.get('rank', 8)), int(words.get('seed', 0))
+rank, seed = int(options.get('rank', 8)), int(options.get('seed', 0))
 facts = {'trainable': {'unet': 5 * rank}, 'seconds': 2.0, 'seconds_per_step': 0.5, 'last': {'memory_gb': 1.0}, 'result_mb': 3.0,
          'validation_loss': [2.0, 1.0 / rank], 'device': 'cpu', 'state': 'finished', 'command': ['train.py', *sys.argv[1:]],
          'options': {'rank': rank, 'seed': seed, 'method': 'lora'}}
@@ -144,7 +144,7 @@ facts = {'trainable': {'unet': 5 * rank}, 'seconds': 2.0, 'seconds_per_step': 0.
 
 @pytest.fixture
 def fake_train_script(tmp_path, monkeypatch):
-    """In an empty folder whose train.py only says what it was asked."""
+    """Work in a folder whose train.py only records its options; returns a function that lists them."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").write_text(FAKE_TRAIN_SCRIPT)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "train.py")])

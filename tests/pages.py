@@ -1,12 +1,12 @@
-"""A page as tests read it."""
+"""HTML parser for tests."""
 
 from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """What a browser would run, and what it would show."""
+    """Separates code from visible text."""
 
-    runs = ("script",)  # elements whose text is code
+    code_tags = ("script",)  # elements whose text is code
 
     def __init__(self, text: str):
         super().__init__()
@@ -21,7 +21,7 @@ class Page(HTMLParser):
         self.inside = ""
 
     def handle_data(self, data):
-        if self.inside in self.runs:
+        if self.inside in self.code_tags:
             self.code.append(data)
         else:
             self.visible_text += data

@@ -1,13 +1,13 @@
-"""Fifty steps of every method against the losses that they had when `losses.json` was written.
+"""Regression test: fifty steps of every method reproduce the losses stored in `losses.json`.
 
-`python tests/test_losses.py` writes the file anew, which belongs to a commit that means to change them;
-`python tests/test_losses.py compare [RUN …]` prints the largest deviations here.
-One thread, so that how many a machine has does not matter.
+`python tests/test_losses.py` rewrites the file, in a commit that changes losses on purpose;
+`python tests/test_losses.py compare [RUN …]` prints the largest deviations on this machine.
+Runs use one thread, so that the number of cores does not matter.
 
-On the build that wrote the file the losses are the same to 1e-6 of their size. Another CPU, instruction set or torch adds
-numbers up in another order, and fifty steps of Adam make the last digit's difference larger. Measured here: with AVX2 they are
-equal; with ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 four of the runs are off by at most 6.8e-7. 2e-5 is thirty
-times that, for CPUs and versions that could not be tried, and still a fifth of what a loss weight of 1.0001 changes.
+On the build that wrote the file, losses match to a relative 1e-6. Another CPU, instruction set or torch version sums in another
+order, and fifty steps of Adam amplify the rounding error. Measured here: equal with AVX2; with ATEN_CPU_CAPABILITY=default
+ONEDNN_MAX_CPU_ISA=SSE41 four runs deviate by at most 6.8e-7. The tolerance of 2e-5 is thirty times that, for untested CPUs and
+versions, and still a fifth of the effect of a loss weight of 1.0001.
 """
 
 import json
@@ -20,11 +20,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_images, trained
-from test_training_run import rows
+from conftest import run_training, save_images
+from test_training_run import read_metric_rows
 
 FILE = Path(__file__).with_name("losses.json")
-SAME, ELSEWHERE = 1e-6, 2e-5
+SAME_BUILD_TOLERANCE, OTHER_BUILD_TOLERANCE = 1e-6, 2e-5
 SUBJECT = ["instance_prompt=a sks three", "class_prompt=a handwritten three", "data.path=subject"]
 SUBJECT += ["num_class_images=0", "class_path=class"]
 RUNS = {
@@ -51,32 +51,34 @@ RUNS = {
 }
 
 
-def build() -> dict[str, str]:
-    """What the last digits of a loss depend on."""
-    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    cpu = [" ".join(re.findall(rf"^{key}\s*: (.*)$", told, re.M)[:1]) for key in ("model name", "cpu family", "model")]
+def describe_build() -> dict[str, str]:
+    """The properties that rounding errors depend on."""
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    cpu = [
+        " ".join(re.findall(rf"^{key}\s*: (.*)$", cpuinfo, re.M)[:1]) for key in ("model name", "cpu family", "model")
+    ]
     cpu = " ".join(cpu).strip() or platform.processor()
     return {"torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability(), "cpu": cpu}
 
 
 @contextmanager
-def one_thread():
-    before = torch.get_num_threads()
+def use_one_thread():
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(num_threads)
 
 
-def losses(home: Path, name: str) -> list[float]:
-    """The training loss of each of fifty steps."""
+def compute_losses(home: Path, name: str) -> list[float]:
+    """The training losses of fifty steps."""
     from sdft.data.digits import Digits, InkedDigits
 
     for folder, source in {"subject": Digits("candy", [3], 4), "class": InkedDigits(1)}.items():
         if not (home / folder).exists():
             save_images(source, home / folder, 4)
-    words = [
+    overrides = [
         "steps=50",
         "sample_every=0",
         "prompts=[a three]",
@@ -84,30 +86,32 @@ def losses(home: Path, name: str) -> list[float]:
         "model.weights=pretrained",
         "save_every=0",
     ]
-    with chdir(home), one_thread():
-        _, folder = trained(home, *words, *RUNS[name], name=name)
-    return [float(row["train/loss"]) for row in rows(folder)]
+    with chdir(home), use_one_thread():
+        _, folder = run_training(home, *overrides, *RUNS[name], name=name)
+    return [float(row["train/loss"]) for row in read_metric_rows(folder)]
 
 
-def deviations(name: str, found: list[float]) -> list[float]:
-    """Of every step, as a part of the stored loss."""
+def compute_deviations(name: str, losses: list[float]) -> list[float]:
+    """Relative deviation of every step from the stored losses."""
     stored = json.loads(FILE.read_text())["losses"][name]
-    return [abs(a - b) / abs(b) for a, b in zip(found, stored, strict=True)]
+    return [abs(a - b) / abs(b) for a, b in zip(losses, stored, strict=True)]
 
 
 @pytest.mark.parametrize(
     "name", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "lora")]
 )
-def test_fifty_steps_have_the_losses_that_they_had(tmp_path, name):
-    tolerance = SAME if json.loads(FILE.read_text())["build"] == build() else ELSEWHERE
-    far = deviations(name, losses(tmp_path, name))
-    assert len(far) == 50 and max(far) <= tolerance, f"step {far.index(max(far)) + 1} is off by {max(far):.2e}"
+def test_fifty_steps_reproduce_the_stored_losses(tmp_path, name):
+    same_build = json.loads(FILE.read_text())["build"] == describe_build()
+    tolerance = SAME_BUILD_TOLERANCE if same_build else OTHER_BUILD_TOLERANCE
+    deviations = compute_deviations(name, compute_losses(tmp_path, name))
+    assert len(deviations) == 50
+    assert max(deviations) <= tolerance, f"step {deviations.index(max(deviations)) + 1} is off by {max(deviations):.2e}"
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as home:
-        found = {name: losses(Path(home), name) for name in RUNS if name in sys.argv[2:] or not sys.argv[2:]}
+        losses = {name: compute_losses(Path(home), name) for name in RUNS if name in sys.argv[2:] or not sys.argv[2:]}
     if sys.argv[1:2] == ["compare"]:
-        print({name: f"{max(deviations(name, values)):.1e}" for name, values in found.items()})
+        print({name: f"{max(compute_deviations(name, values)):.1e}" for name, values in losses.items()})
     else:
-        FILE.write_text(json.dumps({"build": build(), "losses": found}, indent=1) + "\n")
+        FILE.write_text(json.dumps({"build": describe_build(), "losses": losses}, indent=1) + "\n")

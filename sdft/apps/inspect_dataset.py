@@ -1,4 +1,4 @@
-"""What a data set holds, without training: sdft inspect data.path=PHOTOS"""
+"""Report on a dataset without training: sdft inspect data.path=PHOTOS"""
 
 import sys
 from pathlib import Path
@@ -18,18 +18,18 @@ def main(cfg):
     from sdft.models.clip_tokenizer import load_clip_tokenizer
     from sdft.models.embedded import ASSETS_FOLDER
 
-    source, stream = apply_caption_template(instantiate(cfg.data), cfg.caption_template), instantiate(cfg.dataset)
+    source, settings = apply_caption_template(instantiate(cfg.data), cfg.caption_template), instantiate(cfg.dataset)
     tokenizer = load_clip_tokenizer(ASSETS_FOLDER / "sd15" / "tokenizer")
-    plan = stream.plan(source, cfg.unit, cfg.batch_size)
-    sizes = stream.sizes(source, cfg.unit)
-    found = build_dataset_report(source, sizes, plan.steps_per_epoch, tokenizer, tokenizer.model_max_length)
-    print("\n".join(found.lines))
-    for line in found.warnings:
-        print(f"warning  {line}", file=sys.stderr)
-    print(f"runs     {plan.steps_per_epoch:g} steps per epoch of batch {cfg.batch_size}")
+    plan = settings.build_plan(source, cfg.unit, cfg.batch_size)
+    sizes = settings.choose_target_sizes(source, cfg.unit)
+    report = build_dataset_report(source, sizes, plan.steps_per_epoch, tokenizer, tokenizer.model_max_length)
+    print("\n".join(report.lines))
+    for warning in report.warnings:
+        print(f"warning  {warning}", file=sys.stderr)
+    print(f"schedule {plan.steps_per_epoch:g} steps per epoch, batch {cfg.batch_size}")
     if cfg.contact_sheet:
         draw_contact_sheet(source, sizes).save(cfg.contact_sheet)
-        print(f"look     {Path(cfg.contact_sheet)}")
+        print(f"images   {Path(cfg.contact_sheet)}")
 
 
 if __name__ == "__main__":

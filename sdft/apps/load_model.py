@@ -1,4 +1,4 @@
-"""The model that an app works on: a run's result or checkpoint, or a base with LoRA files in it."""
+"""Load the model for an app: a run's result or checkpoint, or a base with LoRA files."""
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sdft.config import check_config, check_option_types
+from sdft.distributed import select_device
 from sdft.evaluation.request import find_newest_run, read_run_config
 from sdft.evaluation.variants import BEST, find_result_folder, load_checkpoint_weights, select_checkpoints
 from sdft.lora.file import check_weight_count, find_lora_file
@@ -16,7 +17,7 @@ from sdft.lora.scaling import load_adapters
 from sdft.methods.base import Method
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.hashing import hash_weights
-from sdft.training.strategy import ACCELERATORS, select_device
+from sdft.training.strategy import ACCELERATORS
 
 OPTION_TYPES = {
     "run": str | None,
@@ -25,15 +26,15 @@ OPTION_TYPES = {
     "accelerator": str,
     "checkpoint": str | None,
 }
-MAX_ERROR_LENGTH = 400  # letters of a refusal, which may tell of every layer
-FINAL_RESULT = "result"  # the checkpoint that is none: what the run left at its end
+MAX_ERROR_LENGTH = 400  # characters of an error message, which may list every layer
+FINAL_RESULT = "result"  # the value of `checkpoint` for the final result of a run
 
 
 @dataclass
 class ModelRequest:
-    """What the words name, which is there, before anything is loaded.
+    """The files that the options select, resolved before anything is loaded.
 
-    `adapters` are LoRA files, a run's own among them; `result` is what a run's method loads instead: a folder, or a checkpoint.
+    `adapters` are LoRA files, including that of a run; for other methods `result` is a result folder or a checkpoint.
     """
 
     cfg: DictConfig
@@ -45,24 +46,24 @@ class ModelRequest:
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether the result is one."""
         return self.result is not None and self.result.suffix == ".ckpt"
 
     @property
+    def is_adapter_checkpoint(self) -> bool:
+        return self.is_checkpoint and self.method is not None and self.method.output_kind == "adapter"
+
+    @property
     def supports_scaling(self) -> bool:
-        """Whether it has a strength other than all and nothing."""
-        pissa = (
-            getattr(self.method, "init_lora_weights", None) == "pissa"
-        )  # its checkpoints change the base's weights, too
-        adapted = self.method is not None and self.method.output_kind == "adapter"
-        return bool(self.adapters) or (self.is_checkpoint and adapted and not pissa)
+        """Whether the adapter can have a weight; a PiSSA checkpoint cannot, as it also changes the base weights."""
+        is_pissa = getattr(self.method, "init_lora_weights", None) == "pissa"
+        return bool(self.adapters) or (self.is_adapter_checkpoint and not is_pissa)
 
 
 @dataclass
 class LoadedModel:
-    """`cfg` is the run's, or the app's own; `adapters` are the files in the model, with their weights and their `names` inside.
+    """`cfg` of the run or the app; `adapters` are the loaded files, with their weights and their `adapter_names` in the model.
 
-    `digest` is that of all weights but adapters', if it was asked for.
+    `digest` is the hash of all weights except those of adapters, if requested.
     """
 
     model: StableDiffusion
@@ -74,56 +75,57 @@ class LoadedModel:
     digest: str | None = None
 
 
-def resolve_model_config(asked: DictConfig) -> tuple[DictConfig, Path | None]:
-    """The config that names the model, and the run it is from; without `model=…` or `run=…` the newest finished run."""
-    check_option_types(asked, {key: hint for key, hint in OPTION_TYPES.items() if asked.get(key) is not None})
-    given = asked.get("adapters") is not None or asked.get("model") is not None
-    if given and asked.get("run"):
-        raise ValueError(f"run={asked.run}: brings its model; give it, or model=… adapters=[…]")
-    if not given:
-        run = Path(asked.run).expanduser() if asked.get("run") else find_newest_run()
+def resolve_model_config(app_cfg: DictConfig) -> tuple[DictConfig, Path | None]:
+    """The config that defines the model, and its run; without `model` and `run` that of the newest finished run."""
+    check_option_types(app_cfg, {key: hint for key, hint in OPTION_TYPES.items() if app_cfg.get(key) is not None})
+    has_model = app_cfg.get("adapters") is not None or app_cfg.get("model") is not None
+    if has_model and app_cfg.get("run"):
+        raise ValueError(f"run={app_cfg.run}: not together with model or adapters; give run=… or model=… adapters=[…]")
+    if not has_model:
+        run = Path(app_cfg.run).expanduser() if app_cfg.get("run") else find_newest_run()
         cfg = read_run_config(run)
         check_config(cfg)
         return cfg, run
-    if asked.get("checkpoint") is not None:
-        raise ValueError(f"checkpoint={asked.checkpoint}: is one of a run; give run=… with it")
-    if not OmegaConf.is_dict(asked.get("model")):
-        what = f"adapters={list(asked.adapters)}" if asked.get("adapters") is not None else f"model={asked.model}"
-        raise ValueError(f"{what}: give model=NAME with a model in it, such as model=sd15")
-    return asked, None
+    if app_cfg.get("checkpoint") is not None:
+        raise ValueError(f"checkpoint={app_cfg.checkpoint}: requires run=…, as only a run has checkpoints")
+    if not OmegaConf.is_dict(app_cfg.get("model")):
+        has_adapters = app_cfg.get("adapters") is not None
+        option = f"adapters={list(app_cfg.adapters)}" if has_adapters else f"model={app_cfg.model}"
+        raise ValueError(f"{option}: give model=NAME of a base model, such as model=sd15")
+    return app_cfg, None
 
 
-def resolve_model(asked: DictConfig, base_only: bool = False) -> ModelRequest:
-    """`ValueError` for files that are not there, and for weights that are not as many; `base_only` asks for none of them."""
-    if asked.get("accelerator") not in (None, *ACCELERATORS):
-        raise ValueError(f"accelerator={asked.accelerator}: choose one of {', '.join(ACCELERATORS)}")
-    if asked.get("accelerator") == "gpu" and not torch.cuda.is_available():
-        raise ValueError("accelerator=gpu: torch finds none on this machine; choose auto or cpu")
-    cfg, run = resolve_model_config(asked)
+def resolve_model(app_cfg: DictConfig, base_only: bool = False) -> ModelRequest:
+    """Find the files of the model; `base_only` needs none. `ValueError` for missing files or a wrong number of weights."""
+    if app_cfg.get("accelerator") not in (None, *ACCELERATORS):
+        raise ValueError(f"accelerator={app_cfg.accelerator}: choose one of {', '.join(ACCELERATORS)}")
+    if app_cfg.get("accelerator") == "gpu" and not torch.cuda.is_available():
+        raise ValueError("accelerator=gpu: torch finds no GPU on this machine; choose auto or cpu")
+    cfg, run = resolve_model_config(app_cfg)
     if base_only:
         return ModelRequest(cfg, run)
-    weights = list(asked.weights) if asked.get("weights") is not None else None
+    weights = list(app_cfg.weights) if app_cfg.get("weights") is not None else None
     if run is None:
         with name_option_in_errors("adapters"):
-            files = [find_lora_file(Path(str(file)).expanduser()) for file in asked.get("adapters") or []]
-        found = ModelRequest(cfg, adapters=files)
+            files = [find_lora_file(Path(str(file)).expanduser()) for file in app_cfg.get("adapters") or []]
+        request = ModelRequest(cfg, adapters=files)
     else:
         method = instantiate(cfg.method)
-        result = resolve_result(run, method, asked.get("checkpoint"))
+        result = resolve_result(run, method, app_cfg.get("checkpoint"))
         if result.is_dir() and method.output_kind == "adapter":
             with name_option_in_errors("run"):
-                found = ModelRequest(cfg, run, method, adapters=[find_lora_file(result)])
+                request = ModelRequest(cfg, run, method, adapters=[find_lora_file(result)])
         else:
-            found = ModelRequest(cfg, run, method, result)
-    count = max(len(found.adapters), int(found.supports_scaling))
+            request = ModelRequest(cfg, run, method, result)
+    count = max(len(request.adapters), int(request.supports_scaling))
     if weights is not None and run and not count:
-        raise ValueError(f"weights={weights}: {found.result} has no strength, which only an adapter has")
-    found.weights = [1.0] * count if weights is None else check_weight_count(weights, count)
-    return found
+        raise ValueError(f"weights={weights}: {request.result} has no scalable adapter; remove weights")
+    request.weights = [1.0] * count if weights is None else check_weight_count(weights, count)
+    return request
 
 
 def resolve_result(run: Path, method: Method, checkpoint: str | None) -> Path:
-    """The folder of the run's result, or of the best on the way, or the file of its checkpoint at a step."""
+    """The folder of the run's final or best result, or the file of the checkpoint at a step."""
     if checkpoint in (None, FINAL_RESULT):
         return find_result_folder(run, method)
     if checkpoint == BEST:
@@ -135,41 +137,40 @@ def resolve_result(run: Path, method: Method, checkpoint: str | None) -> Path:
     try:
         return select_checkpoints(run, [int(checkpoint)])[0][1]
     except ValueError as error:
-        there = str(error).partition("; ")[2]
-        raise ValueError(f"checkpoint={checkpoint}: choose a step, best, or result; {there}") from None
+        available = str(error).partition("; ")[2]
+        raise ValueError(f"checkpoint={checkpoint}: choose a step, best, or result; {available}") from None
 
 
-def open_model(asked: DictConfig, base_only: bool = False, compute_digest: bool = False) -> LoadedModel:
-    """On the device of `asked.accelerator`, frozen, in the precision of `asked.precision` when there is one.
+def open_model(app_cfg: DictConfig, base_only: bool = False, compute_digest: bool = False) -> LoadedModel:
+    """Load the model, frozen, on the device of `app_cfg.accelerator` and in `app_cfg.precision`, if set.
 
-    `base_only` is the base alone, without what was learned.
+    `base_only` loads the base without the trained weights.
     """
-    found, names = resolve_model(asked, base_only), []
+    request, names = resolve_model(app_cfg, base_only), []
     torch.manual_seed(0)
-    model = instantiate(found.cfg.model)
-    if found.result and not found.is_checkpoint:
-        found.method.load(model, found.result)
-    adapted = found.is_checkpoint and found.method.output_kind == "adapter"
-    if found.is_checkpoint and not adapted:
-        load_checkpoint_weights(model, found.method, found.result, found.cfg.get("seed", 0))
+    model = instantiate(request.cfg.model)
+    if request.result and not request.is_checkpoint:
+        request.method.load(model, request.result)
+    if request.is_checkpoint and not request.is_adapter_checkpoint:
+        load_checkpoint_weights(model, request.method, request.result, request.cfg.get("seed", 0))
     digest = hash_weights(model) if compute_digest else None
-    if adapted:
-        load_checkpoint_weights(model, found.method, found.result, found.cfg.get("seed", 0))
-        scale_checkpoint_adapter(model, found.weights)
+    if request.is_adapter_checkpoint:
+        load_checkpoint_weights(model, request.method, request.result, request.cfg.get("seed", 0))
+        scale_checkpoint_adapter(model, request.weights)
         names = ["default"]
     else:
-        with name_option_in_errors("run" if found.run else "adapters"):
-            names = load_adapters(model, found.adapters, found.weights if found.adapters else [])
-    model.to(select_device(asked.get("accelerator") or "auto")).requires_grad_(False).eval()
-    if asked.get("precision"):
-        precision = instantiate(asked.precision)
+        with name_option_in_errors("run" if request.run else "adapters"):
+            names = load_adapters(model, request.adapters, request.weights if request.adapters else [])
+    model.to(select_device(app_cfg.get("accelerator") or "auto")).requires_grad_(False).eval()
+    if app_cfg.get("precision"):
+        precision = instantiate(app_cfg.precision)
         precision.configure_tf32()
         model.compute_dtype = precision.dtype
-    return LoadedModel(model, found.cfg, found.run, found.adapters, found.weights, names, digest)
+    return LoadedModel(model, request.cfg, request.run, request.adapters, request.weights, names, digest)
 
 
 def scale_checkpoint_adapter(model: StableDiffusion, weights: list[float]) -> None:
-    """The one adapter of a checkpoint at its weight."""
+    """Scale the adapter of a checkpoint by its weight."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for layer in (module for module in model.modules() if isinstance(module, BaseTunerLayer)):
@@ -178,10 +179,10 @@ def scale_checkpoint_adapter(model: StableDiffusion, weights: list[float]) -> No
 
 
 @contextmanager
-def name_option_in_errors(word: str):
-    """Refusals that name the word which was given."""
+def name_option_in_errors(option: str):
+    """Replace `adapter=` in errors by the option that the user gave, and truncate them."""
     try:
         yield
     except ValueError as error:
-        told = str(error).replace("adapter=", f"{word}=", 1)
-        raise ValueError(told if len(told) <= MAX_ERROR_LENGTH else f"{told[:MAX_ERROR_LENGTH]}…") from None
+        message = str(error).replace("adapter=", f"{option}=", 1)
+        raise ValueError(message if len(message) <= MAX_ERROR_LENGTH else f"{message[:MAX_ERROR_LENGTH]}…") from None

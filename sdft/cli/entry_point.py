@@ -1,4 +1,4 @@
-"""The command line: Hydra, with every refusal in one line, and no folder left behind by a run that never started."""
+"""Hydra command line with one-line errors; a run that fails before it starts leaves no folder behind."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle OpenMP threads that spin slow a busy machine twentyfold
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning idle OpenMP threads slow a busy machine twentyfold
 
 import hydra
 import omegaconf
@@ -23,30 +23,29 @@ from sdft.config import CONF, PACKAGE
 from sdft.distributed import get_process_info, is_initialized, prepare_launched_process
 from sdft.runs.resume import restore_overrides
 
-Hydra.get_mode = lambda *_, **__: None  # it composes everything, to ask for a `hydra.mode` that `check_word` refuses
+# Hydra composes the whole config only to read `hydra.mode`, which `check_override` refuses
+Hydra.get_mode = lambda *_, **__: None
 HYDRA_PACKAGES = (Path(hydra.__file__).parent, Path(omegaconf.__file__).parent)
-INFO_FLAGS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # ask, and run nothing
+INFO_FLAGS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}  # print and exit
 MULTIRUN_FLAGS = ("-m", "--multirun")
-FIRST_ERROR_DELAY = (
-    3  # seconds in which the first of several processes tells what all of them stumbled over; they are then ended
-)
-RUN_FILE = "run.json"  # a run folder without it never started
+FIRST_ERROR_DELAY = 3  # seconds in which rank 0 reports an error that all ranks have; the launcher then ends the others
+RUN_FILE = "run.json"  # exists in the folder of every started run
 
 
 def hydra_main(config: str) -> Callable:
-    """Make `task(cfg)` a Hydra program over `conf/CONFIG.yaml`. HYDRA_FULL_ERROR=1 shows tracebacks instead of lines."""
+    """Make `task(cfg)` a Hydra program over `conf/CONFIG.yaml`. HYDRA_FULL_ERROR=1 shows tracebacks."""
 
-    asked = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         def run(cfg: DictConfig) -> None:
-            with one_line_errors(asked), remove_unstarted_runs():
+            with report_errors_in_one_line(show_traceback), remove_unstarted_runs():
                 task(cfg)
 
         program = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(run)
 
         def main() -> None:
-            with propagate_hydra_errors(), one_line_errors(asked):
+            with propagate_hydra_errors(), report_errors_in_one_line(show_traceback):
                 parse_overrides(sys.argv[1:])
                 if config == "train":
                     sys.argv[1:] = restore_overrides(sys.argv[1:])
@@ -56,16 +55,9 @@ def hydra_main(config: str) -> Callable:
                     print(render_help(CONF, config, parse_overrides(sys.argv[1:])))
                     return
                 prepare_launched_process()
-                several = [word for word in sys.argv[1:] if word in MULTIRUN_FLAGS or word.startswith("sweeps=")]
-                if several and not INFO_FLAGS & set(sys.argv):
-                    if config != "train":
-                        raise ValueError(f"{' '.join(several)}: only train.py runs sweeps; evaluate.py takes run=[A,B]")
-                    from sdft.sweeps.sweep import run_sweep
-
-                    named = [word.removeprefix("sweeps=") for word in several if word not in MULTIRUN_FLAGS]
-                    if len(named) > 1:
-                        raise ValueError(f"{' '.join(several)}: give one of them")
-                    sys.exit(run_sweep(named[-1] if named else None, [w for w in sys.argv[1:] if w not in several]))
+                sweep_arguments = [a for a in sys.argv[1:] if a in MULTIRUN_FLAGS or a.startswith("sweeps=")]
+                if sweep_arguments and not INFO_FLAGS & set(sys.argv):
+                    sys.exit(run_requested_sweep(config, sweep_arguments))
                 program()
 
         return main
@@ -73,57 +65,72 @@ def hydra_main(config: str) -> Callable:
     return decorate
 
 
-def parse_overrides(words: list[str]) -> list[str]:
-    """The words that are not flags; `ValueError` for flags that Hydra would answer with a page or a traceback."""
+def run_requested_sweep(config: str, sweep_arguments: list[str]) -> int:
+    """Run the sweep of this command line, whose `-m` and `sweeps=` are `sweep_arguments`; returns the exit status."""
+    if config != "train":
+        raise ValueError(f"{' '.join(sweep_arguments)}: only train.py runs sweeps; evaluate.py accepts run=[A,B]")
+    from sdft.sweeps.sweep import run_sweep
+
+    names = [argument.removeprefix("sweeps=") for argument in sweep_arguments if argument not in MULTIRUN_FLAGS]
+    if len(names) > 1:
+        raise ValueError(f"{' '.join(sweep_arguments)}: mutually exclusive; give one of them")
+    return run_sweep(names[-1] if names else None, [a for a in sys.argv[1:] if a not in sweep_arguments])
+
+
+def parse_overrides(arguments: list[str]) -> list[str]:
+    """Return the arguments that are not flags; `ValueError` for flags that Hydra would answer with a page or a traceback."""
     from hydra._internal.utils import get_args_parser
 
-    def refuse(told: str):
-        raise ValueError(f"{told}; a word is WORD=VALUE, and --help lists them")
+    def raise_usage_error(message: str):
+        raise ValueError(f"{message}; options are KEY=VALUE, and --help lists them")
 
     parser = get_args_parser()
-    parser.error = refuse
-    given = parser.parse_args(words)
-    if given.experimental_rerun is not None:
+    parser.error = raise_usage_error
+    parsed = parser.parse_args(arguments)
+    if parsed.experimental_rerun is not None:
         raise ValueError(
-            f"--experimental-rerun={given.experimental_rerun}: reads a pickle, which can run programs; repeat the words"
+            f"--experimental-rerun={parsed.experimental_rerun}: reads a pickle, which can execute code; "
+            "give the overrides instead"
         )
-    if given.resolve and not (given.cfg or given.help):
-        raise ValueError("--resolve: goes with --cfg job")
-    asked = {"--run": given.run, "--multirun": given.multirun, "--cfg": given.cfg, "--info": given.info}
-    if len(many := [flag for flag, value in asked.items() if value]) > 1:
-        raise ValueError(f"{' '.join(many)}: give one of them")
-    for word in given.overrides:
-        check_override(word)
-    return given.overrides
+    if parsed.resolve and not (parsed.cfg or parsed.help):
+        raise ValueError("--resolve: only with --cfg job")
+    modes = {"--run": parsed.run, "--multirun": parsed.multirun, "--cfg": parsed.cfg, "--info": parsed.info}
+    if len(selected := [flag for flag, value in modes.items() if value]) > 1:
+        raise ValueError(f"{' '.join(selected)}: mutually exclusive; give one of them")
+    for override in parsed.overrides:
+        check_override(override)
+    return parsed.overrides
 
 
-def check_override(word: str) -> None:
-    """WORD=VALUE, and the name of a choice where there are choices; Hydra's own refusals do not say which word they mean."""
+def check_override(text: str) -> None:
+    """Check the form KEY=VALUE and the name of a group's choice; Hydra's own errors do not name the override."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     try:
-        override = OverridesParser.create().parse_override(word)
+        override = OverridesParser.create().parse_override(text)
         value = override.value()
     except HydraException as error:
-        told = str(error).strip().splitlines()[0]
-        raise ValueError(f"{word!r}: not WORD=VALUE; put marks in quotes, as 'WORD=\"a: b\"' ({told})") from None
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{text!r}: not KEY=VALUE; quote values with punctuation, as 'KEY=\"a: b\"' ({reason})"
+        ) from None
     key = override.key_or_group
-    groups = {place.name: place for place in CONF.iterdir() if place.is_dir()}
+    groups = {folder.name: folder for folder in CONF.iterdir() if folder.is_dir()}
     if not key:
-        raise ValueError(f"{word!r}: a word is WORD=VALUE, and --help lists them")
+        raise ValueError(f"{text!r}: not KEY=VALUE; --help lists the options")
     if key == "hydra.mode":
-        raise ValueError(f"{word}: Hydra's own sweeps run all jobs in one process; give -m")
-    choice = key in groups or key == "hydra" or "/" in key
-    if not choice or override.is_sweep_override() or isinstance(value, str | list | dict):
+        raise ValueError(f"{text}: Hydra's own sweeps run all jobs in one process; use -m")
+    is_group = key in groups or key == "hydra" or "/" in key
+    if not is_group or override.is_sweep_override() or isinstance(value, str | list | dict):
         return
     if not (override.is_delete() and value is None):
         names = sorted(file.stem for file in groups[key].glob("*.yaml")) if key in groups else ["a name"]
-        raise ValueError(f"{word}: choose {', '.join(names)}")
+        raise ValueError(f"{text}: choose {', '.join(names)}")
 
 
 @contextmanager
 def propagate_hydra_errors():
-    """Hydra hands its own errors on, and the environment is then as it was."""
+    """Make Hydra raise its errors instead of exiting; restores the environment afterwards."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -135,23 +142,21 @@ def propagate_hydra_errors():
 
 
 @contextmanager
-def one_line_errors(asked: bool):
-    """Exit with one line for what a user can mend; everything else, or all when `asked`, keeps its traceback."""
+def report_errors_in_one_line(show_traceback: bool):
+    """Print user errors in one line and exit with status 1; raise all others, or every error with `show_traceback`."""
     try:
         yield
     except Exception as error:
-        if get_process_info().rank:
+        rank = get_process_info().rank
+        if rank:
             time.sleep(FIRST_ERROR_DELAY)
-        if asked or not is_user_error(error):
-            if is_initialized():  # whoever fails must not wait for the others on its way out
+        if show_traceback or not is_user_error(error):
+            if is_initialized():  # a normal exit would wait for the other ranks
                 traceback.print_exc()
                 sys.stderr.flush()
                 os._exit(1)
             raise
-        print(
-            f"error: {f'process {get_process_info().rank}: ' if get_process_info().rank else ''}{format_error(error)}",
-            file=sys.stderr,
-        )
+        print(f"error: {f'rank {rank}: ' if rank else ''}{format_error(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -159,7 +164,7 @@ def one_line_errors(asked: bool):
 
 @contextmanager
 def remove_unstarted_runs():
-    """When a run fails before it starts, remove what Hydra made for it: `.hydra/`, and folders that are then empty."""
+    """If a run fails before it starts, remove `.hydra/`, which Hydra has created for it, and the folders left empty."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     try:
@@ -175,15 +180,15 @@ def remove_unstarted_runs():
 
 
 def unwrap_error(error: BaseException) -> BaseException:
-    """What happened, below what Hydra wrapped around it."""
+    """Return the error that Hydra has wrapped while building an object."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether the message is meant for the user: the system's, the `ValueError`s of this package, and whatever is raised in Hydra
-    and OmegaConf, which read nothing but what the user wrote.
+    """Whether the message is for the user: OS errors, `ValueError`s of this package, and errors raised in Hydra or
+    OmegaConf, which only read user input.
     """
     error = unwrap_error(error)
     if isinstance(error, (HydraException, OmegaConfBaseException, OSError)):
@@ -194,25 +199,26 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def is_raised_in(error: BaseException, *packages: Path) -> bool:
-    """Whether the line that raised it is one of these packages'."""
+    """Whether the line that raised the error is in one of these packages."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and any(Path(frames[-1].filename).is_relative_to(package) for package in packages)
 
 
 def format_error(error: BaseException) -> str:
-    """One line: what was given, and what would be accepted; marks that a terminal would act on are spelled out."""
+    """Error message in one line, with unprintable characters escaped."""
     error = unwrap_error(error)
-    told = [part.strip() for part in str(error).split("Config search path")[0].splitlines() if part.strip()]
+    parts = [part.strip() for part in str(error).split("Config search path")[0].splitlines() if part.strip()]
     if isinstance(error, HydraException):
-        told = [part for part in told if not part.startswith(("full_key:", "object_type=", "See https"))]
+        parts = [part for part in parts if not part.startswith(("full_key:", "object_type=", "See https"))]
         if error.__cause__ is not None and str(error.__cause__) not in str(error):
-            told.append(str(error.__cause__).splitlines()[0])
-    if isinstance(error, OmegaConfBaseException) and error.full_key and error.full_key not in told[0]:
-        told = [f"{error.full_key}: {told[0]}"]
-    known = isinstance(error, HydraException | OmegaConfBaseException) and str(error).strip()
-    if not known and is_raised_in(error, *HYDRA_PACKAGES):
-        told = [*told[:1], "of the words", *sys.argv[1:]]  # it does not say which
-    said = " ".join(told) or type(error).__name__
+            parts.append(str(error.__cause__).splitlines()[0])
+    if isinstance(error, OmegaConfBaseException) and error.full_key and error.full_key not in parts[0]:
+        parts = [f"{error.full_key}: {parts[0]}"]
+    is_descriptive = isinstance(error, HydraException | OmegaConfBaseException) and str(error).strip()
+    if not is_descriptive and is_raised_in(error, *HYDRA_PACKAGES):
+        parts = [*parts[:1], "in the options", *sys.argv[1:]]  # the message does not name the option
+    message = " ".join(parts) or type(error).__name__
     return "".join(
-        mark if mark.isprintable() else mark.encode("unicode_escape", "surrogatepass").decode() for mark in said
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in message
     )

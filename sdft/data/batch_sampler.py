@@ -1,4 +1,4 @@
-"""Which samples each optimizer step takes, and which picture each sample shows: a function of (seed, number)."""
+"""Assign samples to optimizer steps and images to samples, as a function of (seed, number)."""
 
 from collections.abc import Hashable, Iterator
 
@@ -7,80 +7,80 @@ from torch.utils.data import Sampler
 
 from sdft.rng import draw_permutation, make_generator
 
+Epoch = tuple[list[int], list[range]]  # image indices in order; the range of them that each step takes
+
 
 class SamplingPlan:
-    """Pictures of one group (a bucket: a size in pixels) make up a step together.
+    """A step contains images of one bucket only. Each epoch visits every image once in a new order.
 
-    Every picture comes once an epoch, in an order of its own. One group is an endless row of samples whose steps cross the
-    epochs; of several, each epoch's row is cut into steps group by group, so the last step of a group may be short.
+    With one bucket, steps may span epochs; with several, each epoch is split per bucket, so a bucket's last step may be
+    smaller.
     """
 
-    def __init__(self, seed: int, groups: list[Hashable], samples_per_step: int):
-        """`groups` names the group of every picture; a step takes `samples_per_step` samples, of all processes and micro-batches."""
-        self.seed, self.count, self.samples_per_step = seed, len(groups), samples_per_step
+    def __init__(self, seed: int, buckets: list[Hashable], samples_per_step: int):
+        """`buckets` has one entry per image; a step takes `samples_per_step` samples over all ranks and micro-batches."""
+        self.seed, self.num_images, self.samples_per_step = seed, len(buckets), samples_per_step
         members: dict[Hashable, list[int]] = {}
-        for picture, group in enumerate(groups):
-            members.setdefault(group, []).append(picture)
-        self.groups = [torch.tensor(members[group]) for group in sorted(members)]
-        self.memory: tuple[int, list[int], list[range]] = (-1, [], [])
+        for image, bucket in enumerate(buckets):
+            members.setdefault(bucket, []).append(image)
+        self.buckets = [torch.tensor(members[bucket]) for bucket in sorted(members)]
+        self.cached_epoch: tuple[int, list[int], list[range]] = (-1, [], [])
 
     @property
     def steps_per_epoch(self) -> float:
-        if len(self.groups) == 1:
-            return self.count / self.samples_per_step
-        return sum(-(-len(group) // self.samples_per_step) for group in self.groups)
+        if len(self.buckets) == 1:
+            return self.num_images / self.samples_per_step
+        return sum(-(-len(bucket) // self.samples_per_step) for bucket in self.buckets)
 
     def count_steps(self, epochs: int) -> int:
-        """Optimizer steps that show every picture `epochs` times."""
+        """Optimizer steps that visit every image `epochs` times."""
         return max(
             1,
-            -(-epochs * self.count // self.samples_per_step)
-            if len(self.groups) == 1
+            -(-epochs * self.num_images // self.samples_per_step)
+            if len(self.buckets) == 1
             else epochs * int(self.steps_per_epoch),
         )
 
-    def epoch(self, number: int) -> tuple[list[int], list[range]]:
-        """The pictures of one epoch in order, and the places in it that each step takes."""
-        if self.memory[0] != number:
-            self.memory = (number, *(self.single(number) if len(self.groups) == 1 else self.several(number)))
-        return self.memory[1:]
+    def draw_epoch(self, epoch: int) -> Epoch:
+        if self.cached_epoch[0] != epoch:
+            draw = self.draw_one_bucket if len(self.buckets) == 1 else self.draw_several_buckets
+            self.cached_epoch = (epoch, *draw(epoch))
+        return self.cached_epoch[1:]
 
-    def single(self, number: int) -> tuple[list[int], list[range]]:
-        return draw_permutation(self.seed, number, self.count).tolist(), []
+    def draw_one_bucket(self, epoch: int) -> Epoch:
+        return draw_permutation(self.seed, epoch, self.num_images).tolist(), []
 
-    def several(self, number: int) -> tuple[list[int], list[range]]:
-        runs = []
-        for group in self.groups:
-            shuffled = group[draw_permutation(self.seed, (number, int(group[0])), len(group))]
-            runs += list(shuffled.split(self.samples_per_step))
-        runs = [
-            runs[i] for i in torch.randperm(len(runs), generator=make_generator(self.seed, "runs", number)).tolist()
-        ]
-        row, places = [], []
-        for run in runs:
-            places.append(range(len(row), len(row) + len(run)))
-            row += run.tolist()
-        return row, places
+    def draw_several_buckets(self, epoch: int) -> Epoch:
+        steps = []
+        for bucket in self.buckets:
+            shuffled = bucket[draw_permutation(self.seed, (epoch, int(bucket[0])), len(bucket))]
+            steps += list(shuffled.split(self.samples_per_step))
+        order = torch.randperm(len(steps), generator=make_generator(self.seed, "runs", epoch)).tolist()
+        images, ranges = [], []
+        for step in [steps[i] for i in order]:
+            ranges.append(range(len(images), len(images) + len(step)))
+            images += step.tolist()
+        return images, ranges
 
-    def sample_numbers(self, number: int) -> list[int]:
-        """The numbers of the samples that optimizer step `number` (from 0) takes."""
-        if len(self.groups) == 1:
-            return list(range(number * self.samples_per_step, (number + 1) * self.samples_per_step))
-        epoch, place = divmod(number, int(self.steps_per_epoch))
-        return [epoch * self.count + n for n in self.epoch(epoch)[1][place]]
+    def sample_numbers(self, step: int) -> list[int]:
+        """Numbers of the samples in optimizer step `step` (from 0)."""
+        if len(self.buckets) == 1:
+            return list(range(step * self.samples_per_step, (step + 1) * self.samples_per_step))
+        epoch, position = divmod(step, int(self.steps_per_epoch))
+        return [epoch * self.num_images + n for n in self.draw_epoch(epoch)[1][position]]
 
     def image_index(self, sample: int) -> int:
-        """The picture that sample number `sample` shows."""
-        epoch, place = divmod(sample, self.count)
-        return self.epoch(epoch)[0][place]
+        """Image index of sample number `sample`."""
+        epoch, position = divmod(sample, self.num_images)
+        return self.draw_epoch(epoch)[0][position]
 
 
 class TrainingBatchSampler(Sampler):
-    """The samples of one process from optimizer step `first` to `last`: lists of (number, share), a micro-batch each.
+    """Micro-batches of one rank for optimizer steps `first` to `last`, as lists of (sample number, sample weight).
 
-    Micro-batches are dealt to the processes in turn. A short step leaves some of them short or with a sample that counts
-    nothing; shares make the mean of means that accumulation and processes take the mean over the step's own samples.
-    Its length is that of the whole run, which is what Lightning counts a resumed run against.
+    Micro-batches are assigned to ranks round-robin. An incomplete step is padded with zero-weight samples; sample weights make
+    the average over micro-batches and ranks equal to the mean over the real samples. The length counts micro-batches from
+    step 0, because Lightning compares a resumed run against it.
     """
 
     def __init__(
@@ -95,8 +95,8 @@ class TrainingBatchSampler(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, float]]]:
         for step in range(self.first, self.last):
             numbers = self.plan.sample_numbers(step)
-            for turn in range(self.gradient_accumulation_steps):
-                start = (turn * self.world + self.rank) * self.batch_size
-                mine = numbers[start : start + self.batch_size]
-                share = self.gradient_accumulation_steps * self.world * len(mine) / len(numbers)
-                yield [(number, share) for number in mine] or [(numbers[0], 0.0)]
+            for micro_batch in range(self.gradient_accumulation_steps):
+                start = (micro_batch * self.world + self.rank) * self.batch_size
+                rank_numbers = numbers[start : start + self.batch_size]
+                sample_weight = self.gradient_accumulation_steps * self.world * len(rank_numbers) / len(numbers)
+                yield [(number, sample_weight) for number in rank_numbers] or [(numbers[0], 0.0)]

@@ -1,4 +1,4 @@
-"""The stream of samples as Lightning reads it."""
+"""Lightning data module over the training samples."""
 
 import torch
 from lightning import LightningDataModule
@@ -9,16 +9,16 @@ from sdft.data.training_samples import TrainingDataset
 
 
 class TrainingDataModule(LightningDataModule):
-    """A whole run is one stream of batches, so workers start once."""
+    """One data loader for the whole run, so that workers start only once."""
 
     def __init__(self, samples: TrainingDataset, batch_size: int, workers: int = 0):
         super().__init__()
         self.samples, self.batch_size, self.workers = samples, batch_size, workers
 
     def train_dataloader(self) -> DataLoader:
-        """From the first step that the trainer has not taken to the last of the run."""
+        """Load the batches from the trainer's current step to the last step of the run."""
         trainer = self.trainer
-        numbers = TrainingBatchSampler(
+        batch_sampler = TrainingBatchSampler(
             self.samples.plan,
             trainer.global_step,
             trainer.max_steps,
@@ -29,7 +29,7 @@ class TrainingDataModule(LightningDataModule):
         )
         return DataLoader(
             self.samples,
-            batch_sampler=numbers,
+            batch_sampler=batch_sampler,
             collate_fn=self.samples.collate,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),

@@ -1,4 +1,4 @@
-"""A source is a sized list of captioned pictures, and what it knows about them."""
+"""Image dataset: a sized collection of captioned images with their sizes, digests and prompts."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from sdft.data.file_index import FileRecord, map_in_threads
 class CaptionedImage:
     image: Image.Image  # RGB, upright
     caption: str
-    name: str  # what an error message calls it
-    mask: Image.Image | None = None  # of the same size; white is what is learned, None is all of it
+    name: str  # for error messages
+    mask: Image.Image | None = None  # same size; white is trained on, None is all of the image
 
 
 @dataclass
 class EvaluationSpec:
-    """What a judge is asked: pictures of `prompts` are matched with all the captions in `answers`.
+    """Ground truth for scoring generated images: images of `prompts` are matched against the captions in `caption_labels`.
 
-    `answers` maps a caption to what it says on each axis, as {"style": "neon", "digit": "five"}; `scoring_prompts` are the captions
-    that the prompts stand for, where a template words them differently; `real` are real pictures of what is asked.
+    `caption_labels` maps a caption to its label on each axis, such as {"style": "neon", "digit": "five"}. `scoring_prompts`
+    are the captions behind the prompts, if a template changed these; `real` holds real images of the prompts.
     """
 
     prompts: list[str]
@@ -32,66 +32,66 @@ class EvaluationSpec:
 
 
 class ImageDataset:
-    """Subclasses hold pictures; what they know beyond that is theirs to say."""
+    """Base class of datasets; the default of an optional method means "not available"."""
 
     @cached_property
     def content_cache(self) -> dict:
-        """What took a decoding to find out."""
+        """Results that need decoded images."""
         return {}
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> CaptionedImage:
-        """Decode one picture; a `ValueError` names the file that cannot be."""
+        """Decode one image; raises `ValueError` naming the file if it is unreadable."""
         raise NotImplementedError
 
     def load_image(self, index: int, size: tuple[int, int]) -> CaptionedImage:
-        """As `[index]`, perhaps decoded more coarsely, but no smaller than will cover `size`."""
+        """Like `[index]`, but the image may be decoded at lower resolution if it still covers `size`."""
         return self[index]
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Width and height of every picture, upright; found once."""
+        """Width and height of each upright image; cached."""
         if "sizes" not in self.content_cache:
             self.content_cache["sizes"] = map_in_threads(lambda index: self[index].image.size, range(len(self)))
         return self.content_cache["sizes"]
 
     def digest(self, index: int) -> str:
-        """What picture and mask are, by content; found once."""
+        """Hash of the content of image and mask; cached."""
         if index not in self.content_cache:
-            picture = self[index]
-            parts = [picture.image, *([picture.mask] if picture.mask else [])]
-            whole = b"".join(repr(part.size).encode() + part.tobytes() for part in parts)
-            self.content_cache[index] = hashlib.sha256(whole).hexdigest()
+            sample = self[index]
+            parts = [sample.image, *([sample.mask] if sample.mask else [])]
+            content = b"".join(repr(part.size).encode() + part.tobytes() for part in parts)
+            self.content_cache[index] = hashlib.sha256(content).hexdigest()
         return self.content_cache[index]
 
     def captions(self) -> list[str]:
-        """The caption of every picture, without decoding a pixel; of those with several, the first."""
+        """The first caption of each image; decodes no image."""
         raise NotImplementedError
 
     def all_captions(self) -> list[list[str]]:
-        """All captions of every picture; training draws one."""
+        """All captions of each image; training draws one of them."""
         return [[caption] for caption in self.captions()]
 
     def prompts(self) -> list[str]:
-        """What to sample when the user names no prompts."""
+        """Default prompts for validation images."""
         return list(dict.fromkeys(self.captions()))[:4]
 
     def evaluation_spec(self) -> EvaluationSpec | None:
-        """What can be asked of generated pictures, where the source knows the answers."""
+        """Ground truth for scoring generated images, if the dataset has it."""
         return None
 
     def verify(self) -> None:
-        """Raise one `ValueError` that names every picture that cannot be read."""
+        """Raise one `ValueError` naming every unreadable image."""
 
     def file_records(self) -> dict[str, FileRecord]:
-        """What is known of the files, by name, where there are files."""
+        """File records by relative name, if the dataset consists of files."""
         return {}
 
     def skipped_files(self) -> list[str]:
-        """What could not be used, and why."""
+        """Errors of files that cannot be used."""
         return []
 
     def describe(self) -> str:
-        """One line for the preflight."""
+        """One line for the run header."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What lies in each file: read and decoded once, then remembered by its size and time."""
+"""File index: digest, size and perceptual hash of each image file, cached by file size and modification time."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ SCAN_CACHE_DIR = Path("outputs/cache/scans")
 
 @dataclass
 class FileRecord:
-    """`digest`: SHA-256 of the file; `look`: 64 bits that near duplicates share; `error`: why it cannot be read."""
+    """`digest`: SHA-256 of the file; `dhash`: 64-bit perceptual hash; `error`: why the file is unreadable."""
 
     size: int
     time: int  # nanoseconds
@@ -31,52 +31,55 @@ class FileRecord:
 def scan_files(
     files: list[Path], decode: Callable[[Path], Image.Image], root: Path
 ) -> tuple[list[FileRecord], Callable[[], None]]:
-    """One fact a file, and what remembers them. Only files that are new or changed since the last memory of `root` are opened."""
-    memory = SCAN_CACHE_DIR / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
-    known = read_scan_cache(memory)
+    """Return one record per file, and a function that saves them. Opens only files that changed since the last saved scan."""
+    cache_file = SCAN_CACHE_DIR / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
+    cached = read_scan_cache(cache_file)
 
-    def fact(file: Path) -> FileRecord:
+    def load_record(file: Path) -> FileRecord:
         status = file.stat()
-        old = known.get(str(file.relative_to(root)))
-        if old and not old.error and (old.size, old.time) == (status.st_size, status.st_mtime_ns):
-            return old
+        record = cached.get(str(file.relative_to(root)))
+        if record and not record.error and (record.size, record.time) == (status.st_size, status.st_mtime_ns):
+            return record
         return inspect_file(file, FileRecord(status.st_size, status.st_mtime_ns), decode)
 
-    facts = map_in_threads(fact, files)
+    records = map_in_threads(load_record, files)
 
-    def remember() -> None:
-        found = {str(file.relative_to(root)): fact for file, fact in zip(files, facts, strict=True)}
-        if any(fact is not known.get(name) for name, fact in found.items()):
-            with atomic_write(memory) as place:
-                place.write_text(json.dumps({name: asdict(fact) for name, fact in found.items()}), encoding="utf-8")
+    def save_records() -> None:
+        by_name = {str(file.relative_to(root)): record for file, record in zip(files, records, strict=True)}
+        if any(record is not cached.get(name) for name, record in by_name.items()):
+            with atomic_write(cache_file) as path:
+                path.write_text(
+                    json.dumps({name: asdict(record) for name, record in by_name.items()}), encoding="utf-8"
+                )
 
-    return facts, remember
+    return records, save_records
 
 
-def read_scan_cache(memory: Path) -> dict[str, FileRecord]:
-    """Nothing, where the file is damaged."""
+def read_scan_cache(cache_file: Path) -> dict[str, FileRecord]:
+    """Return {} if the file is missing or damaged."""
     try:
-        return {name: FileRecord(**fact) for name, fact in json.loads(memory.read_text(encoding="utf-8")).items()}
+        records = json.loads(cache_file.read_text(encoding="utf-8"))
+        return {name: FileRecord(**record) for name, record in records.items()}
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def inspect_file(file: Path, fact: FileRecord, decode: Callable[[Path], Image.Image]) -> FileRecord:
+def inspect_file(file: Path, record: FileRecord, decode: Callable[[Path], Image.Image]) -> FileRecord:
     try:
         image = decode(file)
-        fact.digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        record.digest = hashlib.sha256(file.read_bytes()).hexdigest()
     except (ValueError, OSError) as error:
-        fact.error = str(error)
-        return fact
-    fact.width, fact.height, fact.dhash = *image.size, compute_dhash(image)
-    return fact
+        record.error = str(error)
+        return record
+    record.width, record.height, record.dhash = *image.size, compute_dhash(image)
+    return record
 
 
 def compute_dhash(image: Image.Image) -> int:
-    """Where each of 8 x 8 places is brighter than the one to its right (Krawetz, 2013)."""
+    """Difference hash: each of 8 x 8 bits is set where a pixel is brighter than its right neighbour (Krawetz, 2013)."""
     small = image.convert("L").resize((9, 8), Image.Resampling.BILINEAR).tobytes()
     bits = (small[row * 9 + x] > small[row * 9 + x + 1] for row in range(8) for x in range(8))
-    return sum(bit << place for place, bit in enumerate(bits))
+    return sum(bit << position for position, bit in enumerate(bits))
 
 
 def map_in_threads(task: Callable, items: list) -> list:

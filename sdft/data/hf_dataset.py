@@ -1,15 +1,15 @@
-"""Captioned pictures of a dataset on the hub, or of any folder or file that `datasets` loads."""
+"""Captioned images from the Hugging Face hub, or from any folder or file that `datasets` loads."""
 
 from dataclasses import dataclass
 
 from sdft.data.dataset import CaptionedImage, ImageDataset
 from sdft.data.images import to_upright_rgb
-from sdft.data.metadata_tables import parse_captions as told
+from sdft.data.metadata_tables import parse_captions
 
 
 @dataclass
 class HuggingFaceDataset(ImageDataset):
-    """`name` and `config` are what `datasets.load_dataset` takes; `limit` keeps the first pictures alone."""
+    """`name` and `config` are arguments of `datasets.load_dataset`; `limit` selects the first images."""
 
     name: str
     config: str | None = None
@@ -28,18 +28,18 @@ class HuggingFaceDataset(ImageDataset):
         datasets.disable_progress_bars()
         try:
             rows = datasets.load_dataset(self.name, self.config, split=self.split)
-        except Exception as error:  # of many kinds, all the user's to mend
+        except Exception as error:  # load_dataset raises many types
             raise ValueError(f"data.name={self.name}: {str(error).strip().splitlines()[0]}") from None
         for key in ("image_column", "caption_column"):
-            needed = key == "image_column" or not self.caption
-            if needed and getattr(self, key) not in rows.column_names:
+            is_required = key == "image_column" or not self.caption
+            if is_required and getattr(self, key) not in rows.column_names:
                 raise ValueError(f"data.{key}={getattr(self, key)}: the dataset has {', '.join(rows.column_names)}")
         self.rows = rows.select(range(min(self.limit, len(rows)))) if self.limit else rows
         column = self.rows[self.caption_column] if self.caption_column in rows.column_names else [None] * len(self.rows)
-        self.texts = [told(value) or ([self.caption] if self.caption else []) for value in column]
-        if bare := [number for number, texts in enumerate(self.texts) if not texts]:
+        self.texts = [parse_captions(value) or ([self.caption] if self.caption else []) for value in column]
+        if missing := [number for number, texts in enumerate(self.texts) if not texts]:
             raise ValueError(
-                f"data.name={self.name}: no caption in row {bare[0]} and {len(bare) - 1} more; give data.caption="
+                f"data.name={self.name}: no caption in row {missing[0]} and {len(missing) - 1} more; give data.caption="
             )
 
     def __len__(self):
@@ -56,4 +56,4 @@ class HuggingFaceDataset(ImageDataset):
         return CaptionedImage(image, self.texts[index][0], f"{self.name} row {index}")
 
     def describe(self) -> str:
-        return f"{self.name} {self.split}: {len(self)} pictures"
+        return f"{self.name} {self.split}: {len(self)} images"

@@ -1,6 +1,6 @@
-"""Captioned pictures in a folder: `NAME.jpg` beside `NAME.txt`, or a table that lists them, or one caption for all.
+"""Captioned images in a folder: `NAME.jpg` next to `NAME.txt`, a metadata table, or one caption for all images.
 
-`NAME.mask.png` beside a picture is its mask: white is what is learned.
+`NAME.mask.png` next to an image is its mask: white is trained on.
 """
 
 import os
@@ -24,9 +24,9 @@ ERROR_POLICIES = ("stop", "skip")
 
 @dataclass
 class ImageFolder(ImageDataset):
-    """Pictures are paired with captions by name, below `path` at any depth. `caption` stands in for those that have none.
+    """Images below `path`, at any depth, are paired with captions by name. `caption` is for images that have none.
 
-    `on_error=stop` refuses a folder in which anything cannot be used, and names all of it; `skip` leaves that out and says so.
+    `on_error=stop` raises a `ValueError` listing every unusable file; `skip` omits and reports these files.
     """
 
     path: str
@@ -46,73 +46,75 @@ class ImageFolder(ImageDataset):
         self.root = Path(self.path).expanduser()
         if not self.root.is_dir():
             raise ValueError(f"data.path={self.path}: no such folder")
-        pictures, texts, masks = list_files(self.root)
-        beside = [*texts.values(), *masks.values(), *([file] if (file := find_metadata_table(self.root)) else [])]
-        if links := [fault for file in beside if (fault := find_symlink_error(file, self.root))]:
-            raise ValueError(format_list(links, "; "))
-        if not pictures:
-            raise ValueError(f"data.path={self.path}: no pictures in it ({' '.join(IMAGE_SUFFIXES)})")
-        captions, self.errors = self.collect_captions(pictures, texts)
-        remember = self.select_usable_files(pictures, captions, masks)
+        images, texts, masks = list_files(self.root)
+        table = find_metadata_table(self.root)
+        side_files = [*texts.values(), *masks.values(), *([table] if table else [])]
+        if link_errors := [error for file in side_files if (error := find_symlink_error(file, self.root))]:
+            raise ValueError(format_list(link_errors, "; "))
+        if not images:
+            raise ValueError(f"data.path={self.path}: no images; accepted files: {' '.join(IMAGE_SUFFIXES)}")
+        captions, self.errors = self.collect_captions(images, texts)
+        save_records = self.select_usable_files(images, captions, masks)
         if self.errors and self.on_error == "stop":
             raise ValueError(
-                f"{format_list(self.errors, '; ', most=50)}; mend them, or give data.on_error=skip to go on without"
+                f"{format_list(self.errors, '; ', limit=50)}; fix them, or give data.on_error=skip to omit these files"
             )
         if not self.files:
-            raise ValueError(f"data.path={self.path}: nothing in it can be used: {format_list(self.errors, '; ')}")
-        remember()
+            raise ValueError(f"data.path={self.path}: no usable image: {format_list(self.errors, '; ')}")
+        save_records()
 
     def collect_captions(
-        self, pictures: dict[str, Path], texts: dict[str, Path]
+        self, images: dict[str, Path], texts: dict[str, Path]
     ) -> tuple[dict[Path, list[str]], list[str]]:
-        """The captions of each picture, from the table or the texts, and what is wrong with either."""
-        captions, faults, file = {}, [], find_metadata_table(self.root)
-        for number, name, told in read_metadata_table(file, self.image_column, self.caption_column) if file else ():
-            if (path := pictures.get(normalize_name(Path(name)))) is None:
-                faults.append(f"{file}:{number}: no picture {name[:100]!r} in this folder")
-            else:  # rows of one picture are its captions
-                captions[path] = list(dict.fromkeys([*captions.get(path, []), *told]))
-        for path in pictures.values():
+        """Return the captions of each image, from the table or the text files, and the errors in them."""
+        captions, errors, table = {}, [], find_metadata_table(self.root)
+        rows = read_metadata_table(table, self.image_column, self.caption_column) if table else ()
+        for number, name, row_captions in rows:
+            if (path := images.get(normalize_name(Path(name)))) is None:
+                errors.append(f"{table}:{number}: no image {name[:100]!r} in this folder")
+            else:  # an image may have several rows
+                captions[path] = list(dict.fromkeys([*captions.get(path, []), *row_captions]))
+        for path in images.values():
             if path not in captions and (
                 text := texts.get(normalize_name(path.relative_to(self.root).with_suffix("")))
             ):
                 try:
                     captions[path] = read_first_line(text)
                 except ValueError as error:
-                    faults.append(str(error))
-        return captions, faults
+                    errors.append(str(error))
+        return captions, errors
 
     def select_usable_files(
-        self, pictures: dict[str, Path], captions: dict[Path, list[str]], masks: dict[str, Path]
-    ) -> Callable:
-        """The files that can be used, with their facts, which what is returned remembers; what cannot joins the faults."""
-        links = {file: fault for file in pictures.values() if (fault := find_symlink_error(file, self.root))}
-        self.errors += links.values()
-        files = sorted(file for file in pictures.values() if file not in links)
-        kept, bare, used = [], [], set()
+        self, images: dict[str, Path], captions: dict[Path, list[str]], masks: dict[str, Path]
+    ) -> Callable[[], None]:
+        """Set `files`, `records`, `texts` and `masks`, and extend `errors`. Returns the function that saves the scan."""
+        link_errors = {file: error for file in images.values() if (error := find_symlink_error(file, self.root))}
+        self.errors += link_errors.values()
+        files = sorted(file for file in images.values() if file not in link_errors)
+        usable, uncaptioned, stems = [], [], set()
         self.masks: dict[Path, Path] = {}
-        facts, remember = scan_files(files, self.decode_file, self.root)
-        for file, fact in zip(files, facts, strict=True):
-            told = captions.get(file) or ([self.caption] if self.caption else [])
+        records, save_records = scan_files(files, self.decode_file, self.root)
+        for file, record in zip(files, records, strict=True):
+            file_captions = captions.get(file) or ([self.caption] if self.caption else [])
             stem = normalize_name(file.relative_to(self.root).with_suffix(""))
             mask = masks.get(stem)
-            used.add(stem)
-            fault = fact.error or (mask and find_mask_error(mask, (fact.width, fact.height)))
-            if fault:
-                self.errors.append(fault)
-            elif not told:
-                bare.append(str(file.relative_to(self.root)))
+            stems.add(stem)
+            error = record.error or (mask and find_mask_error(mask, (record.width, record.height)))
+            if error:
+                self.errors.append(error)
+            elif not file_captions:
+                uncaptioned.append(str(file.relative_to(self.root)))
             else:
-                kept.append((file, fact, told))
+                usable.append((file, record, file_captions))
                 self.masks |= {file: mask} if mask else {}
-        self.errors += [f"{masks[stem]}: a mask without its picture" for stem in masks.keys() - used]
-        if bare:
-            advice = 'write one into a .txt of the same name, or give all of them data.caption="..."'
-            self.errors.append(f"data.path={self.path}: no caption for {format_list(bare, most=20)}; {advice}")
-        self.files = [file for file, _, _ in kept]
-        self.facts = [fact for _, fact, _ in kept]
-        self.texts = [told for _, _, told in kept]
-        return remember
+        self.errors += [f"{masks[stem]}: a mask without its image" for stem in masks.keys() - stems]
+        if uncaptioned:
+            advice = 'write one into a .txt of the same name, or give data.caption="..." for all'
+            self.errors.append(f"data.path={self.path}: no caption for {format_list(uncaptioned, limit=20)}; {advice}")
+        self.files = [file for file, _, _ in usable]
+        self.records = [record for _, record, _ in usable]
+        self.texts = [file_captions for _, _, file_captions in usable]
+        return save_records
 
     def decode_file(self, file: Path):
         return decode_image(file, self.background)
@@ -121,20 +123,21 @@ class ImageFolder(ImageDataset):
         return len(self.files)
 
     def captions(self) -> list[str]:
-        return [told[0] for told in self.texts]
+        return [texts[0] for texts in self.texts]
 
     def all_captions(self) -> list[list[str]]:
         return self.texts
 
     def sizes(self) -> list[tuple[int, int]]:
-        return [(fact.width, fact.height) for fact in self.facts]
+        return [(record.width, record.height) for record in self.records]
 
     def digest(self, index: int) -> str:
         mask = self.masks.get(self.files[index])
-        return f"{self.facts[index].digest} {self.background} {hash_file(mask) if mask else ''}"
+        return f"{self.records[index].digest} {self.background} {hash_file(mask) if mask else ''}"
 
     def file_records(self) -> dict[str, FileRecord]:
-        return {str(file.relative_to(self.root)): fact for file, fact in zip(self.files, self.facts, strict=True)}
+        names = [str(file.relative_to(self.root)) for file in self.files]
+        return dict(zip(names, self.records, strict=True))
 
     def skipped_files(self) -> list[str]:
         return self.errors
@@ -145,42 +148,42 @@ class ImageFolder(ImageDataset):
     def load_image(self, index: int, size: tuple[int, int] | None) -> CaptionedImage:
         file = self.files[index]
         image, mask = decode_image(file, self.background, size), self.masks.get(file)
-        whole = (self.facts[index].width, self.facts[index].height)
-        return CaptionedImage(image, self.texts[index][0], str(file), mask and decode_mask(mask, whole))
+        full_size = (self.records[index].width, self.records[index].height)
+        return CaptionedImage(image, self.texts[index][0], str(file), mask and decode_mask(mask, full_size))
 
     def describe(self) -> str:
         masked = f", {len(self.masks)} with masks" if self.masks else ""
-        skipped = f", {len(self.errors)} faults skipped" if self.errors else ""
-        return f"{self.path}: {len(self)} pictures{masked}{skipped}"
+        skipped = f", {len(self.errors)} errors skipped" if self.errors else ""
+        return f"{self.path}: {len(self)} images{masked}{skipped}"
 
 
 def list_files(root: Path) -> tuple[dict[str, Path], dict[str, Path], dict[str, Path]]:
-    """Pictures by their name, texts and masks by the name they go with; names are relative to `root` and normalised."""
-    pictures, texts, masks = {}, {}, {}
-    for place, folders, names in os.walk(root):
+    """Return images by name, and text files and masks by the stem of their image; names are normalised, relative to `root`."""
+    images, texts, masks = {}, {}, {}
+    for directory, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            path, lower = Path(place, name), name.lower()
+            path, lower = Path(directory, name), name.lower()
             relative = path.relative_to(root)
             if name.startswith("."):
                 continue
             if lower.endswith(MASK_SUFFIX):
                 masks[normalize_name(relative)[: -len(MASK_SUFFIX)]] = path
             elif lower.endswith(IMAGE_SUFFIXES):
-                pictures[normalize_name(relative)] = path
+                images[normalize_name(relative)] = path
             elif lower.endswith(".txt"):
                 texts[normalize_name(relative)[: -len(".txt")]] = path
-    return pictures, texts, masks
+    return images, texts, masks
 
 
 def normalize_name(relative: Path) -> str:
-    """A name as people mean it: accents may be stored as one character or as two."""
+    """Return the path in Unicode NFC: file systems may store an accent as one character or as two."""
     return unicodedata.normalize("NFC", relative.as_posix())
 
 
 def find_symlink_error(file: Path, root: Path) -> str | None:
     if file.is_symlink() and not file.resolve().is_relative_to(root.resolve()):
-        return f"{file}: a link that leads out of the folder"
+        return f"{file}: a symbolic link that points outside the folder"
     return None
 
 
@@ -192,15 +195,15 @@ def find_mask_error(mask: Path, size: tuple[int, int]) -> str | None:
     return None
 
 
-def read_first_line(text: Path) -> list[str]:
-    """The first line that says something."""
-    told = read_text(text)
-    if "\0" in told:
-        raise ValueError(f"{text}: null bytes in it; save it as text")
-    return [line.strip() for line in told.splitlines() if line.strip()][:1]
+def read_first_line(file: Path) -> list[str]:
+    """Return the first non-empty line as a list of at most one caption; raises `ValueError` for null bytes."""
+    text = read_text(file)
+    if "\0" in text:
+        raise ValueError(f"{file}: contains null bytes; save it as text")
+    return [line.strip() for line in text.splitlines() if line.strip()][:1]
 
 
-def format_list(names: list[str], separator: str = ", ", most: int = 5) -> str:
-    """The first few, and how many more."""
-    more = f"{separator}and {len(names) - most} more" if len(names) > most else ""
-    return separator.join(names[:most]) + more
+def format_list(names: list[str], separator: str = ", ", limit: int = 5) -> str:
+    """Join the first `limit` names, and say how many more there are."""
+    more = f"{separator}and {len(names) - limit} more" if len(names) > limit else ""
+    return separator.join(names[:limit]) + more

@@ -1,4 +1,4 @@
-"""From a file to upright RGB, and from RGB to the square that is trained on."""
+"""Image decoding, cropping and conversion: file to upright RGB, and RGB to pixel tensors."""
 
 import struct
 from pathlib import Path
@@ -9,20 +9,20 @@ import torch
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # what a file is, not what it is called; none runs programs
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # by content, not by suffix; no decoder of these runs programs
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-MAX_IMAGE_PIXELS = 128 * 2**20  # beyond it a small file may be a bomb
+MAX_IMAGE_PIXELS = 128 * 2**20  # guards against decompression bombs
 
 Size = tuple[int, int]  # width, height
 
 
 def decode_image(
-    file: Path | IO[bytes], background: str = "white", least: Size | None = None, name: str = ""
+    file: Path | IO[bytes], background: str = "white", min_size: Size | None = None, name: str = ""
 ) -> Image.Image:
-    """Upright 8-bit RGB of any mode, of the first frame; transparency lies on `background`.
+    """Decode the first frame to upright 8-bit RGB; transparency is composited on `background`.
 
-    JPEGs are decoded no finer than needed to cover `least`, which is several times faster. `ValueError` names a file that
-    cannot be read.
+    JPEGs are decoded at the lowest resolution that covers `min_size`, which is several times faster. Raises `ValueError`
+    naming an unreadable file.
     """
     name = name or str(file)
     try:
@@ -31,22 +31,22 @@ def decode_image(
                 raise ValueError(
                     f"{image.width}x{image.height} px are more than {MAX_IMAGE_PIXELS // 2**20} megapixels"
                 )
-            if least:
-                scale = max(least) / min(image.size)
+            if min_size:
+                scale = max(min_size) / min(image.size)
                 image.draft(None, (int(image.width * scale) + 1, int(image.height * scale) + 1))
             return to_upright_rgb(image, background)
     except (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: not a readable picture ({error})") from None
+        raise ValueError(f"{name}: not a readable image ({error})") from None
 
 
 def to_upright_rgb(image: Image.Image, background: str) -> Image.Image:
-    """Turned as its EXIF says, in 8-bit RGB, without transparency."""
+    """Apply the EXIF orientation and convert to 8-bit RGB without transparency."""
     image.load()
     try:
         image = ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
-        image = image.copy()  # what EXIF says is not readable: as it lies
-    if image.mode.startswith("I"):  # 16 bits a pixel
+        image = image.copy()  # unreadable EXIF data
+    if image.mode.startswith("I"):  # 16 bits per pixel
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, ImageColor.getrgb(background))
@@ -55,42 +55,45 @@ def to_upright_rgb(image: Image.Image, background: str) -> Image.Image:
 
 
 def decode_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    """A mask in RGB; `ValueError` when it is not of the picture's `size`, or black all over."""
+    """Decode a mask to RGB; raises `ValueError` if it is not of the image's `size` or entirely black."""
     mask = decode_image(path, "black")
     if mask.size != size:
-        raise ValueError(f"{path}: {mask.width}x{mask.height} px, and its picture {size[0]}x{size[1]}; make them equal")
+        raise ValueError(
+            f"{path}: {mask.width}x{mask.height} px, but its image has {size[0]}x{size[1]}; use equal sizes"
+        )
     if mask.getextrema() == ((0, 0),) * 3:
-        raise ValueError(f"{path}: black all over, so nothing would be learned; white is what is learned")
+        raise ValueError(f"{path}: entirely black, so nothing would be trained on; paint the trained region white")
     return mask
 
 
 def resize_and_crop(
     image: Image.Image, size: tuple[int, int], crop_position: tuple[float, float] = (0.5, 0.5), flip: bool = False
 ) -> Tensor:
-    """Resized to cover `size` (width, height), aspect kept, then cropped at `crop_position` (0..1 of what is left over, x and y).
+    """Resize to cover `size` (width, height), keeping the aspect ratio, and crop the excess at `crop_position` (0..1; x, y).
 
     Returns `[3, height, width]`, -1..1.
     """
-    (width, height), (wide, high) = image.size, size
-    scale = max(wide / width, high / height)
-    covering = (max(wide, round(width * scale)), max(high, round(height * scale)))
+    (width, height), (target_width, target_height) = image.size, size
+    scale = max(target_width / width, target_height / height)
+    covering = (max(target_width, round(width * scale)), max(target_height, round(height * scale)))
     if covering != image.size:
         image = image.resize(covering, Image.Resampling.LANCZOS, reducing_gap=3.0)
     left, top = (
-        int(p * (all_of - kept + 1 - 1e-9)) for p, all_of, kept in zip(crop_position, covering, size, strict=True)
+        int(p * (covered - cropped + 1 - 1e-9))
+        for p, covered, cropped in zip(crop_position, covering, size, strict=True)
     )
-    image = image.crop((left, top, left + wide, top + high))
+    image = image.crop((left, top, left + target_width, top + target_height))
     if flip:
         image = ImageOps.mirror(image)
     return image_to_pixels(image)
 
 
 def image_to_pixels(image: Image.Image) -> Tensor:
-    """RGB to `[3, height, width]`, -1..1."""
+    """Convert RGB to `[3, height, width]`, -1..1."""
     data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return data.view(image.height, image.width, 3).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def pixels_to_image(pixels: Tensor) -> Image.Image:
-    """And back."""
+    """Convert `[3, height, width]`, -1..1, to RGB."""
     return Image.fromarray(((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())

@@ -1,4 +1,4 @@
-"""What is frozen is computed once: the moments of latents and the contexts of captions, by content, in memory or in files."""
+"""Cache of frozen-network outputs, keyed by content: latent moments and caption contexts, in memory or in files."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -13,16 +13,16 @@ from sdft.runs.files import atomic_write
 from sdft.runs.hashing import hash_weights
 
 CACHE_DIR = Path("outputs/cache")
-SHARD_SIZE = 256  # entries in a file
-MAX_BATCH_SIZE = 32  # captions, or small pictures, that a network sees at once
-MAX_PIXELS_GPU = 2 * 512**2  # of the pictures that the autoencoder sees at once on a GPU
-MAX_PIXELS_CPU = 2**16  # of those on a CPU, which gains nothing from more but holds all that comes of them
+SHARD_SIZE = 256  # entries per file
+MAX_BATCH_SIZE = 32  # captions or small images per forward pass
+MAX_PIXELS_GPU = 2 * 512**2  # per autoencoder forward pass on a GPU
+MAX_PIXELS_CPU = 2**16  # on a CPU, larger batches only cost memory
 
 CacheEntry = dict[str, Tensor]
 
 
 class TensorCache:
-    """Entries by key. In a folder: safetensors files that appear whole, are mapped into memory, and serve every later run."""
+    """Cache entries by key. With a folder: memory-mapped safetensors files, written atomically and reused by later runs."""
 
     def __init__(self, folder: Path | None):
         self.folder, self.memory, self.locations, self.files = folder, {}, {}, {}
@@ -30,23 +30,23 @@ class TensorCache:
             self.index_valid_file(path)
 
     def index_valid_file(self, path: Path) -> None:
-        """Whatever a full disk or a broken copy has left of a file is thrown away."""
+        """Index a file, or delete it if it is truncated, as after a full disk or an interrupted copy."""
         from safetensors import SafetensorError
 
         try:
             self.index_file(path)
         except FileNotFoundError:
-            return  # the first process was here
+            return  # deleted by rank 0
         except SafetensorError:
             if processes.rank() == 0:
-                print(f"cache    {path}: cut off; what it held is computed again", flush=True)
+                print(f"cache    {path}: truncated file; its entries are computed again", flush=True)
                 path.unlink()
 
     def index_file(self, path: Path) -> None:
-        for name in self.open(path).keys():  # noqa: SIM118 (not a dict)
+        for name in self.open_file(path).keys():  # noqa: SIM118 (not a dict)
             self.locations.setdefault(name.rsplit(".", 1)[0], (path, []))[1].append(name)
 
-    def open(self, path: Path):
+    def open_file(self, path: Path):
         from safetensors import safe_open
 
         if path not in self.files:
@@ -54,7 +54,7 @@ class TensorCache:
         return self.files[path]
 
     def __getstate__(self):
-        return self.__dict__ | {"files": {}}  # each process maps the files itself
+        return self.__dict__ | {"files": {}}  # each worker maps the files itself
 
     def __contains__(self, key: str) -> bool:
         return key in self.memory or key in self.locations
@@ -63,10 +63,10 @@ class TensorCache:
         if key in self.memory:
             return self.memory[key]
         path, names = self.locations[key]
-        return {name.rsplit(".", 1)[1]: self.open(path).get_tensor(name) for name in names}
+        return {name.rsplit(".", 1)[1]: self.open_file(path).get_tensor(name) for name in names}
 
     def add_from_all_ranks(self, entries: dict[str, CacheEntry]) -> None:
-        """What every process adds is then in all of their stores; the first one writes the files."""
+        """Add the entries of all ranks on every rank; rank 0 writes the file. Collective."""
         if self.folder is None:
             for part in processes.all_gather(entries):
                 self.memory |= part
@@ -77,13 +77,13 @@ class TensorCache:
         )
         if not path.is_file():
             raise ValueError(
-                f"{path}: written by another process and not seen here; give cache=ram, or share the folder"
+                f"{path}: written by rank 0 but not visible to this process; give cache=ram, or use a shared folder"
             )
         if path not in self.files:
             self.index_file(path)
 
     def add(self, entries: dict[str, CacheEntry]) -> Path:
-        """Write a file of them."""
+        """Write the entries to one new file and index it."""
         from safetensors.torch import save
 
         tensors = {f"{key}.{name}": t.contiguous() for key, entry in entries.items() for name, t in entry.items()}
@@ -95,76 +95,76 @@ class TensorCache:
 
 
 def fill_caches(
-    streams: list[TrainingDataset], model, text: bool, check: Callable[[int], None] = lambda size: None
+    datasets: list[TrainingDataset], model, text: bool, check: Callable[[int], None] = lambda size: None
 ) -> list[str]:
-    """Give the samples their latents, unless crops are random, and with `text` their contexts; compute only what is missing.
+    """Attach latent caches, unless crops are random, and with `text` context caches; compute the missing entries.
 
-    Returns the parts of the model that training then does without. `check` is told first how many bytes of files are missing.
+    Returns the names of the model parts that training no longer needs. Calls `check` with the bytes that will be written,
+    before computing anything.
     """
-    stream, rest, kinds = streams[0].settings, [], []
-    if stream.cache != "off" and stream.crop != "random":
-        store = TensorCache(None if stream.cache == "ram" else CACHE_DIR / "latents" / hash_weights(model.vae))
-        kinds.append((store, list_required_latents(streams), build_latent_encoder(model), "latents"))
-        for samples in streams:
-            samples.latents = store
-        rest.append("vae")
-    if stream.cache != "off" and text:
-        known = f"{hash_weights(model.text_encoder)}-{str(model.compute_dtype).removeprefix('torch.')}"
-        store = TensorCache(None if stream.cache == "ram" else CACHE_DIR / "text" / known)
-        kinds.append((store, list_required_contexts(streams), build_context_encoder(model), "captions"))
-        for samples in streams:
-            samples.contexts = store
-        rest.append("text_encoder")
-    check(
-        sum(count_missing_bytes(store, wanted, model) for store, wanted, *_ in kinds) if stream.cache == "disk" else 0
-    )
-    pixels = MAX_PIXELS_CPU if model.vae.device.type == "cpu" else MAX_PIXELS_GPU
-    counts = [(compute_missing(*kind, pixels), kind[-1]) for kind in kinds]
-    told = ", ".join(f"{total} {what} ({new} made now)" for (total, new), what in counts)
+    settings, unused_parts, jobs = datasets[0].settings, [], []
+    if settings.cache != "off" and settings.crop != "random":
+        cache = TensorCache(None if settings.cache == "ram" else CACHE_DIR / "latents" / hash_weights(model.vae))
+        jobs.append((cache, list_required_latents(datasets), build_latent_encoder(model), "latents"))
+        for dataset in datasets:
+            dataset.latents = cache
+        unused_parts.append("vae")
+    if settings.cache != "off" and text:
+        encoder_id = f"{hash_weights(model.text_encoder)}-{str(model.compute_dtype).removeprefix('torch.')}"
+        cache = TensorCache(None if settings.cache == "ram" else CACHE_DIR / "text" / encoder_id)
+        jobs.append((cache, list_required_contexts(datasets), build_context_encoder(model), "captions"))
+        for dataset in datasets:
+            dataset.contexts = cache
+        unused_parts.append("text_encoder")
+    is_on_disk = settings.cache == "disk"
+    check(sum(count_missing_bytes(cache, required, model) for cache, required, *_ in jobs) if is_on_disk else 0)
+    max_pixels = MAX_PIXELS_CPU if model.vae.device.type == "cpu" else MAX_PIXELS_GPU
+    counts = [(compute_missing(*job, max_pixels), job[-1]) for job in jobs]
+    summary = ", ".join(f"{total} {label} ({new} new)" for (total, new), label in counts)
     if counts and processes.rank() == 0:
-        print(f"cache    {told} " + (f"in {CACHE_DIR}/" if stream.cache == "disk" else "in memory"), flush=True)
-    return rest
+        print(f"cache    {summary} " + (f"in {CACHE_DIR}/" if is_on_disk else "in memory"), flush=True)
+    return unused_parts
 
 
-def count_missing_bytes(store: TensorCache, wanted: dict[str, tuple], model) -> int:
-    """Of entries that `store` lacks: fp32 moments and a mask of every latent, or a context."""
-    facts = [fact for key, fact in wanted.items() if key not in store]
-    numbers, width = 2 * model.vae.config.latent_channels + 1, model.text_encoder.config.hidden_size
+def count_missing_bytes(cache: TensorCache, required: dict[str, tuple], model) -> int:
+    """Bytes of the missing entries: fp32 moments and mask per latent, fp32 context per caption."""
+    missing = [arguments for key, arguments in required.items() if key not in cache]
+    channels, width = 2 * model.vae.config.latent_channels + 1, model.text_encoder.config.hidden_size
     return sum(
-        4 * (numbers * fact[0][0] * fact[0][1] // model.vae_scale_factor**2 if fact[0] else len(fact[1]) * width)
-        for fact in facts
+        4 * (channels * size[0] * size[1] // model.vae_scale_factor**2 if size else len(arguments[0]) * width)
+        for size, *arguments in missing
     )
 
 
 def compute_missing(
-    store: TensorCache, wanted: dict[str, tuple], compute, what: str, pixels: int = MAX_PIXELS_GPU
+    cache: TensorCache, required: dict[str, tuple], compute, label: str, max_pixels: int = MAX_PIXELS_GPU
 ) -> tuple[int, int]:
-    """Let `compute` make what `store` lacks, a shard at a time in every process; returns how many there are, and how many were
-    made now."""
+    """Compute the entries that `cache` lacks, one shard at a time on all ranks; returns the total and the new entries."""
     from rich.console import Console
     from rich.progress import Progress
 
-    missing = processes.broadcast([key for key in wanted if key not in store])
-    missing.sort(key=lambda key: wanted[key][0])  # equal sizes together
+    missing = processes.broadcast([key for key in required if key not in cache])
+    missing.sort(key=lambda key: required[key][0])  # equal sizes together
     console, hidden = Console(), processes.rank() > 0
+    shard_size = SHARD_SIZE * processes.world_size()
     with Progress(console=console, disable=hidden or not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=len(missing))
-        for start in range(0, len(missing), SHARD_SIZE * processes.world_size()):
-            share, entries = missing[start : start + SHARD_SIZE * processes.world_size()], {}
-            for batch in batch_by_size(share[processes.rank() :: processes.world_size()], wanted, pixels):
-                entries |= dict(zip(batch, compute([wanted[key] for key in batch]), strict=True))
+        task = bar.add_task(label, total=len(missing))
+        for start in range(0, len(missing), shard_size):
+            shard, entries = missing[start : start + shard_size], {}
+            for batch in batch_by_size(shard[processes.rank() :: processes.world_size()], required, max_pixels):
+                entries |= dict(zip(batch, compute([required[key] for key in batch]), strict=True))
                 bar.advance(task, len(batch) * processes.world_size())
-            store.add_from_all_ranks(entries)
-    return len(wanted), len(missing)
+            cache.add_from_all_ranks(entries)
+    return len(required), len(missing)
 
 
-def batch_by_size(keys: list[str], wanted: dict[str, tuple], pixels: int) -> Iterator[list[str]]:
-    """Batches of keys whose first fact, their size, is the same, and small enough for that size."""
+def batch_by_size(keys: list[str], required: dict[str, tuple], max_pixels: int) -> Iterator[list[str]]:
+    """Batches of keys with equal size, of at most `max_pixels` and `MAX_BATCH_SIZE`."""
     batch: list[str] = []
     for key in keys:
-        size = wanted[key][0]
-        most = max(1, min(MAX_BATCH_SIZE, pixels // (size[0] * size[1]))) if size else MAX_BATCH_SIZE
-        if batch and (len(batch) == most or size != wanted[batch[0]][0]):
+        size = required[key][0]
+        limit = max(1, min(MAX_BATCH_SIZE, max_pixels // (size[0] * size[1]))) if size else MAX_BATCH_SIZE
+        if batch and (len(batch) == limit or size != required[batch[0]][0]):
             yield batch
             batch = []
         batch.append(key)
@@ -172,46 +172,50 @@ def batch_by_size(keys: list[str], wanted: dict[str, tuple], pixels: int) -> Ite
         yield batch
 
 
-def list_required_latents(streams: list[TrainingDataset]) -> dict[str, tuple]:
-    """Size, samples, index and flip of every latent by its key."""
-    wanted = {}
-    for samples in streams:
-        for index in range(len(samples)):
-            for flip in (False, True) if samples.settings.flip else (False,):
-                for size in samples.list_target_sizes(index):
-                    wanted[samples.latent_key(index, size, flip)] = (size, samples, index, flip)
-    return wanted
+def list_required_latents(datasets: list[TrainingDataset]) -> dict[str, tuple]:
+    """(size, dataset, index, flip) of every latent, by cache key."""
+    required = {}
+    for dataset in datasets:
+        for index in range(len(dataset)):
+            for flip in (False, True) if dataset.settings.flip else (False,):
+                for size in dataset.list_target_sizes(index):
+                    required[dataset.latent_key(index, size, flip)] = (size, dataset, index, flip)
+    return required
 
 
-def list_required_contexts(streams: list[TrainingDataset]) -> dict[str, tuple]:
-    """Token ids by key, of every caption that may be drawn and of none."""
+def list_required_contexts(datasets: list[TrainingDataset]) -> dict[str, tuple]:
+    """(0, token ids) of every caption that may be drawn and of the empty caption, by cache key."""
     return {
-        samples.text_key(ids): (0, ids) for samples in streams for ids in [samples.empty_ids, *torch.cat(samples.ids)]
+        dataset.text_key(ids): (0, ids) for dataset in datasets for ids in [dataset.empty_ids, *torch.cat(dataset.ids)]
     }
 
 
 def build_latent_encoder(model):
-    """From facts to entries of mean and std `[4, h/8, w/8]`, in fp32, and of the mask `[1, h/8, w/8]`."""
+    """Return a function that computes fp32 `mean` and `std` `[4, h/8, w/8]` and `mask` `[1, h/8, w/8]` entries."""
 
-    def compute(facts: list[tuple]) -> list[CacheEntry]:
+    def compute(arguments: list[tuple]) -> list[CacheEntry]:
         from sdft.data.file_index import map_in_threads
 
-        pictures = map_in_threads(lambda fact: fact[1].decode(fact[2], fact[0], flip=fact[3]), facts)
-        device = model.vae.device
-        mean, std = model.moments(torch.stack([picture["pixels"] for picture in pictures]).to(device))
+        def decode(latent: tuple) -> dict[str, Tensor]:
+            size, dataset, index, flip = latent
+            return dataset.decode_pixels(index, size, flip=flip)
+
+        images = map_in_threads(decode, arguments)
+        mean, std = model.moments(torch.stack([image["pixels"] for image in images]).to(model.vae.device))
         return [
-            {"mean": m, "std": s, "mask": p["mask"]} for m, s, p in zip(mean.cpu(), std.cpu(), pictures, strict=True)
+            {"mean": m, "std": s, "mask": image["mask"]}
+            for m, s, image in zip(mean.cpu(), std.cpu(), images, strict=True)
         ]
 
     return compute
 
 
 def build_context_encoder(model):
-    """From token ids to entries of context `[tokens, width]`."""
+    """Return a function that computes `context` `[tokens, width]` entries."""
 
     @torch.no_grad()
-    def compute(facts: list[tuple]) -> list[CacheEntry]:
-        ids = torch.stack([fact[1] for fact in facts]).to(model.text_encoder.device)
+    def compute(arguments: list[tuple]) -> list[CacheEntry]:
+        ids = torch.stack([ids for _, ids in arguments]).to(model.text_encoder.device)
         with torch.autocast(ids.device.type, model.compute_dtype, enabled=model.compute_dtype is not torch.float32):
             return [{"context": context} for context in model.condition(ids).cpu()]
 

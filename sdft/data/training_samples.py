@@ -1,4 +1,4 @@
-"""Samples by number: what sample `n` of a run is depends on (seed, n) alone."""
+"""Training samples by number: sample `n` of a run depends on (seed, n) only."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -13,24 +13,24 @@ from sdft.data.buckets import Size, choose_bucket, choose_bucket_step
 from sdft.data.dataset import ImageDataset
 from sdft.data.images import resize_and_crop
 from sdft.data.transforms import ImageSubset
-from sdft.rng import make_generator, pyramid_noise
+from sdft.rng import draw_pyramid_noise, make_generator
 
 CROP_MODES = ("buckets", "center", "random")
 CACHE_MODES = ("disk", "ram", "off")
-TIMESTEP_DISTRIBUTIONS = ("uniform", "logit_normal")  # the latter favours the middle (Esser et al., 2024)
-RESOLUTION_RANGE = (8, 8192)  # pixels that a picture may be brought to
-MIN_TIMESTEP_RANGE = 0.01  # of the noise schedule, which is ten timesteps
+TIMESTEP_DISTRIBUTIONS = ("uniform", "logit_normal")  # logit_normal favours the middle (Esser et al., 2024)
+RESOLUTION_RANGE = (8, 8192)  # pixels
+MIN_TIMESTEP_RANGE = 0.01  # fraction of the noise schedule: ten timesteps
 CENTER = (0.5, 0.5)
 
 
 @dataclass
 class DataSettings:
-    """How pictures become samples: `resolution` in pixels, each picture at `extra_resolutions` too, `dropout` the share of
-    samples that lose their caption, `timestep_range` the shares of the noise schedule between which timesteps are drawn.
+    """Options that turn images into samples. `resolution` is in pixels; each image is also used at `extra_resolutions`;
+    `dropout` is the fraction of samples without caption; `timestep_range` bounds timesteps as fractions of the noise schedule.
 
-    `crop`: buckets keep each picture's shape, at about resolution² pixels and enlarged at most about `max_upscale` times
-    (0: any); center and random cut a square. `shuffle_tags` reorders what commas part in a caption, but for the first
-    `keep_tags`.
+    `crop`: buckets keep each image's aspect ratio, at about resolution² pixels and enlarged at most about `max_upscale` times
+    (0: unlimited); center and random cut a square. `shuffle_tags` shuffles the comma-separated tags of a caption, except the
+    first `keep_tags`.
     """
 
     resolution: int
@@ -61,104 +61,109 @@ class DataSettings:
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"caption_dropout={self.dropout}: choose from 0 to 1")
         if self.max_upscale and self.max_upscale < 1:
-            raise ValueError(f"max_upscale={self.max_upscale}: choose 1 or more, or 0 for any")
+            raise ValueError(f"max_upscale={self.max_upscale}: choose 1 or more, or 0 for unlimited")
         if self.keep_tags < 0:
             raise ValueError(f"keep_tags={self.keep_tags}: choose 0 or more")
         if not 0 <= self.pyramid_noise < 1:
             raise ValueError(
-                f"pyramid_noise={self.pyramid_noise}: choose from 0 (off) up to, not including, 1; 0.3 is usual"
+                f"pyramid_noise={self.pyramid_noise}: choose from 0 (off) to 1 (excluded); 0.3 is a common value"
             )
         if self.timestep_distribution not in TIMESTEP_DISTRIBUTIONS:
             raise ValueError(
                 f"dataset.timestep_distribution={self.timestep_distribution}: choose {' or '.join(TIMESTEP_DISTRIBUTIONS)}"
             )
-        shares = list(self.timestep_range)
-        if len(shares) != 2 or not 0 <= shares[0] <= shares[1] - MIN_TIMESTEP_RANGE <= 1 - MIN_TIMESTEP_RANGE:
+        bounds = list(self.timestep_range)
+        if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] - MIN_TIMESTEP_RANGE <= 1 - MIN_TIMESTEP_RANGE:
             raise ValueError(
-                f"dataset.timestep_range={shares}: choose two rising shares, {MIN_TIMESTEP_RANGE} or more apart, as [0.0,1.0]"
+                f"dataset.timestep_range={bounds}: choose two increasing fractions, at least {MIN_TIMESTEP_RANGE} apart, "
+                "such as [0.0,1.0]"
             )
 
     def repeat_for_resolutions(self, source: ImageDataset) -> ImageDataset:
-        """The pictures, once for every resolution."""
-        return (
-            ImageSubset(source, [*range(len(source))] * (1 + len(self.extra_resolutions)))
-            if self.extra_resolutions
-            else source
-        )
+        """Return the images once per resolution."""
+        if not self.extra_resolutions:
+            return source
+        return ImageSubset(source, [*range(len(source))] * (1 + len(self.extra_resolutions)))
 
-    def sizes(self, source: ImageDataset, unit: int) -> list[Size]:
-        """What each picture that is `seen` is brought to: sides that are multiples of the model's `unit`."""
-        sizes, whole = [], source.sizes()
+    def choose_target_sizes(self, source: ImageDataset, unit: int) -> list[Size]:
+        """Training size of each image of `repeat_for_resolutions`; sides are multiples of the model's `unit`."""
+        target_sizes, original_sizes = [], source.sizes()
         for resolution in (self.resolution, *self.extra_resolutions):
             if self.crop == "buckets":
-                sides = choose_bucket_step(resolution, unit)
-                brought = {size: choose_bucket(size, resolution, sides, self.max_upscale) for size in set(whole)}
-                sizes += [brought[size] for size in whole]
+                step = choose_bucket_step(resolution, unit)
+                buckets = {
+                    size: choose_bucket(size, resolution, step, self.max_upscale) for size in set(original_sizes)
+                }
+                target_sizes += [buckets[size] for size in original_sizes]
             else:
-                sizes += [(resolution, resolution)] * len(source)
-        return sizes
+                target_sizes += [(resolution, resolution)] * len(source)
+        return target_sizes
 
-    def plan(self, source: ImageDataset, unit: int, samples_per_step: int) -> SamplingPlan:
-        """Which pictures make up which step of `samples_per_step` samples."""
-        return SamplingPlan(self.seed, self.sizes(source, unit), samples_per_step)
+    def build_plan(self, source: ImageDataset, unit: int, samples_per_step: int) -> SamplingPlan:
+        """Assign images to optimizer steps of `samples_per_step` samples."""
+        return SamplingPlan(self.seed, self.choose_target_sizes(source, unit), samples_per_step)
 
-    def samples(self, source: ImageDataset, model, name: str = "", samples_per_step: int = 1) -> "TrainingDataset":
+    def build_dataset(
+        self, source: ImageDataset, model, name: str = "", samples_per_step: int = 1
+    ) -> "TrainingDataset":
         return TrainingDataset(self, source, model, name, samples_per_step)
 
 
 class TrainingDataset(Dataset):
-    """Sample number to tensors. Pictures come in a new order every epoch, each once an epoch; draws are the sample's own.
+    """Map sample numbers to tensors. Each epoch visits every image once in a new order; random draws depend on the number.
 
-    `latents` and `contexts` are stores of what the autoencoder and the text encoder make of pictures and captions, when
-    they are computed beforehand: samples then hold `mean` and `std` for `pixels`, and `context` for `ids`.
+    `latents` and `contexts` are caches of autoencoder and text-encoder outputs, if these are precomputed: samples then hold
+    `mean` and `std` instead of `pixels`, and `context` instead of `ids`.
     """
 
-    collate = staticmethod(default_collate)  # a batch from a list of samples
+    collate = staticmethod(default_collate)
 
-    def __init__(self, stream: DataSettings, source: ImageDataset, model, name: str = "", samples_per_step: int = 1):
-        """`name` tells the draws of one stream from those of another in the same run; a step takes `samples_per_step` samples."""
-        self.settings, self.name, self.tokenize = stream, name, model.tokenize
-        self.channels, *_ = (model.latent_shape(r)[0] for r in (stream.resolution, *stream.extra_resolutions))
+    def __init__(self, settings: DataSettings, source: ImageDataset, model, name: str = "", samples_per_step: int = 1):
+        """`name` separates the random draws of several datasets in one run; a step takes `samples_per_step` samples."""
+        self.settings, self.name, self.tokenize = settings, name, model.tokenize
+        self.channels, *_ = (model.latent_shape(r)[0] for r in (settings.resolution, *settings.extra_resolutions))
         self.factor, self.timesteps = model.vae_scale_factor, len(model.alphas_cumprod)
-        self.sizes, self.keys = stream.sizes(source, model.size_multiple), {}
-        self.plan, self.datasets = SamplingPlan(stream.seed, self.sizes, samples_per_step), [self]
-        self.source = stream.repeat_for_resolutions(source)
-        variants = self.source.all_captions()
-        ids, self.empty_ids = model.tokenize([text for texts in variants for text in texts]), model.tokenize([""])[0]
-        self.ids, self.all_captions = ids.split([len(texts) for texts in variants]), variants
+        self.sizes, self.keys = settings.choose_target_sizes(source, model.size_multiple), {}
+        self.plan, self.datasets = SamplingPlan(settings.seed, self.sizes, samples_per_step), [self]
+        self.source = settings.repeat_for_resolutions(source)
+        self.all_captions = self.source.all_captions()
+        ids = model.tokenize([text for texts in self.all_captions for text in texts])
+        self.ids, self.empty_ids = ids.split([len(texts) for texts in self.all_captions]), model.tokenize([""])[0]
         self.latents = self.contexts = None
-        self.target_sizes: list[Size] = []  # of other pictures that these stand beside, and are brought to
+        self.target_sizes: list[Size] = []  # sizes of the paired images, if samples are paired
 
     def __len__(self):
         return len(self.source)
 
-    def __getitem__(self, which: int | tuple[int, float]) -> dict[str, Tensor]:
-        """Sample `number`, or (number, share): what it counts in its batch, see `sdft.data.batch_sampler.TrainingBatchSampler`."""
-        number, share = which if isinstance(which, tuple) else (which, 1.0)
-        return self.load_sample(number, share)
+    def __getitem__(self, key: int | tuple[int, float]) -> dict[str, Tensor]:
+        """Return sample `number`, or (number, sample weight), see `sdft.data.batch_sampler.TrainingBatchSampler`."""
+        number, sample_weight = key if isinstance(key, tuple) else (key, 1.0)
+        return self.load_sample(number, sample_weight)
 
-    def load_sample(self, number: int, share: float = 1.0, size: Size | None = None) -> dict[str, Tensor]:
+    def load_sample(self, number: int, sample_weight: float = 1.0, size: Size | None = None) -> dict[str, Tensor]:
         index = self.plan.image_index(number)
         size = size or self.sizes[index]
-        crop_position = tuple(self.uniform(number, "crop", 2).tolist()) if self.settings.crop == "random" else CENTER
-        flip = self.settings.flip and bool(self.uniform(number, "flip") < 0.5)
+        crop_position = (
+            tuple(self.draw_uniform(number, "crop", 2).tolist()) if self.settings.crop == "random" else CENTER
+        )
+        flip = self.settings.flip and bool(self.draw_uniform(number, "flip") < 0.5)
         return {
             **self.load_image_tensors(index, size, crop_position, flip),
-            **self.text(self.caption(index, number)),
-            **self.noise(number, size),
-            "timestep": self.timestep(number),
+            **self.load_text_tensors(self.draw_caption(index, number)),
+            **self.draw_noise(number, size),
+            "timestep": self.draw_timestep(number),
             "weight": torch.ones(()),
-            "sample_weight": torch.tensor(share),
+            "sample_weight": torch.tensor(sample_weight),
             "index": torch.tensor(index),
         }
 
-    def load_fixed_sample(self, index: int, share: float) -> dict[str, Tensor]:
-        """Picture `index`, centred, at `share` (0..1) of the timesteps, always with the same noise: to compare models by."""
+    def load_fixed_sample(self, index: int, timestep_fraction: float) -> dict[str, Tensor]:
+        """Image `index`, center-cropped, at `timestep_fraction` (0..1) of the timesteps, with fixed noise: for comparisons."""
         return {
             **self.load_image_tensors(index, self.sizes[index]),
-            **self.text(self.ids[index][0]),
-            **self.noise(("fixed", index, share), self.sizes[index]),
-            "timestep": torch.tensor(int(share * self.timesteps)),
+            **self.load_text_tensors(self.ids[index][0]),
+            **self.draw_noise(("fixed", index, timestep_fraction), self.sizes[index]),
+            "timestep": torch.tensor(int(timestep_fraction * self.timesteps)),
         }
 
     def load_image_tensors(
@@ -166,76 +171,80 @@ class TrainingDataset(Dataset):
     ) -> dict[str, Tensor]:
         if self.latents is not None:
             return self.latents[self.latent_key(index, size, flip)]
-        return self.decode(index, size, crop_position, flip)
+        return self.decode_pixels(index, size, crop_position, flip)
 
-    def decode(
+    def decode_pixels(
         self, index: int, size: Size, crop_position: tuple[float, float] = CENTER, flip: bool = False
     ) -> dict[str, Tensor]:
-        """`pixels` `[3, h, w]` and, at the size of the latents, the `mask` `[1, h/f, w/f]`, 0..1, cropped like them."""
-        picture, latent = self.source.load_image(index, size), self.shape(size)[1:]
-        mask = torch.ones(1, *latent)
-        if picture.mask is not None:
-            mask = F.adaptive_avg_pool2d((resize_and_crop(picture.mask, size, crop_position, flip)[:1] + 1) / 2, latent)
-        return {"pixels": resize_and_crop(picture.image, size, crop_position, flip), "mask": mask}
+        """Return `pixels` `[3, h, w]` and the equally cropped `mask` `[1, h/f, w/f]`, 0..1, at latent resolution."""
+        sample, latent_size = self.source.load_image(index, size), self.latent_shape(size)[1:]
+        mask = torch.ones(1, *latent_size)
+        if sample.mask is not None:
+            mask_pixels = (resize_and_crop(sample.mask, size, crop_position, flip)[:1] + 1) / 2
+            mask = F.adaptive_avg_pool2d(mask_pixels, latent_size)
+        return {"pixels": resize_and_crop(sample.image, size, crop_position, flip), "mask": mask}
 
-    def caption(self, index: int, number: int) -> Tensor:
-        """Token ids `[tokens]` of one of the picture's captions, drawn by the sample's number, or of none."""
-        if bool(self.uniform(number, "dropout") < self.settings.dropout):
+    def draw_caption(self, index: int, number: int) -> Tensor:
+        """Token ids `[tokens]` of one of the image's captions, or of the empty caption, drawn by sample number."""
+        if bool(self.draw_uniform(number, "dropout") < self.settings.dropout):
             return self.empty_ids
-        variant = int(self.uniform(number, "caption") * len(self.ids[index]))
+        variant = int(self.draw_uniform(number, "caption") * len(self.ids[index]))
         if not self.settings.shuffle_tags:
             return self.ids[index][variant]
         tags = [tag.strip() for tag in self.all_captions[index][variant].split(",")]
-        kept, others = tags[: self.settings.keep_tags], tags[self.settings.keep_tags :]
-        shuffled = torch.randperm(len(others), generator=self.chance("tags", number)).tolist()
-        return self.tokenize([", ".join([*kept, *[others[i] for i in shuffled]])])[0]
+        fixed, movable = tags[: self.settings.keep_tags], tags[self.settings.keep_tags :]
+        order = torch.randperm(len(movable), generator=self.build_generator("tags", number)).tolist()
+        return self.tokenize([", ".join([*fixed, *[movable[i] for i in order]])])[0]
 
-    def text(self, ids: Tensor) -> dict[str, Tensor]:
+    def load_text_tensors(self, ids: Tensor) -> dict[str, Tensor]:
         return {"ids": ids} if self.contexts is None else self.contexts[self.text_key(ids)]
 
-    def noise(self, number, size: Size) -> dict[str, Tensor]:
-        shape, discount = self.shape(size), self.settings.pyramid_noise
+    def draw_noise(self, number, size: Size) -> dict[str, Tensor]:
+        shape, discount = self.latent_shape(size), self.settings.pyramid_noise
         return {
-            "posterior": self.normal(number, "posterior", shape),
-            "noise": pyramid_noise(shape, discount, self.chance("noise", number)),
-            "perturbation": self.normal(number, "perturbation", shape),
-            "offset": self.normal(number, "offset", (self.channels, 1, 1)),
-            "direction": self.normal(number, "direction", shape),
-            "guidance": self.uniform(number, "guidance")[0],
+            "posterior": self.draw_normal(number, "posterior", shape),
+            "noise": draw_pyramid_noise(shape, discount, self.build_generator("noise", number)),
+            "perturbation": self.draw_normal(number, "perturbation", shape),
+            "offset": self.draw_normal(number, "offset", (self.channels, 1, 1)),
+            "direction": self.draw_normal(number, "direction", shape),
+            "guidance": self.draw_uniform(number, "guidance")[0],
         }
 
-    def timestep(self, number: int) -> Tensor:
-        """One of the stream's range, by its distribution; a whole number `[]`."""
-        chance, favoured = self.chance("timestep", number), self.settings.timestep_distribution == "logit_normal"
-        share = torch.randn((), generator=chance).sigmoid() if favoured else torch.rand((), generator=chance)
+    def draw_timestep(self, number: int) -> Tensor:
+        """Integer timestep `[]` in `timestep_range`, from `timestep_distribution`."""
+        generator = self.build_generator("timestep", number)
+        is_logit_normal = self.settings.timestep_distribution == "logit_normal"
+        fraction = (
+            torch.randn((), generator=generator).sigmoid() if is_logit_normal else torch.rand((), generator=generator)
+        )
         first, last = (round(edge * self.timesteps) for edge in self.settings.timestep_range)
-        return (first + share * (last - first)).long().clamp(max=last - 1)
+        return (first + fraction * (last - first)).long().clamp(max=last - 1)
 
-    def shape(self, size: Size) -> tuple[int, int, int]:
-        """Of the latents of a picture."""
+    def latent_shape(self, size: Size) -> tuple[int, int, int]:
+        """Latent `[channels, height, width]` of an image of `size`."""
         return self.channels, size[1] // self.factor, size[0] // self.factor
 
-    def chance(self, purpose: str, number) -> Generator:
+    def build_generator(self, purpose: str, number) -> Generator:
         return make_generator(self.settings.seed, self.name + purpose, number)
 
-    def uniform(self, number, purpose: str, count: int = 1) -> Tensor:
-        return torch.rand(count, generator=self.chance(purpose, number))
+    def draw_uniform(self, number, purpose: str, count: int = 1) -> Tensor:
+        return torch.rand(count, generator=self.build_generator(purpose, number))
 
-    def normal(self, number, purpose: str, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=self.chance(purpose, number))
+    def draw_normal(self, number, purpose: str, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=self.build_generator(purpose, number))
 
     def list_target_sizes(self, index: int) -> list[Size]:
-        """Every size that the picture is brought to."""
+        """Every size at which the image is used."""
         return self.target_sizes or [self.sizes[index]]
 
     def latent_key(self, index: int, size: Size, flip: bool) -> str:
-        """What the latents of a picture depend on, besides the autoencoder."""
+        """Cache key of the latents of an image; the autoencoder is not part of it."""
         if (index, size, flip) not in self.keys:
-            known = f"{self.source.digest(index)} {size} {flip}"
-            self.keys[index, size, flip] = hashlib.sha256(known.encode()).hexdigest()[:32]
+            identity = f"{self.source.digest(index)} {size} {flip}"
+            self.keys[index, size, flip] = hashlib.sha256(identity.encode()).hexdigest()[:32]
         return self.keys[index, size, flip]
 
     @staticmethod
     def text_key(ids: Tensor) -> str:
-        """What a context depends on, besides the text encoder."""
+        """Cache key of a context; the text encoder is not part of it."""
         return hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:32]

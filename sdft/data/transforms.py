@@ -1,4 +1,4 @@
-"""A source seen through a template, or in part."""
+"""Dataset wrappers: caption template, subset and validation split."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ CAPTION_PLACEHOLDER = "{caption}"
 
 
 class DatasetWrapper(ImageDataset):
-    """`source` as it is."""
+    """Forward everything to `source`."""
 
     def __init__(self, source: ImageDataset):
         self.source = source
@@ -56,31 +56,33 @@ class DatasetWrapper(ImageDataset):
 
 
 class CaptionTemplate(DatasetWrapper):
-    """Every caption and prompt put into `template`, where `{caption}` stands for it: "{caption} in oil", "a sks dog"."""
+    """Insert every caption and prompt for `{caption}` in `template`, such as "{caption} in oil" or "a sks dog"."""
 
     def __init__(self, source: ImageDataset, template: str):
         super().__init__(source)
         self.template = template
-        if any(mark in template.replace(CAPTION_PLACEHOLDER, "") for mark in "{}"):
-            raise ValueError(f"caption_template={template}: {CAPTION_PLACEHOLDER} is all that can stand in braces")
+        if any(brace in template.replace(CAPTION_PLACEHOLDER, "") for brace in "{}"):
+            raise ValueError(
+                f"caption_template={template}: unknown placeholder; only {CAPTION_PLACEHOLDER} is accepted"
+            )
 
-    def apply(self, text: str) -> str:
+    def format_text(self, text: str) -> str:
         return self.template.replace(CAPTION_PLACEHOLDER, text)
 
     def captions(self) -> list[str]:
-        return [self.apply(text) for text in self.source.captions()]
+        return [self.format_text(text) for text in self.source.captions()]
 
     def all_captions(self) -> list[list[str]]:
-        return [list(map(self.apply, texts)) for texts in self.source.all_captions()]
+        return [list(map(self.format_text, texts)) for texts in self.source.all_captions()]
 
     def prompts(self) -> list[str]:
-        return list(dict.fromkeys(map(self.apply, self.source.prompts())))
+        return list(dict.fromkeys(map(self.format_text, self.source.prompts())))
 
     def evaluation_spec(self) -> EvaluationSpec | None:
-        """A judge is asked in the source's own words, if they are still in the prompt."""
-        asked = self.source.evaluation_spec() if CAPTION_PLACEHOLDER in self.template else None
-        return asked and replace(
-            asked, prompts=[self.apply(text) for text in asked.prompts], scoring_prompts=asked.prompts
+        """Score by the source's captions, if the template contains them."""
+        spec = self.source.evaluation_spec() if CAPTION_PLACEHOLDER in self.template else None
+        return spec and replace(
+            spec, prompts=[self.format_text(text) for text in spec.prompts], scoring_prompts=spec.prompts
         )
 
 
@@ -89,7 +91,7 @@ def apply_caption_template(source: ImageDataset, template: str | None) -> ImageD
 
 
 class ImageSubset(DatasetWrapper):
-    """The pictures at `indices`."""
+    """The images at `indices`."""
 
     def __init__(self, source: ImageDataset, indices: list[int]):
         super().__init__(source)
@@ -99,16 +101,16 @@ class ImageSubset(DatasetWrapper):
         return len(self.indices)
 
     def captions(self) -> list[str]:
-        return self.of(self.source.captions())
+        return self.select(self.source.captions())
 
     def all_captions(self) -> list[list[str]]:
-        return self.of(self.source.all_captions())
+        return self.select(self.source.all_captions())
 
     def sizes(self) -> list[tuple[int, int]]:
-        return self.of(self.source.sizes())
+        return self.select(self.source.sizes())
 
-    def of(self, all_of_them: list) -> list:
-        return [all_of_them[index] for index in self.indices]
+    def select(self, items: list) -> list:
+        return [items[index] for index in self.indices]
 
     def __getitem__(self, index: int) -> CaptionedImage:
         return self.source[self.indices[index]]
@@ -120,28 +122,26 @@ class ImageSubset(DatasetWrapper):
         return self.source.digest(self.indices[index])
 
     def file_records(self) -> dict[str, FileRecord]:
-        facts = list(self.source.file_records().items())
-        return dict(self.of(facts)) if facts else {}
+        records = list(self.source.file_records().items())
+        return dict(self.select(records)) if records else {}
 
     def describe(self) -> str:
-        return f"{self.source.describe()}, {len(self)} of them"
+        return f"{self.source.describe()}, subset of {len(self)}"
 
 
 def split_validation(source: ImageDataset, validation_split: float) -> tuple[ImageDataset, ImageDataset | None]:
-    """The pictures to learn from, and those held out: a number of them, or a share below 1. The same ones for every seed.
+    """Return training images and held-out images: a number of these, or a fraction below 1. The split ignores the seed.
 
-    `ValueError` when nothing would be left to learn from.
+    Raises `ValueError` if no training image remains.
     """
     if validation_split < 0:
-        raise ValueError(
-            f"validation_split={validation_split}: choose a number of pictures, a share of them below 1, or 0"
-        )
+        raise ValueError(f"validation_split={validation_split}: choose a number of images, a fraction below 1, or 0")
     count = round(validation_split * len(source)) if validation_split < 1 else int(validation_split)
     if not count:
         return source, None
     if count >= len(source):
         raise ValueError(
-            f"validation_split={validation_split:g}: leaves nothing to learn of {len(source)} pictures; choose fewer"
+            f"validation_split={validation_split:g}: leaves no training image of {len(source)}; choose fewer"
         )
     shuffled = draw_permutation(0, -1, len(source)).tolist()
     return ImageSubset(source, sorted(shuffled[count:])), ImageSubset(source, sorted(shuffled[:count]))

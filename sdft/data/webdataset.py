@@ -1,6 +1,6 @@
-"""Captioned pictures in WebDataset shards: `.tar` files in which `KEY.jpg` stands beside `KEY.txt` or `KEY.json`.
+"""Captioned images in WebDataset shards: `.tar` files with `KEY.jpg` next to `KEY.txt` or `KEY.json`.
 
-Shards are indexed once and then read at random, so a run over them repeats and resumes like any other.
+Shards are indexed once and then read at random positions, so runs are reproducible and resumable.
 """
 
 import glob
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from sdft.data.dataset import CaptionedImage, ImageDataset
 from sdft.data.images import IMAGE_SUFFIXES, decode_image
-from sdft.data.metadata_tables import parse_captions as told
+from sdft.data.metadata_tables import parse_captions
 
 
 @dataclass
 class WebDatasetShards(ImageDataset):
-    """`path` is a folder of shards or a pattern such as `shards/*.tar`. Of a `KEY.json`, `caption_column` is read."""
+    """`path` is a folder of shards or a pattern such as `shards/*.tar`. `caption_column` is the caption key of `KEY.json`."""
 
     path: str
     caption: str | None = None
@@ -26,50 +26,48 @@ class WebDatasetShards(ImageDataset):
     background: str = "white"
 
     def __post_init__(self):
-        place = Path(self.path).expanduser()
-        files = sorted(place.glob("*.tar")) if place.is_dir() else [Path(p) for p in sorted(glob.glob(str(place)))]
-        if not files:
-            raise ValueError(
-                f"data.path={self.path}: no shards there; give a folder of .tar files, or a pattern of them"
-            )
-        self.members: list[tuple[Path, str, int, int]] = []  # file, name, where its bytes begin, how many
+        path = Path(self.path).expanduser()
+        shards = sorted(path.glob("*.tar")) if path.is_dir() else [Path(p) for p in sorted(glob.glob(str(path)))]
+        if not shards:
+            raise ValueError(f"data.path={self.path}: no shards; give a folder of .tar files, or a pattern of them")
+        self.members: list[tuple[Path, str, int, int]] = []  # shard, name, offset and length in bytes
         self.texts: list[list[str]] = []
-        for file in files:
-            self.index(file)
-        if bare := [name for (_, name, _, _), texts in zip(self.members, self.texts, strict=True) if not texts]:
+        for shard in shards:
+            self.index_shard(shard)
+        if missing := [name for (_, name, _, _), texts in zip(self.members, self.texts, strict=True) if not texts]:
             raise ValueError(
-                f"data.path={self.path}: no caption for {bare[0]} and {len(bare) - 1} more; give data.caption="
+                f"data.path={self.path}: no caption for {missing[0]} and {len(missing) - 1} more; give data.caption="
             )
         if not self.members:
-            raise ValueError(f"data.path={self.path}: no pictures in its {len(files)} shards")
+            raise ValueError(f"data.path={self.path}: no images in its {len(shards)} shards")
 
-    def index(self, file: Path) -> None:
-        """Where each picture of a shard lies, and its captions."""
-        pictures, texts = {}, {}
+    def index_shard(self, path: Path) -> None:
+        """Append the position and the captions of each image of a shard."""
+        images, texts = {}, {}
         try:
-            with tarfile.open(file) as shard:
+            with tarfile.open(path) as shard:
                 for member in shard:
                     if not member.isreg():
-                        continue  # links lead elsewhere
+                        continue  # ignore links
                     folder, _, base = member.name.rpartition("/")
-                    stem, _, ending = base.partition(".")
-                    key, ending = (folder, stem), f".{ending.lower()}"
-                    if ending in IMAGE_SUFFIXES:
-                        pictures[key] = (file, member.name, member.offset_data, member.size)
-                    elif ending in (".txt", ".json"):
+                    stem, _, suffix = base.partition(".")
+                    key, suffix = (folder, stem), f".{suffix.lower()}"
+                    if suffix in IMAGE_SUFFIXES:
+                        images[key] = (path, member.name, member.offset_data, member.size)
+                    elif suffix in (".txt", ".json"):
                         content = shard.extractfile(member).read().decode("utf-8-sig")
-                        texts[key] = self.said(content, ending) or texts.get(key)
+                        texts[key] = self.parse_caption_member(content, suffix) or texts.get(key)
         except (tarfile.TarError, UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
-            raise ValueError(f"{file}: not a readable shard ({error})") from None
-        self.members += pictures.values()
-        self.texts += [texts.get(key) or ([self.caption] if self.caption else []) for key in pictures]
+            raise ValueError(f"{path}: not a readable shard ({error})") from None
+        self.members += images.values()
+        self.texts += [texts.get(key) or ([self.caption] if self.caption else []) for key in images]
 
-    def said(self, content: str, ending: str) -> list[str]:
-        """The captions of a `.txt` or `.json` member."""
-        if ending == ".txt":
-            return told(content)
+    def parse_caption_member(self, content: str, suffix: str) -> list[str]:
+        """Return the captions of a `.txt` or `.json` member."""
+        if suffix == ".txt":
+            return parse_captions(content)
         row = json.loads(content)
-        return told(row.get(self.caption_column)) if isinstance(row, dict) else []
+        return parse_captions(row.get(self.caption_column)) if isinstance(row, dict) else []
 
     def __len__(self):
         return len(self.members)
@@ -80,24 +78,24 @@ class WebDatasetShards(ImageDataset):
     def all_captions(self) -> list[list[str]]:
         return self.texts
 
-    def content(self, index: int) -> bytes:
-        file, _, start, length = self.members[index]
-        with open(file, "rb") as shard:
+    def read_member(self, index: int) -> bytes:
+        path, _, start, length = self.members[index]
+        with open(path, "rb") as shard:
             shard.seek(start)
             return shard.read(length)
 
     def digest(self, index: int) -> str:
         if index not in self.content_cache:
-            self.content_cache[index] = f"{hashlib.sha256(self.content(index)).hexdigest()} {self.background}"
+            self.content_cache[index] = f"{hashlib.sha256(self.read_member(index)).hexdigest()} {self.background}"
         return self.content_cache[index]
 
     def __getitem__(self, index: int) -> CaptionedImage:
         return self.load_image(index, None)
 
     def load_image(self, index: int, size: tuple[int, int] | None) -> CaptionedImage:
-        where = f"{self.members[index][0]}:{self.members[index][1]}"
-        image = decode_image(io.BytesIO(self.content(index)), self.background, size, name=where)
-        return CaptionedImage(image, self.texts[index][0], where)
+        name = f"{self.members[index][0]}:{self.members[index][1]}"
+        image = decode_image(io.BytesIO(self.read_member(index)), self.background, size, name=name)
+        return CaptionedImage(image, self.texts[index][0], name)
 
     def describe(self) -> str:
-        return f"{self.path}: {len(self)} pictures in {len({file for file, *_ in self.members})} shards"
+        return f"{self.path}: {len(self)} images in {len({path for path, *_ in self.members})} shards"

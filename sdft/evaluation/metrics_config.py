@@ -1,17 +1,17 @@
-"""Which judges score a run."""
+"""Settings of the scorers and metrics of a run."""
 
 from dataclasses import dataclass, field
 
-DISTRIBUTION_METRIC_NAMES = ("CMMD", "FID", "KID")  # distances of all pictures to real ones
+DISTRIBUTION_METRIC_NAMES = ("CMMD", "FID", "KID")  # distances between the generated and real image sets
 
 
 @dataclass
 class MetricsConfig:
-    """`clip` judges; the others are off when null.
+    """Models of the scorers; all but `clip` are off when null.
 
-    `dino` is a folder or hub id, `perceptual` clip (its layers), or LPIPS over alex, vgg or squeeze, `faces` and `detector`
-    ONNX files (see `sdft.evaluation.metrics.face_embedding`). `sets` are distances of all pictures to real ones, CMMD, FID or KID, by `features`:
-    clip or dino. At most `references` training pictures, evenly chosen, are compared with.
+    `dino` is a folder or hub id; `perceptual` is clip (its layers), or alex, vgg or squeeze for LPIPS; `faces` and `detector` are
+    ONNX files (see `sdft.evaluation.metrics.face_embedding`). `distribution_metrics` (CMMD, FID, KID) compare image sets, using
+    `feature_extractor` (clip or dino). At most `max_reference_images` training images, evenly spaced, serve as references.
     """
 
     clip: str
@@ -39,7 +39,7 @@ class MetricsConfig:
 
     @property
     def is_embedded_only(self) -> bool:
-        """Whether nothing is asked that could be missing."""
+        """Whether all scorers use embedded weights, so that none can be missing."""
         others = self.pretrained or self.dino or self.faces
         return self.clip == "tiny-clip" and self.perceptual in (None, "clip") and not others
 

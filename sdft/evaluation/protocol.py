@@ -1,4 +1,4 @@
-"""What a result is asked to draw: prompts of what was taught, of its class, and of what must stay as it was."""
+"""Evaluation protocol: prompts for the training concept, for its class, and control prompts (forgetting)."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ PLACEHOLDER_PATTERN = re.compile(r"\{(.*?)\}")
 
 @dataclass
 class PromptGroup:
-    """`prompts` are drawn; `scoring_prompts` is what judges are asked about them: the same without words that only the run knows."""
+    """`prompts` are sampled; `scoring_prompts` are the same without the placeholder token, which no scorer understands."""
 
     name: str
     prompts: list[str]
@@ -22,9 +22,9 @@ class PromptGroup:
 
 @dataclass
 class EvaluationProtocol:
-    """Each of `prompts`, `class_prompts` and `controls` is a list or a text file with one a line; null leaves it to the run.
+    """`prompts`, `class_prompts` and `controls` are lists or text files with one prompt per line; null uses the run's.
 
-    `{token}` in them stands for the word that was learned, `{class}` for what the subject is one of. `images` are drawn of each.
+    In them `{token}` stands for the placeholder token and `{class}` for the class noun. `images` is the number per prompt.
     """
 
     prompts: Any = None
@@ -46,52 +46,51 @@ class EvaluationProtocol:
     def build_groups(
         self, evaluation_spec: EvaluationSpec | None, prompts: list[str], class_prompts: list[str]
     ) -> list[PromptGroup]:
-        """The groups that hold something. Without prompts of its own it asks the data's evaluation_spec, else the run's `prompts`."""
-        own = {name: self.filled(name, texts) for name, texts in self.texts.items()}
-        if not own[PROMPTS_GROUP].prompts:
-            asked, scoring_prompts = prompts, [self.strip_token(text) for text in prompts]
+        """The non-empty groups. Prompts not set here come from the dataset's evaluation spec, else from the arguments."""
+        groups = {name: self.build_group(name, texts) for name, texts in self.texts.items()}
+        if not groups[PROMPTS_GROUP].prompts:
+            scoring_prompts = [self.strip_token(text) for text in prompts]
             if evaluation_spec:
-                asked, scoring_prompts = (
-                    evaluation_spec.prompts,
-                    evaluation_spec.scoring_prompts or evaluation_spec.prompts,
-                )
-            own[PROMPTS_GROUP] = PromptGroup(PROMPTS_GROUP, asked, scoring_prompts)
-        if not own[CLASS_GROUP].prompts:
-            own[CLASS_GROUP] = PromptGroup(CLASS_GROUP, class_prompts, class_prompts)
-        return [group for group in own.values() if group.prompts]
+                prompts = evaluation_spec.prompts
+                scoring_prompts = evaluation_spec.scoring_prompts or prompts
+            groups[PROMPTS_GROUP] = PromptGroup(PROMPTS_GROUP, prompts, scoring_prompts)
+        if not groups[CLASS_GROUP].prompts:
+            groups[CLASS_GROUP] = PromptGroup(CLASS_GROUP, class_prompts, class_prompts)
+        return [group for group in groups.values() if group.prompts]
 
     def strip_token(self, text: str) -> str:
-        """Without the word that was learned."""
-        word = rf"(?<!\w){re.escape(self.placeholder_token)}(?!\w)" if self.placeholder_token else r"(?!)"
-        return " ".join(re.sub(word, "", text).split())
+        """Remove the placeholder token."""
+        token = rf"(?<!\w){re.escape(self.placeholder_token)}(?!\w)" if self.placeholder_token else r"(?!)"
+        return " ".join(re.sub(token, "", text).split())
 
-    def filled(self, name: str, texts: list[str]) -> PromptGroup:
-        known = {"token": self.placeholder_token, "class": self.class_noun}
+    def build_group(self, name: str, texts: list[str]) -> PromptGroup:
+        """Fill the placeholders of one group; `ValueError` for an unknown or unset one."""
+        values = {"token": self.placeholder_token, "class": self.class_noun}
         for text in texts:
-            for hole in PLACEHOLDER_PATTERN.findall(text):
-                if hole not in known:
+            for placeholder in PLACEHOLDER_PATTERN.findall(text):
+                if placeholder not in values:
                     raise ValueError(
-                        f"protocol: {{{hole}}} in {text!r}; only {{token}} and {{class}} can stand in braces"
+                        f"protocol: unknown placeholder {{{placeholder}}} in {text!r}; use {{token}} or {{class}}"
                     )
-                if known[hole] is None:
-                    word = {"token": "placeholder_token=sks", "class": "class_noun=dog"}[hole]
-                    raise ValueError(f"protocol: {text!r} has {{{hole}}} in it; give {word}")
-        plain = {**known, "token": ""}
+                if values[placeholder] is None:
+                    option = {"token": "placeholder_token=sks", "class": "class_noun=dog"}[placeholder]
+                    raise ValueError(f"protocol: {text!r} contains {{{placeholder}}}; set {option}")
+        without_token = {**values, "token": ""}
         return PromptGroup(
             name,
-            [fill_placeholders(text, known) for text in texts],
-            [self.strip_token(fill_placeholders(text, plain)) for text in texts],
+            [fill_placeholders(text, values) for text in texts],
+            [self.strip_token(fill_placeholders(text, without_token)) for text in texts],
         )
 
 
-def fill_placeholders(text: str, words: dict[str, str | None]) -> str:
-    return " ".join(PLACEHOLDER_PATTERN.sub(lambda hole: words[hole[1]] or "", text).split())
+def fill_placeholders(text: str, values: dict[str, str | None]) -> str:
+    return " ".join(PLACEHOLDER_PATTERN.sub(lambda match: values[match[1]] or "", text).split())
 
 
 def extract_token_and_class(instance: str | None, class_prompt: str | None) -> tuple[str | None, str | None]:
-    """ "a sks dog" and "a dog" to "sks" and "dog"; None for what they do not tell."""
+    """("a sks dog", "a dog") to ("sks", "dog"); None for what the prompts do not determine."""
     noun = re.sub(r"^(an?|the|some)\s+", "", class_prompt.strip(), flags=re.IGNORECASE) if class_prompt else None
     if not instance or not class_prompt:
         return None, noun
-    plain = class_prompt.split()
-    return " ".join(word for word in instance.split() if word not in plain) or None, noun
+    class_terms = class_prompt.split()
+    return " ".join(term for term in instance.split() if term not in class_terms) or None, noun

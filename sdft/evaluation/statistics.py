@@ -1,4 +1,4 @@
-"""A score is a mean with its uncertainty: a bootstrap over prompts, or of a few prompts over their seeds (Hesterberg, 2015)."""
+"""A score is a mean with a confidence interval: a bootstrap over prompts, or over seeds when there are few prompts."""
 
 import math
 
@@ -9,27 +9,27 @@ from torchmetrics import Metric
 from sdft.evaluation.metrics.base import ImageMetric
 from sdft.evaluation.protocol import PROMPTS_GROUP
 
-FINE_TUNED_LABEL = "fine-tuned"  # the label of a run's result
+FINE_TUNED_LABEL = "fine-tuned"  # label of a run's result
 BOOTSTRAP_DRAWS, CONFIDENCE_LEVEL, MIN_PROMPTS = 4000, 0.95, 5
 
 
 def bootstrap_interval(values: Tensor, images: int) -> tuple[float, float] | None:
-    """A percentile bootstrap of the mean, widened as small samples need it; None where there is too little to draw from.
+    """Percentile bootstrap interval of the mean with a small-sample correction; None with too few values.
 
-    `values` are `[prompts * images]`, NaN where there is none. Of `ENOUGH` prompts or more, prompts are drawn with replacement,
-    each with all its images: where would the mean lie for other prompts of their kind? Of fewer, the images of each are drawn:
-    where would it lie for other seeds of these? Percentiles move outwards by Student's t and n / (n - 1) (Hesterberg, 2015,
-    section 5.3). The draws are always the same.
+    `values` is `[prompts * images]`, NaN where undefined. From `MIN_PROMPTS` prompts on, prompts are resampled with all their
+    images: the interval covers other prompts of the same kind. With fewer, the images of each prompt are resampled: it covers
+    other seeds of these prompts. Percentiles are widened by Student's t and n / (n - 1) (Hesterberg, 2015, section 5.3). The
+    generator is seeded, so results are reproducible.
     """
     table = values.double().reshape(-1, images)
-    chance = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     if len(table) >= MIN_PROMPTS:
         table = table[table.isfinite().any(1)]
-        draws = torch.randint(max(1, len(table)), (BOOTSTRAP_DRAWS, len(table)), generator=chance)
+        draws = torch.randint(max(1, len(table)), (BOOTSTRAP_DRAWS, len(table)), generator=generator)
         sums, counts = table.nansum(1)[draws], table.isfinite().sum(1)[draws]
         means, size, freedom = sums.sum(1) / counts.sum(1), len(table), len(table) - 1
     else:
-        draws = torch.randint(images, (BOOTSTRAP_DRAWS, *table.shape), generator=chance)
+        draws = torch.randint(images, (BOOTSTRAP_DRAWS, *table.shape), generator=generator)
         means = table.expand(BOOTSTRAP_DRAWS, *table.shape).gather(2, draws).flatten(1).nanmean(1)
         means, size, freedom = means[means.isfinite()], images, int(table.isfinite().sum()) - len(table)
     if size < 2 or freedom < 1:
@@ -40,74 +40,77 @@ def bootstrap_interval(values: Tensor, images: int) -> tuple[float, float] | Non
 
 
 def compute_tail_probability(size: int, freedom: int) -> float:
-    """The share that an interval leaves out on each side."""
+    """Corrected probability outside the interval, per side."""
     from scipy.stats import norm, t
 
     return float(norm.cdf(t.ppf((1 - CONFIDENCE_LEVEL) / 2, freedom) * math.sqrt(size / (size - 1))))
 
 
 def summarize_metric(metric: Metric, images: int) -> dict:
-    """A score as files hold it: `value`, and of one with a value a picture its interval, how many count, and all of them."""
+    """A score in the format of `scores.json`: `value`; for an `ImageMetric` also interval, counts and single values."""
     score = {"value": to_json_number(float(metric.compute()))}
     if isinstance(metric, ImageMetric):
-        each = metric.per_image_values()
-        low, high = bootstrap_interval(each, images) or (None, None)
+        values = metric.per_image_values()
+        low, high = bootstrap_interval(values, images) or (None, None)
         score |= {
             "low": to_json_number(low),
             "high": to_json_number(high),
-            "count": int(each.isfinite().sum()),
-            "of": len(each),
+            "count": int(values.isfinite().sum()),
+            "of": len(values),
         }
-        score["per_prompt"] = [to_json_number(float(row.nanmean())) for row in each.reshape(-1, images)]
-        score["each"] = [to_json_number(value) for value in each.tolist()]
+        score["per_prompt"] = [to_json_number(float(row.nanmean())) for row in values.reshape(-1, images)]
+        score["per_image"] = [to_json_number(value) for value in values.tolist()]
     return score
 
 
 def compute_paired_difference(one: dict, other: dict, images: int) -> dict | None:
-    """`other` - `one` over the same prompts and seeds, and its interval: what changed, without what only the prompts vary by."""
-    if "each" not in one or one["value"] is None or other["value"] is None:
+    """`other` - `one` over the same prompts and seeds, with its interval, which excludes the variance between prompts.
+
+    None without per-image values or if either score is undefined.
+    """
+    if "per_image" not in one or one["value"] is None or other["value"] is None:
         return None
-    both = zip(one["each"], other["each"], strict=True)
-    pairs = torch.tensor([math.nan if None in pair else pair[1] - pair[0] for pair in both])
-    low, high = bootstrap_interval(pairs, images) or (None, None)
-    count = {"count": int(pairs.isfinite().sum()), "of": len(pairs)}
+    pairs = zip(one["per_image"], other["per_image"], strict=True)
+    differences = torch.tensor([math.nan if None in pair else pair[1] - pair[0] for pair in pairs])
+    low, high = bootstrap_interval(differences, images) or (None, None)
     return {
-        "value": to_json_number(float(pairs.double().nanmean())),
+        "value": to_json_number(float(differences.double().nanmean())),
         "low": to_json_number(low),
         "high": to_json_number(high),
-        **count,
+        "count": int(differences.isfinite().sum()),
+        "of": len(differences),
     }
 
 
 def get_result_state(report: dict) -> dict:
-    """The state that a run ended in, at full strength, whatever was evaluated beside it."""
+    """The run's result at full adapter scale; the last state if there is none."""
     return next((state for state in report["states"] if state["label"] == FINE_TUNED_LABEL), report["states"][-1])
 
 
 def format_score_name(group: str, name: str) -> str:
-    """What a score is called where groups are not shown: that of the prompts by its name alone."""
+    """`group/name`, or `name` for the group `prompts`."""
     return name if group == PROMPTS_GROUP else f"{group}/{name}"
 
 
 def flatten_scores(groups: dict[str, dict]) -> dict:
-    """What stands by group and name, by the name where groups are not shown."""
+    """Map {group: {name: value}} to {formatted name: value}."""
     return {format_score_name(group, name): value for group, row in groups.items() for name, value in row.items()}
 
 
 def to_json_number(value: float | None) -> float | None:
-    """Six digits after the point; None for what is no number, which JSON cannot say."""
+    """Round to six decimals; None for NaN and Inf, which JSON cannot represent."""
     return None if value is None or not math.isfinite(value) else round(value, 6)
 
 
 def orient_score(score: float | None, higher_is_better: bool) -> float:
-    """For choosing: larger is better, and what could not be computed is worse than anything."""
+    """Sort key for scores: larger is better; None, NaN and Inf are worst."""
     if score is None or not math.isfinite(score):
         return -math.inf
     return score if higher_is_better else -score
 
 
 def format_score_table(report: dict) -> str:
-    """A line a score, by group: the base, every state, the interval of a single one, what real pictures score."""
+    """One line per score, by group: every state, the interval if there is one besides the base, and real images."""
     states = report["states"]
     single = len(states) == 2
     heads = [*[state["label"] for state in states], *(["95 %"] if single else []), "real"]
@@ -129,13 +132,13 @@ def format_score_table(report: dict) -> str:
             cells.append(format_score(report["reference"][group].get(name), number_format, ""))
             line = f"  {name:<22}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, width, strict=True))
             lines.append((line + format_score_count(scores[-1])).rstrip())
-    lines += [f"  {name:<22}not measured: {why}" for name, why in report["missing"].items()]
+    lines += [f"  {name:<22}not measured: {reason}" for name, reason in report["missing"].items()]
     return "\n".join(lines)
 
 
 def format_score_count(score: dict) -> str:
-    """How many pictures have a value, when not all have."""
-    return f"   of {score['count']} in {score['of']}" if score.get("count", 0) < score.get("of", 0) else ""
+    """How many images have a value, if not all do."""
+    return f"   {score['count']} of {score['of']}" if score.get("count", 0) < score.get("of", 0) else ""
 
 
 def format_score(value: float | None, number_format: str, absent: str = "–") -> str:

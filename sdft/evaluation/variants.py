@@ -1,4 +1,4 @@
-"""What can be judged: the base, a result at any strength, a checkpoint, or a file from elsewhere."""
+"""Model variants to evaluate: the base, a run's result at any adapter scale, a checkpoint, or an external file."""
 
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ from sdft.methods.full import FullFineTuning
 from sdft.models.stable_diffusion import StableDiffusion
 
 BASE = "base"
-BEST = "best"  # the run's folder of the result that its checkpoint_metric chose
+BEST = "best"  # run subfolder with the result chosen by checkpoint_metric
 
 
 @dataclass
 class ModelVariant:
-    """`source` names what `load` puts into a model as the base has it; `scale` is the strength of its adapter."""
+    """`load` puts the weights identified by `source` into a base model; `scale` multiplies its adapters."""
 
     label: str
     source: str = BASE
@@ -31,16 +31,14 @@ class ModelVariant:
 def build_run_variants(
     run: Path, method: Method, scales: list[float], checkpoints: str | list[int] | None, seed: int
 ) -> list[ModelVariant]:
-    """The run's result at each of `scales`, and its checkpoints: `all`, `best` or steps."""
+    """The base, the requested checkpoints (`all`, `best` or steps), and the run's result at each of `scales`."""
     if checkpoints == BEST and not (run / BEST).is_dir():
         raise ValueError(f"checkpoints=best: {run} has none; train with evaluate_every=N checkpoint_metric=SCORE")
     if scales != [1.0] and method.output_kind != "adapter":
-        raise ValueError(
-            f"adapter_scales={scales}: only an adapter has a strength, and this run's result is its {method.output_kind}/"
-        )
-    found = [ModelVariant(BASE)]
+        raise ValueError(f"adapter_scales={scales}: only adapters can be scaled; this run wrote {method.output_kind}/")
+    variants = [ModelVariant(BASE)]
     for step, file in select_checkpoints(run, checkpoints):
-        found.append(
+        variants.append(
             ModelVariant(
                 f"step {step}",
                 str(file),
@@ -49,42 +47,42 @@ def build_run_variants(
             )
         )
     if (run / BEST).is_dir() and checkpoints in (None, BEST, "all"):
-        found.append(ModelVariant(BEST, str(run / BEST), lambda model: method.load(model, run / BEST)))
+        variants.append(ModelVariant(BEST, str(run / BEST), lambda model: method.load(model, run / BEST)))
     result = find_result_folder(run, method)
-    return found + build_scaled_variants(
+    return variants + build_scaled_variants(
         FINE_TUNED_LABEL, str(result), lambda model: method.load(model, result), scales
     )
 
 
 def find_result_folder(run: Path, method: Method) -> Path:
-    """The folder that a finished run's method has filled."""
+    """The folder with the result of a finished run; `ValueError` if it does not exist."""
     if not (run / method.output_kind).is_dir():
-        raise ValueError(f"run={run}: it has no {method.output_kind}/ yet; it did not finish")
+        raise ValueError(f"run={run}: no {method.output_kind}/ in it; the run did not finish")
     return run / method.output_kind
 
 
 def build_file_variants(path: Path, scales: list[float]) -> list[ModelVariant]:
-    """A LoRA file, or a pipeline folder in the diffusers layout."""
+    """The base, and a LoRA file at each of `scales` or a pipeline folder in the diffusers layout."""
     if not (path / "model_index.json").is_file():
         return [
             ModelVariant(BASE),
             *build_scaled_variants(format_file_label(path), str(path), lambda model: load_lora(model, path), scales),
         ]
     if scales != [1.0]:
-        raise ValueError(f"adapter_scales={scales}: only an adapter has a strength, and adapter={path} is a pipeline")
+        raise ValueError(f"adapter_scales={scales}: only adapters can be scaled; adapter={path} is a pipeline")
 
     def load(model: StableDiffusion) -> None:
         try:
             FullFineTuning(text_encoder=True).load(model, path)
         except RuntimeError as error:
             part = "text_encoder" if "CLIPText" in str(error) else "unet"
-            raise ValueError(f"adapter={path}: its {part} is not shaped like that of {model.name}") from None
+            raise ValueError(f"adapter={path}: the shapes of its {part} do not match {model.name}") from None
 
     return [ModelVariant(BASE), ModelVariant(format_file_label(path), str(path), load)]
 
 
 def format_file_label(path: Path) -> str:
-    """What a column is called, which is not the base's name."""
+    """The file's stem, made distinct from the label of the base."""
     return f"{path.stem} (adapter)" if path.stem == BASE else path.stem
 
 
@@ -96,7 +94,7 @@ def build_scaled_variants(label: str, source: str, load: Callable, scales: list[
 
 
 def select_checkpoints(run: Path, checkpoints: str | list[int] | None) -> list[tuple[int, Path]]:
-    """Steps and files of the checkpoints that are asked for."""
+    """Steps and files of the requested checkpoints."""
     if checkpoints in (None, BEST):
         return []
     files = {int(file.stem.removeprefix("step-")): file for file in sorted((run / "checkpoints").glob("step-*.ckpt"))}
@@ -104,22 +102,22 @@ def select_checkpoints(run: Path, checkpoints: str | list[int] | None) -> list[t
         return sorted(files.items())
     if isinstance(checkpoints, str) or (missing := [step for step in checkpoints if step not in files]):
         wrong = checkpoints if isinstance(checkpoints, str) else missing[0]
-        there = ", ".join(map(str, files)) or "none; save_every=N makes them"
-        raise ValueError(f"checkpoints={wrong}: choose all, best, or a list of steps; {run} has {there}")
+        available = ", ".join(map(str, files)) or "none; set save_every=N to save some"
+        raise ValueError(f"checkpoints={wrong}: choose all, best, or a list of steps; {run} has {available}")
     return [(step, files[step]) for step in checkpoints]
 
 
 def load_checkpoint_weights(model: StableDiffusion, method: Method, file: Path, seed: int) -> None:
-    """What learned as it was at that step, averaged where the run averaged its weights."""
+    """Load the trainable weights of a checkpoint; the EMA average if the run kept one."""
     from sdft.runs.checkpoint_file import read_checkpoint
 
-    told = read_checkpoint(file)
-    if any("train_mode" in group for state in told["optimizer_states"] for group in state["param_groups"]):
+    checkpoint = read_checkpoint(file)
+    if any("train_mode" in group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
         raise ValueError(
-            f"checkpoints: {file} holds no averaged weights, which a schedule-free optimizer makes at the end"
+            f"checkpoints: {file} has no averaged weights; schedule-free optimizers compute them after training"
         )
-    average = next((state["average"] for key, state in told["callbacks"].items() if key.startswith("EMA")), {})
-    saved = {name.removeprefix("model."): weight for name, weight in told["state_dict"].items()} | average
+    average = checkpoint["callbacks"].get("ema", {"average": {}})["average"]
+    saved = {name.removeprefix("model."): weight for name, weight in checkpoint["state_dict"].items()} | average
     torch.manual_seed(seed)
     method.prepare(model)
     for name, parameter in model.named_parameters():
@@ -130,15 +128,15 @@ def load_checkpoint_weights(model: StableDiffusion, method: Method, file: Path, 
 
 @contextmanager
 def scale_adapters(model: StableDiffusion, scale: float):
-    """Adapters at `scale` times their own strength, and afterwards as they were."""
+    """Multiply the scaling of all LoRA layers by `scale` inside the context, then restore it."""
     from peft.tuners.lora import LoraLayer
 
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    own = [dict(layer.scaling) for layer in layers]
+    originals = [dict(layer.scaling) for layer in layers]
     for layer in layers:
         layer.scaling.update({name: value * scale for name, value in layer.scaling.items()})
     try:
         yield
     finally:
-        for layer, scaling in zip(layers, own, strict=True):
+        for layer, scaling in zip(layers, originals, strict=True):
             layer.scaling.update(scaling)

@@ -1,7 +1,7 @@
-"""A change of a weight kept as two thin matrices, and what can be computed on them without ever making the change itself.
+"""Arithmetic on low-rank weight changes from their two factors, without building the full matrix.
 
-dW = up @ down of rank r: norms and products from Gram matrices of r x r, the best approximation of a lower rank (Eckart and
-Young, 1936) from two QR decompositions and one small SVD. All of it in fp64, so that a round trip is exact to fp32.
+dW = up @ down of rank r: norms and products from r x r Gram matrices, the best approximation of a lower rank (Eckart and
+Young, 1936) from two QR decompositions and one small SVD. All in fp64, so that a round trip is exact to fp32.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ LowRank = tuple[Tensor, Tensor]  # up `[out, rank]` and down `[rank, in]`; the c
 
 @dataclass
 class LowRankLayer:
-    """What a file changes one layer by: alpha / rank * up @ down.
+    """The change of one layer in a LoRA file: alpha / rank * up @ down.
 
-    `up` `[out, rank]`, `down` `[rank, in]`, or of a convolution `[out, rank, 1, 1]` and `[rank, in, h, w]`.
-    `magnitude` `[out]` is of a DoRA, whose weight has that norm an output and the direction of base plus change.
+    `up` `[out, rank]`, `down` `[rank, in]`; for a convolution `[out, rank, 1, 1]` and `[rank, in, h, w]`.
+    `magnitude` `[out]`, DoRA only: the norm of each output's weights, whose direction is that of base plus change.
     """
 
     up: Tensor
@@ -35,7 +35,7 @@ class LowRankLayer:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight that is changed."""
+        """Shape of the adapted weight."""
         return (len(self.up), *self.down.shape[1:])
 
     def to_low_rank(self) -> LowRank:
@@ -43,57 +43,60 @@ class LowRankLayer:
         return self.scale * self.up.double().flatten(1), self.down.double().flatten(1)
 
     def compute_delta(self) -> Tensor:
-        """dW as the weight is shaped, in fp64; of a DoRA the change of direction alone."""
+        """dW in the shape of the weight, in fp64; for DoRA without the magnitudes."""
         up, down = self.to_low_rank()
         return (up @ down).reshape(self.shape)
 
     def apply_to(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        """What the weight becomes, in fp64: a DoRA's direction moves by `strength`, and its magnitude is taken over whole."""
-        moved = weight.double() + strength * self.compute_delta().to(weight.device)
+        """The adapted weight in fp64; `strength` scales dW, DoRA magnitudes apply in full."""
+        adapted = weight.double() + strength * self.compute_delta().to(weight.device)
         if self.magnitude is None:
-            return moved
-        norms = moved.flatten(1).norm(dim=1)
-        return moved * (self.magnitude.double().to(weight.device) / norms).reshape(-1, *[1] * (weight.ndim - 1))
+            return adapted
+        norms = adapted.flatten(1).norm(dim=1)
+        return adapted * (self.magnitude.double().to(weight.device) / norms).reshape(-1, *[1] * (weight.ndim - 1))
 
 
 def build_low_rank_layer(product: LowRank, shape: tuple[int, ...]) -> LowRankLayer:
-    """As files hold it, in fp32, with alpha equal to the rank, which readers that know no alpha also assume."""
+    """A layer in fp32 with alpha equal to the rank, the default of readers that ignore alpha."""
     up, down = product
     up = up.reshape(shape[0], -1, *[1] * (len(shape) - 2)).float().contiguous()
     return LowRankLayer(up, down.reshape(-1, *shape[1:]).float().contiguous(), float(len(down)))
 
 
-def sum_low_rank(parts: list[tuple[float, LowRank]]) -> LowRank:
-    """The weighted sum, exactly, as one product: ranks add up."""
-    return torch.cat([w * up for w, (up, _) in parts], 1), torch.cat([down for _, (_, down) in parts], 0)
+def sum_low_rank(terms: list[tuple[float, LowRank]]) -> LowRank:
+    """The exact weighted sum as one product, whose rank is the sum of the ranks."""
+    return torch.cat([w * up for w, (up, _) in terms], 1), torch.cat([down for _, (_, down) in terms], 0)
 
 
-def inner_product(one: LowRank, other: LowRank) -> float:
-    """The sum of the products of their entries, from the factors alone."""
-    return float(((one[0].T @ other[0]) * (one[1] @ other[1].T)).sum())
+def compute_inner_product(x: LowRank, y: LowRank) -> float:
+    """The Frobenius inner product, from the factors."""
+    return float(((x[0].T @ y[0]) * (x[1] @ y[1].T)).sum())
 
 
 def compute_energy(product: LowRank) -> float:
     """The squared Frobenius norm of the change."""
-    return max(inner_product(product, product), 0.0)
+    return max(compute_inner_product(product, product), 0.0)
 
 
-def compute_squared_distance(one: LowRank, other: LowRank) -> float:
-    """The squared Frobenius norm of their difference."""
-    return compute_energy(sum_low_rank([(1.0, one), (-1.0, other)]))
+def compute_squared_distance(x: LowRank, y: LowRank) -> float:
+    """The squared Frobenius norm of the difference."""
+    return compute_energy(sum_low_rank([(1.0, x), (-1.0, y)]))
 
 
 def compute_svd(product: LowRank) -> tuple[Tensor, Tensor, Tensor]:
-    """Left singular vectors `[out, r]`, singular values `[r]` and right ones `[r, in]` of the change."""
+    """Left singular vectors `[out, r]`, singular values `[r]` and right singular vectors `[r, in]` of the change."""
     up, down = product
-    left, small = torch.linalg.qr(up)
-    right, other = torch.linalg.qr(down.T)
-    u, values, v = torch.linalg.svd(small @ other.T, full_matrices=False)
-    return left @ u, values, v @ right.T
+    q_up, r_up = torch.linalg.qr(up)
+    q_down, r_down = torch.linalg.qr(down.T)
+    u, values, v = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+    return q_up @ u, values, v @ q_down.T
 
 
 def reduce_rank(product: LowRank, rank: int | None = None, energy: float | None = None) -> LowRank:
-    """The nearest change of at most `rank`, or of the least rank with `energy` of the energy; both factors of the same size."""
+    """The best approximation of at most `rank`, or of the lowest rank with this fraction of the energy.
+
+    Both factors have the same norm.
+    """
     left, values, right = compute_svd(product)
     rank = min(
         rank or len(values), len(values), find_rank_for_energy(values, energy) if energy is not None else len(values)
@@ -103,22 +106,23 @@ def reduce_rank(product: LowRank, rank: int | None = None, energy: float | None 
 
 
 def find_rank_for_energy(values: Tensor, energy: float) -> int:
-    """The least rank, 1 at the least, whose singular values hold the share `energy` of all energy."""
-    held = values.square().cumsum(0)
-    return int((held < energy * held[-1] * (1 - 1e-12)).sum()) + 1
+    """The lowest rank, at least 1, whose singular values have this fraction of the energy."""
+    cumulative = values.square().cumsum(0)
+    return int((cumulative < energy * cumulative[-1] * (1 - 1e-12)).sum()) + 1
 
 
 def approximate_low_rank(change: Tensor, rank: int, energy: float | None = None) -> LowRank:
-    """The nearest product of at most `rank` to a whole matrix `[out, in]`: its projection on its main directions, which
-    are those of the smaller of its two Gram matrices; that costs a fraction of an SVD.
+    """The best approximation of at most `rank` to a full matrix `[out, in]`.
+
+    Projects on the eigenvectors of the smaller Gram matrix, at a fraction of the cost of an SVD.
     """
     change = change.double()
     tall = change.shape[0] > change.shape[1]
     matrix = change.T if tall else change
     values, vectors = torch.linalg.eigh(matrix @ matrix.T)
     values, vectors = values.flip(0).clamp(min=0).sqrt(), vectors.flip(1)
-    nonzero = int((values > 1e-7 * values[0]).sum())  # below is rounding
+    nonzero = int((values > 1e-7 * values[0]).sum())  # smaller values are rounding errors
     rank = max(1, min(rank, nonzero, find_rank_for_energy(values, energy) if energy is not None else rank))
-    main, root = vectors[:, :rank], values[:rank].clamp(min=1e-300).sqrt()
-    one, other = main * root, (main.T @ matrix) / root[:, None]
-    return (other.T, one.T) if tall else (one, other)
+    basis, root = vectors[:, :rank], values[:rank].clamp(min=1e-300).sqrt()
+    up, down = basis * root, (basis.T @ matrix) / root[:, None]
+    return (down.T, up.T) if tall else (up, down)

@@ -1,7 +1,7 @@
-"""LoRA files taken into the weights of a model, and out of them again."""
+"""Merge LoRA files into the weights of a model, and extract a LoRA from two models."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,10 +15,12 @@ from sdft.models.loading import load_stable_diffusion
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.hashing import hash_weights
 
+Targets = dict[str, list[str] | None]  # by part: suffixes of layer names, or None for all layers
+
 
 @torch.no_grad()
 def merge_lora_files(model: StableDiffusion, files: list[LoraFile], weights: list[float]) -> None:
-    """W + sum of weight * dW in the model itself; a DoRA's dW is what it makes of the base's weight, as in diffusers."""
+    """Add sum(weight * dW) to the weights in place; the dW of a DoRA is computed from the base, as in diffusers."""
     check_weight_count(weights, len(files))
     changes: dict[tuple[str, str], Tensor] = {}
     for file, strength in zip(files, weights, strict=True):
@@ -37,75 +39,80 @@ def extract_lora(
     tuned: StableDiffusion,
     rank: int | None,
     energy: float | None = None,
-    targets: dict[str, list[str] | None] | None = None,
-    told: Callable[[list], list] = list,
+    targets: Targets | None = None,
+    track: Callable[[list], list] = list,
 ) -> tuple[MixResult, float]:
-    """The LoRA that is nearest to what was learned between two models, and the share of all that changed in their networks
-    (norms, biases and layers that are not asked for, too) which lies in its layers.
+    """The LoRA nearest to the difference of two models, and the fraction of their squared difference in its layers.
 
-    `targets` by part: the endings of layers' names; None for every linear layer and convolution. What did not change has none.
+    That difference includes norms, biases and other layers. Unchanged layers are left out. `track` reports progress.
     """
-    shapes, others = get_model_architecture(base).shapes, get_model_architecture(tuned).shapes
-    if shapes != others:
-        part = next(part for part in shapes if shapes[part] != others[part])
-        name = next(n for n in shapes[part] | others[part] if shapes[part].get(n) != others[part].get(n))
-        raise ValueError(f"tuned={tuned.name}: not of the architecture of base={base.name} ({part}.{name} is another)")
-    if rank is None and energy is None:
-        raise ValueError("rank=null energy=null: give one of them, such as rank=16 or energy=0.95")
-    if energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"energy={energy}: choose more than 0 up to 1, such as 0.95")
-    most = max(min(shape[0], torch.Size(shape[1:]).numel()) for layers in shapes.values() for shape in layers.values())
-    if rank is not None and not 1 <= rank <= most:
-        raise ValueError(f"rank={rank}: choose 1 to {most}; no layer of {base.name} has more")
-    made, differing = MixResult(), sum(compute_squared_differences(base, tuned))
-    wanted = [(p, n) for p, layers in shapes.items() for n in layers if matches_targets(p, n, (targets or {}).get(p))]
-    for part, name in told(wanted):
+    max_rank = check_extraction(base, tuned, rank, energy)
+    shapes, targets = get_model_architecture(base).shapes, targets or {}
+    result, total_difference = MixResult(), sum(compute_squared_differences(base, tuned))
+    layers = [(p, n) for p, names in shapes.items() for n in names if matches_targets(p, n, targets.get(p))]
+    for part, name in track(layers):
         before, after = (get_layer(part, m.parts[part], name).weight.double() for m in (base, tuned))
         change = (after - before).cpu()
         if torch.count_nonzero(change):
-            product = approximate_low_rank(change.flatten(1), rank or most, energy)
-            made.total_energy += (whole := float(change.square().sum()))
-            held = float(product[0].T.matmul(change.flatten(1)).mul(product[1]).sum())
-            made.lost_energy += max(whole - held, 0.0)
-            made.set_layer(part, name, tuple(change.shape), product)
-    if not made.parts:
-        raise ValueError(f"tuned={tuned.name}: no layer that is asked for differs from base={base.name}")
-    return made, made.total_energy / differing
+            product = approximate_low_rank(change.flatten(1), rank or max_rank, energy)
+            result.total_energy += (layer_energy := float(change.square().sum()))
+            retained = float(product[0].T.matmul(change.flatten(1)).mul(product[1]).sum())
+            result.lost_energy += max(layer_energy - retained, 0.0)
+            result.set_layer(part, name, tuple(change.shape), product)
+    if not result.parts:
+        raise ValueError(f"tuned={tuned.name}: no selected layer differs from base={base.name}")
+    return result, result.total_energy / total_difference
 
 
-def matches_targets(part: str, name: str, endings: list[str] | None) -> bool:
-    return endings is None or any(
-        name == normalize_layer_name(part, ending) or name.endswith(f".{ending}") for ending in endings
+def check_extraction(base: StableDiffusion, tuned: StableDiffusion, rank: int | None, energy: float | None) -> int:
+    """Return the highest possible rank; `ValueError` for different architectures or an invalid rank or energy."""
+    shapes, tuned_shapes = get_model_architecture(base).shapes, get_model_architecture(tuned).shapes
+    if shapes != tuned_shapes:
+        part = next(part for part in shapes if shapes[part] != tuned_shapes[part])
+        name = next(n for n in shapes[part] | tuned_shapes[part] if shapes[part].get(n) != tuned_shapes[part].get(n))
+        raise ValueError(f"tuned={tuned.name}: architecture differs from base={base.name} (at {part}.{name})")
+    if rank is None and energy is None:
+        raise ValueError("rank=null energy=null: give one of them, such as rank=16 or energy=0.95")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy={energy}: choose more than 0 and at most 1, such as 0.95")
+    max_rank = max(min(shape[0], torch.Size(shape[1:]).numel()) for part in shapes.values() for shape in part.values())
+    if rank is not None and not 1 <= rank <= max_rank:
+        raise ValueError(f"rank={rank}: choose 1 to {max_rank}, the highest rank in {base.name}")
+    return max_rank
+
+
+def matches_targets(part: str, name: str, suffixes: list[str] | None) -> bool:
+    return suffixes is None or any(
+        name == normalize_layer_name(part, suffix) or name.endswith(f".{suffix}") for suffix in suffixes
     )
 
 
-def compute_squared_differences(base: StableDiffusion, tuned: StableDiffusion):
-    """The squared norm of what changed in each parameter of the networks that learn."""
+def compute_squared_differences(base: StableDiffusion, tuned: StableDiffusion) -> Iterator[float]:
+    """Yield the squared norm of the change of each parameter of the UNet and the text encoder."""
     for part, module in base.parts.items():
-        others = dict(tuned.parts[part].named_parameters())
+        tuned_parameters = dict(tuned.parts[part].named_parameters())
         for name, before in module.named_parameters():
-            if name in others and others[name].shape == before.shape:  # a vocabulary may have grown
-                yield float((others[name] - before).double().square().sum())
+            after = tuned_parameters.get(name)
+            if after is not None and after.shape == before.shape:  # a vocabulary may have grown
+                yield float((after - before).double().square().sum())
 
 
-def load_model_or_run(name: str, word: str) -> StableDiffusion:
-    """A model by what `model.name` takes, or the one that a run made of all weights; the error names the word."""
+def load_model_or_run(name: str, option: str) -> StableDiffusion:
+    """Load a model by `model.name`, or the pipeline of a run; errors name the option."""
     run = Path(name).expanduser() / "pipeline"
     try:
         return load_stable_diffusion(str(run) if run.is_dir() else name)
     except ValueError as error:
-        raise ValueError(str(error).replace("model.name=", f"{word}=", 1)) from None
+        raise ValueError(str(error).replace("model.name=", f"{option}=", 1)) from None
 
 
 def build_extract_metadata(
     base: StableDiffusion, tuned: StableDiffusion, rank: int | None, energy: float | None, energy_fraction: float
-) -> dict:
-    """For the header of what was extracted: from which weights."""
-    of = [{"file": "/".join(Path(model.name).parts[-2:]), "sha256": hash_weights(model)} for model in (base, tuned)]
-    words = {"rank": rank} if energy is None else {"energy": energy}
-    return {
-        "sdft": json.dumps(
-            {"created_by": "extract", **words, "energy_fraction": round(energy_fraction, 6), "of": of},
-            ensure_ascii=False,
-        )
-    }
+) -> dict[str, str]:
+    """Header metadata that records the two models and the settings."""
+    sources = [
+        {"file": "/".join(Path(model.name).parts[-2:]), "sha256": hash_weights(model)} for model in (base, tuned)
+    ]
+    settings = {"rank": rank} if energy is None else {"energy": energy}
+    record = {"created_by": "extract", **settings, "energy_fraction": round(energy_fraction, 6), "sources": sources}
+    return {"sdft": json.dumps(record, ensure_ascii=False)}

@@ -1,7 +1,7 @@
-"""A whole Stable Diffusion in one file, named as its authors' code names it (Rombach et al., 2022), and as most tools want it.
+"""Save Stable Diffusion in one file in the original layout (Rombach et al., 2022), which most tools read.
 
-The UNet counts its blocks in one list on the way down and one on the way up, the autoencoder its decoder's blocks backwards;
-the text encoder is CLIP's under its own names (1.x) or OpenCLIP's, whose queries, keys and values are one matrix (2.x).
+The UNet numbers its down blocks and its up blocks in one list each, the autoencoder numbers its decoder blocks in reverse.
+The text encoder uses CLIP's names (1.x), or OpenCLIP's, with one matrix for query, key and value (2.x).
 """
 
 import json
@@ -41,45 +41,48 @@ def save_single_file(model: StableDiffusion, path: Path, dtype: torch.dtype, met
     from safetensors.torch import save_file
 
     tensors = {key: weight.detach().cpu().to(dtype).contiguous() for key, weight in to_original_layout(model).items()}
-    kind = "v2" if is_open_clip(model) else "v1"
-    told = {"format": "pt", "modelspec.sai_model_spec": "1.0.0", "modelspec.architecture": f"stable-diffusion-{kind}"}
-    told |= {"modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}[model.prediction_type]}
+    version = "v2" if is_open_clip(model) else "v1"
+    header = {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"stable-diffusion-{version}",
+        "modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}[model.prediction_type],
+    }
     with atomic_write(path) as file:
-        save_file(tensors, file, metadata=told | metadata)
+        save_file(tensors, file, metadata=header | metadata)
 
 
 def to_original_layout(model: StableDiffusion) -> dict[str, Tensor]:
-    """Every weight under its first name; `ValueError` for networks that the authors' code does not have."""
+    """All weights under their original names; `ValueError` for layers that the original layout lacks."""
     unet, vae = model.unet.state_dict(), model.vae.state_dict()
-    found = {
+    tensors = {
         UNET_PREFIX + key: weight for key, weight in rename_keys(unet, map_unet_layers(model.unet), "unet").items()
     }
     pairs = map_vae_layers(len(model.vae.config.block_out_channels), model.vae.config.layers_per_block)
     for key, weight in rename_keys(vae, pairs, "vae").items():
-        attention = (
-            ".attn_1." in key and key.endswith("weight") and weight.ndim == 2
-        )  # linear here, a convolution there
-        found[VAE_PREFIX + key] = weight[:, :, None, None] if attention else weight
-    text = {k.removeprefix("text_model."): v for k, v in model.text_encoder.state_dict().items()}
-    text.pop("embeddings.position_ids", None)
-    return found | (
-        to_open_clip(text) if is_open_clip(model) else {CLIP_PREFIX + key: weight for key, weight in text.items()}
-    )
+        # attention projections are linear in diffusers, 1 x 1 convolutions in the original layout
+        is_projection = ".attn_1." in key and key.endswith("weight") and weight.ndim == 2
+        tensors[VAE_PREFIX + key] = weight[:, :, None, None] if is_projection else weight
+    text_encoder = {k.removeprefix("text_model."): v for k, v in model.text_encoder.state_dict().items()}
+    text_encoder.pop("embeddings.position_ids", None)
+    if is_open_clip(model):
+        return tensors | to_open_clip(text_encoder)
+    return tensors | {CLIP_PREFIX + key: weight for key, weight in text_encoder.items()}
 
 
 def rename_keys(weights: dict[str, Tensor], pairs: list[tuple[str, str]], part: str) -> dict[str, Tensor]:
-    """By the longest name that a key begins with, layer by layer."""
-    pairs, found = sorted(pairs, key=lambda pair: -len(pair[0])), {}
+    """Replace the longest matching layer name in each key."""
+    pairs, renamed = sorted(pairs, key=lambda pair: -len(pair[0])), {}
     for key, weight in weights.items():
-        mine = next((pair for pair in pairs if key.startswith(pair[0] + ".")), None)
-        if mine is None:
-            raise ValueError(f"{part}.{key}: the original layout has no such layer; give a folder to write to")
-        found[mine[1] + key.removeprefix(mine[0])] = weight
-    return found
+        match = next((pair for pair in pairs if key.startswith(pair[0] + ".")), None)
+        if match is None:
+            raise ValueError(f"{part}.{key}: the original layout has no such layer; save to a folder instead")
+        renamed[match[1] + key.removeprefix(match[0])] = weight
+    return renamed
 
 
 def map_unet_layers(unet) -> list[tuple[str, str]]:
-    """Our layer, their layer."""
+    """Pairs of (diffusers layer, original layer)."""
     config, names = unet.config, {name for name, _ in unet.named_modules()}
     pairs = [("time_embedding.linear_1", "time_embed.0"), ("time_embedding.linear_2", "time_embed.2")]
     pairs += [("conv_in", "input_blocks.0.0"), ("conv_norm_out", "out.0"), ("conv_out", "out.2")]
@@ -92,9 +95,8 @@ def map_unet_layers(unet) -> list[tuple[str, str]]:
         if f"down_blocks.{block}.downsamplers.0" in names:
             pairs.append((f"down_blocks.{block}.downsamplers.0.conv", f"input_blocks.{number}.0.op"))
             number += 1
-    pairs += map_resnet_layers("mid_block.resnets.0", "middle_block.0") + map_resnet_layers(
-        "mid_block.resnets.1", "middle_block.2"
-    )
+    pairs += map_resnet_layers("mid_block.resnets.0", "middle_block.0")
+    pairs += map_resnet_layers("mid_block.resnets.1", "middle_block.2")
     pairs.append(("mid_block.attentions.0", "middle_block.1"))
     number = 0
     for block in range(len(config.up_block_types)):
@@ -102,66 +104,67 @@ def map_unet_layers(unet) -> list[tuple[str, str]]:
             pairs += map_resnet_layers(f"up_blocks.{block}.resnets.{layer}", f"output_blocks.{number}.0")
             pairs.append((f"up_blocks.{block}.attentions.{layer}", f"output_blocks.{number}.1"))
             number += 1
-        after = 2 if f"up_blocks.{block}.attentions" in names else 1  # the last of a block
-        pairs.append((f"up_blocks.{block}.upsamplers.0.conv", f"output_blocks.{number - 1}.{after}.conv"))
+        position = 2 if f"up_blocks.{block}.attentions" in names else 1  # last module of the block
+        pairs.append((f"up_blocks.{block}.upsamplers.0.conv", f"output_blocks.{number - 1}.{position}.conv"))
     return pairs
 
 
-def map_resnet_layers(ours: str, theirs: str) -> list[tuple[str, str]]:
-    return [(f"{ours}.{one}", f"{theirs}.{other}") for one, other in RESNET_NAMES.items()]
+def map_resnet_layers(name: str, original: str) -> list[tuple[str, str]]:
+    return [(f"{name}.{layer}", f"{original}.{original_layer}") for layer, original_layer in RESNET_NAMES.items()]
 
 
 def map_vae_layers(blocks: int, layers: int) -> list[tuple[str, str]]:
+    """Pairs of (diffusers layer, original layer)."""
     pairs = [(name, name) for name in ("quant_conv", "post_quant_conv")]
-    for side, sides, count in (("encoder", "down", layers), ("decoder", "up", layers + 1)):
+    for side, direction, count in (("encoder", "down", layers), ("decoder", "up", layers + 1)):
         pairs += [(f"{side}.{name}", f"{side}.{name}") for name in ("conv_in", "conv_out")]
         pairs.append((f"{side}.conv_norm_out", f"{side}.norm_out"))
         for block in range(blocks):
-            theirs = f"{side}.{sides}.{block if side == 'encoder' else blocks - 1 - block}"
+            name = f"{side}.{direction}_blocks.{block}"
+            original = f"{side}.{direction}.{block if side == 'encoder' else blocks - 1 - block}"
             for layer in range(count):
-                ours = f"{side}.{sides}_blocks.{block}.resnets.{layer}"
                 pairs += [
-                    (f"{ours}.conv_shortcut", f"{theirs}.block.{layer}.nin_shortcut"),
-                    (ours, f"{theirs}.block.{layer}"),
+                    (f"{name}.resnets.{layer}.conv_shortcut", f"{original}.block.{layer}.nin_shortcut"),
+                    (f"{name}.resnets.{layer}", f"{original}.block.{layer}"),
                 ]
-            pairs.append((f"{side}.{sides}_blocks.{block}.{sides}samplers.0.conv", f"{theirs}.{sides}sample.conv"))
+            pairs.append((f"{name}.{direction}samplers.0.conv", f"{original}.{direction}sample.conv"))
         for layer in range(2):
             pairs.append((f"{side}.mid_block.resnets.{layer}", f"{side}.mid.block_{layer + 1}"))
-        middle = f"{side}.mid_block.attentions.0", f"{side}.mid.attn_1"
-        pairs += [(f"{middle[0]}.{one}", f"{middle[1]}.{other}") for one, other in VAE_ATTENTION_NAMES.items()]
+        name, original = f"{side}.mid_block.attentions.0", f"{side}.mid.attn_1"
+        pairs += [(f"{name}.{key}", f"{original}.{original_key}") for key, original_key in VAE_ATTENTION_NAMES.items()]
     return pairs
 
 
 def is_open_clip(model: StableDiffusion) -> bool:
-    """Stable Diffusion 2 has OpenCLIP's ViT-H, 1024 wide; all narrower ones are CLIP's."""
+    """Whether the text encoder is the OpenCLIP ViT-H of Stable Diffusion 2, the only one that is 1024 wide."""
     return model.text_encoder.config.hidden_size >= OPEN_CLIP_WIDTH
 
 
-def to_open_clip(text: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The layers that are there: Stable Diffusion 2 reads the last but one, and diffusers' models end with it."""
-    found = {
-        "token_embedding.weight": text["embeddings.token_embedding.weight"],
-        "positional_embedding": text["embeddings.position_embedding.weight"],
-        "ln_final.weight": text["final_layer_norm.weight"],
-        "ln_final.bias": text["final_layer_norm.bias"],
+def to_open_clip(text_encoder: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the layers of a diffusers model, which omits OpenCLIP's last layer, as Stable Diffusion 2 does not use it."""
+    tensors = {
+        "token_embedding.weight": text_encoder["embeddings.token_embedding.weight"],
+        "positional_embedding": text_encoder["embeddings.position_embedding.weight"],
+        "ln_final.weight": text_encoder["final_layer_norm.weight"],
+        "ln_final.bias": text_encoder["final_layer_norm.bias"],
     }
-    count = 1 + max(int(key.split(".")[2]) for key in text if key.startswith("encoder.layers."))
+    count = 1 + max(int(key.split(".")[2]) for key in text_encoder if key.startswith("encoder.layers."))
     for number in range(count):
-        ours, theirs = f"encoder.layers.{number}", f"transformer.resblocks.{number}"
+        layer, original = f"encoder.layers.{number}", f"transformer.resblocks.{number}"
         for kind in ("weight", "bias"):
-            for one, other in OPEN_CLIP_BLOCK_NAMES.items():
-                found[f"{theirs}.{other}.{kind}"] = text[f"{ours}.{one}.{kind}"]
-            found[f"{theirs}.attn.in_proj_{kind}"] = torch.cat(
-                [text[f"{ours}.self_attn.{n}_proj.{kind}"] for n in "qkv"]
+            for name, original_name in OPEN_CLIP_BLOCK_NAMES.items():
+                tensors[f"{original}.{original_name}.{kind}"] = text_encoder[f"{layer}.{name}.{kind}"]
+            tensors[f"{original}.attn.in_proj_{kind}"] = torch.cat(
+                [text_encoder[f"{layer}.self_attn.{n}_proj.{kind}"] for n in "qkv"]
             )
-    return {OPEN_CLIP_PREFIX + key: weight for key, weight in found.items()}
+    return {OPEN_CLIP_PREFIX + key: weight for key, weight in tensors.items()}
 
 
 def save_pipeline_folder(model: StableDiffusion, folder: Path, dtype: torch.dtype, record: dict[str, str]) -> None:
-    """A pipeline in the diffusers layout, whole or not at all, with what it was made of in `merge.json`."""
+    """Write a diffusers pipeline atomically, with its provenance in `merge.json`."""
     from diffusers.utils import logging
 
-    logging.set_verbosity_error()  # it warns of any change of precision
+    logging.set_verbosity_error()  # it warns about any change of dtype
     partial = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""What one part of a model has learned, under the names and with the settings of peft."""
+"""Adapter weights of one part of a model, under peft names and with peft settings."""
 
 import math
 from collections import Counter
@@ -20,10 +20,7 @@ KOHYA_SUFFIXES = {
 
 @dataclass
 class AdapterState:
-    """What one part of a model has learned, as files hold it.
-
-    `tensors` are called `LAYER.lora_A.weight` and so on; `settings` are peft's; `shapes` those of the adapted weights by layer.
-    """
+    """`tensors` by `LAYER.lora_A.weight` and so on; `settings` of peft; `shapes` of the adapted weights by layer."""
 
     tensors: dict[str, Tensor]
     settings: dict
@@ -31,21 +28,21 @@ class AdapterState:
 
     @property
     def rank(self) -> int:
-        """The highest of its layers."""
+        """The highest rank of a layer."""
         return max(len(tensor) for key, tensor in self.tensors.items() if key.endswith("lora_A.weight"))
 
     def compute_alphas(self) -> dict[str, float]:
-        """By layer, what readers divide by its rank: a rank-stabilised adapter's is alpha * sqrt(rank)."""
-        patterns, found = self.settings.get("alpha_pattern") or {}, {}
+        """Alpha by layer, to be divided by the rank: alpha * sqrt(rank) for a rank-stabilized adapter."""
+        patterns, alphas = self.settings.get("alpha_pattern") or {}, {}
         for layer in {split_tensor_name(key)[0] for key in self.tensors}:
             alpha = patterns.get(to_peft_pattern(layer), self.settings["lora_alpha"])
             rank = len(self.tensors[f"{layer}.lora_A.weight"])
-            found[layer] = float(alpha) * (math.sqrt(rank) if self.settings["use_rslora"] else 1)
-        return found
+            alphas[layer] = float(alpha) * (math.sqrt(rank) if self.settings["use_rslora"] else 1)
+        return alphas
 
 
 def get_adapter_state(part: str, module: nn.Module, name: str = "default") -> AdapterState:
-    """The LoRA of one part as it is."""
+    """The LoRA of one part, unchanged."""
     from peft import get_peft_model_state_dict
 
     tensors = get_peft_model_state_dict(module, adapter_name=name, save_embedding_layers=False)
@@ -56,28 +53,28 @@ def get_adapter_state(part: str, module: nn.Module, name: str = "default") -> Ad
     return normalize_adapter_state(part, tensors, module.peft_config[name].to_dict(), shapes)
 
 
-def convert_to_lora(part: str, module: nn.Module, start: dict[str, LowRank] | None = None) -> AdapterState:
-    """The LoRA that changes the part as its adapter of another kind does.
+def convert_to_lora(part: str, module: nn.Module, initial: dict[str, LowRank] | None = None) -> AdapterState:
+    """The LoRA equivalent to the part's adapter of another type, less the `initial` updates.
 
-    All layers have the rank of the one that needs most: readers of the kohya format mix up ranks that differ.
+    All layers are padded to the highest rank: readers of the kohya format mishandle different ranks.
     """
     from peft import LoraConfig
 
-    changes = compute_low_rank_updates(module, start)
-    shapes = {layer: tuple(module.get_submodule(layer).weight.shape) for layer in changes}
-    rank, tensors = max(len(down) for _, down in changes.values()), {}
-    for layer, (up, down) in changes.items():
-        spare, beyond = rank - len(down), shapes[layer][2:]  # the latter is a convolution's kernel
-        down, up = F.pad(down, (0, 0, 0, spare)), F.pad(up, (0, spare))
-        tensors[f"{layer}.lora_A.weight"] = down.reshape(rank, -1, *beyond)
-        tensors[f"{layer}.lora_B.weight"] = up.reshape(-1, rank, *[1] * len(beyond))
+    updates = compute_low_rank_updates(module, initial)
+    shapes = {layer: tuple(module.get_submodule(layer).weight.shape) for layer in updates}
+    rank, tensors = max(len(down) for _, down in updates.values()), {}
+    for layer, (up, down) in updates.items():
+        padding, kernel = rank - len(down), shapes[layer][2:]
+        down, up = F.pad(down, (0, 0, 0, padding)), F.pad(up, (0, padding))
+        tensors[f"{layer}.lora_A.weight"] = down.reshape(rank, -1, *kernel)
+        tensors[f"{layer}.lora_B.weight"] = up.reshape(-1, rank, *[1] * len(kernel))
     return normalize_adapter_state(
-        part, tensors, LoraConfig(r=rank, lora_alpha=rank, target_modules=list(changes)).to_dict(), shapes
+        part, tensors, LoraConfig(r=rank, lora_alpha=rank, target_modules=list(updates)).to_dict(), shapes
     )
 
 
 def build_adapter_state(part: str, layers: dict[str, LowRankLayer]) -> AdapterState:
-    """What was read from a file, or computed; ranks and alphas that differ from most are in peft's patterns."""
+    """Adapter weights from layers; peft patterns hold the ranks and alphas that differ from the most common ones."""
     from peft import LoraConfig
 
     tensors = {}
@@ -85,41 +82,40 @@ def build_adapter_state(part: str, layers: dict[str, LowRankLayer]) -> AdapterSt
         tensors |= {f"{name}.lora_A.weight": layer.down, f"{name}.lora_B.weight": layer.up}
         if layer.magnitude is not None:
             size = [-1] if layer.down.ndim == 2 else [1, -1, 1, 1]
-            tensors[f"{name}.lora_magnitude_vector" + ".weight" * (part == "text_encoder")] = layer.magnitude.reshape(
-                size
-            )
-    with_magnitude = [name for name, layer in layers.items() if layer.magnitude is not None]
-    if with_magnitude and len(with_magnitude) < len(layers):
-        plain = min(set(layers) - set(with_magnitude))
-        raise ValueError(f"{with_magnitude[0]} is a DoRA's, {plain} a LoRA's: no file holds both in one part")
-    most = {
+            magnitude_name = f"{name}.lora_magnitude_vector" + ".weight" * (part == "text_encoder")
+            tensors[magnitude_name] = layer.magnitude.reshape(size)
+    dora_layers = [name for name, layer in layers.items() if layer.magnitude is not None]
+    if dora_layers and len(dora_layers) < len(layers):
+        lora_layer = min(set(layers) - set(dora_layers))
+        raise ValueError(f"{dora_layers[0]} is DoRA and {lora_layer} is LoRA: one part cannot mix them in a file")
+    common = {
         key: Counter(getattr(layer, key) for layer in layers.values()).most_common(1)[0][0] for key in ("rank", "alpha")
     }
-    other = {
-        k: {to_peft_pattern(n): getattr(la, k) for n, la in layers.items() if getattr(la, k) != v}
-        for k, v in most.items()
+    patterns = {
+        key: {to_peft_pattern(n): getattr(layer, key) for n, layer in layers.items() if getattr(layer, key) != value}
+        for key, value in common.items()
     }
     settings = LoraConfig(
-        r=most["rank"],
-        lora_alpha=most["alpha"],
-        rank_pattern=other["rank"],
-        alpha_pattern=other["alpha"],
+        r=common["rank"],
+        lora_alpha=common["alpha"],
+        rank_pattern=patterns["rank"],
+        alpha_pattern=patterns["alpha"],
         target_modules=[name.removeprefix(TEXT_MODEL_PREFIX) for name in layers],
-        use_dora=bool(with_magnitude),
+        use_dora=bool(dora_layers),
     )
     return AdapterState(tensors, settings.to_dict(), {name: layer.shape for name, layer in layers.items()})
 
 
 def to_peft_pattern(layer: str) -> str:
-    """The layer alone, in peft's patterns; the text encoder's root is there in some versions of transformers only."""
+    """The peft pattern of one layer; only some versions of transformers have the prefix of the text encoder."""
     return layer.removeprefix(TEXT_MODEL_PREFIX) if layer.startswith(TEXT_MODEL_PREFIX) else f"^{layer}"
 
 
 def normalize_adapter_state(
     part: str, tensors: dict[str, Tensor], settings: dict, shapes: dict[str, tuple]
 ) -> AdapterState:
-    """The names that files use, which for the text encoder are not its own."""
-    if part == "text_encoder":  # whose loader in transformers wants each tensor to be called a weight
+    """Rename the tensors of the text encoder to their names in files."""
+    if part == "text_encoder":  # its loader in transformers requires that every name ends in `.weight`
         tensors = {
             normalize_layer_name(part, key) + ".weight" * key.endswith("vector"): weight
             for key, weight in tensors.items()
@@ -131,7 +127,7 @@ def normalize_adapter_state(
 def split_tensor_name(key: str) -> tuple[str, str]:
     """`LAYER.lora_A.weight` to (`LAYER`, `lora_A.weight`)."""
     for kind in KOHYA_SUFFIXES:
-        for ending in (f".{kind}", f".{kind}.weight"):
-            if key.endswith(ending):
-                return key.removesuffix(ending), kind
+        for suffix in (f".{kind}", f".{kind}.weight"):
+            if key.endswith(suffix):
+                return key.removesuffix(suffix), kind
     raise AssertionError(f"unknown adapter tensor {key}")

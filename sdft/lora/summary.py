@@ -1,4 +1,4 @@
-"""What is in a LoRA file, in lines: its format, its factors, how much it changes where, and what its header tells."""
+"""Summarize a LoRA file in lines: format, ranks, norms of the changes by block, and header metadata."""
 
 import json
 from collections import Counter
@@ -6,9 +6,9 @@ from collections import Counter
 from sdft.lora.file import PEFT_CONFIG_KEY, LoraFile
 from sdft.lora.low_rank import compute_energy
 
-BAR_WIDTH = 24  # letters of the longest bar
-MAX_VALUE_LENGTH = 96  # letters of a value of the header
-MAIN_METADATA_KEYS = (  # of the header, what most want to know
+BAR_WIDTH = 24  # characters of the longest bar
+MAX_VALUE_LENGTH = 96  # characters of a metadata value
+MAIN_METADATA_KEYS = (  # listed without all=true
     "modelspec.title",
     "modelspec.architecture",
     "modelspec.author",
@@ -33,30 +33,31 @@ MAIN_METADATA_KEYS = (  # of the header, what most want to know
 )
 
 
-def format_lora_summary(file: LoraFile, everything: bool = False) -> list[str]:
+def format_lora_summary(file: LoraFile, all_metadata: bool = False) -> list[str]:
     layers = file.layers
     size = file.path.stat().st_size
-    kind = " and ".join(file.adapter_types) + (
-        ", read as the LoRA it equals" if set(file.adapter_types) & {"loha", "lokr", "locon"} else ""
+    types = " and ".join(file.adapter_types) + (
+        ", read as the equivalent LoRA" if set(file.adapter_types) & {"loha", "lokr", "locon"} else ""
     )
-    told = [
+    dtype = str(file.dtype).removeprefix("torch.")
+    lines = [
         f"file     {escape_text(str(file.path), 400)}",
-        f"format   {file.file_format}, {str(file.dtype).removeprefix('torch.')}, {file.tensors} tensors, {size / 2**20:.2f} MiB",
+        f"format   {file.file_format}, {dtype}, {file.tensor_count} tensors, {size / 2**20:.2f} MiB",
         f"sha256   {file.digest}",
         f"fits     {file.architecture}",
-        f"kind     {kind}",
+        f"type     {types}",
         f"rank     {format_counts(layer.rank for layer in layers.values())}",
         f"alpha    {format_counts(layer.alpha for layer in layers.values())}",
     ]
     for part, names in file.parts.items():
-        ends = Counter(map(get_target_name, names)).most_common()
-        shown = ", ".join(f"{end} {count}" for end, count in ends[:8]) + f", and {len(ends) - 8} more" * (len(ends) > 8)
-        told.append(f"targets  {part}: {shown}")
-    return [*told, "", *format_block_table(file), "", *format_metadata(file.metadata, everything)]
+        counts = Counter(map(get_target_name, names)).most_common()
+        targets = ", ".join(f"{name} {count}" for name, count in counts[:8])
+        lines.append(f"targets  {part}: {targets}" + f", and {len(counts) - 8} more" * (len(counts) > 8))
+    return [*lines, "", *format_block_table(file), "", *format_metadata(file.metadata, all_metadata)]
 
 
 def format_counts(values) -> str:
-    """`8 (96 layers)`, or the range and the most common values."""
+    """`8 (all 96 layers)`, or the range and the most common values."""
     counts = Counter(f"{value:g}" for value in values)
     if len(counts) == 1:
         value, count = counts.popitem()
@@ -66,72 +67,75 @@ def format_counts(values) -> str:
 
 
 def get_target_name(layer: str) -> str:
-    """What a target would be called."""
-    words = layer.split(".")
-    return ".".join(words[-2:]) if words[-1].isdigit() else words[-1]
+    """The suffix of a layer name that selects it as a target."""
+    names = layer.split(".")
+    return ".".join(names[-2:]) if names[-1].isdigit() else names[-1]
 
 
 def get_block_name(part: str, layer: str) -> str:
-    """Where in its network a layer is."""
-    words = layer.split(".")
+    """The block of the network that contains a layer."""
+    names = layer.split(".")
     if part == "text_encoder":
-        numbers = [word for word in words if word.isdigit()]
+        numbers = [name for name in names if name.isdigit()]
         return f"text layer {numbers[0]}" if numbers else "text"
-    return (
-        f"{words[0].removesuffix('_blocks').removesuffix('_block')} {words[1]}"
-        if words[0].endswith("blocks")
-        else words[0]
-    )
+    if names[0].endswith("blocks"):
+        return f"{names[0].removesuffix('_blocks').removesuffix('_block')} {names[1]}"
+    return names[0]
 
 
 def format_block_table(file: LoraFile) -> list[str]:
-    """The Frobenius norm of dW of each block, and the layers that change most."""
-    norms = {key: compute_energy(layer.to_low_rank()) for key, layer in file.layers.items()}
+    """The Frobenius norm of dW by block, and the layers with the largest norms."""
+    energies = {key: compute_energy(layer.to_low_rank()) for key, layer in file.layers.items()}
     blocks: dict[str, list] = {}
     for key in file.layers:
         blocks.setdefault(get_block_name(*key), []).append(key)
-    sums, whole = {name: sum(norms[key] for key in keys) for name, keys in blocks.items()}, sum(norms.values()) or 1.0
-    wide, top = max(12, *map(len, blocks)), max(sums.values()) or 1.0
-    rows = [f"{'block':{wide}}  layers    rank      |dW|   share"]
+    block_energies = {name: sum(energies[key] for key in keys) for name, keys in blocks.items()}
+    total = sum(energies.values()) or 1.0
+    width, largest = max(12, *map(len, blocks)), max(block_energies.values()) or 1.0
+    rows = [f"{'block':{width}}  layers    rank      |dW|   share"]
     for name, keys in blocks.items():
-        ranks = sorted({file.layers[key].rank for key in keys})
+        ranks, energy = sorted({file.layers[key].rank for key in keys}), block_energies[name]
         rank = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
-        share = f"{sums[name] / whole:6.1%}"
-        bar = "█" * round(BAR_WIDTH * sums[name] / top)
-        rows.append(f"{name:{wide}}  {len(keys):6}  {rank:>6}  {sums[name] ** 0.5:#8.4g}  {share}  {bar}".rstrip())
-    rows.append(f"{'all':{wide}}  {len(norms):6}  {'':6}  {sum(norms.values()) ** 0.5:#8.4g}  100.0%")
-    largest = sorted(norms, key=norms.get, reverse=True)[:5]
-    return [*rows, "", "largest", *(f"  {norms[key] ** 0.5:#8.4g}  {key[0]}.{key[1]}" for key in largest)]
+        bar = "█" * round(BAR_WIDTH * energy / largest)
+        rows.append(
+            f"{name:{width}}  {len(keys):6}  {rank:>6}  {energy**0.5:#8.4g}  {energy / total:6.1%}  {bar}".rstrip()
+        )
+    rows.append(f"{'all':{width}}  {len(energies):6}  {'':6}  {sum(energies.values()) ** 0.5:#8.4g}  100.0%")
+    top = sorted(energies, key=energies.get, reverse=True)[:5]
+    return [*rows, "", "largest", *(f"  {energies[key] ** 0.5:#8.4g}  {key[0]}.{key[1]}" for key in top)]
 
 
-def format_metadata(metadata: dict[str, str], everything: bool) -> list[str]:
-    """Whatever strangers wrote there is data: marks that a terminal would act on are spelled out, and long values cut."""
-    told = [f"made     {line}" for line in format_provenance(metadata.get("sdft", ""))]
-    names = (
-        sorted(set(metadata) - {"sdft"}) if everything else [name for name in MAIN_METADATA_KEYS if name in metadata]
-    )
-    told += [f"told     {escape_text(name, 60)} = {escape_text(metadata[name])}" for name in names]
-    rest = len(set(metadata) - set(names) - {"format", "sdft", PEFT_CONFIG_KEY})
-    return told + [f"         {rest} more in its header; all=true shows them"] * bool(rest) or [
-        "told     nothing in its header"
-    ]
+def format_metadata(metadata: dict[str, str], all_metadata: bool) -> list[str]:
+    """Header metadata from untrusted sources: control characters are escaped and long values truncated."""
+    lines = [f"history  {line}" for line in format_provenance(metadata.get("sdft", ""))]
+    if all_metadata:
+        names = sorted(set(metadata) - {"sdft"})
+    else:
+        names = [name for name in MAIN_METADATA_KEYS if name in metadata]
+    lines += [f"metadata {escape_text(name, 60)} = {escape_text(metadata[name])}" for name in names]
+    hidden = len(set(metadata) - set(names) - {"format", "sdft", PEFT_CONFIG_KEY})
+    lines += [f"         {hidden} more in the header; all=true prints them"] * bool(hidden)
+    return lines or ["metadata none"]
 
 
 def format_provenance(text: str) -> list[str]:
-    """What a program of this project wrote about how it made a file."""
+    """The record that `sdft mix`, `merge`, `extract`, `resize` or `convert` wrote into the header."""
     try:
-        told = json.loads(text)
-        of = [f"{one['file']} ({str(one['sha256'])[:12]}{format_weight(one)})" for one in told["of"]][:20]
-        words = ", ".join(f"{key} {value}" for key, value in told.items() if key not in ("created_by", "of"))
-        return [escape_text(f"by {told['created_by']}{f' ({words})' if words else ''} of {', '.join(of)}", 600)]
+        record = json.loads(text)
+        sources = [
+            f"{source['file']} ({str(source['sha256'])[:12]}{format_weight(source)})" for source in record["sources"]
+        ][:20]
+        settings = ", ".join(f"{key} {value}" for key, value in record.items() if key not in ("created_by", "sources"))
+        creator = f"{record['created_by']} ({settings})" if settings else record["created_by"]
+        return [escape_text(f"{creator} from {', '.join(sources)}", 600)]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return [escape_text(text)] if text else []
 
 
-def format_weight(one: dict) -> str:
-    return f", weight {one['weight']:g}" if "weight" in one else ""
+def format_weight(source: dict) -> str:
+    return f", weight {source['weight']:g}" if "weight" in source else ""
 
 
-def escape_text(text: str, most: int = MAX_VALUE_LENGTH) -> str:
-    text = text if len(text) <= most else f"{text[:most]}… ({len(text)} letters)"
-    return "".join(m if m.isprintable() else m.encode("unicode_escape", "surrogatepass").decode() for m in text)
+def escape_text(text: str, max_length: int = MAX_VALUE_LENGTH) -> str:
+    text = text if len(text) <= max_length else f"{text[:max_length]}… ({len(text)} characters)"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -1,8 +1,8 @@
-"""Any adapter as the plain LoRA that changes every weight by the same amount, so that every tool opens it.
+"""Convert an adapter of any type to the equivalent plain LoRA, which every tool reads.
 
-LoHa (Hyeon-Woo et al., 2022) multiplies two low-rank products element by element, LoKr (Yeh et al., 2024) takes the Kronecker
-product of a small and a low-rank matrix, PiSSA (Meng et al., 2024) starts from the weight's own largest singular vectors, so
-its change is the product less what it was at the start. All three are low-rank products again, of a higher rank.
+LoHa (Hyeon-Woo et al., 2022) multiplies two low-rank products elementwise, LoKr (Yeh et al., 2024) takes the Kronecker product
+of a small and a low-rank matrix, PiSSA (Meng et al., 2024) starts from the largest singular vectors of the weight, so its
+change is the product minus its initial value. All three are low-rank products of a higher rank.
 """
 
 import torch
@@ -11,32 +11,32 @@ from torch import Tensor, nn
 from sdft.lora.low_rank import LowRank
 
 
-def compute_low_rank_updates(module: nn.Module, start: dict[str, LowRank] | None = None) -> dict[str, LowRank]:
-    """The change of each adapted layer below `module`, by the layer's name, in fp32; `start` is subtracted."""
+def compute_low_rank_updates(module: nn.Module, initial: dict[str, LowRank] | None = None) -> dict[str, LowRank]:
+    """The change of each adapted layer in `module` by layer name, in fp32, minus the `initial` updates."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)}
-    return {name: compute_low_rank_update(layer, start and start[name]) for name, layer in layers.items()}
+    return {name: compute_low_rank_update(layer, initial and initial[name]) for name, layer in layers.items()}
 
 
 @torch.no_grad()
-def compute_low_rank_update(layer: nn.Module, start: LowRank | None = None) -> LowRank:
-    """Exact."""
-    kind, scale = layer.adapter_layer_names[0].split("_")[0], layer.scaling["default"]
-    up, down = {"lora": factorize_lora, "hada": factorize_loha, "lokr": factorize_lokr}[kind](layer)
+def compute_low_rank_update(layer: nn.Module, initial: LowRank | None = None) -> LowRank:
+    """The exact change of one layer, minus the `initial` update."""
+    adapter_type, scale = layer.adapter_layer_names[0].split("_")[0], layer.scaling["default"]
+    up, down = {"lora": factorize_lora, "hada": factorize_loha, "lokr": factorize_lokr}[adapter_type](layer)
     up, down = (scale * up.float()).cpu(), down.float().to("cpu", copy=True)
-    if start is not None:
-        up, down = torch.cat([up, -start[0]], 1), torch.cat([down, start[1]], 0)
+    if initial is not None:
+        up, down = torch.cat([up, -initial[0]], 1), torch.cat([down, initial[1]], 0)
     return cap_rank(up, down)
 
 
 def cap_rank(up: Tensor, down: Tensor) -> LowRank:
-    """A rank as high as the weight's own is written as the whole change."""
+    """Return the full change and an identity matrix if the rank is not below that of the weight."""
     if up.shape[1] < min(up.shape[0], down.shape[1]):
         return up, down
     change = up @ down
-    one = torch.eye(min(change.shape))
-    return (change, one) if change.shape[1] <= change.shape[0] else (one, change)
+    identity = torch.eye(min(change.shape))
+    return (change, identity) if change.shape[1] <= change.shape[0] else (identity, change)
 
 
 def factorize_lora(layer) -> LowRank:
@@ -60,9 +60,9 @@ def factorize_lokr(layer) -> LowRank:
     return factorize_kronecker(w, layer.lokr_w2_a["default"], layer.lokr_w2_b["default"])
 
 
-def factorize_dense(whole: Tensor) -> LowRank:
-    """A matrix that has no factors, as two."""
-    return torch.eye(len(whole), device=whole.device), whole.flatten(1)
+def factorize_dense(matrix: Tensor) -> LowRank:
+    """A full matrix as two trivial factors."""
+    return torch.eye(len(matrix), device=matrix.device), matrix.flatten(1)
 
 
 def factorize_kronecker(w: Tensor, a: Tensor, b: Tensor) -> LowRank:

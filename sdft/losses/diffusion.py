@@ -1,23 +1,23 @@
-"""The denoising objective, one loss per image (Ho et al., 2020; velocity: Salimans & Ho, 2022)."""
+"""The denoising objective with one loss per image (Ho et al., 2020; velocity: Salimans & Ho, 2022)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-MIN_TERMINAL_SNR = 1e-6  # schedulers write 2**-24 for zero
+MIN_TERMINAL_SNR = 1e-6  # schedulers use 2**-24 for zero
 WEIGHTINGS = ("none", "min_snr", "soft_min_snr", "debiased")
 LOSSES = ("mse", "l1", "huber")
 
 
 @dataclass
 class DiffusionLoss:
-    """A distance of prediction and target, averaged per image and weighted by the signal-to-noise ratio of its timestep.
+    """The distance of prediction and target, averaged per image and weighted by the signal-to-noise ratio of its timestep.
 
-    `noise_offset` adds a constant per channel to the noise, so that brightness can be learned (Guttenberg, 2023).
-    `input_perturbation` adds further noise to the input alone; the target keeps the clean noise (Ning et al., 2023).
-    Where a `mask` is 0 the distance counts `unmasked_weight` times, and the mean is over the mask: each picture weighs the same.
-    `huber_delta` is where the Huber loss turns from squared to linear. `snr_gamma=0` turns every weighting off.
+    `noise_offset` adds a constant per channel to the noise, to train brightness (Guttenberg, 2023).
+    `input_perturbation` adds noise to the input but not to the target (Ning et al., 2023).
+    Where `mask` is 0 the distance has weight `unmasked_weight`; the mean is normalized, so that all images weigh the same.
+    `huber_delta` is where the Huber loss turns from squared to linear. `snr_gamma=0` turns weighting off.
     """
 
     weighting: str = "min_snr"
@@ -27,7 +27,7 @@ class DiffusionLoss:
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
     unmasked_weight: float = 0.0
-    is_distillation: ClassVar[bool] = False  # see `sdft.methods.base`
+    is_distillation: ClassVar[bool] = False  # see `Method`
 
     def __post_init__(self):
         if self.weighting not in WEIGHTINGS:
@@ -57,7 +57,7 @@ class DiffusionLoss:
         )
 
     def compute_unweighted_losses(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """Losses `[batch]` before they are weighted."""
+        """Losses `[batch]` before weighting."""
         noise = draws["noise"] + self.noise_offset * draws["offset"]
         alpha = model.alphas_cumprod[draws["timestep"]][:, None, None, None]
         signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
@@ -67,7 +67,7 @@ class DiffusionLoss:
         return compute_masked_mean(self.compute_elementwise_loss(error), draws["mask"], self.unmasked_weight)
 
     def compute_elementwise_loss(self, error: Tensor) -> Tensor:
-        """error², |error|, or Huber's: error² within delta, 2 delta |error| - delta² outside (twice the usual, to match MSE)."""
+        """error², |error|, or Huber: error² within delta, 2 delta |error| - delta² outside (twice the usual, to match MSE)."""
         if self.loss == "mse":
             return error.square()
         if self.loss == "l1":
@@ -76,7 +76,7 @@ class DiffusionLoss:
         return error.square().where(error.abs() <= delta, 2 * delta * error.abs() - delta**2)
 
     def compute_snr_weights(self, model, timesteps: Tensor) -> Tensor:
-        """The weight of each timestep `[batch]`, for an epsilon loss; a velocity loss is (snr + 1) / snr as large.
+        """Timestep weights `[batch]`, listed for an epsilon loss; a velocity loss is (snr + 1) / snr times as large.
 
         min_snr       min(snr, gamma) / snr         Hang et al., 2023
         soft_min_snr  gamma / (snr + gamma)         Crowson et al., 2024
@@ -86,35 +86,34 @@ class DiffusionLoss:
         snr = alpha / (1 - alpha)
         if self.weighting == "none" or not self.snr_gamma:
             return snr.new_ones(snr.shape)
-        denoised = {  # the weight of the loss in the denoised image: times 1 / snr for epsilon, 1 / (snr + 1) for velocity
+        x0_weight = {  # weight of the x0 loss: times 1 / snr for epsilon, 1 / (snr + 1) for velocity
             "min_snr": snr.clamp(max=self.snr_gamma),
             "soft_min_snr": snr * self.snr_gamma / (snr + self.snr_gamma),
             "debiased": snr.sqrt(),
         }[self.weighting]
-        return denoised / (snr + (model.prediction_type == "v_prediction"))
+        return x0_weight / (snr + (model.prediction_type == "v_prediction"))
 
 
 def check_terminal_snr(model) -> None:
-    """Refuse what divides by zero: at zero terminal SNR the last step of an epsilon model holds no image to recover."""
+    """Raise `ValueError` for epsilon prediction at zero terminal SNR, where recovering the image divides by zero."""
     if model.prediction_type == "epsilon" and model.alphas_cumprod[-1] < MIN_TERMINAL_SNR:
         raise ValueError(
-            "model.prediction_type=epsilon with zero terminal SNR (rescale_betas_zero_snr): use v_prediction, "
-            "whose Min-SNR weight of that step is 0"
+            "model.prediction_type=epsilon: not supported with zero terminal SNR (rescale_betas_zero_snr); use v_prediction"
         )
 
 
 def check_unmasked_weight(unmasked_weight: float) -> None:
     if not 0 <= unmasked_weight <= 1:
-        raise ValueError(f"unmasked_weight={unmasked_weight}: choose from 0 (what a mask blackens is not learned) to 1")
+        raise ValueError(f"unmasked_weight={unmasked_weight}: choose from 0 (masked-out regions are ignored) to 1")
 
 
 def add_noise(model, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """Latents `[batch, 4, h, w]` with as much noise as each timestep has."""
+    """Latents `[batch, 4, h, w]` at the noise level of each timestep."""
     alpha = model.alphas_cumprod[timesteps][:, None, None, None]
     return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
 
 def compute_masked_mean(distances: Tensor, mask: Tensor, unmasked_weight: float) -> Tensor:
-    """Means `[batch]` of distances `[batch, 4, h, w]` over a mask `[batch, 1, h, w]`, outside of which they count `unmasked_weight`."""
+    """Weighted means `[batch]` of distances `[batch, 4, h, w]`: 1 inside `mask` `[batch, 1, h, w]`, `unmasked_weight` outside."""
     mask = unmasked_weight + (1 - unmasked_weight) * mask
     return (distances.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1e-6)

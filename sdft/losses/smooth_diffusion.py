@@ -1,6 +1,6 @@
-"""Smooth latents: the image changes by the same amount wherever the noisy latent changes (Smooth Diffusion, Guo et al., 2023).
+"""Smooth Diffusion: the same change of the noisy latent changes the image by the same amount everywhere (Guo et al., 2023).
 
-As StyleGAN2's path length (Karras et al., 2020): the length of a Jacobian times a random direction is drawn to its running mean.
+Like StyleGAN2's path length regularization (Karras et al., 2020): penalize the deviation of |Jᵀ y| from its running mean.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from sdft.losses.diffusion import add_noise
 
 @dataclass
 class SmoothDiffusionLoss:
-    """`weight` times (length - mean)². The mean is that of the steps before, so that a step can be split in any way.
+    """`weight` * (length - mean)², with the running mean of the previous steps (independent of micro-batching).
 
-    After step n it moves by max(`rate`, 1 / n) towards the step's own; in the first step there is none, and no loss.
+    Step n updates the mean with rate max(`decay`, 1 / n); the loss is zero on step 1.
     """
 
     weight: float = 0.0
@@ -30,7 +30,10 @@ class SmoothDiffusionLoss:
         self.mean, self.steps, self.length_sum, self.count = torch.zeros(()), torch.zeros(()), torch.zeros(()), 0
 
     def __call__(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """What is added to the losses `[batch]`; `draws` holds also a normal `direction` `[batch, 4, h, w]` and `share`."""
+        """The terms to add to the losses `[batch]`.
+
+        `draws` also holds a normal `direction` `[batch, 4, h, w]` and `sample_weight` `[batch]`.
+        """
         lengths = self.compute_path_lengths(model, latents, context, draws)
         self.mean, self.steps = self.mean.to(lengths), self.steps.to(lengths)
         self.length_sum = self.length_sum.to(lengths) + (lengths.detach() * draws["sample_weight"]).mean()
@@ -38,27 +41,27 @@ class SmoothDiffusionLoss:
         return self.weight * (self.steps > 0) * (lengths - self.mean).square()
 
     def compute_path_lengths(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """|Jᵀ y| / |y| `[batch]` of the predicted image's Jacobian J by the noisy latent, and a direction y."""
+        """|Jᵀ y| / |y| `[batch]`, with the Jacobian J of the predicted image in the noisy latent and a direction y."""
         noisy = add_noise(model, latents, draws["noise"], draws["timestep"]).detach().requires_grad_()
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+        with sdpa_kernel(SDPBackend.MATH):  # fused kernels have no second derivative
             predicted = model.predict(noisy, draws["timestep"], context).float()
             clean, _ = model.predict_latents_and_noise(predicted, noisy, draws["timestep"])
-            (slopes,) = torch.autograd.grad((clean * draws["direction"]).sum(), noisy, create_graph=True)
-        return (sum_squares(slopes) + 1e-12).sqrt() / sum_squares(draws["direction"]).sqrt()
+            (gradients,) = torch.autograd.grad((clean * draws["direction"]).sum(), noisy, create_graph=True)
+        return (sum_squares(gradients) + 1e-12).sqrt() / sum_squares(draws["direction"]).sqrt()
 
-    def update_mean(self, mean_of_all) -> None:
-        """After all micro-batches of a step; `mean_of_all` takes a number of this process to the mean over processes."""
-        now = mean_of_all(self.length_sum / self.count)
-        counts = now.isfinite()  # or a step that is held back would spoil the mean for ever
-        self.steps = self.steps + counts
+    def update_mean(self, reduce_mean) -> None:
+        """Call after all micro-batches of a step; `reduce_mean` averages a value over all ranks."""
+        step_mean = reduce_mean(self.length_sum / self.count)
+        is_valid = step_mean.isfinite()  # a NaN/Inf step must not change the mean
+        self.steps = self.steps + is_valid
         rate = (1 / self.steps.clamp(min=1)).clamp(min=self.decay)
-        self.mean = torch.where(counts, self.mean + rate * (now - self.mean), self.mean)
+        self.mean = torch.where(is_valid, self.mean + rate * (step_mean - self.mean), self.mean)
         self.length_sum, self.count = torch.zeros_like(self.length_sum), 0
 
-    def state(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         return {"mean": float(self.mean), "steps": float(self.steps)}
 
-    def load_state(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, float]) -> None:
         self.mean, self.steps = torch.tensor(state["mean"]), torch.tensor(state["steps"])
 
 

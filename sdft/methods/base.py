@@ -1,4 +1,4 @@
-"""A method says what learns, and how what was learned is kept."""
+"""A fine-tuning method: which weights are trainable, and how they are saved and loaded."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -7,34 +7,32 @@ from sdft.models.stable_diffusion import StableDiffusion
 
 
 class Method:
-    """Three verbs. What learns is what has `requires_grad` after `prepare`, and nothing else decides it."""
+    """After `prepare`, exactly the parameters with `requires_grad` are trained."""
 
     output_kind: ClassVar[str]  # the folder in the run that `save` fills
-    is_distillation: ClassVar[bool] = (
-        False  # whether the model without what is added teaches it: what the objective has to be for
-    )
+    is_distillation: ClassVar[bool] = False  # the base model is the teacher; the objective must match
 
     def check(self, model: StableDiffusion, captions: list[str]) -> None:
-        """Raise `ValueError` for what cannot be learned, before anything takes time."""
+        """Raise `ValueError` for settings that cannot be trained, before any expensive work."""
 
     def prepare(self, model: StableDiffusion) -> None:
-        """Unfreeze, or add, the weights that learn."""
+        """Unfreeze or add the trainable weights."""
         raise NotImplementedError
 
-    def hyperparameters(self) -> dict:
-        """What describes the method, in plain values: a run can only go on with the same."""
+    def get_hyperparameters(self) -> dict:
+        """Settings as plain values; resuming a run requires the same."""
         values = {key: getattr(self, key) for key in self.__dataclass_fields__}
         plain = {k: v if isinstance(v, str | int | float | bool | None) else list(v) for k, v in values.items()}
         return {"name": type(self).__name__, **plain}
 
     def get_lr_multiplier(self, name: str) -> float:
-        """How many times its part's learning rate the parameter `name` learns at."""
+        """The factor on the learning rate of the parameter `name`."""
         return 1.0
 
     def save(self, model: StableDiffusion, folder: Path, name: str) -> None:
-        """Write what was learned in formats that other tools open; `name` is what a person calls it."""
+        """Write the trained weights in formats that other tools read; `name` is the name of the run."""
         raise NotImplementedError
 
     def load(self, model: StableDiffusion, folder: Path) -> None:
-        """Read back what `save` wrote into a model that was not prepared."""
+        """Load the files of `save` into a model on which `prepare` was not called."""
         raise NotImplementedError

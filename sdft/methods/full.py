@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight of the UNet learns, and the text encoder's on request."""
+"""Full fine-tuning of the UNet, and optionally of the text encoder."""
 
 import os
 import shutil
@@ -31,6 +31,6 @@ class FullFineTuning(Method):
     def load(self, model, folder: Path):
         from sdft.models.loading import load_pretrained
 
-        learned = load_pretrained(str(folder))
+        trained = load_pretrained(str(folder))
         for part in self.get_trainable_parts():
-            model.parts[part].load_state_dict(learned.parts[part].state_dict())
+            model.parts[part].load_state_dict(trained.parts[part].state_dict())

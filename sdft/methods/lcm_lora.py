@@ -1,4 +1,4 @@
-"""LCM-LoRA: an adapter that draws in about four steps, taught by the model without it (Luo et al., 2023)."""
+"""LCM-LoRA: an adapter for sampling in about four steps, distilled from the model without it (Luo et al., 2023)."""
 
 import json
 from dataclasses import dataclass
@@ -9,28 +9,28 @@ from sdft.methods.lora import LoRA
 
 @dataclass
 class LCMLoRA(LoRA):
-    """Only the UNet learns: teacher and student read the same captions. Files say how to sample with them."""
+    """Trains the UNet only: teacher and student share the text encoder. The files record how to sample with them."""
 
     text_encoder: bool = False
     is_distillation: ClassVar[bool] = True
     extra_metadata: ClassVar[dict[str, str]] = {
-        "modelspec.usage_hint": "LCM scheduler, 4 steps (2 to 8), guidance scale 1, which is no classifier-free guidance",
+        "modelspec.usage_hint": "LCM scheduler, 4 steps (2 to 8), guidance scale 1 (no classifier-free guidance)",
         "sampling": json.dumps({"scheduler": "lcm", "steps": 4, "guidance_scale": 1.0}),
     }
 
     def __post_init__(self):
         super().__post_init__()
         if self.text_encoder:
-            raise ValueError("method.text_encoder=true: only the UNet learns to draw in few steps; choose false")
+            raise ValueError("method.text_encoder=true: LCM-LoRA trains the UNet only; choose false")
         if self.init_lora_weights == "pissa":
             raise ValueError(
-                "method.init_lora_weights=pissa: changes the weights below the adapter, which teach; choose gaussian"
+                "method.init_lora_weights=pissa: changes the base weights, which are the teacher; choose gaussian"
             )
 
     def check(self, model, captions):
         super().check(model, captions)
         if not any(caption.strip() for caption in captions):
-            raise ValueError("data: no picture has a caption, without which there is no guidance to learn; give some")
+            raise ValueError("data: no image has a caption; guidance distillation requires captions")
 
     def prepare(self, model):
         model.cache_unconditional_embedding()

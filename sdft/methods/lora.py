@@ -1,4 +1,4 @@
-"""LoRA: W x + (alpha / rank) B A x with W frozen, B zero at the start (Hu et al., 2021), and its relatives."""
+"""LoRA: W x + (alpha / rank) B A x with W frozen and B initialized to zero (Hu et al., 2021), and its variants."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,7 @@ from sdft.methods.base import Method
 
 ADAPTER_TYPES = ("lora", "loha", "lokr")
 INIT_METHODS = ("gaussian", "kaiming", "pissa")
-MAX_RANK = 4096  # of the rank
+MAX_RANK = 4096
 LORA_ONLY_DEFAULTS = {
     "init_lora_weights": "gaussian",
     "dropout": 0.0,
@@ -22,10 +22,10 @@ LORA_ONLY_DEFAULTS = {
 class LoRA(Method):
     """Adapters on the modules whose names end in one of the targets.
 
-    `adapter_type`: lora, or the Hadamard (loha) or Kronecker (lokr) products of LyCORIS; files hold their exact equivalent as a LoRA.
-    `init_lora_weights`: A gaussian or kaiming and B zero, or pissa: both from the weight's largest singular vectors (Meng et al., 2024).
-    `use_rslora` scales by alpha / sqrt(rank) (Kalajdzievski, 2023); `use_dora` learns magnitude apart from direction (Liu et al., 2024).
-    `loraplus_lr_ratio` is how many times faster B learns than A (LoRA+, Hayou et al., 2024; 16 is usual there).
+    `adapter_type`: lora, or the Hadamard (loha) or Kronecker (lokr) products of LyCORIS, saved as the exactly equivalent LoRA.
+    `init_lora_weights`: A gaussian or kaiming and B zero, or pissa: both from the largest singular vectors (Meng et al., 2024).
+    `use_rslora`: scale by alpha / sqrt(rank) (Kalajdzievski, 2023). `use_dora`: separate the magnitude (Liu et al., 2024).
+    `loraplus_lr_ratio`: the learning rate of B relative to that of A (LoRA+, Hayou et al., 2024; usually 16).
     """
 
     rank: int
@@ -40,17 +40,17 @@ class LoRA(Method):
     use_dora: bool = False
     loraplus_lr_ratio: float = 1.0
     output_kind: ClassVar[str] = "adapter"
-    extra_metadata: ClassVar[dict[str, str]] = {}  # further metadata of the files
+    extra_metadata: ClassVar[dict[str, str]] = {}  # additional file metadata
 
     def __post_init__(self):
         if self.rank < 1:
             raise ValueError(f"rank={self.rank}: choose 1 or more")
         if self.rank > MAX_RANK:
-            raise ValueError(f"rank={self.rank}: choose {MAX_RANK} or less; no layer has more to learn")
+            raise ValueError(f"rank={self.rank}: choose {MAX_RANK} or less")
         if self.alpha <= 0:
-            raise ValueError(f"alpha={self.alpha}: choose more than 0; alpha equal to rank is usual")
+            raise ValueError(f"alpha={self.alpha}: choose more than 0; alpha=rank is usual")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"method.dropout={self.dropout}: choose from 0 up to, not including, 1")
+            raise ValueError(f"method.dropout={self.dropout}: choose at least 0 and less than 1")
         if self.loraplus_lr_ratio <= 0:
             raise ValueError(
                 f"method.loraplus_lr_ratio={self.loraplus_lr_ratio}: choose more than 0; 1 is off, 16 is usual"
@@ -59,23 +59,24 @@ class LoRA(Method):
             if getattr(self, key) not in choices:
                 raise ValueError(f"method.{key}={getattr(self, key)}: choose one of {', '.join(choices)}")
         if self.adapter_type != "lora" and (
-            other := [k for k, off in LORA_ONLY_DEFAULTS.items() if getattr(self, k) != off]
+            unsupported := [k for k, default in LORA_ONLY_DEFAULTS.items() if getattr(self, k) != default]
         ):
             raise ValueError(
-                f"method.{other[0]}={getattr(self, other[0])}: not for method.adapter_type={self.adapter_type}, only for lora"
+                f"method.{unsupported[0]}={getattr(self, unsupported[0])}: requires method.adapter_type=lora, "
+                f"not {self.adapter_type}"
             )
         if self.init_lora_weights == "pissa" and (self.use_dora or self.dropout):
             raise ValueError(
-                "method.init_lora_weights=pissa: not with dora or dropout, which would change the model it starts from"
+                "method.init_lora_weights=pissa: not supported with use_dora or dropout, which would change the initial model"
             )
 
     def get_targets(self) -> dict[str, list[str]]:
-        """The patterns of each part that gets an adapter; an empty list leaves the part as it is."""
-        chosen = {
+        """Target patterns by part; a part without patterns gets no adapter."""
+        targets = {
             "unet": list(self.unet_targets),
             "text_encoder": list(self.text_encoder_targets) if self.text_encoder else [],
         }
-        return {part: patterns for part, patterns in chosen.items() if patterns}
+        return {part: patterns for part, patterns in targets.items() if patterns}
 
     def check(self, model, captions):
         for part, patterns in self.get_targets().items():
@@ -93,12 +94,12 @@ class LoRA(Method):
         )
 
     def build_peft_config(self, patterns: list[str]):
-        """peft's configuration of one part."""
+        """The peft config of one part."""
         from peft import LoHaConfig, LoKrConfig, LoraConfig
 
         if self.adapter_type != "lora":
-            kind = {"loha": LoHaConfig, "lokr": LoKrConfig}[self.adapter_type]
-            return kind(r=self.rank, alpha=self.alpha, target_modules=patterns)
+            config_class = {"loha": LoHaConfig, "lokr": LoKrConfig}[self.adapter_type]
+            return config_class(r=self.rank, alpha=self.alpha, target_modules=patterns)
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -116,10 +117,10 @@ class LoRA(Method):
         from sdft.lora.formats import save_lora
         from sdft.lora.state_dict import convert_to_lora, get_adapter_state
 
-        as_it_is = self.adapter_type == "lora" and self.init_lora_weights != "pissa"
+        is_plain_lora = self.adapter_type == "lora" and self.init_lora_weights != "pissa"
         adapters = {
             part: get_adapter_state(part, model.parts[part])
-            if as_it_is
+            if is_plain_lora
             else convert_to_lora(part, model.parts[part], self.initial_updates.get(part))
             for part in self.get_targets()
         }
@@ -132,16 +133,16 @@ class LoRA(Method):
 
 
 def check_target_modules(module, part: str, patterns: list[str], linear: bool = False) -> None:
-    """Every pattern must name a layer, or part of what should learn would silently stay as it was."""
+    """Raise `ValueError` for a pattern that matches no layer, which would silently reduce the trainable weights."""
     from torch import nn
 
-    kinds = nn.Linear if linear else (nn.Linear, nn.Conv2d)
-    layers = [name for name, layer in module.named_modules() if isinstance(layer, kinds)]
+    layer_types = nn.Linear if linear else (nn.Linear, nn.Conv2d)
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, layer_types)]
     key = "method.unet_targets" if part == "unet" else "method.text_encoder_targets"
     for pattern in patterns:
         if not any(name == pattern or name.endswith(f".{pattern}") for name in layers):
-            endings = sorted(
+            suffixes = sorted(
                 {".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.split(".")[-1] for name in layers}
             )
-            of = "linear layer" if linear else "layer"
-            raise ValueError(f"{key}: {pattern!r} matches no {of} of the {part}; it has {', '.join(endings)}")
+            kind = "linear layer" if linear else "layer"
+            raise ValueError(f"{key}: {pattern!r} matches no {kind} of the {part}; choose from {', '.join(suffixes)}")

@@ -1,4 +1,4 @@
-"""Pretraining: forget the UNet, and the text encoder on request, and learn them again from noise."""
+"""Pretraining: train the UNet, and optionally the text encoder, from random initialization."""
 
 from dataclasses import dataclass
 

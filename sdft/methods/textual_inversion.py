@@ -1,4 +1,4 @@
-"""Textual inversion: a new word whose embedding is all that learns (Gal et al., 2022)."""
+"""Textual inversion: train only the embeddings of a new token (Gal et al., 2022)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,9 @@ EMBEDDING_FILE = "learned_embeds.safetensors"
 
 @dataclass
 class TextualInversion(Method):
-    """`placeholder_token` is written in captions and stands for `num_vectors` embeddings, each starting as one of `initializer_token`' tokens in turn.
+    """`placeholder_token` in captions stands for `num_vectors` embeddings.
 
-    Without `initializer_token` they start as random as the vocabulary's own.
+    They are initialized from the tokens of `initializer_token` in turn, or randomly with the vocabulary's mean and deviation.
     """
 
     placeholder_token: str
@@ -28,32 +28,33 @@ class TextualInversion(Method):
     output_kind: ClassVar[str] = "embedding"
 
     def __post_init__(self):
-        if not self.placeholder_token or any(mark.isspace() for mark in self.placeholder_token):
+        if not self.placeholder_token or any(character.isspace() for character in self.placeholder_token):
             raise ValueError(
-                f"placeholder_token={self.placeholder_token!r}: choose a word without spaces, such as my-cat"
+                f"placeholder_token={self.placeholder_token!r}: choose a token without spaces, such as my-cat"
             )
         if not 1 <= self.num_vectors <= MAX_VECTORS:
             raise ValueError(
-                f"num_vectors={self.num_vectors}: choose from 1 to {MAX_VECTORS}, which a prompt has room for"
+                f"num_vectors={self.num_vectors}: choose from 1 to {MAX_VECTORS}, the maximum length of a prompt"
             )
         if self.initializer_token is not None and not self.initializer_token.strip():
             raise ValueError(
-                f"initializer_token={self.initializer_token!r}: choose a word or more, or null to start at random"
+                f"initializer_token={self.initializer_token!r}: choose one or more tokens, or null for random initialization"
             )
 
     def get_tokens(self) -> list[str]:
-        """One for each vector, as diffusers calls them."""
+        """One token per vector, named as in diffusers."""
         return [self.placeholder_token, *[f"{self.placeholder_token}_{i}" for i in range(1, self.num_vectors)]]
 
     def check(self, model, captions):
         if taken := sorted(set(self.get_tokens()) & model.tokenizer.get_vocab().keys()):
             raise ValueError(
-                f"placeholder_token={taken[0]}: the vocabulary has it; choose a new word, such as my-{self.placeholder_token}"
+                f"placeholder_token={taken[0]}: already in the vocabulary; choose a new token, "
+                f"such as my-{self.placeholder_token}"
             )
         if not any(self.placeholder_token in caption for caption in captions):
             raise ValueError(
-                f"placeholder_token={self.placeholder_token}: no caption has it, so nothing would be learned; "
-                f"write it into the captions, or give 'caption_template=\"{{caption}} {self.placeholder_token}\"'"
+                f"placeholder_token={self.placeholder_token}: no caption contains it, so it would not be trained; "
+                f"add it to the captions, or set 'caption_template=\"{{caption}} {self.placeholder_token}\"'"
             )
 
     def prepare(self, model):
@@ -64,7 +65,7 @@ class TextualInversion(Method):
         )
 
     def initialize_vectors(self, model, vocabulary: Tensor) -> Tensor:
-        """`[vectors, width]`."""
+        """Initial embeddings `[num_vectors, width]`."""
         if self.initializer_token is None:
             return vocabulary.mean(0) + vocabulary.std(0) * torch.randn(self.num_vectors, vocabulary.shape[1])
         ids = model.tokenizer(self.initializer_token, add_special_tokens=False).input_ids
@@ -85,7 +86,7 @@ class TextualInversion(Method):
 
 
 class ExtendedEmbedding(nn.Module):
-    """An embedding whose first rows are frozen and whose last ones learn."""
+    """An embedding with frozen rows followed by trainable rows."""
 
     def __init__(self, frozen: nn.Embedding, rows: Tensor):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Pictures on disk, made once: what a manifest vouches for, with the settings it was made with, is not made again."""
+"""Cache of generated images: a manifest records their settings and hashes, so that only missing images are generated."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ MANIFEST_FILE = "manifest.json"
 
 
 def collect_image_settings(model: StableDiffusion, sampling: Sampling, resolution: ImageSize) -> dict:
-    """All but prompt and seed that a picture depends on; of adapters also their strength, which is no weight."""
+    """All settings besides prompt and seed that an image depends on, including adapter scales, which `hash_weights` excludes."""
     from peft.tuners.lora import LoraLayer
 
-    adapted = {name: dict(module.scaling) for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    scales = {name: dict(module.scaling) for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     return {
-        **({"adapter": hashlib.sha256(json.dumps(adapted).encode()).hexdigest()[:16]} if adapted else {}),
+        **({"adapter": hashlib.sha256(json.dumps(scales).encode()).hexdigest()[:16]} if scales else {}),
         "model": hash_weights(model),
         "sampler": json.loads(sampling.create_scheduler(model).to_json_string()),
         "steps": sampling.steps,
@@ -33,35 +33,35 @@ def collect_image_settings(model: StableDiffusion, sampling: Sampling, resolutio
 
 
 def slugify(text: str) -> str:
-    """Words as a file's name may hold them."""
+    """Text as part of a file name, at most 40 characters."""
     return re.sub(r"\W+", "-", text.lower()).strip("-")[:40]
 
 
 def format_image_name(prompt: str, seed: int) -> str:
-    """The file of one picture in a folder of its settings."""
+    """File name of an image in the folder of its settings."""
     return f"{slugify(prompt)}-{hashlib.sha256(prompt.encode()).hexdigest()[:6]}-{seed}.png"
 
 
-def format_folder_name(words: str, settings: dict) -> str:
-    """A name that differs wherever the pictures would."""
-    return f"{slugify(words)}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
+def format_folder_name(title: str, settings: dict) -> str:
+    """Folder name with a hash of the settings."""
+    return f"{slugify(title)}-{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
 def read_manifest(folder: Path, settings: dict, key: str = "folder") -> dict[str, str]:
-    """The digest of each picture that was made in `folder`; `ValueError` when it was made otherwise than `settings` say."""
-    if not (made := read_json(folder / MANIFEST_FILE)):
+    """Hash of each image in `folder` by file name; `ValueError` when its settings differ from `settings`."""
+    if not (manifest := read_json(folder / MANIFEST_FILE)):
         return {}
     for name, value in settings.items():
-        if made.get(name) != value:
+        if manifest.get(name) != value:
             raise ValueError(
-                f"{key}={folder}: made with {name}={made.get(name)}, and this run wants {name}={value}; "
-                "give another folder, or none"
+                f"{key}={folder}: generated with {name}={manifest.get(name)}, but this run uses {name}={value}; "
+                "choose another folder, or null"
             )
-    return made["files"]
+    return manifest["files"]
 
 
 def generate_missing_images(
-    wanted: dict[str, tuple[str, int]],
+    requests: dict[str, tuple[str, int]],
     sampling: Sampling,
     model: StableDiffusion,
     resolution: ImageSize,
@@ -70,32 +70,32 @@ def generate_missing_images(
     title: str,
     key: str = "folder",
 ) -> list[Path]:
-    """The files of `wanted`, a (prompt, seed) by name; those that are missing or changed are made now.
+    """Generate the missing or changed files of `requests`, (prompt, seed) by file name; return the paths of all.
 
-    Each batch is on disk before the next begins, so that what was interrupted goes on where it was. Processes share the work.
+    Each batch is written before the next starts, so that an interrupted call can continue. All ranks sample.
     """
     from rich.console import Console
     from rich.progress import track
 
-    first = processes.rank() == 0
-    made = read_manifest(folder, settings, key) if first else {}
+    is_main = processes.rank() == 0
+    hashes = read_manifest(folder, settings, key) if is_main else {}
     missing = processes.broadcast(
-        [n for n in wanted if n not in made or made[n] != hash_file(folder / n)] if first else None
+        [n for n in requests if n not in hashes or hashes[n] != hash_file(folder / n)] if is_main else None
     )
-    if missing and first:
-        there = f" ({len(wanted) - len(missing)} are there)" if len(missing) < len(wanted) else ""
-        print(f"{title}: {len(missing)} pictures to be made in {folder}/{there}", flush=True)
+    if missing and is_main:
+        cached = f" ({len(requests) - len(missing)} cached)" if len(missing) < len(requests) else ""
+        print(f"{title}: generating {len(missing)} images in {folder}/{cached}", flush=True)
     console, rounds = Console(), -(-len(missing) // (sampling.batch_size * processes.world_size()))
-    drawn = sampling.sample_batches(model, [wanted[name] for name in missing], resolution)
-    left = iter(missing)
-    for pictures in track(drawn, title, total=rounds, console=console, disable=not (first and console.is_terminal)):
-        for picture, name in zip(pictures, left, strict=False):
+    batches = sampling.sample_batches(model, [requests[name] for name in missing], resolution)
+    names = iter(missing)
+    for images in track(batches, title, total=rounds, console=console, disable=not (is_main and console.is_terminal)):
+        for image, name in zip(images, names, strict=False):
             with atomic_write(folder / name) as file:
-                picture.save(file, format="PNG")
-            made[name] = hash_file(folder / name)
-        if first:
+                image.save(file, format="PNG")
+            hashes[name] = hash_file(folder / name)
+        if is_main:
             with atomic_write(folder / MANIFEST_FILE) as file:
-                text = json.dumps({**settings, "files": made}, indent=1, ensure_ascii=False)
+                text = json.dumps({**settings, "files": hashes}, indent=1, ensure_ascii=False)
                 file.write_text(text + "\n", encoding="utf-8")
-    processes.barrier()  # nobody reads before everything is written
-    return [folder / name for name in wanted]
+    processes.barrier()  # all files are written before any rank reads them
+    return [folder / name for name in requests]

@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, the hub, the package, or a configuration without weights."""
+"""Load a model from a folder, the hub, the package, or a configuration with random weights."""
 
 from inspect import isclass, signature
 from pathlib import Path
@@ -24,21 +24,21 @@ def load_stable_diffusion(
 ) -> StableDiffusion:
     """An embedded model, a local folder or a hub id in the diffusers layout, in fp32.
 
-    `weights=random` builds the same networks without weights, from the configurations in `name` when it is a folder,
-    else from those of `architecture` that this package carries: for tests and benchmarks, offline.
+    `weights=random` initialises the same networks randomly, from the configurations in `name` if it is a folder, else
+    from the package's configurations of `architecture`: for offline tests and benchmarks.
     """
     if weights not in WEIGHT_SOURCES:
         raise ValueError(f"model.weights={weights}: choose one of {', '.join(WEIGHT_SOURCES)}")
     if prompt_chunks < 1:
-        raise ValueError(f"prompt_chunks={prompt_chunks}: choose 1 or more; each holds 75 tokens of a prompt")
+        raise ValueError(f"prompt_chunks={prompt_chunks}: choose 1 or more; each chunk holds 75 tokens")
     if prediction_type not in (None, *PREDICTION_TYPES):
         raise ValueError(f"model.prediction_type={prediction_type}: choose one of {', '.join(PREDICTION_TYPES)}")
     embedded = {index.parent.name: index.parent for index in ASSETS_FOLDER.glob("*/model_index.json")}
-    place = str(embedded.get(name, name))
+    source = str(embedded.get(name, name))
     if weights == "pretrained":
-        model = load_pretrained(place, revision, variant)
+        model = load_pretrained(source, revision, variant)
     else:
-        model = build_untrained(find_configs(place, architecture))
+        model = build_untrained(find_configs(source, architecture))
     model.name, model.prompt_chunks = f"sdft/assets/{name}" if name in embedded else name, prompt_chunks
     if prediction_type is not None or zero_terminal_snr:
         model.scheduler = change_prediction_type(
@@ -49,25 +49,27 @@ def load_stable_diffusion(
 
 
 def change_prediction_type(scheduler, prediction_type: str, zero_terminal_snr: bool):
-    """The sampler with another prediction type; at zero terminal SNR (Lin et al., 2024) the last timestep is pure noise.
+    """The scheduler with another prediction type; with zero terminal SNR (Lin et al., 2024) the last timestep is pure noise.
 
-    Samplers that cannot start from pure noise, as PNDM, give way to DDIM.
+    DDIM replaces schedulers that do not support zero terminal SNR, such as PNDM.
     """
     from diffusers import DDIMScheduler
 
-    kind, changes = type(scheduler), {"prediction_type": prediction_type}
+    scheduler_class, changes = type(scheduler), {"prediction_type": prediction_type}
     if zero_terminal_snr:
         changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        kind = kind if "rescale_betas_zero_snr" in signature(kind).parameters else DDIMScheduler
-    return kind.from_config(scheduler.config, **changes)
+        if "rescale_betas_zero_snr" not in signature(scheduler_class).parameters:
+            scheduler_class = DDIMScheduler
+    return scheduler_class.from_config(scheduler.config, **changes)
 
 
 def load_pretrained(name: str, revision: str | None = None, variant: str | None = None) -> StableDiffusion:
+    """The pretrained model of a folder or hub id, in fp32; `ValueError` if it is missing or unsafe."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # of loading files that are here; downloads keep theirs
+    logging.disable_progress_bar()  # of loading weights; downloads keep theirs
     folder = Path(name).expanduser()
     if folder.is_dir():
         check_model_folder(folder)
@@ -80,7 +82,7 @@ def load_pretrained(name: str, revision: str | None = None, variant: str | None 
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **fp32)
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **fp32)
     for network in (unet, vae):
-        network.register_to_config(_name_or_path=None)  # or exports would tell this machine's folders
+        network.register_to_config(_name_or_path=None)  # keep local paths out of exported configurations
     return StableDiffusion(
         unet,
         vae,
@@ -98,46 +100,48 @@ def load_pretrained(name: str, revision: str | None = None, variant: str | None 
 
 
 def download_model(name: str, revision: str | None, variant: str | None) -> Path:
-    """The folder that a hub id is, or will be, downloaded to."""
+    """Download a model from the hub, unless it is cached; return its folder."""
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
 
-    logging.set_verbosity_error()  # the one line below says it all
+    logging.set_verbosity_error()  # the error below suffices
     try:
         return Path(DiffusionPipeline.download(name, revision=revision, variant=variant, use_safetensors=True))
     except (OSError, ValueError) as error:
-        offline = "outgoing traffic has been disabled" in str(error) or "cached" in str(error)
-        why = "the hub cannot be reached" if offline else str(error).strip().splitlines()[0]
+        is_offline = "outgoing traffic has been disabled" in str(error) or "cached" in str(error)
+        reason = "the hub cannot be reached" if is_offline else str(error).strip().splitlines()[0]
         raise ValueError(
-            f"model.name={name}: no such folder, and not to be had from the hub ({why}); "
-            "give a folder, or model.weights=random to try without weights"
+            f"model.name={name}: no such folder, and not available from the hub ({reason}); "
+            "choose a folder, or model.weights=random for random weights"
         ) from None
 
 
 def load_scheduler(folder: Path):
-    """The sampler named by scheduler_config.json."""
+    """The scheduler of scheduler_config.json; `ValueError` if diffusers has no such class."""
     import diffusers
 
     config = diffusers.DDPMScheduler.load_config(folder, subfolder="scheduler")
-    kind = getattr(diffusers, str(config.get("_class_name")), None)
-    if not (isclass(kind) and issubclass(kind, diffusers.SchedulerMixin)):
-        raise ValueError(f"{folder / 'scheduler'}: {config.get('_class_name')} is no scheduler of diffusers")
-    return kind.from_config(config)
+    scheduler_class = getattr(diffusers, str(config.get("_class_name")), None)
+    if not (isclass(scheduler_class) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
+        raise ValueError(f"{folder / 'scheduler'}: {config.get('_class_name')} is not a scheduler of diffusers")
+    return scheduler_class.from_config(config)
 
 
 def find_configs(name: str, architecture: str | None) -> Path:
-    """The folder whose config.json files describe the networks."""
+    """The folder with the config.json files of the networks."""
     if Path(name).expanduser().is_dir():
         check_no_custom_code(Path(name).expanduser())
         return Path(name).expanduser()
     if architecture is None or not (ASSETS_FOLDER / architecture).is_dir():
-        known = sorted(p.parent.name for p in ASSETS_FOLDER.glob("*/unet"))
-        raise ValueError(f"model.architecture={architecture}: model.weights=random knows {', '.join(known)}")
+        supported = sorted(p.parent.name for p in ASSETS_FOLDER.glob("*/unet"))
+        raise ValueError(
+            f"model.architecture={architecture}: choose one of {', '.join(supported)} for model.weights=random"
+        )
     return ASSETS_FOLDER / architecture
 
 
 def build_untrained(folder: Path) -> StableDiffusion:
-    """The networks that the configurations in `folder` describe, initialised from the global generator."""
+    """Networks with the configurations in `folder`, initialised from the global generator."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 

@@ -1,4 +1,4 @@
-"""Samplers by the field's short names, each with the noise levels and the prediction type of the one that a checkpoint ships."""
+"""Noise schedulers by their usual short names, with the noise levels and prediction type of the model's own scheduler."""
 
 from inspect import signature
 
@@ -23,14 +23,11 @@ SCHEDULERS: dict[str, tuple[str, dict]] = {
     "unipc": ("UniPCMultistepScheduler", {"solver_order": 2, "solver_type": "bh2"}),
     "lcm": ("LCMScheduler", {}),
 }
-SIGMA_SCHEDULE_KEYS = (
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-)  # of the steps; a name says which is meant
-# what Stable Diffusion was trained with, where a checkpoint does not say otherwise; clipping is for pixels, not for latents
+# spacing of the steps; off unless the short name sets it
+SIGMA_SCHEDULE_KEYS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+# Stable Diffusion's settings, for configurations that do not set them; clipping is for pixels, not for latents
 LATENT_DEFAULTS = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
-# what tools that read the `parameters` of a picture call them
+# names in the `parameters` text of PNG files
 SCHEDULER_TITLES = {
     "ddim": "DDIM",
     "ddpm": "DDPM",
@@ -52,41 +49,45 @@ SCHEDULER_TITLES = {
 
 
 def check_scheduler_name(name: str | None, key: str = "scheduler") -> None:
-    """`ValueError` with the list for a name that is none of them; None is the one that the checkpoint ships."""
+    """`ValueError` for an unknown name; None means the model's own scheduler."""
     if name is not None and name not in SCHEDULERS:
         raise ValueError(f"{key}={name}: choose one of {', '.join(SCHEDULERS)}, or null for the model's own")
 
 
 def build_scheduler(name: str, shipped):
-    """The sampler called `name` for the model that ships `shipped`; `ValueError` for one that cannot start from pure noise."""
+    """Scheduler `name` for a model with the scheduler `shipped`; `ValueError` if it lacks the zero terminal SNR of `shipped`."""
     import diffusers
 
     check_scheduler_name(name)
-    kind, own = getattr(diffusers, SCHEDULERS[name][0]), SCHEDULERS[name][1]
-    takes = signature(kind).parameters
-    if shipped.config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in takes:
-        able = [
-            n
-            for n, (k, _) in SCHEDULERS.items()
-            if "rescale_betas_zero_snr" in signature(getattr(diffusers, k)).parameters
+    class_name, settings = SCHEDULERS[name]
+    scheduler_class = getattr(diffusers, class_name)
+    parameters = signature(scheduler_class).parameters
+    if shipped.config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in parameters:
+        supported = [
+            other
+            for other, (other_class, _) in SCHEDULERS.items()
+            if "rescale_betas_zero_snr" in signature(getattr(diffusers, other_class)).parameters
         ]
         raise ValueError(
-            f"scheduler={name}: cannot start from the pure noise of a model at zero terminal SNR; choose {', '.join(able)}"
+            f"scheduler={name}: does not support the model's zero terminal SNR; choose one of {', '.join(supported)}"
         )
-    said = set(shipped.config) - set(shipped.config.get("_use_default_values", []))
-    unsaid = {key: value for key, value in LATENT_DEFAULTS.items() if key not in said}
-    changes = unsaid | dict.fromkeys(SIGMA_SCHEDULE_KEYS, False) | own
-    return kind.from_config(shipped.config, **{key: value for key, value in changes.items() if key in takes})
+    explicit = set(shipped.config) - set(shipped.config.get("_use_default_values", []))
+    defaults = {key: value for key, value in LATENT_DEFAULTS.items() if key not in explicit}
+    changes = defaults | dict.fromkeys(SIGMA_SCHEDULE_KEYS, False) | settings
+    return scheduler_class.from_config(
+        shipped.config, **{key: value for key, value in changes.items() if key in parameters}
+    )
 
 
 def find_scheduler_name(config: dict) -> str:
-    """The short name of a sampler that is set like this, or the name of its class."""
+    """Short name of a scheduler configuration, or its class name if none matches."""
     import diffusers
 
-    kind = str(config.get("_class_name"))
-    takes = signature(getattr(diffusers, kind)).parameters if kind in {one for one, _ in SCHEDULERS.values()} else {}
-    for name, (one, own) in SCHEDULERS.items():
-        expected = own | {key: own.get(key, False) for key in SIGMA_SCHEDULE_KEYS if key in takes}
-        if one == kind and all(config.get(key) == value for key, value in expected.items()):
+    config_class = str(config.get("_class_name"))
+    is_supported = config_class in {class_name for class_name, _ in SCHEDULERS.values()}
+    parameters = signature(getattr(diffusers, config_class)).parameters if is_supported else {}
+    for name, (class_name, settings) in SCHEDULERS.items():
+        expected = settings | {key: settings.get(key, False) for key in SIGMA_SCHEDULE_KEYS if key in parameters}
+        if class_name == config_class and all(config.get(key) == value for key, value in expected.items()):
             return name
-    return kind
+    return config_class

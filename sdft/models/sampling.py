@@ -1,4 +1,4 @@
-"""Pictures from a model: one seed an image, so that a picture depends on neither batch size nor order."""
+"""Sample images with one seed each, so that an image depends on neither batch size nor order."""
 
 import copy
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from sdft.models.cpu_threads import limit_threads
 from sdft.models.noise_schedulers import build_scheduler, check_scheduler_name
 from sdft.models.stable_diffusion import StableDiffusion
 
-NUM_TRAIN_TIMESTEPS = 1000  # of Stable Diffusion's noise
-MAX_LCM_STEPS = 50  # of the path that the LCM scheduler goes
-ImageSize = int | tuple[int, int]  # of a square's side, or (width, height), in pixels
+NUM_TRAIN_TIMESTEPS = 1000  # of Stable Diffusion
+MAX_LCM_STEPS = 50  # the LCM scheduler's original_inference_steps
+ImageSize = int | tuple[int, int]  # side of a square, or (width, height), in pixels
 
 
 @dataclass
 class Sampling:
-    """`seed` + i starts the noise of the i-th image of every prompt, as `torch.Generator().manual_seed` does.
+    """The i-th image of every prompt starts from noise of `torch.Generator().manual_seed(seed + i)`.
 
-    `scheduler` is a name of `sdft.models.noise_schedulers`, or None for the one that the checkpoint ships.
+    `scheduler` is a name from `sdft.models.noise_schedulers`, or None for the model's own.
     """
 
     steps: int = 30
@@ -39,11 +39,11 @@ class Sampling:
                 raise ValueError(f"sampling.{key}={getattr(self, key)}: choose 1 or more")
         if self.steps > NUM_TRAIN_TIMESTEPS:
             raise ValueError(
-                f"sampling.steps={self.steps}: choose {NUM_TRAIN_TIMESTEPS} or less, for there are no more timesteps"
+                f"sampling.steps={self.steps}: choose at most {NUM_TRAIN_TIMESTEPS}, the number of timesteps"
             )
         if self.scheduler == "lcm" and self.steps > MAX_LCM_STEPS:
             raise ValueError(
-                f"sampling.steps={self.steps}: sampling.scheduler=lcm takes {MAX_LCM_STEPS} or less; 4 is usual"
+                f"sampling.steps={self.steps}: choose at most {MAX_LCM_STEPS} for sampling.scheduler=lcm; 4 is usual"
             )
         for key in ("guidance_scale", "seed"):
             if getattr(self, key) < 0:
@@ -51,11 +51,11 @@ class Sampling:
         check_scheduler_name(self.scheduler, "sampling.scheduler")
 
     def to_dict(self) -> dict:
-        """The words in which it is written down; one that is not given is left out."""
+        """The settings without those that are None."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     def create_scheduler(self, model: StableDiffusion):
-        """The sampler that draws, which is nobody else's."""
+        """A new scheduler: schedulers have state and are not shared."""
         return build_scheduler(self.scheduler, model.scheduler) if self.scheduler else copy.deepcopy(model.scheduler)
 
     def requests(self, prompts: list[str]) -> list[tuple[str, int]]:
@@ -63,25 +63,28 @@ class Sampling:
         return [(prompt, self.seed + i) for prompt in prompts for i in range(self.images)]
 
     def __call__(self, model: StableDiffusion, prompts: list[str], resolution: ImageSize) -> list[Image.Image]:
-        """One RGB picture per request, in order: all of them in the first process, none in others, which share the work."""
-        return [p for made in self.sample_batches(model, self.requests(prompts), resolution) for p in made]
+        """One RGB image per request, in order, on rank 0; an empty list on the other ranks, which help to sample."""
+        batches = self.sample_batches(model, self.requests(prompts), resolution)
+        return [image for batch in batches for image in batch]
 
-    def sample_batches(self, model: StableDiffusion, requests: list[tuple[str, int]], resolution: ImageSize):
-        """The same in rounds of a batch for every process: the first one's pictures of each round are complete and in order.
+    def sample_batches(
+        self, model: StableDiffusion, requests: list[tuple[str, int]], resolution: ImageSize
+    ) -> Iterator[list[Image.Image]]:
+        """Sample in rounds of one batch per rank; rank 0 yields each round's images in order.
 
-        Each takes part in every round, with one request again where there are too few: sharded weights need all of them.
+        Every rank runs every round (repeating a request if needed), because FSDP forward passes are collective.
         """
-        first, count = processes.rank(), processes.world_size()
-        for start in range(0, len(requests), self.batch_size * count):
-            these = requests[start : start + self.batch_size * count]
-            mine = these[first::count]
-            shares = processes.gather(list(self.sample_images(model, mine or these[:1], resolution)))
-            yield [shares[i % count][i // count] for i in range(len(these))] if shares else []
+        rank, world_size = processes.rank(), processes.world_size()
+        for start in range(0, len(requests), self.batch_size * world_size):
+            round_requests = requests[start : start + self.batch_size * world_size]
+            rank_requests = round_requests[rank::world_size] or round_requests[:1]
+            gathered = processes.gather(list(self.sample_images(model, rank_requests, resolution)))
+            yield [gathered[i % world_size][i // world_size] for i in range(len(round_requests))] if gathered else []
 
     def sample_images(
         self, model: StableDiffusion, requests: list[tuple[str, int]], resolution: ImageSize
     ) -> Iterator[Image.Image]:
-        """One RGB picture of each (prompt, seed)."""
+        """One RGB image per (prompt, seed), on this rank."""
         pipeline, device = model.build_pipeline(), model.unet.device
         pipeline.scheduler = self.create_scheduler(model)
         width, height = resolution if isinstance(resolution, tuple) else (resolution, resolution)
@@ -89,12 +92,14 @@ class Sampling:
         for start in range(0, len(requests), self.batch_size):
             batch = requests[start : start + self.batch_size]
             shape = model.batch_shape(len(batch), (width, height))
-            mixed = torch.autocast(device.type, model.compute_dtype, enabled=model.compute_dtype is not torch.float32)
+            autocast = torch.autocast(
+                device.type, model.compute_dtype, enabled=model.compute_dtype is not torch.float32
+            )
             with (
                 eval_mode(model),
                 move_to_device(model, device),
                 torch.no_grad(),
-                mixed,
+                autocast,
                 limit_threads(model.unet, shape),
             ):
                 latents = pipeline(
@@ -106,37 +111,37 @@ class Sampling:
                     guidance_scale=self.guidance_scale,
                     output_type="latent",
                 ).images
-                pictures = pipeline.image_processor.postprocess(model.decode(latents))
-            yield from pictures
+                images = pipeline.image_processor.postprocess(model.decode(latents))
+            yield from images
 
 
 def build_prompt_inputs(
     model: StableDiffusion, prompts: list[str], device: torch.device, negative: str | None = None
 ) -> dict:
-    """What a pipeline takes: prompts, or of a model with several prompt_chunks what it makes of them and of `negative`, or of none."""
-    away_from = [negative or ""] * len(prompts)
+    """Prompt arguments of a pipeline: texts, or embeddings `[batch, prompt_chunks * tokens, width]` for several chunks."""
+    negatives = [negative or ""] * len(prompts)
     if model.prompt_chunks == 1:
-        return {"prompt": prompts} | ({"negative_prompt": away_from} if negative else {})
-    context, none = (model.condition(model.tokenize(texts).to(device)) for texts in (prompts, away_from))
-    return {"prompt_embeds": context, "negative_prompt_embeds": none}
+        return {"prompt": prompts} | ({"negative_prompt": negatives} if negative else {})
+    context, negative_context = (model.condition(model.tokenize(texts).to(device)) for texts in (prompts, negatives))
+    return {"prompt_embeds": context, "negative_prompt_embeds": negative_context}
 
 
 @contextmanager
 def move_to_device(model: StableDiffusion, device: torch.device):
-    """All parts on `device`, and afterwards each where it was."""
-    places = {part: part.device for part in (model.vae, model.text_encoder)}
-    for part in places:
+    """Move the VAE and the text encoder to `device`; move them back afterwards."""
+    devices = {part: part.device for part in (model.vae, model.text_encoder)}
+    for part in devices:
         part.to(device)
     try:
         yield
     finally:
-        for part, place in places.items():
-            part.to(place)
+        for part, previous_device in devices.items():
+            part.to(previous_device)
 
 
 @contextmanager
 def eval_mode(model: torch.nn.Module):
-    """Evaluation mode, and afterwards each module's own mode again."""
+    """Switch to eval mode; restore each module's own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

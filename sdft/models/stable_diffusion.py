@@ -1,4 +1,4 @@
-"""Stable Diffusion as three networks and four verbs: encode, tokenize, condition, predict (Rombach et al., 2022)."""
+"""Stable Diffusion (Rombach et al., 2022): three networks and the operations encode, tokenize, condition, predict."""
 
 import copy
 import math
@@ -10,19 +10,19 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 class StableDiffusion(nn.Module):
-    """Everything is frozen and in evaluation mode on arrival; a method decides what learns.
+    """Initially all parameters are frozen and in eval mode; a method chooses the trainable ones.
 
-    `scheduler` is the one the checkpoint ships: it is only ever copied, for sampling. Training reads `alphas_cumprod`.
+    `scheduler` is the checkpoint's own; sampling copies it. Training reads `alphas_cumprod`.
     """
 
     def __init__(self, unet, vae, text_encoder, tokenizer, scheduler):
         super().__init__()
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
         self.tokenizer, self.scheduler, self.name = tokenizer, scheduler, "the model"
-        self.prompt_chunks = 1  # of the text encoder's length, in which a prompt is encoded
+        self.prompt_chunks = 1  # chunks of the text encoder's length per prompt
         self.register_buffer("alphas_cumprod", compute_alphas_cumprod(scheduler.config), persistent=False)
-        self.base_vocabulary_size = len(tokenizer)  # without words that a method adds
-        self.compute_dtype = torch.float32  # the precision of products; the training module may change it
+        self.base_vocabulary_size = len(tokenizer)  # without placeholder tokens that a method adds
+        self.compute_dtype = torch.float32  # may be changed by the training module
         self.requires_grad_(False).eval()
         if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(
@@ -35,45 +35,47 @@ class StableDiffusion(nn.Module):
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels per latent, on a side."""
+        """Pixels per latent along a side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def chunk_length(self) -> int:
-        """The longest prompt, with its start and end."""
+        """Tokens of the longest prompt in one chunk, including start and end."""
         return min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
 
     @property
     def max_prompt_tokens(self) -> int:
-        """The longest prompt that is read whole, with one start and end."""
+        """Tokens of the longest prompt that is not truncated, including one start and end."""
         return self.prompt_chunks * (self.chunk_length - 2) + 2
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """What a method may let learn."""
+        """The networks that a method may train."""
         return {"unet": self.unet, "text_encoder": self.text_encoder}
 
     @property
     def size_multiple(self) -> int:
-        """What the sides of a picture are multiples of: the autoencoder's factor and diffusers' own 8."""
+        """Image sides are multiples of this: the VAE's factor and 8, which diffusers requires."""
         return math.lcm(8, self.vae_scale_factor)
 
-    def latent_shape(self, resolution: int, word: str = "resolution") -> tuple[int, int, int]:
-        """(channels, h/f, w/f) for a square picture; `ValueError` when `size_multiple` does not divide its side."""
+    def latent_shape(self, resolution: int, option: str = "resolution") -> tuple[int, int, int]:
+        """(channels, h/f, w/f) of a square image; `ValueError` naming `option` if `size_multiple` does not divide its side."""
         size_multiple = self.size_multiple
         if resolution < size_multiple or resolution % size_multiple:
             nearest = max(size_multiple, round(resolution / size_multiple) * size_multiple)
-            raise ValueError(f"{word}={resolution}: {self.name} takes multiples of {size_multiple}, such as {nearest}")
+            raise ValueError(
+                f"{option}={resolution}: {self.name} requires multiples of {size_multiple}, such as {nearest}"
+            )
         return self.batch_shape(1, (resolution, resolution))[1:]
 
     def batch_shape(self, count: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Of the latents of `count` pictures of (width, height) pixels: `[count, 4, h/f, w/f]`."""
+        """Shape `[count, 4, h/f, w/f]` of the latents of `count` images of (width, height) pixels."""
         width, height = size
         return count, self.vae.config.latent_channels, height // self.vae_scale_factor, width // self.vae_scale_factor
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures -1..1 `[batch, 3, h, w]` to mean and standard deviation of their latents `[batch, 4, h/8, w/8]`, in fp32."""
+        """Mean and standard deviation `[batch, 4, h/8, w/8]` of the latents of images in -1..1 `[batch, 3, h, w]`, in fp32."""
         with torch.autocast(images.device.type, enabled=False):
             posterior = self.vae.encode(images.float()).latent_dist
             return posterior.mean, posterior.std
@@ -84,26 +86,25 @@ class StableDiffusion(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents `[batch, 4, h/8, w/8]` to pictures, about -1..1, `[batch, 3, h, w]`, in fp32."""
+        """Images `[batch, 3, h, w]`, roughly in -1..1, of scaled latents `[batch, 4, h/8, w/8]`, in fp32."""
         with torch.autocast(latents.device.type, enabled=False):
             return self.vae.decode(latents.float() / self.vae.config.scaling_factor).sample
 
     def tokenize(self, captions: list[str]) -> Tensor:
-        """Token ids `[batch, prompt_chunks * tokens]`, padded and cut to what the text encoder takes, window by window."""
-        one = {"padding": "max_length", "max_length": self.chunk_length, "truncation": True, "return_tensors": "pt"}
+        """Token ids `[batch, prompt_chunks * tokens]`, padded or truncated to the text encoder's length per chunk."""
+        captions = self.expand_placeholder_tokens(captions)
         if self.prompt_chunks == 1:
-            return self.tokenizer(self.expand_placeholder_tokens(captions), **one).input_ids
-        inner, rows = self.chunk_length - 2, []
-        for ids in self.tokenizer(
-            self.expand_placeholder_tokens(captions), add_special_tokens=False, verbose=False
-        ).input_ids:
-            pieces = [ids[start : start + inner] for start in range(0, inner * self.prompt_chunks, inner)]
-            start, end, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-            rows.append([t for p in pieces for t in [start, *p, end, *[pad] * (inner - len(p))]])
+            single = {"padding": "max_length", "max_length": self.chunk_length, "truncation": True}
+            return self.tokenizer(captions, **single, return_tensors="pt").input_ids
+        length, rows = self.chunk_length - 2, []
+        bos, eos, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        for ids in self.tokenizer(captions, add_special_tokens=False, verbose=False).input_ids:
+            chunks = [ids[start : start + length] for start in range(0, length * self.prompt_chunks, length)]
+            rows.append([t for chunk in chunks for t in [bos, *chunk, eos, *[pad] * (length - len(chunk))]])
         return torch.tensor(rows)
 
     def expand_placeholder_tokens(self, captions: list[str]) -> list[str]:
-        """A word of several learned vectors as all of its tokens, as pipelines of diffusers do it."""
+        """Replace a placeholder token with several vectors by all of its tokens, as diffusers' pipelines do."""
         if len(self.tokenizer) == self.base_vocabulary_size:
             return captions
         from diffusers.loaders import TextualInversionLoaderMixin
@@ -111,16 +112,16 @@ class StableDiffusion(nn.Module):
         return TextualInversionLoaderMixin().maybe_convert_prompt(captions, self.tokenizer)
 
     def condition(self, ids: Tensor) -> Tensor:
-        """Token ids `[batch, prompt_chunks * tokens]` to what the UNet attends to `[batch, prompt_chunks * tokens, width]`."""
+        """Context `[batch, prompt_chunks * tokens, width]` for the UNet, from token ids `[batch, prompt_chunks * tokens]`."""
         return self.text_encoder(ids.reshape(-1, ids.shape[1] // self.prompt_chunks))[0].reshape(*ids.shape, -1)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """The UNet's output `[batch, 4, h, w]`: noise or velocity, as `prediction_type` says."""
-        dtype = next(self.unet.parameters()).dtype  # as `unet.dtype`, which looks at every module first
+        """The UNet's output `[batch, 4, h, w]`: noise or velocity, depending on `prediction_type`."""
+        dtype = next(self.unet.parameters()).dtype  # faster than `unet.dtype`, which visits every module
         return self.unet(noisy.to(dtype), timesteps, context.to(dtype)).sample
 
     def predict_latents_and_noise(self, output: Tensor, noisy: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """What an `output` of the UNet says of `noisy`: clean latents and noise, `[batch, 4, h, w]` each."""
+        """Clean latents and noise, `[batch, 4, h, w]` each, that the UNet's `output` predicts for `noisy`."""
         alpha = self.alphas_cumprod[timesteps][:, None, None, None]
         signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
         if self.prediction_type == "epsilon":
@@ -129,16 +130,15 @@ class StableDiffusion(nn.Module):
 
     @torch.no_grad()
     def cache_unconditional_embedding(self) -> None:
-        """Keep as `unconditional_embedding` `[1, tokens, width]` what the UNet attends to without a caption, for guidance in training."""
+        """Store the context of the empty caption as `unconditional_embedding` `[1, tokens, width]`, for guidance in training."""
         ids = self.tokenize([""]).to(self.text_encoder.device)
         self.register_buffer("unconditional_embedding", self.condition(ids), persistent=False)
 
-    def build_pipeline(self, kind=None, **parts):
-        """diffusers' pipeline of a `kind`, `StableDiffusionPipeline` by default, over the same networks and further `parts`, with
-        a fresh copy of the shipped scheduler."""
+    def build_pipeline(self, pipeline_class=None, **parts):
+        """A diffusers pipeline (default `StableDiffusionPipeline`) of these networks, a copy of the scheduler, and `parts`."""
         from diffusers import StableDiffusionPipeline
 
-        return (kind or StableDiffusionPipeline)(
+        return (pipeline_class or StableDiffusionPipeline)(
             unet=self.unet,
             vae=self.vae,
             text_encoder=self.text_encoder,
@@ -152,7 +152,7 @@ class StableDiffusion(nn.Module):
 
 
 def compute_alphas_cumprod(config) -> Tensor:
-    """Cumulative product of 1 - beta `[timesteps]`, as DDPM training uses it, whatever sampler the checkpoint ships."""
+    """Cumulative product of 1 - beta `[timesteps]` as in DDPM training, whatever the checkpoint's scheduler."""
     from diffusers import DDPMScheduler
 
     return DDPMScheduler.from_config(config).alphas_cumprod.clone()

@@ -1,6 +1,6 @@
 "use strict";
-// Without this the pages still list, search and link; it leafs, wipes, copies, remembers what to compare, and looks again.
-const all = (query, place = document) => [...place.querySelectorAll(query)], one = (query, place = document) => place.querySelector(query);
+// Slider, wipe, copy, selection for comparison, and live updates; the pages list, search and link without it.
+const all = (query, parent = document) => [...parent.querySelectorAll(query)], one = (query, parent = document) => parent.querySelector(query);
 const element = (name, ...inside) => { const node = document.createElement(name); node.append(...inside); return node; };
 
 document.addEventListener("error", (event) => { if (event.target.matches?.(".strip img")) event.target.classList.add("none"); }, true);
@@ -19,15 +19,15 @@ document.addEventListener("click", async (event) => {
   setTimeout(() => { button.textContent = "Copy"; }, 1500);
 });
 
-// Two runs to compare, kept while the browser's tab is open.
+// Two runs to compare, stored per browser tab.
 const bar = one("#picks");
 let picks = [];
-try { picks = JSON.parse(sessionStorage.getItem("picks")) ?? []; } catch { /* as if none were chosen */ }
+try { picks = JSON.parse(sessionStorage.getItem("picks")) ?? []; } catch { /* none selected */ }
 function updatePicks() {
   sessionStorage.setItem("picks", JSON.stringify(picks));
   for (const box of all(".pick input")) box.checked = picks.some(([id]) => id === box.value);
   bar.hidden = !picks.length;
-  one("span", bar).textContent = picks.map(([, name]) => name).join("  and  ") + (picks.length < 2 ? "  and another" : "");
+  one("span", bar).textContent = picks.map(([, name]) => name).join("  and  ") + (picks.length < 2 ? "  and one more" : "");
   const link = one("a", bar);
   if (picks.length === 2) link.href = "/compare?" + new URLSearchParams(picks.map(([id]) => ["run", id]));
   else link.removeAttribute("href");
@@ -42,12 +42,12 @@ document.addEventListener("change", (event) => {
 one("button", bar).addEventListener("click", () => { picks = []; updatePicks(); });
 updatePicks();
 
-// Samples of every step.
+// Samples by step.
 const samples = one("#samples .scrub") && one("#samples");
 if (samples) {
   const range = one("input", samples), output = one("output", samples), tiles = one(".tiles", samples), play = one("button", samples);
   let data = { steps: [], rows: [] }, timer = null;
-  function show(number) {
+  function showStep(number) {
     range.value = number;
     output.textContent = `step ${data.steps[number]}`;
     all("figure", tiles).forEach((figure, row) => {
@@ -70,22 +70,22 @@ if (samples) {
       }));
     }
     range.max = data.steps.length - 1;
-    show(atEnd ? data.steps.length - 1 : +range.value);
+    showStep(atEnd ? data.steps.length - 1 : +range.value);
   };
-  range.addEventListener("input", () => show(+range.value));
+  range.addEventListener("input", () => showStep(+range.value));
   play.addEventListener("click", () => {
     if (timer) { clearInterval(timer); timer = null; play.textContent = "Play"; return; }
     play.textContent = "Pause";
-    timer = setInterval(() => show((+range.value + 1) % data.steps.length), 700);
+    timer = setInterval(() => showStep((+range.value + 1) % data.steps.length), 700);
   });
   samples.load();
 }
 
-// The wipe: one slider, or a finger on any picture, moves all.
+// The wipe: the slider, or a pointer on any image, moves all dividers.
 const wipe = one("#wipe .scrub") && one("#wipe");
 if (wipe) {
   const range = one("input", wipe), stacks = all(".stack", wipe);
-  const move = (share) => { range.value = share; for (const stack of stacks) stack.style.setProperty("--at", `${share}%`); };
+  const move = (percent) => { range.value = percent; for (const stack of stacks) stack.style.setProperty("--at", `${percent}%`); };
   range.addEventListener("input", () => move(+range.value));
   for (const stack of stacks) {
     const follow = (event) => {
@@ -103,7 +103,7 @@ if (sides) {
   sides.addEventListener("change", () => sides.requestSubmit());
 }
 
-// The list, by what is typed.
+// Filter the list while typing.
 const filter = one("#filter");
 let typing = null;
 filter?.addEventListener("input", () => {
@@ -114,8 +114,8 @@ filter?.addEventListener("input", () => {
   }, 250);
 });
 
-// What goes on is looked at again; of what is the same nothing is replaced, so that nothing flickers or loses its place.
-let latestRequest = 0, waiting = null;
+// Live updates: unchanged elements are not replaced, so that nothing flickers or scrolls.
+let latestRequest = 0, refreshTimer = null;
 async function refresh() {
   const number = ++latestRequest, start = performance.now();
   try {
@@ -127,14 +127,14 @@ async function refresh() {
       const ended = old.dataset.state && old.dataset.state !== fresh.dataset.state;
       if (ended && old.dataset.state === "running") { location.reload(); return; }
       old.dataset.live = fresh.dataset.live;
-      renew(old, fresh);
+      updateCards(old, fresh);
     }
     updatePicks();
     await Promise.all([samples?.load(), one("#curves")?.load?.()]);
-  } catch { /* the server has ended, or is not there for a moment */ }
-  later(performance.now() - start);
+  } catch { /* the server is down */ }
+  scheduleRefresh(performance.now() - start);
 }
-function renew(old, fresh) {
+function updateCards(old, fresh) {
   const cards = new Map(all(".card", old).map((card) => [card.dataset.id, card]));
   for (const card of all(".card", fresh)) {
     const before = cards.get(card.dataset.id), same = before && one(".strip", before), strip = one(".strip", card);
@@ -142,9 +142,9 @@ function renew(old, fresh) {
   }
   if (old.innerHTML !== fresh.innerHTML) old.replaceChildren(...fresh.childNodes);
 }
-function later(took) {
-  clearTimeout(waiting);
+function scheduleRefresh(duration) {
+  clearTimeout(refreshTimer);
   const every = Math.max(0, ...all("[data-live]").map((node) => +node.dataset.live));
-  if (every) waiting = setTimeout(() => (document.hidden ? later(0) : refresh()), Math.max(every * 1000, 10 * took));
+  if (every) refreshTimer = setTimeout(() => (document.hidden ? scheduleRefresh(0) : refresh()), Math.max(every * 1000, 10 * duration));
 }
-later(0);
+scheduleRefresh(0);

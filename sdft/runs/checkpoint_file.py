@@ -1,7 +1,7 @@
-"""Checkpoint files that appear whole, are on the disk before training goes on, and tell when a byte of them has changed.
+"""Checkpoint files with atomic writes, fsync and a checksum.
 
-A file is what `torch.save` writes, with its step and SHA-256 as the comment of the zip archive that it is: plain `torch.load`
-opens it, but would not notice a changed byte.
+A file is a `torch.save` archive with its step and SHA-256 in the zip comment: plain `torch.load` opens it, but does not
+detect corruption.
 """
 
 import hashlib
@@ -17,80 +17,80 @@ import torch
 from sdft.runs.files import atomic_write
 
 COMMENT = "sdft step={:012d} sha256={}"
-COMMENT_SIZE = len(COMMENT.format(0, "0" * 64))  # of the comment, whose own size stands in the two bytes before it
+COMMENT_SIZE = len(COMMENT.format(0, "0" * 64))  # bytes; zip stores this size in the two bytes before the comment
 BLOCK_SIZE = 2**22
 
 
 def write_checkpoint(checkpoint: dict, path: Path) -> None:
-    """Beside `path` first, so that nothing that goes wrong touches an earlier file there."""
+    """Write to a temporary file and rename it, so that a failure leaves an existing file at `path` intact."""
     with atomic_write(path) as partial:
         torch.save(checkpoint, partial)
         size = partial.stat().st_size
-        note = COMMENT.format(checkpoint["global_step"], hash_prefix(partial, size - 2)).encode()
+        comment = COMMENT.format(checkpoint["global_step"], hash_prefix(partial, size - 2)).encode()
         with open(partial, "r+b") as file:
             file.seek(size - 2)
-            file.write(COMMENT_SIZE.to_bytes(2, "little") + note)
+            file.write(COMMENT_SIZE.to_bytes(2, "little") + comment)
             file.flush()
             os.fsync(file.fileno())
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
-        with suppress(OSError):  # of mounts that cannot
-            os.fsync(folder)  # the new name, too
+        with suppress(OSError):  # not supported by every file system
+            os.fsync(folder)  # makes the rename durable
         os.close(folder)
 
 
 def hash_prefix(path: Path, size: int) -> str:
     """SHA-256 of the first `size` bytes."""
-    found, left = hashlib.sha256(), size
+    digest, remaining = hashlib.sha256(), size
     with open(path, "rb") as file:
-        while left and (block := file.read(min(BLOCK_SIZE, left))):
-            found.update(block)
-            left -= len(block)
-    return found.hexdigest()
+        while remaining and (block := file.read(min(BLOCK_SIZE, remaining))):
+            digest.update(block)
+            remaining -= len(block)
+    return digest.hexdigest()
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, if anything; of one without a checksum, whether it is an archive at all."""
-    if told := read_comment(path):
-        fits = told[1] == hash_prefix(path, path.stat().st_size - COMMENT_SIZE - 2)
-        return None if fits else "its checksum does not fit its content"
-    return None if zipfile.is_zipfile(path) else "it is cut off, or no checkpoint"
+    """Describe the damage of a checkpoint file, or return None. Without a checksum, check only the archive's structure."""
+    if comment := read_comment(path):
+        matches = comment[1] == hash_prefix(path, path.stat().st_size - COMMENT_SIZE - 2)
+        return None if matches else "checksum mismatch, the file is corrupt"
+    return None if zipfile.is_zipfile(path) else "truncated, or not a checkpoint"
 
 
 def read_comment(path: Path) -> tuple[int, str] | None:
-    """Step and SHA-256, as a file of this project tells them."""
+    """Step and SHA-256 from the zip comment; None if another program wrote the file."""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - COMMENT_SIZE))
-        told = re.fullmatch(rb"sdft step=(\d{12}) sha256=(.{64})", file.read(), re.DOTALL)
-    return (int(told[1]), told[2].decode("latin-1")) if told else None
+        match = re.fullmatch(rb"sdft step=(\d{12}) sha256=(.{64})", file.read(), re.DOTALL)
+    return (int(match[1]), match[2].decode("latin-1")) if match else None
 
 
 def read_checkpoint(path: Path) -> dict:
-    """Tensors and plain values alone: a file that holds code is refused, and its code not run."""
+    """Load tensors and plain values. Raises `ValueError` for a damaged file, or one with other objects (not executed)."""
     from pickle import UnpicklingError
 
-    if fault := find_damage(path):
-        raise ValueError(f"{path}: {fault}")
+    if damage := find_damage(path):
+        raise ValueError(f"{path}: {damage}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
-        raise ValueError(f"{path}: holds more than tensors and plain values; only those are loaded") from None
+        raise ValueError(f"{path}: contains other objects than tensors and plain values; only these load") from None
 
 
 def find_latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the latest step that is whole, whatever the clock said; damaged ones are named and passed over."""
+    """Return the undamaged checkpoint with the highest step, whatever its file time; warn about damaged ones."""
     for path in sorted(folder.glob("*.ckpt"), key=read_step, reverse=True):
-        fault = find_damage(path)
-        if not fault:
+        damage = find_damage(path)
+        if not damage:
             return path
-        print(f"warning  {path}: {fault}; going back to the one before", flush=True)
+        print(f"warning  {path}: {damage}; using the previous checkpoint", flush=True)
     return None
 
 
 def read_step(path: Path) -> float:
-    """Its step; what cannot say is looked at first, and found damaged."""
-    if told := read_comment(path):
-        return told[0]
+    """Step of a checkpoint file; infinity for a damaged one, which `find_latest_checkpoint` then reports first."""
+    if comment := read_comment(path):
+        return comment[0]
     return parse_step(path) or (math.inf if find_damage(path) else read_checkpoint(path)["global_step"])
 
 
@@ -99,13 +99,13 @@ def format_checkpoint_name(step: int) -> str:
 
 
 def parse_step(path: Path) -> int:
-    """As its name says; 0 of others, such as the last one of a run."""
-    found = re.fullmatch(r"step-(\d+)\.ckpt", path.name)
-    return int(found[1]) if found else 0
+    """Step in the file name; 0 for other names, such as `last.ckpt`."""
+    match = re.fullmatch(r"step-(\d+)\.ckpt", path.name)
+    return int(match[1]) if match else 0
 
 
 def prune_checkpoints(folder: Path, step: int, keep: int) -> None:
-    """Remove all but the `keep` newest of the checkpoints of steps up to `step`; later ones are of another life of the run."""
-    there = [file for file in folder.glob("*.ckpt") if 0 < parse_step(file) <= step]
-    for file in sorted(there, key=parse_step)[:-keep]:
+    """Delete all but the `keep` newest checkpoints up to `step`; later steps are from before the run was rewound."""
+    candidates = [file for file in folder.glob("*.ckpt") if 0 < parse_step(file) <= step]
+    for file in sorted(candidates, key=parse_step)[:-keep]:
         file.unlink()

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what is said in a file of JSON, and in the words of a run."""
+"""Atomic file writes, and readers of a run's JSON and config files."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to, each writer's own, which takes the name of `path` once everything is written."""
+    """Yield a unique temporary path beside `path`; rename it to `path` on success, delete it on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
@@ -27,32 +27,32 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def read_json(file: Path) -> dict:
-    """A file of JSON; empty where there is none."""
+    """Read a JSON object; empty if the file does not exist. Raises `ValueError` for invalid content."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError:
-        raise ValueError(f"{file}: not a file of JSON") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: not an object of JSON")
-    return found
+        raise ValueError(f"{file}: not valid JSON") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: not a JSON object")
+    return content
 
 
 def read_config(run: Path) -> DictConfig:
-    """`config.yaml` in the folder of a run: its words."""
+    """Read `config.yaml` of a run folder."""
     file = run / "config.yaml"
     try:
-        found = OmegaConf.load(file)
+        config = OmegaConf.load(file)
     except FileNotFoundError:
         raise ValueError(f"{run}: not a run folder (no config.yaml)") from None
     except (YAMLError, OmegaConfBaseException, ValueError, OSError):
-        found = None
-    if not isinstance(found, DictConfig):
-        raise ValueError(f"{file}: not the words of a run; it is cut off, or was changed")
-    return found
+        config = None
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{file}: not a run config; the file is truncated or was edited")
+    return config
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what a killed process has not finished writing in a folder that is nobody else's."""
+    """Remove temporary files that killed processes left in a folder; no other process may be writing to it."""
     for partial in folder.rglob(".*"):
         if re.fullmatch(r"\..+\.[0-9a-f]{8}", partial.name) and partial.is_file():
             partial.unlink()

@@ -1,4 +1,4 @@
-"""What something is, by its content."""
+"""SHA-256 hashes of files, datasets and weights."""
 
 import hashlib
 from pathlib import Path
@@ -8,15 +8,15 @@ from torch import nn
 
 
 def hash_file(path: Path) -> str | None:
-    """SHA-256 of a file; None where there is none."""
+    """SHA-256 of a file; None if it does not exist."""
     if not path.is_file():
         return None
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_dataset(source) -> str:
-    """SHA-256 of all pictures and their captions, in their order, in 16 hexadecimal digits."""
+    """SHA-256 of all images and captions, in dataset order, as 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for index, captions in enumerate(source.all_captions()):
         digest.update(f"{source.digest(index)} {captions!r}\n".encode())
@@ -24,7 +24,7 @@ def hash_dataset(source) -> str:
 
 
 def hash_weights(model: nn.Module) -> str:
-    """SHA-256 of all weights and buffers, with their names, types and shapes, in 16 hexadecimal digits."""
+    """SHA-256 of all weights and buffers, with their names, dtypes and shapes, as 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,4 +1,4 @@
-"""One writer a folder: a lock that ends with its process, however that ends."""
+"""Exclusive lock of a folder, released by the operating system when its process ends."""
 
 import json
 import os
@@ -9,10 +9,10 @@ LOCK_FILE = "lock"
 
 
 class Lock:
-    """Held from its making until `release`; `ValueError` that names the other process when the folder is `description`'s already.
+    """Exclusive folder lock, acquired on construction. Raises `ValueError` that names the holder.
 
-    What a killed process leaves is no lock: the system lets go of it. `left` then says who that was. File systems without
-    locks are told by the file's content alone.
+    A lock file left by a dead process is ignored; `previous_holder` says who it was. On file systems without locks, the
+    content of the file alone decides.
     """
 
     def __init__(self, folder: Path, description: str):
@@ -23,7 +23,7 @@ class Lock:
             self.acquire()
             if self.path.exists() and os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
                 break
-            self.file.close()  # the one before has removed it meanwhile
+            self.file.close()  # the previous holder has just deleted this file
         self.previous_holder = self.read_holder()
         self.file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, self.file)
@@ -33,12 +33,12 @@ class Lock:
         try:
             import fcntl
 
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of those that it forks
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by forked processes
         except (BlockingIOError, PermissionError):
             self.raise_locked()
         except (ImportError, OSError):  # Windows; a file system without locks
-            there = self.read_holder()
-            if there and there["host"] == socket.gethostname() and is_alive(there["pid"]):
+            holder = self.read_holder()
+            if holder and holder["host"] == socket.gethostname() and is_alive(holder["pid"]):
                 self.raise_locked()
 
     def read_holder(self) -> dict | None:
@@ -47,10 +47,10 @@ class Lock:
         return json.loads(content) if content.endswith("}") else None
 
     def raise_locked(self) -> None:
-        there = self.read_holder()
+        holder = self.read_holder()
         self.file.close()
-        who = f"process {there['pid']} on {there['host']}" if there else "another process"
-        raise ValueError(f"{self.path.parent}: {self.description} is running there, {who}; wait for it, or stop it")
+        process = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+        raise ValueError(f"{self.path.parent}: in use by {self.description}, {process}; wait for it or stop it")
 
     def release(self) -> None:
         if not self.file.closed:

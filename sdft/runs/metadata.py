@@ -1,4 +1,4 @@
-"""The run folder's own account: what ran, with what, and how it ended."""
+"""Record of a run in its folder: command, config, code and library versions, and final state."""
 
 import json
 import platform
@@ -17,24 +17,24 @@ LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-c
 
 
 class RunRecord:
-    """`config.yaml`, resolved, and `run.json`, written when the run starts and again when it ends."""
+    """`config.yaml` (resolved) and `run.json`, written at the start of the run; `run.json` again at its end."""
 
     def __init__(self, folder: Path):
         self.folder, self.metadata = folder, {}
 
-    def start(self, plan: dict, cfg, overrides: list[str], before: dict | None = None, **resumed) -> None:
-        """`before` is what it said when the run was here last, and `resumed` how it goes on."""
+    def start(self, plan: dict, cfg, overrides: list[str], previous: dict | None = None, **resume_info) -> None:
+        """Write both files. A resumed run passes its `previous` metadata, and `resume_info` to append to `resumed`."""
         with atomic_write(self.folder / "config.yaml") as partial:
             OmegaConf.save(cfg, partial)
-        before = before or {}
-        came = {"when": format_now(), "commit_before": before.get("commit")}
+        previous = previous or {}
+        resume_entry = {"when": format_now(), "commit_before": previous.get("commit")} | resume_info
         self.metadata = {
             "command": get_command_line(),
             "overrides": overrides,
-            "started": before.get("started", format_now()),
+            "started": previous.get("started", format_now()),
             "resumed": [
-                *before.get("resumed", []),
-                *([came | resumed] if before else []),
+                *previous.get("resumed", []),
+                *([resume_entry] if previous else []),
             ],
             "state": "running",
             "commit": read_commit(self.folder / "changes.diff"),
@@ -59,30 +59,30 @@ def format_now() -> str:
 
 
 def mark_failed(folder: Path, status: int) -> int:
-    """The same status; a run that several processes left unfinished has failed."""
+    """Return `status`; if it is an error, set the state of an unfinished run to failed."""
     file = folder / "run.json"
-    if status and (facts := read_json(file)).get("state") in ("running", "trained"):
+    if status and (metadata := read_json(file)).get("state") in ("running", "trained"):
         with atomic_write(file) as partial:
-            failed = json.dumps(facts | {"state": "failed"}, indent=2, ensure_ascii=False)
-            partial.write_text(failed + "\n", encoding="utf-8")
+            text = json.dumps(metadata | {"state": "failed"}, indent=2, ensure_ascii=False)
+            partial.write_text(text + "\n", encoding="utf-8")
     return status
 
 
 def get_command_line() -> list[str]:
-    """The command line of this run, without the folder of the program."""
+    """Command line of this process, without the folder of the program."""
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def read_commit(changes: Path) -> str | None:
-    """The commit of this checkout, `+` when it has changes, which are then written to a file; None outside one."""
+    """Commit of this checkout, or None outside one. Uncommitted changes add a `+` and are written to the file `changes`."""
     package = Path(__file__).parent.parent
     git = ["git", "-C", str(package.parent)]
-    told = {"capture_output": True, "timeout": 5}
+    options = {"capture_output": True, "timeout": 5}
     try:
         if package.parent.name == "site-packages":
-            return None  # installed; whatever checkout it lies in is another project's
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], text=True, **told)
-        diff = subprocess.run([*git, "diff", "HEAD", "--", "."], **told)
+            return None  # an installed package may lie in the checkout of another project
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], text=True, **options)
+        diff = subprocess.run([*git, "diff", "HEAD", "--", "."], **options)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if head.returncode:

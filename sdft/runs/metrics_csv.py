@@ -1,4 +1,4 @@
-"""`metrics.csv`: a row for whatever is measured at a step, on the disk at once; a resumed run goes on behind its own rows."""
+"""`metrics.csv` logger: one row per step, written immediately; a resumed run appends to its earlier rows."""
 
 import csv
 from pathlib import Path
@@ -26,10 +26,10 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict, step: int | None = None) -> None:
         row = {"step": step} | {name: float(value) for name, value in metrics.items()}
-        new = [name for name in row if name not in self.columns]
-        self.columns += new
+        new_columns = [name for name in row if name not in self.columns]
+        self.columns += new_columns
         self.rows.append(row)
-        if new:
+        if new_columns:
             self.rewrite()
             return
         with open(self.path, "a", newline="", encoding="utf-8") as file:
@@ -37,14 +37,14 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *_) -> None:
-        """They are in `config.yaml`."""
+        """Nothing to do: `config.yaml` contains them."""
 
     @rank_zero_only
     def truncate(self, count: int) -> None:
-        """Of what an earlier process has written, the first `count` rows: it measured the others after its last checkpoint."""
+        """Keep the first `count` rows: an earlier process logged the others after its last checkpoint."""
         self.rows = self.rows[:count]
-        there = {name for row in self.rows for name, value in row.items() if value not in ("", None)}
-        self.columns = [name for name in self.columns if name in there]
+        used = {name for row in self.rows for name, value in row.items() if value not in ("", None)}
+        self.columns = [name for name in self.columns if name in used]
         if self.columns:
             self.rewrite()
         else:
@@ -58,7 +58,7 @@ class MetricsCsv(Logger):
 
 
 def read_metrics(path: Path) -> tuple[list[str], list[dict]]:
-    """Columns and rows; a last line that was cut off is left out."""
+    """Columns and rows, without a truncated last line."""
     if not path.is_file():
         return [], []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""A run again, and whether it came to the same: weights, metrics and samples to the bit, and what differs when they do not."""
+"""Reproduce a run, and compare weights, metrics and samples bit for bit with the original."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,59 +11,59 @@ from sdft.runs.checkpoint_file import read_checkpoint
 from sdft.runs.files import read_config, read_json
 from sdft.runs.resume import diff_configs
 
-TIMING_METRICS = ("images_per_second", "memory_gb")  # of this time and this machine
+TIMING_METRICS = ("images_per_second", "memory_gb")  # differ between runs and machines
 ENVIRONMENT_KEYS = ("commit", "digests", "versions", "python", "device", "batch")
 
 
 def check_reproducible(cfg: DictConfig) -> None:
-    """`ValueError` unless the run is there, ended, and ran with the same words throughout: these."""
+    """Raise `ValueError` unless `cfg.reproduce` is a finished run, trained with the options of `cfg` from start to end."""
     folder = Path(cfg.reproduce).expanduser()
     record = read_json(folder / "run.json")
     if not record:
-        raise ValueError(f"reproduce={cfg.reproduce}: no run there; give a run's folder, or last")
+        raise ValueError(f"reproduce={cfg.reproduce}: not a run folder; give a run folder, or last")
     if (state := record.get("state")) != "finished":
-        raise ValueError(f"reproduce={folder}: did not finish ({state}); resume={folder} goes on with it")
-    if on_the_way := [part for part in record["resumed"] if part["changed"]]:
-        words = ", ".join(on_the_way[0]["changed"])
+        raise ValueError(f"reproduce={folder}: the run is not finished ({state}); use resume={folder} to continue it")
+    if changes := [entry for entry in record["resumed"] if entry["changed"]]:
+        names = ", ".join(changes[0]["changed"])
         raise ValueError(
-            f"reproduce={folder}: went on with other {words} at step {on_the_way[0]['step']}; repeat another"
+            f"reproduce={folder}: {names} changed at step {changes[0]['step']}; give a run with constant options"
         )
-    old, new = (OmegaConf.to_container(one) for one in (read_config(folder), cfg))
-    other = [name for name in diff_configs(old, new) if name not in ("reproduce", "name", "tags", "sweep")]
-    if other:
-        raise ValueError(f"reproduce={folder}: {other[0]} is another; give no other words, or train without repeat")
+    old, new = (OmegaConf.to_container(config) for config in (read_config(folder), cfg))
+    changed = [name for name in diff_configs(old, new) if name not in ("reproduce", "name", "tags", "sweep")]
+    if changed:
+        raise ValueError(f"reproduce={folder}: {changed[0]} differs from that run; remove this option, or reproduce=…")
 
 
 def compare_bitwise(before: Path, after: Path) -> tuple[bool, list[str]]:
-    """Whether both runs came to the same, and lines that say what does not, and what else is unlike."""
-    found = [*compare_weights(before, after), *compare_metrics(before, after), *compare_samples(before, after)]
-    if not found:
+    """Whether two runs are bit-identical, and a line for each difference in their results and environments."""
+    differences = [*compare_weights(before, after), *compare_metrics(before, after), *compare_samples(before, after)]
+    if not differences:
         return True, []
-    one, other = (read_json(folder / "run.json") for folder in (before, after))
-    unlike = [f"{key}: {one[key]} and {other[key]}" for key in ENVIRONMENT_KEYS if one[key] != other[key]]
-    return False, found + (unlike or ["nothing else that is known differs: this device computes otherwise each time"])
+    old, new = (read_json(folder / "run.json") for folder in (before, after))
+    causes = [f"{key}: {old[key]} and {new[key]}" for key in ENVIRONMENT_KEYS if old[key] != new[key]]
+    return False, differences + (causes or ["the environments are equal: this device is not deterministic"])
 
 
 def compare_weights(before: Path, after: Path) -> Iterator[str]:
-    """What was learned, as the last checkpoints hold it, and its averages."""
-    one, other = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (before, after))
-    kinds = {"weights": lambda state: state["state_dict"]}
-    if "EMA" in one["callbacks"]:
-        kinds["averaged weights"] = lambda state: state["callbacks"]["EMA"]["average"]
-    for kind, of in kinds.items():
-        gaps = {name: float((w - of(other)[name]).abs().max()) for name, w in of(one).items()}
-        apart = {name: gap for name, gap in gaps.items() if gap != 0}
-        if apart:
-            worst = max(apart, key=apart.get)
-            yield f"{kind}: {len(apart)} of {len(gaps)} differ, most by {apart[worst]:.1e} ({worst})"
+    """Compare the trained and EMA weights of the last checkpoints."""
+    old, new = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (before, after))
+    weight_getters = {"weights": lambda state: state["state_dict"]}
+    if "ema" in old["callbacks"]:
+        weight_getters["EMA weights"] = lambda state: state["callbacks"]["ema"]["average"]
+    for kind, get_weights in weight_getters.items():
+        gaps = {name: float((w - get_weights(new)[name]).abs().max()) for name, w in get_weights(old).items()}
+        different = {name: gap for name, gap in gaps.items() if gap != 0}
+        if different:
+            worst = max(different, key=different.get)
+            yield f"{kind}: {len(different)} of {len(gaps)} differ, by up to {different[worst]:.1e} ({worst})"
 
 
 def compare_metrics(before: Path, after: Path) -> Iterator[str]:
-    """The first value that differs."""
-    one, other = (read_comparable_rows(folder / metrics_file.METRICS_FILE) for folder in (before, after))
-    if len(one) != len(other):
-        yield f"metrics: {len(one)} rows and {len(other)}"
-    for a, b in zip(one, other, strict=False):
+    """Describe the first metric value that differs."""
+    old, new = (read_comparable_rows(folder / metrics_file.METRICS_FILE) for folder in (before, after))
+    if len(old) != len(new):
+        yield f"metrics: {len(old)} rows and {len(new)}"
+    for a, b in zip(old, new, strict=False):
         if names := [name for name in a if a[name] != b.get(name)]:
             yield f"metrics: {names[0]} at step {a['step']} is {a[names[0]]} and {b.get(names[0])}"
             return

@@ -1,16 +1,16 @@
-"""The samples that training has left in a run's folder."""
+"""Readers of the sample images in a run folder."""
 
 import json
 from pathlib import Path
 
 
 def find_last_samples(run: Path) -> Path | None:
-    """The folder of the last step that was drawn to the end; None where there is none."""
+    """Folder of the last step whose samples are complete; None if there is none."""
     return max((file.parent for file in (run / "samples").glob("step-*/samples.json")), default=None)
 
 
 def read_sample_prompts(run: Path) -> list[str]:
-    """Of the pictures of that step, in their order."""
-    if not (place := find_last_samples(run)):
+    """Prompts of the last complete samples, one per image."""
+    if not (folder := find_last_samples(run)):
         return []
-    return [str(fact["prompt"]) for fact in json.loads((place / "samples.json").read_text(encoding="utf-8"))]
+    return [str(entry["prompt"]) for entry in json.loads((folder / "samples.json").read_text(encoding="utf-8"))]

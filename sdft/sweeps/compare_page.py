@@ -1,4 +1,4 @@
-"""`compare.html`: what every setting reached: verdict, table, plots, and the same prompt and seed across settings."""
+"""Render `compare.html`: verdict, table, plots by option and cost, and the same prompts and seeds across settings."""
 
 from pathlib import Path
 
@@ -10,32 +10,32 @@ from sdft.models.image_cache import format_image_name
 from sdft.runs.files import atomic_write
 from sdft.sweeps.results import FinishedRun, Setting, comparable_metrics, table_columns
 
-MAX_PROMPTS, MAX_SCORES = 6, 7  # shown at most: prompts of the grid, scores against a option
+MAX_PROMPTS, MAX_SCORES = 6, 7  # prompts of the sample grid, plots per option
 
 
 def write_compare_page(
-    settings: list[Setting], runs: list[FinishedRun], metric: str, verdict: list[str], place: Path
+    settings: list[Setting], runs: list[FinishedRun], metric: str, verdict: list[str], folder: Path
 ) -> None:
-    """Write `place/compare.html`; `verdict` are the lines that the terminal tells."""
-    told = table_columns(runs)
+    """Write `folder/compare.html`; `verdict` are the lines of `recommend_setting`."""
+    formats = table_columns(runs)
     context = {
         "title": f"{len(settings)} settings, {len(runs)} runs",
         "metric": metric,
         "up": comparable_metrics(runs)[metric],
         "verdict": [line.split(None, 1) for line in verdict],
-        "names": list(told),
+        "names": list(formats),
         "rows": [
             {
                 "label": setting.label,
                 "seeds": len(setting.runs),
-                "cells": [format_cell(setting, name, told[name]) for name in told],
+                "cells": [format_cell(setting, name, formats[name]) for name in formats],
                 "best": bool(verdict) and verdict[0].split(None, 1)[1].startswith(f"{setting.label}:"),
                 "cheapest": any(line.startswith(f"cheapest   {setting.label}:") for line in verdict),
             }
             for setting in settings
         ],
-        "against": plot_by_option(settings, runs, metric),
-        "costs": [
+        "option_plots": plot_by_option(settings, runs, metric),
+        "cost_plots": [
             plot_pareto_scatter(
                 cost_score_points(settings, name, metric), name, metric, comparable_metrics(runs)[metric], log
             )
@@ -46,52 +46,52 @@ def write_compare_page(
         "folders": [str(run.folder) for run in runs],
         "device": ", ".join(sorted({run.device for run in runs})),
     }
-    with atomic_write(place / "compare.html") as file:
+    with atomic_write(folder / "compare.html") as file:
         file.write_text(get_jinja_environment().get_template("compare.html").render(context), encoding="utf-8")
 
 
 def cost_score_points(settings: list[Setting], name: str, metric: str) -> dict[str, tuple[float, float]]:
     """Cost and score of the settings that have both."""
-    found = {setting.label: (setting.mean(name), setting.mean(metric)) for setting in settings}
-    return {label: point for label, point in found.items() if None not in point}
+    points = {setting.label: (setting.mean(name), setting.mean(metric)) for setting in settings}
+    return {label: point for label, point in points.items() if None not in point}
 
 
-def format_cell(setting: Setting, name: str, form: str) -> dict[str, str]:
-    spread = setting.std(name)
+def format_cell(setting: Setting, name: str, number_format: str) -> dict[str, str]:
+    std = setting.std(name)
     return {
-        "value": format_score(setting.mean(name), form),
-        "spread": "" if spread is None else f"± {format_score(spread, form)}",
+        "value": format_score(setting.mean(name), number_format),
+        "std": "" if std is None else f"± {format_score(std, number_format)}",
     }
 
 
 def plot_by_option(settings: list[Setting], runs: list[FinishedRun], metric: str) -> list[dict[str, str]]:
-    """A row of plots for each option that takes numbers: the metric first, then other scores; a line for each rest of the words.
+    """One row of plots per numeric option: `metric` first, then other scores; one line per combination of the other options.
 
-    Settings without the option, such as those of another method, are left out.
+    Settings without the option, such as those of another method, are skipped.
     """
     keys = dict.fromkeys(option for setting in settings for option in setting.options)
-    there = comparable_metrics(runs)
-    names = [metric, *[name for name in there if name != metric and "/" not in name][: MAX_SCORES - 1]]
-    found = []
+    metrics = comparable_metrics(runs)
+    names = [metric, *[name for name in metrics if name != metric and "/" not in name][: MAX_SCORES - 1]]
+    plots = []
     for option in keys:
-        those = sorted(
+        numeric = sorted(
             (s for s in settings if parse_number(s.options.get(option)) is not None),
             key=lambda s: parse_number(s.options[option]),
         )
-        if len({parse_number(s.options[option]) for s in those}) < 2:
+        if len({parse_number(s.options[option]) for s in numeric}) < 2:
             continue
         panels = {}
         for name in names:
             lines: dict[str, list] = {}
-            for setting in those:
-                rest = " ".join(f"{key}={value}" for key, value in setting.options.items() if key != option)
+            for setting in numeric:
+                others = " ".join(f"{key}={value}" for key, value in setting.options.items() if key != option)
                 if setting.mean(name) is not None:
-                    lines.setdefault(rest, []).append(
+                    lines.setdefault(others, []).append(
                         (parse_number(setting.options[option]), setting.mean(name), setting.values(name))
                     )
-            panels[f"{name} {'↑' if there[name] else '↓'}"] = lines
-        found.append({"option": option, "plot": plot_lines_with_spread(panels, option)})
-    return found
+            panels[f"{name} {'↑' if metrics[name] else '↓'}"] = lines
+        plots.append({"option": option, "plot": plot_lines_with_spread(panels, option)})
+    return plots
 
 
 def parse_number(value) -> float | None:
@@ -102,21 +102,23 @@ def parse_number(value) -> float | None:
 
 
 def build_sample_grid(settings: list[Setting]) -> dict | None:
-    """The first seed of some prompts, a row a setting, of evaluations that asked the same; the base's above."""
-    firsts = [setting.runs[0] for setting in settings]
-    reports = [run.report for run in firsts]
+    """Images of the first seed of some prompts, the base's row first, then one row per setting.
+
+    None unless all evaluations used the same prompts.
+    """
+    first_runs = [setting.runs[0] for setting in settings]
+    reports = [run.report for run in first_runs]
     if None in reports or any(report["groups"] != reports[0]["groups"] for report in reports):
         return None
     seed = reports[0]["sampling"]["seed"]
-    prompts = [prompt for listed in reports[0]["groups"].values() for prompt in listed][:MAX_PROMPTS]
-    rows = [("base", firsts[0], reports[0]["states"][0])]
-    rows += [(s.label, run, get_result_state(run.report)) for s, run in zip(settings, firsts, strict=True)]
-    found = []
-    for label, run, state in rows:
-        folder = run.folder / "evaluation" / state["pictures"]
+    prompts = [prompt for group in reports[0]["groups"].values() for prompt in group][:MAX_PROMPTS]
+    states = [("base", first_runs[0], reports[0]["states"][0])]
+    states += [(s.label, run, get_result_state(run.report)) for s, run in zip(settings, first_runs, strict=True)]
+    rows = []
+    for label, run, state in states:
+        folder = run.folder / "evaluation" / state["image_folder"]
         files = [folder / format_image_name(prompt, seed) for prompt in prompts]
         if any(file.is_file() for file in files):
-            found.append(
-                {"label": label, "images": [encode_data_uri(file) if file.is_file() else None for file in files]}
-            )
-    return {"prompts": prompts, "rows": found} if found else None
+            images = [encode_data_uri(file) if file.is_file() else None for file in files]
+            rows.append({"label": label, "images": images})
+    return {"prompts": prompts, "rows": rows} if rows else None

@@ -1,4 +1,4 @@
-"""Jobs of a sweep: each a fresh process with a single-run command line, as many at a time as its launcher has room for."""
+"""Run the jobs of a sweep: each a fresh process with a single-run command line, as many at a time as the launcher has slots."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from sdft.runs.checkpoint_file import find_latest_checkpoint
 from sdft.runs.files import read_json
 
 LOG_FILE = "log.txt"
-POLL_SECONDS = 0.2  # seconds between looks at what runs
+POLL_SECONDS = 0.2
 
 
 @dataclass(eq=False)
@@ -24,29 +24,23 @@ class Job:
     label: str
 
     def state(self) -> str | None:
-        """As its run says."""
+        """The state in its `run.json`."""
         return read_json(self.folder / "run.json").get("state")
 
     def is_finished(self) -> bool:
         return self.state() == "finished"
 
     def build_command(self) -> list[str]:
-        """Its command line, once its folder is ready."""
+        """Prepare the job's folder and return its command line."""
         resume = prepare_job_folder(self.folder)
-        flags = [word for word in self.overrides if word.startswith("-")]  # behind other overrides they would end them
-        overrides = [word for word in self.overrides if word not in flags]
-        return [
-            sys.executable,
-            os.path.abspath(sys.argv[0]),
-            *flags,
-            *overrides,
-            *resume,
-            f"hydra.run.dir={self.folder}",
-        ]
+        flags = [text for text in self.overrides if text.startswith("-")]  # must precede all overrides
+        overrides = [text for text in self.overrides if text not in flags]
+        program = os.path.abspath(sys.argv[0])
+        return [sys.executable, program, *flags, *overrides, *resume, f"hydra.run.dir={self.folder}"]
 
 
 def prepare_job_folder(folder: Path) -> list[str]:
-    """The word by which a job goes on with what it has saved; without any, nothing is left of what it has begun."""
+    """Return `[resume=FOLDER]` if the job has a checkpoint; otherwise empty its folder."""
     if (folder / "run.json").is_file() and find_latest_checkpoint(folder / "checkpoints"):
         return [f"resume={folder}"]
     shutil.rmtree(folder, ignore_errors=True)
@@ -55,7 +49,7 @@ def prepare_job_folder(folder: Path) -> list[str]:
 
 
 class JobHandle(Protocol):
-    """A job that runs somewhere."""
+    """A started job."""
 
     def exit_code(self) -> int | None:
         """Its exit status, None while it runs."""
@@ -65,21 +59,23 @@ class JobHandle(Protocol):
 
 
 class Launcher(Protocol):
-    """Where jobs run: `slots` of them at a time, in the order they are started in; `writes_logs` when they write to files, `shares_terminal` when
-    they hear the Ctrl-C of this terminal."""
+    """Where jobs run: at most `slots` at a time, in the order they are started.
+
+    `writes_logs` when jobs write to log files, `receives_sigint` when jobs receive the Ctrl-C of this terminal.
+    """
 
     slots: int
     writes_logs: bool
-    shares_terminal: bool
+    receives_sigint: bool
 
     def prepare(self, folder: Path, configs: list) -> None:
-        """Before the first job; `configs` are what jobs will compose, `ValueError` when there is no room for one."""
+        """Called before the first job with the jobs' composed configs; raises `ValueError` if they cannot be run."""
 
     def start(self, job: Job) -> JobHandle: ...
 
 
 class JobSource(Protocol):
-    """Where jobs come from: about `total` of them; `failed` are those that did not end well."""
+    """Provides jobs, `total` of them as far as is known; `failed` are those that ended with an error."""
 
     total: int
     failed: list[Job]
@@ -87,20 +83,20 @@ class JobSource(Protocol):
     def next_job(self) -> Job | None: ...
 
     def should_stop(self, job: Job) -> bool:
-        """Whether it may be stopped before its end."""
+        """Whether to stop the job early."""
 
     def record_end(self, job: Job, code: int) -> str:
-        """How it went, in a word."""
+        """Record the end of a job; returns its outcome: finished, failed or pruned."""
 
 
 class JobList:
-    """Jobs that are known beforehand."""
+    """A fixed list of jobs."""
 
     def __init__(self, jobs: list[Job], total: int):
-        self.left, self.total, self.failed = list(jobs), total, []
+        self.pending, self.total, self.failed = list(jobs), total, []
 
     def next_job(self) -> Job | None:
-        return self.left.pop(0) if self.left else None
+        return self.pending.pop(0) if self.pending else None
 
     def should_stop(self, job: Job) -> bool:
         return False
@@ -112,17 +108,17 @@ class JobList:
         return "failed"
 
 
-def run_jobs(feed: JobSource, launcher: Launcher) -> None:
-    """Start jobs while `feed` has some and there is room, and tell it how each ended."""
+def run_jobs(source: JobSource, launcher: Launcher) -> None:
+    """Start jobs while `source` has some and slots are free, and record how each ended."""
     running: dict[Job, JobHandle] = {}
     try:
         with exit_on_sigterm():
-            run_until_done(feed, launcher, running)
+            run_until_done(source, launcher, running)
     except (KeyboardInterrupt, SystemExit) as end:
-        if launcher.shares_terminal and running:
-            print("stopping: the jobs save what they have; once more ends them at once", flush=True)
-            told = isinstance(end, KeyboardInterrupt)  # by the terminal, themselves
-            for handle in running.values() if not told else ():
+        if launcher.receives_sigint and running:
+            print("stopping: jobs save a checkpoint; press Ctrl-C again to end them at once", flush=True)
+            jobs_got_sigint = isinstance(end, KeyboardInterrupt)  # from the terminal
+            for handle in running.values() if not jobs_got_sigint else ():
                 handle.stop()
             while any(handle.exit_code() is None for handle in running.values()):
                 time.sleep(POLL_SECONDS)
@@ -131,40 +127,40 @@ def run_jobs(feed: JobSource, launcher: Launcher) -> None:
 
 @contextmanager
 def exit_on_sigterm():
-    """SIGTERM ends a sweep as Ctrl-C does, with 143."""
+    """Let SIGTERM end a sweep as Ctrl-C does, with exit status 143."""
     try:
-        before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    except ValueError:  # not the main thread, which alone hears signals
+        previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    except ValueError:  # only the main thread may set signal handlers
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
-def run_until_done(feed: JobSource, launcher: Launcher, running: dict[Job, JobHandle]) -> None:
+def run_until_done(source: JobSource, launcher: Launcher, running: dict[Job, JobHandle]) -> None:
     stopped: set[Job] = set()
     while True:
-        while len(running) < launcher.slots and (job := feed.next_job()):
-            where = f", log in {job.folder / LOG_FILE}" if launcher.writes_logs else ""
-            print(f"job      {format_job_number(job, feed)}: {job.label}{where}", flush=True)
+        while len(running) < launcher.slots and (job := source.next_job()):
+            log = f", log in {job.folder / LOG_FILE}" if launcher.writes_logs else ""
+            print(f"job        {format_job_number(job, source)}: {job.label}{log}", flush=True)
             running[job] = launcher.start(job)
         if not running:
             return
         time.sleep(POLL_SECONDS)
         for job, handle in list(running.items()):
             code = handle.exit_code()
-            if code is None and job not in stopped and feed.should_stop(job):
+            if code is None and job not in stopped and source.should_stop(job):
                 stopped.add(job)
                 handle.stop()
             elif code is not None:
                 del running[job]
-                how = feed.record_end(job, code)
-                if launcher.writes_logs or how != "finished":
-                    print(f"{how:<8} {format_job_number(job, feed)}: {job.label}", flush=True)
+                outcome = source.record_end(job, code)
+                if launcher.writes_logs or outcome != "finished":
+                    print(f"{outcome:<10} {format_job_number(job, source)}: {job.label}", flush=True)
 
 
-def format_job_number(job: Job, feed: JobSource) -> str:
+def format_job_number(job: Job, source: JobSource) -> str:
     number = int(job.folder.name) + 1
-    return f"{number} of {max(number, feed.total)}"
+    return f"{number} of {max(number, source.total)}"

@@ -1,4 +1,4 @@
-"""What runs leave for comparison: their words, costs and scores, by setting."""
+"""Read finished runs for comparison: options, costs and scores, grouped by setting."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from sdft.evaluation.statistics import flatten_scores, get_result_state
 from sdft.runs.files import read_json
 
-COST_FORMATS = {  # of a run, with how a value is printed
+COST_FORMATS = {  # costs of a run, with their number formats
     "trainable": "{:,.0f}",
     "seconds": "{:.1f}",
     "s/it": "{:.3f}",
@@ -17,8 +17,8 @@ COST_FORMATS = {  # of a run, with how a value is printed
     "file MB": "{:.2f}",
     "validation/loss": "{:.4f}",
 }
-IGNORED_OPTIONS = ("name", "seed", "sweep", "tags", "resume", "prompts")  # words that do not make a run another setting
-GROUP_OPTIONS = ("method", "model", "data", "optimizer", "schedule", "precision", "strategy")  # named first
+IGNORED_OPTIONS = ("name", "seed", "sweep", "tags", "resume", "prompts")  # do not define a setting
+GROUP_OPTIONS = ("method", "model", "data", "optimizer", "schedule", "precision", "strategy")  # first in labels
 VALIDATION_LOSS = "validation/loss"
 LOWER_IS_BETTER = (
     VALIDATION_LOSS,
@@ -36,7 +36,7 @@ LOWER_IS_BETTER = (
 
 @dataclass
 class FinishedRun:
-    """A finished run: its words, what it cost, and its evaluation, if it had one."""
+    """A finished run: its options, costs, and evaluation report if it has one."""
 
     folder: Path
     options: dict
@@ -47,18 +47,18 @@ class FinishedRun:
 
     @property
     def scores(self) -> dict[str, dict]:
-        """Those of the result, by name; of other groups than the prompts as `controls/drift`."""
+        """Scores of the final result by name; in other groups than the prompts as `controls/drift`."""
         return flatten_scores(get_result_state(self.report)["scores"]) if self.report else {}
 
     @property
     def evaluation_key(self) -> str:
-        """What an evaluation must share with others to be compared with them."""
-        told = self.report or {}
-        drawn = {key: value for key, value in told.get("sampling", {}).items() if key != "batch_size"}
-        return json.dumps([told.get("scorers"), told.get("groups"), told.get("images"), drawn])
+        """Runs are comparable when this is equal: scorers, prompts, number of images and sampling options."""
+        report = self.report or {}
+        sampling = {key: value for key, value in report.get("sampling", {}).items() if key != "batch_size"}
+        return json.dumps([report.get("scorers"), report.get("groups"), report.get("images"), sampling])
 
     def base_value(self, metric: str) -> float | None:
-        """What the base has."""
+        """The base model's score."""
         if metric == VALIDATION_LOSS:
             return self.loss
         return flatten_scores(self.report["states"][0]["scores"])[metric]["value"]
@@ -69,7 +69,7 @@ class FinishedRun:
 
 @dataclass
 class Setting:
-    """Runs that differ in nothing but their seed."""
+    """Runs that differ only by seed."""
 
     options: dict
     runs: list[FinishedRun]
@@ -79,7 +79,7 @@ class Setting:
         return " ".join(f"{key}={value}" for key, value in self.options.items()) or "all"
 
     def values(self, metric: str) -> list[float]:
-        """Of every run; none when one of them has none, for a seed that failed must not be averaged away."""
+        """The score of every run; empty if one has none, because a failed seed must not be averaged away."""
         values = [run.value(metric) for run in self.runs]
         return [] if None in values else values
 
@@ -91,7 +91,7 @@ class Setting:
         return sum(values) / len(values) if values else None
 
     def base_value(self, metric: str) -> float:
-        """What the base has."""
+        """The base model's score."""
         return self.runs[0].base_value(metric)
 
     def std(self, metric: str) -> float | None:
@@ -100,21 +100,21 @@ class Setting:
         return float(torch.tensor(values, dtype=torch.double).std()) if len(values) > 1 else None
 
     def per_image_means(self, metric: str) -> torch.Tensor | None:
-        """The mean over runs of every picture's value; None of what has no value a picture, or of unlike evaluations."""
-        found = [run.scores.get(metric, {}).get("each") for run in self.runs]
-        if None in found or len({len(values) for values in found}) != 1:
+        """Every image's score averaged over runs, `[images]`; None without per-image scores, or if their numbers differ."""
+        scores = [run.scores.get(metric, {}).get("per_image") for run in self.runs]
+        if None in scores or len({len(values) for values in scores}) != 1:
             return None
-        rows = torch.tensor([[torch.nan if v is None else v for v in values] for values in found], dtype=torch.double)
+        rows = torch.tensor([[torch.nan if v is None else v for v in values] for values in scores], dtype=torch.double)
         return rows.nanmean(0)
 
 
 def read_finished_run(folder: Path) -> FinishedRun:
-    """A run folder, from its `run.json` and `evaluation/scores.json`."""
+    """Read `run.json` and `evaluation/scores.json`; raises `ValueError` unless the run finished."""
     record = read_json(folder / "run.json")
     if not record:
         raise ValueError(f"{folder}: not a run folder (no run.json)")
     if (state := record.get("state")) != "finished":
-        raise ValueError(f"{folder}: did not finish ({state})")
+        raise ValueError(f"{folder}: run not finished (state: {state})")
     nested = dict(
         w.split("=", 1) for w in record["command"] if "=" in w and "." in w.split("=")[0] and not w.startswith("hydra")
     )
@@ -137,54 +137,56 @@ def read_finished_run(folder: Path) -> FinishedRun:
 
 
 def group_by_setting(runs: list[FinishedRun]) -> list[Setting]:
-    """By the words that differ, but for the seed's; in the order of the runs."""
+    """Group runs by the options that differ, seeds aside, in the order of the runs."""
     keys = list(
         dict.fromkeys([*GROUP_OPTIONS, *[key for run in runs for key in run.options if key not in IGNORED_OPTIONS]])
     )
-    told = [key for key in keys if len({str(run.options.get(key)) for run in runs}) > 1]
-    if "method" in told:  # a word that one method alone has, and has one value of, says no more than the method
-        told = [key for key in told if all(key in run.options for run in runs) or varies_within_method(key, runs)]
-    told = [key for key in told if not follows_earlier_option(key, told, runs)]
-    found: dict[str, Setting] = {}
+    varying = [key for key in keys if len({str(run.options.get(key)) for run in runs}) > 1]
+    if "method" in varying:  # an option of one method with a single value is implied by the method
+        varying = [key for key in varying if all(key in run.options for run in runs) or varies_within_method(key, runs)]
+    varying = [key for key in varying if not follows_earlier_option(key, varying, runs)]
+    settings: dict[str, Setting] = {}
     for run in runs:
-        words = {key: run.options[key] for key in told if key in run.options}
-        found.setdefault(str(words), Setting(words, [])).runs.append(run)
-    return list(found.values())
+        options = {key: run.options[key] for key in varying if key in run.options}
+        settings.setdefault(str(options), Setting(options, [])).runs.append(run)
+    return list(settings.values())
 
 
 def varies_within_method(key: str, runs: list[FinishedRun]) -> bool:
-    """Whether a word has several values within one method."""
-    seen: dict[str, set] = {}
+    """Whether an option has several values within one method."""
+    values_by_method: dict[str, set] = {}
     for run in runs:
-        seen.setdefault(run.options["method"], set()).add(str(run.options.get(key)))
-    return any(len(values) > 1 for values in seen.values())
+        values_by_method.setdefault(run.options["method"], set()).add(str(run.options.get(key)))
+    return any(len(values) > 1 for values in values_by_method.values())
 
 
-def follows_earlier_option(key: str, told: list[str], runs: list[FinishedRun]) -> bool:
-    """Whether a word only follows an earlier one, as text_encoder_lr follows lr."""
-    before = told[: told.index(key)]
-    return any(all(run.options.get(key) == run.options.get(other) for run in runs) for other in before)
+def follows_earlier_option(key: str, varying: list[str], runs: list[FinishedRun]) -> bool:
+    """Whether an option always equals an earlier one, as text_encoder_lr equals lr."""
+    earlier = varying[: varying.index(key)]
+    return any(all(run.options.get(key) == run.options.get(other) for run in runs) for other in earlier)
 
 
 def comparable_metrics(runs: list[FinishedRun]) -> dict[str, bool]:
-    """Scores that all runs have, of evaluations that asked the same, and whether higher is better."""
-    told = metric_info(runs[0]) if len({run.evaluation_key for run in runs}) == 1 else {}
-    there = {name: fact["higher_is_better"] for name, fact in told.items() if all(name in run.scores for run in runs)}
-    return there | {VALIDATION_LOSS: False}
+    """Scores that all runs have, with whether higher is better; only the validation loss if their evaluations differ."""
+    metrics = metric_info(runs[0]) if len({run.evaluation_key for run in runs}) == 1 else {}
+    common = {
+        name: info["higher_is_better"] for name, info in metrics.items() if all(name in run.scores for run in runs)
+    }
+    return common | {VALIDATION_LOSS: False}
 
 
 def default_metric(runs: list[FinishedRun]) -> str:
-    """The first score of the evaluations, which is what was asked most of all; else the validation loss."""
-    named = [name for name in comparable_metrics(runs) if " and " in name] or list(comparable_metrics(runs))
-    return named[0]
+    """The first combined score such as "style and digit", else the first score, else the validation loss."""
+    names = [name for name in comparable_metrics(runs) if " and " in name] or list(comparable_metrics(runs))
+    return names[0]
 
 
 def table_columns(runs: list[FinishedRun]) -> dict[str, str]:
-    """Scores and costs that are shown, with how a value is printed."""
-    told = metric_info(runs[0])
-    return {name: told[name]["number_format"] for name in comparable_metrics(runs) if name in told} | COST_FORMATS
+    """Number formats of the table's scores and costs."""
+    info = metric_info(runs[0])
+    return {name: info[name]["number_format"] for name in comparable_metrics(runs) if name in info} | COST_FORMATS
 
 
 def metric_info(run: FinishedRun) -> dict[str, dict]:
-    """What the run's evaluation says of each score."""
+    """The evaluation's description of each score: number format, whether higher is better."""
     return flatten_scores(run.report["metrics"]) if run.report else {}

@@ -1,8 +1,8 @@
-"""A sweep is words to try: every job runs in a fresh process of its own, and a page compares them.
+"""Run sweeps: one fresh process per combination of options, then a comparison of the finished runs.
 
-`python train.py -m rank=4,8` and files in `sweeps/` are the same thing; the files are those of `wandb sweep`, so agents on
-many machines can share one. Hydra's own multirun is not used: it runs all jobs in one process, and a second rank that
-Lightning starts there would run the whole sweep again.
+`python train.py -m rank=4,8` is equivalent to a file in `sweeps/`, which has the format of `wandb sweep`, so that W&B agents
+on many machines can share it. Hydra's multirun is not used: it runs all jobs in one process, and a second rank started there
+by Lightning would run the entire sweep again.
 """
 
 import hashlib
@@ -35,92 +35,85 @@ SWEEPS_FOLDER = (
     CONF / "sweeps" if (CONF / "sweeps").is_dir() else CONF.parent / "sweeps"
 )  # in the wheel, in the checkout
 STATE_FILE = "sweep.json"
-SLURM_KEY_PREFIX = "launcher.slurm."  # whatever sbatch takes
-DEFAULT_TRIALS = 20  # of a search that is not told how many
+SLURM_KEY_PREFIX = "launcher.slurm."  # any option of sbatch
+DEFAULT_TRIALS = 20
 OPTION_TYPES = {"n_jobs": int | None, "trials": int | None, "sampler": str, "prune": bool}
-SAMPLER_BY_METHOD = {
-    "grid": None,
-    "bayes": "tpe",
-    "random": "random",
-}  # of `wandb sweep`, and who proposes the words here
+SAMPLER_BY_METHOD = {"grid": None, "bayes": "tpe", "random": "random"}  # method of `wandb sweep` -> Optuna sampler
 
 
-def run_sweep(name: str | None, words: list[str]) -> int:
-    """Run the jobs of `sweeps/NAME.yaml`, or of `words` alone, which replace and add to the file's; returns the exit code.
+def run_sweep(name: str | None, overrides: list[str]) -> int:
+    """Run the jobs of `sweeps/NAME.yaml` (if given), whose parameters `overrides` replace and extend; returns the exit code.
 
-    Jobs write to `multirun/NAME/STAMP/0`, `1` and so on. One that fails does not stop the others. Asked again with the same
-    words, a sweep goes on: only what is missing or failed runs.
+    Jobs write to `multirun/NAME/STAMP/0`, `1` and so on. A failed job does not stop the others. The same command resumes the
+    sweep: only missing and failed jobs run.
     """
-    own, words = split_sweep_overrides(words)
+    options, overrides = split_sweep_overrides(overrides)
     file = read_sweep_file(name) if name else {}
     parameters = file.get("parameters", {})
-    looking = SAMPLER_BY_METHOD[file.get("method", "grid")] or any(is_range_override(word) for word in words)
-    plan = run_search if looking else run_grid
-    return plan(name, file, parameters, words, own)
+    is_search = SAMPLER_BY_METHOD[file.get("method", "grid")] or any(is_range_override(text) for text in overrides)
+    run = run_search if is_search else run_grid
+    return run(name, file, parameters, overrides, options)
 
 
-def run_grid(name: str | None, file: dict, parameters: dict, words: list[str], own: DictConfig) -> int:
-    """Every combination of the values."""
-    if given := [key for key in ("trials", "objectives") if own[key] is not None]:
-        raise ValueError(
-            f"{given[0]}={own[given[0]]}: of a search, and no word here has a range, such as lr=interval(1e-5,1e-3)"
-        )
-    combinations = expand_grid(parameter_values(parameters), words)
+def run_grid(name: str | None, file: dict, parameters: dict, overrides: list[str], options: DictConfig) -> int:
+    """Run every combination of the values."""
+    if unused := [key for key in ("trials", "objectives") if options[key] is not None]:
+        value = options[unused[0]]
+        raise ValueError(f"{unused[0]}={value}: only for a search; give a range, such as lr=interval(1e-5,1e-3)")
+    combinations = expand_grid(parameter_values(parameters), overrides)
     configs = compose_job_configs(combinations)
     name = name or (configs[0].name if len({cfg.name for cfg in configs}) == 1 else "sweep")
-    launcher: Launcher = instantiate(own.launcher)
+    launcher: Launcher = instantiate(options.launcher)
     state = {"sweep": name, "jobs": combinations, "configs": hash_configs(configs)}
-    folder, alone = prepare_sweep(state, launcher, configs)
+    folder, lock = prepare_sweep(state, launcher, configs)
     labels = [" ".join(varying_overrides(combinations, number)) for number in range(len(combinations))]
-    todo = [
-        Job(folder / str(number), [*words_of_job, f"sweep={folder.name}"], label)
-        for number, (words_of_job, label) in enumerate(zip(combinations, labels, strict=True))
+    jobs = [
+        Job(folder / str(number), [*job_overrides, f"sweep={folder.name}"], label)
+        for number, (job_overrides, label) in enumerate(zip(combinations, labels, strict=True))
     ]
-    done = [job for job in todo if job.is_finished()]
-    print_finished_jobs(len(done), len(todo), folder)
-    feed = JobList([job for job in todo if job not in done], len(todo))
-    run_jobs(feed, launcher)
-    return finish_sweep(
-        folder, name, [job.folder for job in todo if job.is_finished()], target_metric(file), feed, alone
-    )
+    done = [job for job in jobs if job.is_finished()]
+    print_finished_jobs(len(done), len(jobs), folder)
+    source = JobList([job for job in jobs if job not in done], len(jobs))
+    run_jobs(source, launcher)
+    finished = [job.folder for job in jobs if job.is_finished()]
+    return finish_sweep(folder, name, finished, target_metric(file), source, lock)
 
 
-def run_search(name: str | None, file: dict, parameters: dict, words: list[str], own: DictConfig) -> int:
-    """As many jobs as `trials` says, with words that Optuna picks."""
+def run_search(name: str | None, file: dict, parameters: dict, overrides: list[str], options: DictConfig) -> int:
+    """Run `trials` jobs with values that Optuna samples."""
     if find_spec("optuna") is None:
         raise ValueError('a range of values: needs optuna, which is not installed; pip install "sdft[sweeps]"')
     from sdft.sweeps.optuna_search import OptunaSearch, objective_directions
 
-    if own.trials is not None and own.trials < 1:
-        raise ValueError(f"trials={own.trials}: choose 1 or more")
-    space, fixed = build_search_space(parameters, words)
-    ends = [
-        [*fixed, *(f"{key}={format_override_value(end)}" for key, end in zip(space, picked, strict=True))]
-        for picked in search_space_corners(space)
+    if options.trials is not None and options.trials < 1:
+        raise ValueError(f"trials={options.trials}: choose 1 or more")
+    space, fixed = build_search_space(parameters, overrides)
+    corners = [
+        [*fixed, *(f"{key}={format_override_value(value)}" for key, value in zip(space, corner, strict=True))]
+        for corner in search_space_corners(space)
     ]
-    configs = compose_job_configs(ends)
-    trials, name = own.trials or file.get("run_cap") or DEFAULT_TRIALS, name or configs[0].name
+    configs = compose_job_configs(corners)
+    trials, name = options.trials or file.get("run_cap") or DEFAULT_TRIALS, name or configs[0].name
     goal = {target_metric(file): file["metric"]["goal"]} if target_metric(file) else {}
-    named = [own.objectives] if isinstance(own.objectives, str) else own.objectives or list(goal) or ["validation/loss"]
-    objectives = objective_directions(list(named), goal)
-    if (asked := [name for name in objectives if name not in COST_FORMATS]) and not configs[0].metrics:
-        raise ValueError(f"objectives={asked[0]}: no judge; choose metrics=clip, or metrics=digits for digits")
-    launcher: Launcher = instantiate(own.launcher)
-    sampler = SAMPLER_BY_METHOD[file.get("method", "grid")] or own.sampler
+    names = [options.objectives] if isinstance(options.objectives, str) else options.objectives
+    objectives = objective_directions(list(names or list(goal) or ["validation/loss"]), goal)
+    if (scores := [name for name in objectives if name not in COST_FORMATS]) and not configs[0].metrics:
+        raise ValueError(f"objectives={scores[0]}: needs metrics; choose metrics=clip, or metrics=digits for digits")
+    launcher: Launcher = instantiate(options.launcher)
+    sampler = SAMPLER_BY_METHOD[file.get("method", "grid")] or options.sampler
     state = {"sweep": name, "fixed": fixed, "space": {key: repr(values) for key, values in space.items()}}
-    folder, alone = prepare_sweep(
-        state | {"objectives": objectives, "configs": hash_configs(configs)}, launcher, configs
-    )
+    state |= {"objectives": objectives, "configs": hash_configs(configs)}
+    folder, lock = prepare_sweep(state, launcher, configs)
     fixed = [*fixed, f"sweep={folder.name}"]
-    feed = OptunaSearch(folder, space, fixed, objectives, trials, sampler, own.prune, configs[0].seed)
-    print_finished_jobs(feed.done, trials, folder)
-    run_jobs(feed, launcher)
-    print("\n".join(feed.summary_lines()))
-    return finish_sweep(folder, name, feed.finished_folders(), next(iter(objectives)), feed, alone)
+    source = OptunaSearch(folder, space, fixed, objectives, trials, sampler, options.prune, configs[0].seed)
+    print_finished_jobs(source.completed, trials, folder)
+    run_jobs(source, launcher)
+    print("\n".join(source.summary_lines()))
+    return finish_sweep(folder, name, source.finished_folders(), next(iter(objectives)), source, lock)
 
 
-def prepare_sweep(state: dict, launcher: Launcher, configs: list[DictConfig]) -> tuple[Path, object]:
-    """The sweep's folder, an earlier one of the same jobs or a new one, and its lock."""
+def prepare_sweep(state: dict, launcher: Launcher, configs: list[DictConfig]) -> tuple[Path, Lock]:
+    """Return the sweep's folder (an existing one with the same jobs, else a new one) and its lock."""
     folder = find_existing_sweep(state) or Path("multirun") / state["sweep"] / time.strftime("%Y-%m-%d_%H-%M-%S")
     launcher.prepare(folder, configs)
     with atomic_write(folder / STATE_FILE) as partial:
@@ -130,44 +123,46 @@ def prepare_sweep(state: dict, launcher: Launcher, configs: list[DictConfig]) ->
 
 def print_finished_jobs(done: int, total: int, folder: Path) -> None:
     if done:
-        print(f"sweep    {done} of {total} jobs are finished in {folder}/; delete it to run them again", flush=True)
+        print(f"sweep      {done} of {total} jobs are finished in {folder}/; delete it to rerun them", flush=True)
 
 
-def finish_sweep(folder: Path, name: str, finished: list[Path], metric: str | None, feed: JobSource, alone) -> int:
-    """Compare what finished, here and on W&B, name what failed; the exit code."""
+def finish_sweep(
+    folder: Path, name: str, finished: list[Path], metric: str | None, source: JobSource, lock: Lock
+) -> int:
+    """Compare the finished jobs, on the terminal and on W&B, and list the failed ones; returns the exit code."""
     from sdft.sweeps.compare import compare_runs
     from sdft.sweeps.wandb_summary import log_sweep_summary
 
     compare_runs(finished, folder, preferred=metric)
-    log_sweep_summary(finished, feed.total, folder, name, metric)
-    if feed.failed:
-        labels = "; ".join(job.label for job in feed.failed)
-        print(f"error: {len(feed.failed)} of {feed.total} jobs failed: {labels}", file=sys.stderr)
-    alone.release()
-    return int(bool(feed.failed))
+    log_sweep_summary(finished, source.total, folder, name, metric)
+    if source.failed:
+        labels = "; ".join(job.label for job in source.failed)
+        print(f"error: {len(source.failed)} of {source.total} jobs failed: {labels}", file=sys.stderr)
+    lock.release()
+    return int(bool(source.failed))
 
 
-def split_sweep_overrides(words: list[str]) -> tuple[DictConfig, list[str]]:
-    """What `conf/sweep.yaml` makes of the words that are the sweep's own, and the others."""
+def split_sweep_overrides(overrides: list[str]) -> tuple[DictConfig, list[str]]:
+    """Split overrides into the composed config of the sweep's options (`conf/sweep.yaml`) and the jobs' overrides."""
     from hydra import compose, initialize_config_dir
 
     from sdft.config import check_config, check_option_types
     from sdft.sweeps.optuna_search import SAMPLERS
 
     with initialize_config_dir(str(SWEEPS_FOLDER.parent / "conf"), version_base="1.3"):
-        known = {*compose("sweep"), "launcher"}
-        mine = [word for word in words if word.split("=", 1)[0].split(".")[0].lstrip("+") in known]
-        cfg = compose("sweep", [f"++{word}" if word.startswith(SLURM_KEY_PREFIX) else word for word in mine])
+        keys = {*compose("sweep"), "launcher"}
+        sweep_overrides = [text for text in overrides if text.split("=", 1)[0].split(".")[0].lstrip("+") in keys]
+        cfg = compose("sweep", [f"++{text}" if text.startswith(SLURM_KEY_PREFIX) else text for text in sweep_overrides])
     check_config(cfg)
     check_option_types(cfg, OPTION_TYPES)
     if cfg.sampler not in SAMPLERS:
         raise ValueError(f"sampler={cfg.sampler}: choose one of {', '.join(SAMPLERS)}")
     names = [cfg.objectives] if isinstance(cfg.objectives, str) else cfg.objectives
     if names is not None and not (OmegaConf.is_list(names) or isinstance(names, list)):
-        raise ValueError(f"objectives={names}: give a score, or a list of them as [CLIP-I,controls/drift]")
+        raise ValueError(f"objectives={names}: give a score, or a list of scores such as [CLIP-I,controls/drift]")
     if names is not None and (not names or not all(isinstance(name, str) and name for name in names)):
-        raise ValueError(f"objectives={names}: give one score or more by name")
-    return cfg, [word for word in words if word not in mine]
+        raise ValueError(f"objectives={names}: give one or more names of scores")
+    return cfg, [text for text in overrides if text not in sweep_overrides]
 
 
 def hash_configs(configs: list[DictConfig]) -> str:
@@ -175,22 +170,21 @@ def hash_configs(configs: list[DictConfig]) -> str:
 
 
 def read_sweep_file(name: str) -> dict:
-    """A file in `sweeps/`."""
+    """Read `sweeps/NAME.yaml`; raises `ValueError` if there is none."""
     file = SWEEPS_FOLDER / f"{name}.yaml"
     if not file.is_file():
-        raise ValueError(
-            f"sweeps={name}: choose one of {', '.join(sorted(p.stem for p in SWEEPS_FOLDER.glob('*.yaml')))}"
-        )
+        names = ", ".join(sorted(path.stem for path in SWEEPS_FOLDER.glob("*.yaml")))
+        raise ValueError(f"sweeps={name}: choose one of {names}")
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 def target_metric(file: dict) -> str | None:
-    """The score that the sweep is about, which W&B knows as `evaluation/NAME`."""
+    """The score that the sweep optimizes; in W&B it is logged as `evaluation/NAME`."""
     return file.get("metric", {}).get("name", "").removeprefix("evaluation/") or None
 
 
 def compose_job_configs(combinations: list[list[str]]) -> list[DictConfig]:
-    """The config of every job as its process will compose it, so that none is refused after others have run."""
+    """Compose and check every job's config, so that an invalid one is rejected before any job runs."""
     from hydra import compose, initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
 
@@ -198,9 +192,9 @@ def compose_job_configs(combinations: list[list[str]]) -> list[DictConfig]:
 
     configs = []
     with initialize_config_dir(str(SWEEPS_FOLDER.parent / "conf"), version_base="1.3"):
-        for words in combinations:
-            plain = [word for word in words if not word.startswith("-")]
-            cfg = compose("train", [*plain, "hydra.runtime.output_dir=here"], return_hydra_config=True)
+        for combination in combinations:
+            overrides = [text for text in combination if not text.startswith("-")]
+            cfg = compose("train", [*overrides, "hydra.runtime.output_dir=here"], return_hydra_config=True)
             HydraConfig.instance().set_config(cfg)
             with open_dict(cfg):
                 cfg.pop("hydra")
@@ -210,7 +204,7 @@ def compose_job_configs(combinations: list[list[str]]) -> list[DictConfig]:
 
 
 def find_existing_sweep(state: dict) -> Path | None:
-    """The newest folder of the same jobs, with the same configs."""
+    """The newest folder of a sweep with the same jobs and configs."""
     for file in sorted(Path("multirun", state["sweep"]).glob(f"*/{STATE_FILE}"), reverse=True):
         if read_json(file) == state:
             return file.parent

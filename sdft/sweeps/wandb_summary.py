@@ -1,4 +1,4 @@
-"""A sweep on W&B: a run of its own in the group of its jobs, with the tables, the page and the verdict."""
+"""Log a sweep to W&B: a separate run in the group of its jobs, with the tables, the page and the verdict."""
 
 import json
 import os
@@ -16,18 +16,18 @@ from sdft.sweeps.results import (
     table_columns,
 )
 
-WANDB_RUN_FILE = "wandb.json"  # which run the sweep is, for when it goes on
+WANDB_RUN_FILE = "wandb.json"  # the id of the sweep's W&B run, for resuming it
 
 
-def log_sweep_summary(finished: list[Path], jobs: int, place: Path, name: str, preferred: str | None = None) -> None:
-    """Log what finished of a sweep's `jobs`, and `place/compare.html`, where they were logged themselves; if nowhere, nothing.
+def log_sweep_summary(finished: list[Path], jobs: int, folder: Path, name: str, preferred: str | None = None) -> None:
+    """Log the finished jobs (of `jobs` in total) and `folder/compare.html` to the jobs' W&B project.
 
-    Asked again, it goes on with the same W&B run.
+    Does nothing if no job was logged to W&B. A second call resumes the same W&B run.
     """
-    runs = [read_finished_run(folder) for folder in finished]
+    runs = [read_finished_run(path) for path in finished]
     records = [read_json(run.folder / "run.json") for run in runs]
-    homes = [record["wandb"] for record in records if "wandb" in record]
-    if not homes:
+    job_runs = [record["wandb"] for record in records if "wandb" in record]
+    if not job_runs:
         return
     from wandb import Html, Table
     from wandb.errors import Error
@@ -35,26 +35,23 @@ def log_sweep_summary(finished: list[Path], jobs: int, place: Path, name: str, p
     from sdft.training.loggers import build_wandb_logger
     from sdft.training.wandb_logger import finish_wandb_run
 
-    settings, metric, home = (
-        group_by_setting(runs),
-        choose_metric(runs, preferred),
-        read_or_create_wandb_run(place, homes[0]["project"], name),
-    )
+    settings, metric = group_by_setting(runs), choose_metric(runs, preferred)
+    wandb_run = read_or_create_wandb_run(folder, job_runs[0]["project"], name)
     tags = dict.fromkeys(tag for run in runs for tag in run.options.get("tags", []))
     try:
         logger = build_wandb_logger(
-            str(place),
+            str(folder),
             name,
-            home["project"],
-            group=place.name,
+            wandb_run["project"],
+            group=folder.name,
             tags=list(tags),
-            mode=homes[0].get("mode"),
-            id=home["id"],
+            mode=job_runs[0].get("mode"),
+            id=wandb_run["id"],
             job_type="sweep",
         )
         logger.log_hyperparams({"sweep": name, "jobs": jobs, **sweep_config(settings, runs, metric)})
         run = logger.experiment
-        page = Html(str(place / "compare.html"), inject=False)
+        page = Html(str(folder / "compare.html"), inject=False)
         tables = {
             "settings": Table(*build_settings_table(settings, runs)),
             "runs": Table(*build_runs_table(settings, runs)),
@@ -62,24 +59,24 @@ def log_sweep_summary(finished: list[Path], jobs: int, place: Path, name: str, p
         logger.log_metrics(tables | {"compare": page})
         logger.log_summary(build_summary(settings, metric))
         if not run.disabled:
-            print(f"wandb    {os.path.relpath(run.settings.sync_dir) if run.offline else run.url}")
+            print(f"wandb      {os.path.relpath(run.settings.sync_dir) if run.offline else run.url}")
         finish_wandb_run()
     except Error as error:
-        print(f"wandb    the sweep is not there: {error}")
+        print(f"wandb      sweep not logged: {error}")
 
 
-def read_or_create_wandb_run(place: Path, project: str, name: str) -> dict[str, str]:
-    """The sweep's run, as `run.json` names that of a job."""
-    file = place / WANDB_RUN_FILE
+def read_or_create_wandb_run(folder: Path, project: str, name: str) -> dict[str, str]:
+    """The sweep's W&B run: its id, project and name, as in a job's `run.json`."""
+    file = folder / WANDB_RUN_FILE
     if not file.is_file():
         with atomic_write(file) as partial:
-            home = {"id": uuid4().hex[:8], "project": project, "name": name}
-            partial.write_text(json.dumps(home, ensure_ascii=False) + "\n", encoding="utf-8")
+            wandb_run = {"id": uuid4().hex[:8], "project": project, "name": name}
+            partial.write_text(json.dumps(wandb_run, ensure_ascii=False) + "\n", encoding="utf-8")
     return read_json(file)
 
 
 def sweep_config(settings: list[Setting], runs: list[FinishedRun], metric: str) -> dict:
-    """How much there is to compare, by what, and the values of every option that differs."""
+    """The W&B config: numbers of runs, settings and seeds, the metric, and the values of every varying option."""
     options = {
         option: list(dict.fromkeys(map(to_wandb_value, option_column(settings, option))))
         for option in varying_options(settings)
@@ -90,29 +87,29 @@ def sweep_config(settings: list[Setting], runs: list[FinishedRun], metric: str) 
 
 
 def build_settings_table(settings: list[Setting], runs: list[FinishedRun]) -> tuple[list[str], list[list]]:
-    """Heads, and a row a setting: its options, its seeds, and the mean of every score and cost; of scores also the deviation."""
-    told = {"setting": [setting.label for setting in settings]}
-    told |= {option: unify_column_type(option_column(settings, option)) for option in varying_options(settings)}
-    told["seeds"], scores = [len(setting.runs) for setting in settings], comparable_metrics(runs)
+    """Header, and one row per setting: options, number of seeds, means of scores and costs, standard deviations of scores."""
+    columns = {"setting": [setting.label for setting in settings]}
+    columns |= {option: unify_column_type(option_column(settings, option)) for option in varying_options(settings)}
+    columns["seeds"], scores = [len(setting.runs) for setting in settings], comparable_metrics(runs)
     for name in table_columns(runs):
-        told[name] = [setting.mean(name) for setting in settings]
+        columns[name] = [setting.mean(name) for setting in settings]
         if name in scores:
-            told[f"{name} std"] = [setting.std(name) for setting in settings]
-    return columns_to_rows(told)
+            columns[f"{name} std"] = [setting.std(name) for setting in settings]
+    return columns_to_rows(columns)
 
 
 def build_runs_table(settings: list[Setting], runs: list[FinishedRun]) -> tuple[list[str], list[list]]:
-    """Heads, and a row a run: its folder, its options that differ, its scores and costs."""
-    told = {"job": [run.folder.name for run in runs]}
-    told |= {
+    """Header, and one row per run: folder, varying options, scores and costs."""
+    columns = {"job": [run.folder.name for run in runs]}
+    columns |= {
         option: unify_column_type([run.options.get(option) for run in runs])
         for option in [*varying_options(settings), "seed"]
     }
-    return columns_to_rows(told | {name: [run.value(name) for run in runs] for name in table_columns(runs)})
+    return columns_to_rows(columns | {name: [run.value(name) for run in runs] for name in table_columns(runs)})
 
 
-def columns_to_rows(told: dict[str, list]) -> tuple[list[str], list[list]]:
-    return list(told), [list(row) for row in zip(*told.values(), strict=True)]
+def columns_to_rows(columns: dict[str, list]) -> tuple[list[str], list[list]]:
+    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
 def varying_options(settings: list[Setting]) -> list[str]:
@@ -124,7 +121,7 @@ def option_column(settings: list[Setting], option: str) -> list:
 
 
 def unify_column_type(values: list) -> list:
-    """Numbers, or text: a column of a W&B table holds one kind."""
+    """Convert a column to text unless all values are numbers: a column of a W&B table has one type."""
     numbers = all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values)
     return values if numbers else [None if value is None else str(value) for value in values]
 
@@ -139,6 +136,6 @@ def build_summary(settings: list[Setting], metric: str) -> dict:
     best = find_best_setting(settings, metric)
     if best is None:
         return verdict
-    there = comparable_metrics([run for setting in settings for run in setting.runs])
-    scores = {f"best/{name}": best.mean(name) for name in there}
+    metrics = comparable_metrics([run for setting in settings for run in setting.runs])
+    scores = {f"best/{name}": best.mean(name) for name in metrics}
     return {"best": best.label, **verdict, **{name: value for name, value in scores.items() if value is not None}}

@@ -1,4 +1,4 @@
-"""How Lightning saves and loads checkpoints here: in the background where training may go on meanwhile."""
+"""Checkpoint input and output for Lightning; step checkpoints are written in the background."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,28 +11,28 @@ from sdft.runs.checkpoint_file import parse_step, prune_checkpoints, read_checkp
 
 
 class AsyncCheckpointIO(TorchCheckpointIO):
-    """Those of steps, of which the newest `keep` remain, are written while training goes on, from a copy; others are waited for.
+    """Write step checkpoints from a copy while training continues, keeping the newest `total_limit`; others synchronously.
 
-    What went wrong in the background is raised by the next save, or by `wait`.
+    Errors of a background write are raised by the next save or by `wait`.
     """
 
-    def __init__(self, keep: int):
-        self.keep, self.writer, self.last = keep, ThreadPoolExecutor(1, "checkpoint"), None
+    def __init__(self, total_limit: int):
+        self.total_limit, self.writer, self.pending = total_limit, ThreadPoolExecutor(1, "checkpoint"), None
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
-        path, later = Path(path), parse_step(Path(path))
+        path, in_background = Path(path), parse_step(Path(path))
         self.wait()
-        if later:
+        if in_background:
             checkpoint = tree_map(copy_to_cpu, checkpoint)
-        self.last: Future | None = self.writer.submit(write_and_prune, checkpoint, path, self.keep)
-        if not later:
+        self.pending: Future | None = self.writer.submit(write_and_prune, checkpoint, path, self.total_limit)
+        if not in_background:
             self.wait()
 
     def wait(self) -> None:
-        """Until what was saved is on the disk."""
-        last, self.last = self.last, None
-        if last:
-            last.result()
+        """Wait for the pending write."""
+        pending, self.pending = self.pending, None
+        if pending:
+            pending.result()
 
     def load_checkpoint(self, path, map_location=None, weights_only=None):
         return read_checkpoint(Path(path))
@@ -45,6 +45,6 @@ def copy_to_cpu(value):
     return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
-def write_and_prune(checkpoint: dict, path: Path, keep: int) -> None:
+def write_and_prune(checkpoint: dict, path: Path, total_limit: int) -> None:
     write_checkpoint(checkpoint, path)
-    prune_checkpoints(path.parent, checkpoint["global_step"], keep)
+    prune_checkpoints(path.parent, checkpoint["global_step"], total_limit)

@@ -1,7 +1,7 @@
-"""Faster kernels for the same step: the UNet's repeated blocks compiled, and convolutions with channels last.
+"""Faster kernels for the training step: regional compilation of the UNet's blocks, and channels-last convolutions.
 
-Regions, not the whole network: a dozen blocks of a few kinds share their code, so that the first step takes seconds and not
-minutes. Only what learns is compiled; samples and validation, which have other shapes and few steps, run as they are.
+The repeated blocks share compiled code, so the first step waits seconds instead of minutes. Only training steps are compiled;
+sampling and validation, with other shapes and few steps, run eagerly.
 """
 
 import os
@@ -12,24 +12,24 @@ import torch
 from torch import nn
 
 COMPILED_BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
-MIN_STEPS_TO_COMPILE = 1000  # steps after which waiting for the compiler has surely paid
+MIN_STEPS_TO_COMPILE = 1000  # steps from which the compile time is certainly regained
 
 
 def should_compile(compile: str, device: torch.device, steps: int) -> bool:
-    """Whether the blocks are to be compiled: `auto` does in long runs on a GPU; `ValueError` where it cannot be done.
+    """Whether to compile the blocks; `auto` does so in long runs on a GPU. `ValueError` without a compiler.
 
-    On a CPU the embedded UNet gained nothing by it: see benchmarks/RESULTS.md.
+    On a CPU the embedded UNet does not get faster: see benchmarks/RESULTS.md.
     """
     missing = find_missing_compiler(device)
     if compile == "regional" and missing:
-        raise ValueError(f"compile=regional: torch's compiler needs {missing}; install it, or give compile=off")
+        raise ValueError(f"compile=regional: torch's compiler needs {missing}; install it, or use compile=off")
     return compile == "regional" or (
         compile == "auto" and device.type == "cuda" and steps >= MIN_STEPS_TO_COMPILE and not missing
     )
 
 
 def find_missing_compiler(device: torch.device) -> str | None:
-    """What torch's compiler would not find on this machine."""
+    """The dependency of torch's compiler that is missing on this machine, or None."""
     if device.type == "cuda":
         return None if find_spec("triton") else "triton"
     compilers = [os.environ.get("CXX"), "g++", "clang++"]
@@ -37,7 +37,7 @@ def find_missing_compiler(device: torch.device) -> str | None:
 
 
 def compile_blocks(unet: nn.Module, shapes: int) -> int:
-    """Compile the repeated blocks in place, for steps that learn; `shapes` counts the sizes of latents. Returns how many."""
+    """Compile the repeated blocks in place for training; `shapes` is the number of latent sizes. Return the block count."""
     blocks = [module for module in unet.modules() if type(module).__name__ in COMPILED_BLOCKS]
     for block in blocks:
         block.compile(dynamic=False if shapes == 1 else None)
@@ -45,13 +45,15 @@ def compile_blocks(unet: nn.Module, shapes: int) -> int:
     return len(blocks)
 
 
-def use_compiled_when_training(compiled, plain):
+def use_compiled_when_training(compiled, eager):
+    """A function that calls `compiled` when gradients are enabled, else `eager`."""
+
     def call(*args, **kwargs):
-        return (compiled if torch.is_grad_enabled() else plain)(*args, **kwargs)
+        return (compiled if torch.is_grad_enabled() else eager)(*args, **kwargs)
 
     return call
 
 
 def set_channels_last(unet: nn.Module) -> None:
-    """The layout that a GPU's convolutions are fastest in; the values are the same."""
+    """Use the memory format of a GPU's fastest convolutions; values do not change."""
     unet.to(memory_format=torch.channels_last)

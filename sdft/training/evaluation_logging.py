@@ -1,4 +1,4 @@
-"""An evaluation on the dashboards of its run: a table, the pictures, and every score in the summary."""
+"""Log an evaluation to the run's loggers: a table, the images, and every score in the summary."""
 
 from pathlib import Path
 
@@ -10,48 +10,52 @@ from sdft.training.callbacks.sample_images import log_image_sheet
 
 
 def build_score_table(report: dict) -> tuple[list[str], list[list]]:
-    """Heads, and a row a score: group, name, every state's value, the last one's interval, real pictures."""
+    """Column names and one row per score: group, name, values by state, the result's interval, and real images."""
     states = report["states"]
-    heads = ["group", "score", *[state["label"] for state in states], "low", "high", "real"]
+    columns = ["group", "score", *[state["label"] for state in states], "low", "high", "real"]
     rows = []
     for group, metrics in report["metrics"].items():
         for name in metrics:
             scores = [state["scores"][group][name] for state in states]
             last, real = scores[-1], report["reference"][group].get(name)
             rows.append([group, name, *[s["value"] for s in scores], last.get("low"), last.get("high"), real])
-    return heads, rows
+    return columns, rows
 
 
 def flatten_result_scores(report: dict) -> dict[str, float]:
-    """The result's scores as flat columns, which runs are sorted by."""
-    return {
-        f"evaluation/{name}": score["value"]
-        for name, score in flatten_scores(get_result_state(report)["scores"]).items()
-    }
+    """The result's scores as flat summary columns."""
+    scores = flatten_scores(get_result_state(report)["scores"])
+    return {f"evaluation/{name}": score["value"] for name, score in scores.items()}
 
 
-def log_evaluation(logger, report: dict, pictures: Path) -> None:
-    heads, rows = build_score_table(report)
+def log_evaluation(logger, report: dict, image_file: Path) -> None:
+    columns, rows = build_score_table(report)
     if hasattr(logger, "log_table"):  # W&B
-        logger.log_table("evaluation", heads, rows)
+        logger.log_table("evaluation", columns, rows)
         logger.log_summary({name: value for name, value in flatten_result_scores(report).items() if value is not None})
-        logger.log_image("evaluation_images", [Image.open(pictures)])
+        logger.log_image("evaluation_images", [Image.open(image_file)])
     elif hasattr(logger.experiment, "add_text"):  # TensorBoard
-        lines = [heads, ["---"] * len(heads), *rows]
+        lines = [columns, ["---"] * len(columns), *rows]
         logger.experiment.add_text("evaluation", "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
-        log_image_sheet(logger, "evaluation_images", Image.open(pictures), 0)
+        log_image_sheet(logger, "evaluation_images", Image.open(image_file), 0)
 
 
 def add_to_wandb_run(folder: Path, report: dict) -> None:
-    """The same, later: on the W&B run that the evaluated run's `run.json` names."""
+    """Log a later evaluation to the W&B run that the evaluated run's `run.json` names."""
     record = read_json(folder.parent / "run.json")
-    if not (home := record.get("wandb")):
-        raise ValueError(f"wandb=true: {folder.parent} was not logged to W&B, or is no run folder")
+    if not (wandb_run := record.get("wandb")):
+        raise ValueError(f"wandb=true: {folder.parent} was not logged to W&B, or is not a run folder")
     from sdft.training.loggers import build_wandb_logger
     from sdft.training.wandb_logger import finish_wandb_run
 
-    words = record.get("options", {})
-    about = {"group": words.get("sweep"), "tags": words.get("tags", []), "id": home["id"]}
-    logger = build_wandb_logger(str(folder.parent), home["name"], home["project"], **about)
+    options = record.get("options", {})
+    logger = build_wandb_logger(
+        str(folder.parent),
+        wandb_run["name"],
+        wandb_run["project"],
+        group=options.get("sweep"),
+        tags=options.get("tags", []),
+        id=wandb_run["id"],
+    )
     log_evaluation(logger, report, folder / "images.png")
     finish_wandb_run()

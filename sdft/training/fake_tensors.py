@@ -1,7 +1,7 @@
-"""Tensors with a shape, a type and a device but no content, and a count of the bytes that they would take.
+"""Fake tensors: shape, dtype and device without data, and a count of the bytes that they would occupy.
 
-Networks run on them as they would run, forward and backward, on torch's meta device underneath: nothing of their size is
-allocated and no random number is drawn. Fake tensors of torch do the same; these take a quarter of the time, and count.
+Networks run on them forward and backward, on torch's meta device: no memory of that size is allocated and no random number is
+drawn. They do what torch's FakeTensor does in a quarter of the time, and count memory.
 """
 
 import copy
@@ -13,55 +13,56 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class FakeTensor(Tensor):
-    """What claims to lie on `device`, so that autocast and attention choose as they would there."""
+    """A meta tensor that reports `device`, so that autocast and attention select the kernels of that device."""
 
     @staticmethod
     def __new__(cls, meta: Tensor, device: torch.device):
-        shape = {"strides": meta.stride(), "storage_offset": meta.storage_offset(), "dtype": meta.dtype}
-        made = Tensor._make_wrapper_subclass(cls, meta.size(), **shape, device=device)
-        made.meta = meta
-        return made
+        layout = {"strides": meta.stride(), "storage_offset": meta.storage_offset(), "dtype": meta.dtype}
+        tensor = Tensor._make_wrapper_subclass(cls, meta.size(), **layout, device=device)
+        tensor.meta = meta
+        return tensor
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        raise RuntimeError(f"{func}: ghosts live inside Ghosts alone")
+        raise RuntimeError(f"{func}: fake tensors exist only inside FakeTensorMode")
 
 
 class FakeTensorMode(TorchDispatchMode):
-    """`now` and `most` are the bytes of all storages that live, and lived at once."""
+    """Run operations on fake tensors; `current_bytes` and `peak_bytes` count the storages that are alive."""
 
     def __init__(self, device: torch.device):
         super().__init__()
         self.device, self.current_bytes, self.peak_bytes, self.alive = device, 0, 0, {}
-        self.results: dict[tuple, Tensor | tuple | None] = {}  # of operations, by what they were given
+        self.results: dict[tuple, Tensor | tuple | None] = {}  # of operations, by function and argument shapes
 
     @classmethod
     def is_infra_mode(cls) -> bool:
-        return True  # or every call would pass through torch.compile's guards, a tenth of a millisecond each
+        return True  # skips torch.compile's guards, which take 0.1 ms per call
 
     def empty_like(self, tensor: Tensor, shape=None, dtype: torch.dtype | None = None) -> FakeTensor:
-        """Inside: one with the shape, type and part in learning of `tensor`, or with others."""
-        about = {"dtype": dtype or tensor.dtype, "device": self.device}
+        """A fake tensor with the shape, dtype and `requires_grad` of `tensor` (or the given ones). Call it inside the mode."""
+        options = {"dtype": dtype or tensor.dtype, "device": self.device}
         if shape is None:
-            made = torch.empty_strided(tensor.size(), tensor.stride(), **about)
+            fake = torch.empty_strided(tensor.size(), tensor.stride(), **options)
         else:
-            made = torch.empty(shape, **about)
-        made._is_param = isinstance(tensor, nn.Parameter)
-        return made.requires_grad_(tensor.requires_grad)
+            fake = torch.empty(shape, **options)
+        fake._is_param = isinstance(tensor, nn.Parameter)
+        return fake.requires_grad_(tensor.requires_grad)
 
-    def count(self, meta: Tensor) -> None:
+    def count_storage(self, meta: Tensor) -> None:
+        """Count the storage of a meta tensor until it is freed."""
         storage = meta.untyped_storage()
         if (key := storage._cdata) in self.alive:
             return
         size = storage.nbytes()
 
-        def gone(_) -> None:
+        def release(_) -> None:
             self.current_bytes -= size
             del self.alive[key]
 
         self.current_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.current_bytes)
-        self.alive[key] = weakref.ref(storage, gone)
+        self.alive[key] = weakref.ref(storage, release)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.prim.device.default:
@@ -69,36 +70,35 @@ class FakeTensorMode(TorchDispatchMode):
         kwargs = {name: to_meta(value) for name, value in (kwargs or {}).items()}
         if "device" in kwargs:
             kwargs["device"] = "meta"
-        known = {
-            id(arg.meta): arg for arg in args if isinstance(arg, FakeTensor)
-        }  # in-place operations return what they got
-        return self.outer(self.result(func, [to_meta(arg) for arg in args], kwargs), known)
+        inputs = {id(arg.meta): arg for arg in args if isinstance(arg, FakeTensor)}
+        return self.wrap_output(self.run_operation(func, [to_meta(arg) for arg in args], kwargs), inputs)
 
-    def result(self, func, args: list, kwargs: dict):
-        """Of an operation on meta tensors; networks repeat themselves, and a shape is found much faster than computed."""
+    def run_operation(self, func, args: list, kwargs: dict):
+        """The result of an operation on meta tensors, with cached shapes: networks repeat their operations."""
         returns = func._schema.returns
-        if func._schema.is_mutable or not returns or any(told.alias_info for told in returns):
+        if func._schema.is_mutable or not returns or any(value.alias_info for value in returns):
             return func(*args, **kwargs)
         key = (func, describe_shapes(args), describe_shapes([*kwargs.items()]))
         if key not in self.results:
-            made = func(*args, **kwargs)
-            self.results[key] = empty_meta_like(made)  # the one that is handed out counts as long as it lives
-            return made
+            result = func(*args, **kwargs)
+            self.results[key] = empty_meta_like(result)  # a copy, so that the cache keeps no counted storage alive
+            return result
         return empty_meta_like(self.results[key])
 
-    def outer(self, value, known: dict):
+    def wrap_output(self, value, inputs: dict):
+        """Fake tensors for the meta tensors in `value`; in-place operations return their input."""
         if isinstance(value, Tensor):
-            if id(value) in known:
-                return known[id(value)]
-            self.count(value)
+            if id(value) in inputs:
+                return inputs[id(value)]
+            self.count_storage(value)
             return FakeTensor(value, self.device)
         if isinstance(value, list | tuple):
-            return type(value)(self.outer(part, known) for part in value)
+            return type(value)(self.wrap_output(part, inputs) for part in value)
         return value
 
 
 def to_meta(value):
-    """The meta tensors of ghosts, also in lists; plain tensors, such as constants, without their content."""
+    """The meta tensors of fake ones, also in lists; ordinary tensors, such as constants, lose their data."""
     if isinstance(value, FakeTensor):
         return value.meta
     if isinstance(value, Tensor):
@@ -107,7 +107,7 @@ def to_meta(value):
 
 
 def describe_shapes(value):
-    """What a result's shape depends on."""
+    """A hashable key of everything that determines a result's shape."""
     if isinstance(value, Tensor):
         return Tensor, value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):
@@ -115,14 +115,14 @@ def describe_shapes(value):
     return type(value), value
 
 
-def empty_meta_like(made):
-    """New meta tensors like these."""
-    if isinstance(made, Tensor):
-        return torch.empty_strided(made.size(), made.stride(), dtype=made.dtype, device="meta")
-    return type(made)(map(empty_meta_like, made)) if isinstance(made, list | tuple) else made
+def empty_meta_like(value):
+    """New meta tensors with the same layout, also in lists."""
+    if isinstance(value, Tensor):
+        return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
+    return type(value)(map(empty_meta_like, value)) if isinstance(value, list | tuple) else value
 
 
 def copy_with_tensors(module: nn.Module, replaced: dict[Tensor, Tensor], shared: list) -> nn.Module:
-    """A copy of a module with other tensors, which shares what is in `shared` with it."""
-    memo = {id(tensor): other for tensor, other in replaced.items()} | {id(thing): thing for thing in shared}
+    """A deep copy of a module with tensors replaced; the objects in `shared` are not copied."""
+    memo = {id(tensor): new for tensor, new in replaced.items()} | {id(value): value for value in shared}
     return copy.deepcopy(module, memo)

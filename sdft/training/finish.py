@@ -1,4 +1,4 @@
-"""How a run ends: what was measured, what improved, and where everything lies."""
+"""End of a run: collect the results, evaluate, and print where everything was written."""
 
 import sys
 from contextlib import contextmanager
@@ -13,67 +13,73 @@ from sdft.runs.reproduce import compare_bitwise
 
 
 def collect_training_results(trainer, result: Path) -> dict:
-    """What the callbacks measured, and what the result weighs."""
+    """Measurements of the callbacks, and the size of the trained weights."""
     from sdft.training.callbacks.evaluation import PeriodicEvaluation
     from sdft.training.callbacks.metrics import TrainingMetrics
     from sdft.training.callbacks.validation import ValidationLoss
 
-    found = {type(callback): callback for callback in trainer.callbacks}
-    training_metrics, validation = found[TrainingMetrics], found[ValidationLoss]
-    best = found[PeriodicEvaluation].best if PeriodicEvaluation in found else None
-    early = {"stopped_at": trainer.global_step} if trainer.global_step < trainer.max_steps else {}
+    callbacks = {type(callback): callback for callback in trainer.callbacks}
+    training_metrics, validation = callbacks[TrainingMetrics], callbacks[ValidationLoss]
+    best = callbacks[PeriodicEvaluation].best if PeriodicEvaluation in callbacks else None
+    early_stop = {"stopped_at": trainer.global_step} if trainer.global_step < trainer.max_steps else {}
+    steps = training_metrics.steps
     return {
         **({"best": best} if best else {}),
-        **early,
+        **early_stop,
         "seconds": round(training_metrics.get_elapsed_seconds(), 1),
         "last": training_metrics.last,
-        "seconds_per_step": round(training_metrics.seconds / training_metrics.steps, 4)
-        if training_metrics.steps
-        else None,
+        "seconds_per_step": round(training_metrics.seconds / steps, 4) if steps else None,
         "validation_loss": [validation.first, validation.last],
         "result_mb": round(get_weights_size_mb(result), 3),
     }
 
 
-def finish_run(record: RunRecord, cfg: DictConfig, method, judges, held_out: bool, loggers: list) -> None:
-    """What improved, and where everything lies."""
+def finish_run(record: RunRecord, cfg: DictConfig, method, scorers, has_validation: bool, loggers: list) -> None:
+    """Evaluate the result, and print the validation loss and the output files."""
     from sdft.evaluation.plots.loss_curve import plot_loss_curves
 
     folder, (first, last) = record.folder, record.metadata["validation_loss"]
-    images = "held-out" if held_out else "training"
-    if first_of_all := processes.rank() == 0:
-        print(f"loss     {first:.4f} → {last:.4f} at fixed noise on {images} images ({last / first - 1:+.1%})")
-        plot_loss_curves(folder, held_out)
-        if stopped := record.metadata.get("stopped_at"):
-            waited = f"{cfg.patience} evaluations in a row"
-            print(f"stopped  at step {stopped}: {waited} brought no better {cfg.checkpoint_metric}")
+    images = "held-out" if has_validation else "training"
+    is_main_process = processes.rank() == 0
+    if is_main_process:
+        print(f"loss       {first:.4f} → {last:.4f} at fixed noise on {images} images ({last / first - 1:+.1%})")
+        plot_loss_curves(folder, has_validation)
+        if stopped_at := record.metadata.get("stopped_at"):
+            reason = f"{cfg.patience} evaluations without a better {cfg.checkpoint_metric}"
+            print(f"stopped    at step {stopped_at}: {reason}")
     if cfg.metrics:
-        from sdft.evaluation.evaluate import evaluate
-        from sdft.evaluation.variants import build_run_variants
-        from sdft.training.evaluation_logging import log_evaluation
-
-        report = evaluate(folder / "evaluation", cfg, build_run_variants(folder, method, [1.0], None, cfg.seed), judges)
-        for logger in loggers if report else ():
-            log_evaluation(logger, report, folder / "evaluation" / "images.png")
-    if not first_of_all:
+        evaluate_result(folder, cfg, method, scorers, loggers)
+    if not is_main_process:
         return
     result = folder / method.output_kind
-    print(f"look     {folder / 'samples.png'}   {folder / 'loss.png'}")
-    print(f"{method.output_kind:<8} {result}/ ({get_weights_size_mb(result):.1f} MB)")
+    print(f"images     {folder / 'samples.png'}   {folder / 'loss.png'}")
+    print(f"{method.output_kind:<10} {result}/ ({get_weights_size_mb(result):.1f} MB)")
     if best := record.metadata.get("best"):
-        print(f"best     {folder / 'best'}/ is of step {best['step']}: {best['metric']} {best['value']:.3f}")
-    score = "python evaluate.py" if judges else "python evaluate.py metrics=clip"
-    print(f"next     {score}   ·   python train.py model=sd15 data=folder data.path=PHOTOS")
+        print(f"best       {folder / 'best'}/ from step {best['step']}: {best['metric']} {best['value']:.3f}")
+    evaluation_command = "python evaluate.py" if scorers else "python evaluate.py metrics=clip"
+    print(f"next       {evaluation_command}   ·   python train.py model=sd15 data=folder data.path=PHOTOS")
 
 
-def report_reproduction(record: RunRecord, before: str) -> bool:
-    """As the run that this one reproduces."""
-    same, lines = compare_bitwise(Path(before).expanduser(), record.folder)
-    print(f"repeat   {'bit-identical to' if same else 'not what came of'} {before}", flush=True)
-    for line in lines:
-        print(f"         {line}", flush=True)
-    record.end("finished", reproduces={"run": before, "identical": same})
-    return same
+def evaluate_result(folder: Path, cfg: DictConfig, method, scorers, loggers: list) -> None:
+    """Score the base, the best checkpoint and the result, and log the report on rank 0; collective."""
+    from sdft.evaluation.evaluate import evaluate
+    from sdft.evaluation.variants import build_run_variants
+    from sdft.training.evaluation_logging import log_evaluation
+
+    variants = build_run_variants(folder, method, [1.0], None, cfg.seed)
+    report = evaluate(folder / "evaluation", cfg, variants, scorers)
+    for logger in loggers if report else ():
+        log_evaluation(logger, report, folder / "evaluation" / "images.png")
+
+
+def report_reproduction(record: RunRecord, original: str) -> bool:
+    """Print and record whether the run is bit-identical to the `original` one."""
+    identical, differences = compare_bitwise(Path(original).expanduser(), record.folder)
+    print(f"reproduce  {f'bit-identical to {original}' if identical else f'differs from {original}:'}", flush=True)
+    for line in differences:
+        print(f"           {line}", flush=True)
+    record.end("finished", reproduces={"run": original, "identical": identical})
+    return identical
 
 
 def get_weights_size_mb(result: Path) -> float:
@@ -81,7 +87,7 @@ def get_weights_size_mb(result: Path) -> float:
 
 
 def free_training_memory(module, trainer) -> None:
-    """What has been trained is on disk: its memory is for the evaluation."""
+    """Free gradients and optimizer states, and on a GPU also the weights, for the evaluation."""
     for optimizer in trainer.optimizers:
         optimizer.zero_grad()
         optimizer.state.clear()
@@ -92,7 +98,7 @@ def free_training_memory(module, trainer) -> None:
 
 @contextmanager
 def close_loggers_on_exit():
-    """Closed at the end, with the exit status that the process will have."""
+    """Close the loggers on exit: with status 1 after an exception, else 0."""
     try:
         yield
     except BaseException:
@@ -102,7 +108,7 @@ def close_loggers_on_exit():
 
 
 def close_loggers(status: int = 0) -> None:
-    """Before the process ends, with the exit status that it will have."""
+    """Finish the W&B run, if any, with the exit status of this process."""
     if "wandb" in sys.modules:
         from sdft.training.wandb_logger import finish_wandb_run
 

@@ -1,4 +1,4 @@
-"""Dashboards beside `metrics.csv`. None of them asks a question or needs the network."""
+"""Loggers besides `metrics.csv`. None of them prompts the user or requires the network."""
 
 import os
 from importlib.util import find_spec
@@ -16,8 +16,10 @@ def build_wandb_logger(
     job_type: str | None = None,
     last_logged_step: int = 0,
 ):
-    """Weights & Biases: online with a login, else offline in the run folder (later: `wandb sync`); `id` goes on with a run
-    that has logged all before step `last_logged_step`."""
+    """Weights & Biases logger: online when logged in, else offline in the run folder (upload later: `wandb sync`).
+
+    `id` resumes a W&B run that has logged all steps before `last_logged_step`.
+    """
     from wandb import Settings
 
     from sdft.training.wandb_logger import FINISH_TIMEOUT, START_TIMEOUT, SafeWandbLogger
@@ -25,17 +27,17 @@ def build_wandb_logger(
     mode = mode or os.environ.get("WANDB_MODE") or ("online" if is_logged_in() else "offline")
     if mode not in ("online", "offline", "disabled"):
         raise ValueError(f"logger.mode={mode}: choose online, offline or disabled")
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own crashes are not reported to its makers
-    bounds = {"init_timeout": START_TIMEOUT, "finish_timeout": FINISH_TIMEOUT, "finish_timeout_raises": True}
-    untold = {"disable_git": True, "disable_code": True, "x_save_requirements": False}  # run.json has what is needed
-    settings = Settings(silent=True, console="off", mode=mode, **bounds, **untold)
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # no crash reports to W&B
+    timeouts = {"init_timeout": START_TIMEOUT, "finish_timeout": FINISH_TIMEOUT, "finish_timeout_raises": True}
+    privacy = {"disable_git": True, "disable_code": True, "x_save_requirements": False}  # see run.json instead
+    settings = Settings(silent=True, console="off", mode=mode, **timeouts, **privacy)
     run = {"group": group, "job_type": job_type, "tags": list(tags)} | ({"id": id, "resume": "allow"} if id else {})
-    folder = os.path.abspath(folder)  # W&B's own process may have started elsewhere
+    folder = os.path.abspath(folder)  # W&B's service process may have another working directory
     return SafeWandbLogger(last_logged_step, name=name, project=project, save_dir=folder, settings=settings, **run)
 
 
 def is_logged_in() -> bool:
-    """A key in the environment or in the netrc file; asking wandb itself would prompt."""
+    """Whether the environment or the netrc file has a key; wandb's own check would prompt."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     from netrc import NetrcParseError, netrc
@@ -44,10 +46,10 @@ def is_logged_in() -> bool:
     from wandb import Settings
 
     file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    own = os.environ.get("WANDB_BASE_URL")  # wandb's default has moved; keys of before stay valid
-    servers = [urlparse(url).hostname for url in ([own] if own else [Settings().base_url, "https://api.wandb.ai"])]
+    base_url = os.environ.get("WANDB_BASE_URL")
+    urls = [base_url] if base_url else [Settings().base_url, "https://api.wandb.ai"]  # the default and its former value
     try:
-        return file.is_file() and any(netrc(file).authenticators(server) for server in servers)
+        return file.is_file() and any(netrc(file).authenticators(urlparse(url).hostname) for url in urls)
     except NetrcParseError:
         return False
 

@@ -1,4 +1,4 @@
-"""Learning rates over a run: linear warm-up, then one of the usual shapes, as factors of the rate."""
+"""Learning-rate schedules: linear warm-up, then one of the usual shapes, as factors of the learning rate."""
 
 import math
 from dataclasses import dataclass
@@ -12,9 +12,10 @@ SCHEDULE_SHAPES = ("constant", "linear", "polynomial", "cosine", "cosine_with_re
 
 @dataclass
 class LRSchedule:
-    """`warmup` in optimizer steps, or as a share of the run when below 1; `min_lr_ratio` is the factor at the end.
+    """`warmup` in optimizer steps, or as a fraction of the run when below 1; `min_lr_ratio` is the final factor.
 
-    `num_cycles` is of cosine_with_restarts, `power` of polynomial: min_lr_ratio + (1 - min_lr_ratio) * (1 - share done) ** power.
+    `num_cycles` applies to cosine_with_restarts, `power` to polynomial:
+    min_lr_ratio + (1 - min_lr_ratio) * (1 - progress) ** power.
     """
 
     shape: str
@@ -27,35 +28,35 @@ class LRSchedule:
         if self.shape not in SCHEDULE_SHAPES:
             raise ValueError(f"schedule.shape={self.shape}: choose one of {', '.join(SCHEDULE_SHAPES)}")
         if self.shape != "polynomial" and self.power != 1:
-            raise ValueError(f"schedule.power={self.power}: of schedule=polynomial alone")
+            raise ValueError(f"schedule.power={self.power}: supported by schedule=polynomial only")
         if self.num_cycles < 1 or self.power <= 0:
             raise ValueError(
-                f"schedule.num_cycles={self.num_cycles} power={self.power}: choose 1 or more, and more than 0"
+                f"schedule.num_cycles={self.num_cycles} power={self.power}: choose 1 or more, and a power above 0"
             )
         if not 0 <= self.min_lr_ratio <= 1:
-            raise ValueError(f"schedule.min_lr_ratio={self.min_lr_ratio}: choose a factor of the rate, from 0 to 1")
+            raise ValueError(f"schedule.min_lr_ratio={self.min_lr_ratio}: choose a factor from 0 to 1")
         if self.warmup < 0:
-            raise ValueError(f"warmup={self.warmup}: choose 0 or more steps, or a share of the run below 1")
+            raise ValueError(f"warmup={self.warmup}: choose 0 or more steps, or a fraction of the run below 1")
 
-    def warmup_steps(self, steps: int) -> int:
+    def count_warmup_steps(self, steps: int) -> int:
         return round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
 
     def check(self, steps: int) -> None:
-        if self.warmup_steps(steps) >= steps:
+        if self.count_warmup_steps(steps) >= steps:
             raise ValueError(f"warmup={self.warmup}: choose fewer than the run's {steps} steps")
 
     def compute_factor(self, step: int, steps: int) -> float:
-        """The rate of optimizer step `step` (from 0) of `steps`; the last step gets `min_lr_ratio`."""
-        warmup = self.warmup_steps(steps)
+        """Learning-rate factor of optimizer step `step` (from 0) of `steps`; decaying shapes end at `min_lr_ratio`."""
+        warmup = self.count_warmup_steps(steps)
         if step < warmup:
             return (step + 1) / (warmup + 1)
         if self.shape == "constant":
             return 1.0
-        done = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+        progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
         if self.shape in ("linear", "polynomial"):
-            return self.min_lr_ratio + (1 - self.min_lr_ratio) * (1 - done) ** self.power
-        turn = done if self.shape == "cosine" or done == 1 else done * self.num_cycles % 1
-        return self.min_lr_ratio + (1 - self.min_lr_ratio) * (1 + math.cos(math.pi * turn)) / 2
+            return self.min_lr_ratio + (1 - self.min_lr_ratio) * (1 - progress) ** self.power
+        cycle_progress = progress if self.shape == "cosine" or progress == 1 else progress * self.num_cycles % 1
+        return self.min_lr_ratio + (1 - self.min_lr_ratio) * (1 + math.cos(math.pi * cycle_progress)) / 2
 
     def __call__(self, optimizer, steps: int) -> "LambdaLR":
         from torch.optim.lr_scheduler import LambdaLR

@@ -1,4 +1,4 @@
-"""An optimizer that refuses its words does so before anything takes time."""
+"""Check the optimizer's settings before anything slow runs."""
 
 from functools import partial
 
@@ -7,17 +7,17 @@ from omegaconf import DictConfig
 
 
 def check_optimizer(cfg: DictConfig) -> None:
-    """Build it for one weight; `ValueError` with what its constructor says."""
+    """Build the optimizer for one parameter; `ValueError` with the constructor's message if that fails."""
     import torch
 
-    made = instantiate(cfg, _convert_="all")
-    if not isinstance(made, partial):
+    optimizer = instantiate(cfg, _convert_="all")
+    if not isinstance(optimizer, partial):
         raise ValueError(
-            f"optimizer._partial_={cfg.get('_partial_')}: give true, for it is built when there are weights"
+            f"optimizer._partial_={cfg.get('_partial_')}: set it to true; the optimizer is built once its parameters exist"
         )
-    given = ", ".join(f"{key}={value}" for key, value in made.keywords.items())
+    settings = ", ".join(f"{key}={value}" for key, value in optimizer.keywords.items())
     try:
-        made([torch.nn.Parameter(torch.zeros(1))])
-    except Exception as error:  # of many kinds, by what it is and what is wrong
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"optimizer: {made.func.__name__}({given}) says: {told}") from None
+        optimizer([torch.nn.Parameter(torch.zeros(1))])
+    except Exception as error:  # the type depends on the optimizer and on the setting
+        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"optimizer: {optimizer.func.__name__}({settings}) failed: {message}") from None

@@ -1,4 +1,4 @@
-"""The precision that frozen weights and products are computed in; what learns is always fp32."""
+"""Precision of frozen weights and of computation; trainable parameters are always fp32."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ LIGHTNING_PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16
 
 @dataclass
 class Precision:
-    """`tf32` lets fp32 products use the shorter TF32 mantissa on GPUs that have it."""
+    """`tf32` allows TF32 in fp32 matrix products, on GPUs that support it."""
 
     compute_dtype: str = "float32"
     tf32: bool = False
@@ -26,17 +26,17 @@ class Precision:
 
     @property
     def needs_grad_scaler(self) -> bool:
-        """Whether gradients need a scaler."""
+        """Whether gradients need loss scaling."""
         return self.compute_dtype == "float16"
 
     @property
     def lightning_precision(self) -> str:
-        """What Lightning calls it."""
+        """Lightning's name of the precision."""
         return LIGHTNING_PRECISIONS[self.compute_dtype]
 
     def check_accelerator(self, accelerator: str) -> None:
         if self.compute_dtype == "float16" and accelerator == "cpu":
-            raise ValueError("precision=fp16: CPUs cannot train in it; choose fp32 or bf16")
+            raise ValueError("precision=fp16: not supported on the CPU; choose fp32 or bf16")
 
     def configure_tf32(self) -> None:
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")

@@ -1,4 +1,4 @@
-"""How a run begins: words that no part of it takes are checked, and what will happen is told."""
+"""Start of a run: check the options, print the summary, and write the first files."""
 
 import re
 from pathlib import Path
@@ -19,60 +19,77 @@ OPTION_TYPES = {
     "validation_split": float,
     "resolution": int,
     "sweep": str | None,
+    "tags": list[str],
+    "allow_config_change": bool,
+    "reproduce": str | None,
 }
-OPTION_TYPES |= {"tags": list[str], "allow_config_change": bool, "reproduce": str | None}
 REQUIRED_NODES = (*COMPONENTS, "model", "data", "optimizer")
+GROUP_OPTIONS = ("method", "model", "data", "optimizer", "schedule", "precision", "strategy")
 
 
 def check_options(cfg: DictConfig) -> None:
-    """Words that no signature takes, and parts that were taken away; the name is one of folders and files."""
-    if not re.fullmatch(r"[\w+-][\w .+-]*", cfg.name):
-        raise ValueError(f"name={cfg.name}: choose letters, digits, spaces and . _ + - for it")
+    """Check the options without a typed component, and that no required node is missing."""
+    if not re.fullmatch(r"[\w+-][\w .+-]*", cfg.name):  # names folders and files
+        raise ValueError(f"name={cfg.name}: use letters, digits, spaces and . _ + - only")
     if cfg.model == "none":
-        raise ValueError("model=none: only evaluate.py does without; choose a model")
+        raise ValueError("model=none: accepted by evaluate.py only; choose a model")
     check_option_types(cfg, OPTION_TYPES)
     check_required_nodes(cfg, REQUIRED_NODES)
 
 
-def load_resume_step(cfg: DictConfig, checkpoint: Path | None, steps: int, before: PreviousRun | None) -> int:
-    """The step to go on from. From the end of a finished run it would train nothing and look like success."""
+def load_resume_step(cfg: DictConfig, checkpoint: Path | None, steps: int, previous_run: PreviousRun | None) -> int:
+    """The step to resume from; `ValueError` if nothing would be left to train."""
     from sdft.runs.checkpoint_file import read_checkpoint
 
-    done = read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
-    ended = before is None or before.record["state"] == "finished"
-    if done > steps or (checkpoint and done == steps and ended):
-        more = "give more steps, and allow_config_change=true" if before else "give more steps"
-        raise ValueError(f"resume={cfg.resume}: already at step {done} of {steps}; {more}")
-    return done
+    resume_step = read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
+    is_finished = previous_run is None or previous_run.record["state"] == "finished"
+    if resume_step > steps or (checkpoint and resume_step == steps and is_finished):
+        advice = "increase steps and add allow_config_change=true" if previous_run else "increase steps"
+        raise ValueError(f"resume={cfg.resume}: already at step {resume_step} of {steps}; {advice}")
+    return resume_step
 
 
-def start_run(record, plan, cfg, pictures: str, samples, model, trainer, words: dict, before, done: int) -> None:
-    """Say what will happen and what the data hold, on the terminal, in the run's folder and on its dashboards."""
-    told = HydraConfig.get()
+def start_run(
+    record,
+    summary: dict,
+    cfg,
+    source_description: str,
+    dataset,
+    model,
+    trainer,
+    options: dict,
+    previous_run: PreviousRun | None,
+    resume_step: int,
+) -> None:
+    """Report the run and its data on the terminal, in the run folder and to the loggers."""
+    hydra_config = HydraConfig.get()
     from sdft.training.callbacks.sample_images import log_image_sheet
 
-    found = build_dataset_report(
-        samples.source, samples.sizes, samples.plan.steps_per_epoch, model.tokenizer, model.max_prompt_tokens
+    dataset_report = build_dataset_report(
+        dataset.source, dataset.sizes, dataset.plan.steps_per_epoch, model.tokenizer, model.max_prompt_tokens
     )
-    plan["warnings"] += found.warnings
-    print_run_summary(plan, f"{format_title(told.runtime.choices, cfg)} · {pictures}", found.lines, record.folder)
-    plan |= get_wandb_run_info(trainer.loggers, cfg) | {"options": words}
-    if before:
-        print(f"resumes  at step {done} of {trainer.max_steps}", flush=True)
-        for name, (old, new) in before.changed.items():
-            print(f"changed  {name} from {old} to {new}", flush=True)
-        record.start(plan, cfg, list(told.overrides.task), before.record, step=done, changed=before.changed)
+    summary["warnings"] += dataset_report.warnings
+    headline = f"{format_title(hydra_config.runtime.choices, cfg)} · {source_description}"
+    print_run_summary(summary, headline, dataset_report.lines, record.folder)
+    summary |= get_wandb_run_info(trainer.loggers, cfg) | {"options": options}
+    overrides = list(hydra_config.overrides.task)
+    if previous_run:
+        changed = previous_run.changed
+        print(f"resume     from step {resume_step} of {trainer.max_steps}", flush=True)
+        for name, (old, new) in changed.items():
+            print(f"changed    {name} from {old} to {new}", flush=True)
+        record.start(summary, cfg, overrides, previous_run.record, step=resume_step, changed=changed)
     else:
-        record.start(plan, cfg, list(told.overrides.task))
-    found.write(record.folder)
-    sheet = draw_contact_sheet(samples.source, samples.sizes)
+        record.start(summary, cfg, overrides)
+    dataset_report.write(record.folder)
+    sheet = draw_contact_sheet(dataset.source, dataset.sizes)
     sheet.save(record.folder / "data.png")
     for logger in trainer.loggers:
         log_image_sheet(logger, "data", sheet, 0)
 
 
 def get_wandb_run_info(loggers: list, cfg: DictConfig) -> dict:
-    """Where to find the run on W&B again."""
+    """Id, project, name and mode of the W&B run, to resume it later; empty without one."""
     runs = [logger.experiment for logger in loggers if hasattr(logger, "log_table")]
     if not runs:
         return {}
@@ -85,9 +102,6 @@ def format_title(choices, cfg: DictConfig) -> str:
 
 
 def flatten_options(cfg: DictConfig, choices) -> dict:
-    """Top-level words as columns, and the chosen names of the groups."""
-    plain = OmegaConf.to_container(cfg)
-    words = {key: value for key, value in plain.items() if not isinstance(value, dict)}
-    return words | {
-        key: choices[key] for key in ("method", "model", "data", "optimizer", "schedule", "precision", "strategy")
-    }
+    """Top-level options as columns, and the choices of the config groups."""
+    options = {key: value for key, value in OmegaConf.to_container(cfg).items() if not isinstance(value, dict)}
+    return options | {key: choices[key] for key in GROUP_OPTIONS}

@@ -1,4 +1,4 @@
-"""Loud before the first step: what will happen, and a stop for what would silently ruin a run."""
+"""Summary of a run before its first step, with warnings about settings that would silently ruin it."""
 
 import platform
 import sys
@@ -11,60 +11,64 @@ from sdft.models.cpu_threads import choose_num_threads
 from sdft.training.export.modelspec import get_modelspec_architecture
 from sdft.training.memory_estimate import GB, StepSpec, estimate_memory, format_bytes, get_free_and_total_memory
 
-MAX_WARMUP_FRACTION = 0.2  # a longer warm-up leaves the run no time to settle
+MAX_WARMUP_FRACTION = 0.2  # a longer warm-up leaves little time at the full learning rate
+PART_NAMES = {"unet": "UNet", "text_encoder": "text encoder"}
 
 
-def collect_run_summary(module, samples, loop, schedule, trainer, step: StepSpec) -> dict:
-    """Facts of the run that is about to start; `warnings` is a list of lines, `step` its largest."""
-    model, steps, world = module.model, trainer.max_steps, trainer.world_size
-    learned = {
+def collect_run_summary(module, dataset, training, schedule, trainer, step: StepSpec) -> dict:
+    """Facts about the run for `run.json`, with a list of `warnings`; `step` is the run's largest step."""
+    model, steps, num_processes = module.model, trainer.max_steps, trainer.world_size
+    trainable = {
         part: count_parameters(p for p in net.parameters() if p.requires_grad) for part, net in model.parts.items()
     }
-    memories, lines = check_memory(module, step) if trainer.is_global_zero else ({}, [])
+    memory, memory_warnings = check_memory(module, step) if trainer.is_global_zero else ({}, [])
     return {
-        "trainable": {part: n for part, n in learned.items() if n},
+        "trainable": {part: n for part, n in trainable.items() if n},
         "parameters": module.num_base_parameters,
-        "images": len(samples),
-        "class_images": sum(len(part) for part in samples.datasets[1:]),
+        "images": len(dataset),
+        "num_class_images": sum(len(part) for part in dataset.datasets[1:]),
         "steps": steps,
-        "epochs": round(steps / samples.plan.steps_per_epoch, 2),
-        "buckets": {f"{w}x{h}": n for (w, h), n in sorted(Counter(samples.datasets[0].sizes).items())},
+        "epochs": round(steps / dataset.plan.steps_per_epoch, 2),
+        "buckets": {f"{w}x{h}": n for (w, h), n in sorted(Counter(dataset.datasets[0].sizes).items())},
         "batch": {
-            "size": loop.batch_size,
-            "gradient_accumulation_steps": loop.gradient_accumulation_steps,
-            "processes": world,
+            "size": training.batch_size,
+            "gradient_accumulation_steps": training.gradient_accumulation_steps,
+            "processes": num_processes,
         },
-        "resolution": samples.settings.resolution,
+        "resolution": dataset.settings.resolution,
         "prediction_type": model.prediction_type,
         "base": model.name,
         "architecture": get_modelspec_architecture(model),
         "precision": str(trainer.precision),
         "device": format_device(trainer.strategy.root_device, choose_num_threads(model.unet, step.latent_shape)),
-        "seed": loop.seed,
-        **memories,
-        "warnings": [*list_schedule_warnings(schedule, steps), *lines],
+        "seed": training.seed,
+        **memory,
+        "warnings": [*list_schedule_warnings(schedule, steps), *memory_warnings],
     }
 
 
 def list_schedule_warnings(schedule, steps: int):
-    """What a user should know before waiting for hours."""
-    if (warmup := schedule.warmup_steps(steps)) > MAX_WARMUP_FRACTION * steps:
-        yield f"warm-up takes {warmup} of {steps} steps; more than a fifth leaves little time at the full rate"
+    """Warnings about the learning-rate schedule."""
+    if (warmup := schedule.count_warmup_steps(steps)) > MAX_WARMUP_FRACTION * steps:
+        yield f"warm-up takes {warmup} of {steps} steps; more than a fifth leaves little time at the full learning rate"
 
 
 def check_memory(module, step: StepSpec) -> tuple[dict, list[str]]:
-    """Gigabytes that training needs on the device, and that it has, None where that cannot be known; and what to warn about."""
+    """Estimated and total device memory in GB, None where unknown, and a warning if the estimate exceeds the free memory."""
     try:
-        need = estimate_memory(module, step)
-    except Exception as error:  # of many kinds: a network may do what cannot be done without content
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        return {"memory_gb_expected": None}, [f"memory is not estimated: {why}"]
-    facts = {"memory_gb_expected": round(need.total / GB, 4), "memory_gb_device": None}
-    if (there := get_free_and_total_memory(step.device, need.weights)) is None:
+        estimate = estimate_memory(module, step)
+    except Exception as error:  # any type: some operations do not run on fake tensors
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return {"memory_gb_expected": None}, [f"memory not estimated: {reason}"]
+    facts = {"memory_gb_expected": round(estimate.total / GB, 4), "memory_gb_device": None}
+    if (available := get_free_and_total_memory(step.device, estimate.weights)) is None:
         return facts, []
-    free, size = there
-    short = f"about {format_bytes(need.total)} of memory are needed and {format_bytes(free)} are free: training may stop for it"
-    return facts | {"memory_gb_device": round(size / GB, 2)}, [short] if need.total > free else []
+    free, total = available
+    facts["memory_gb_device"] = round(total / GB, 2)
+    warning = (
+        f"estimated memory {format_bytes(estimate.total)}, {format_bytes(free)} free: training may run out of memory"
+    )
+    return facts, [warning] if estimate.total > free else []
 
 
 def count_parameters(parameters) -> int:
@@ -77,31 +81,27 @@ def format_device(device: torch.device, threads: int) -> str:
     return f"cpu ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})"
 
 
-def print_run_summary(plan: dict, headline: str, data: list[str], folder: Path) -> None:
-    """Print the plan."""
-    learned = sum(plan["trainable"].values())
-    parts = " + ".join(f"{PART_NAMES[part]} {n:,}" for part, n in plan["trainable"].items())
-    batch = plan["batch"]
-    factors = [str(batch["size"])] + [
-        str(n) for n in (batch["gradient_accumulation_steps"], batch["processes"]) if n > 1
+def print_run_summary(summary: dict, headline: str, data_lines: list[str], folder: Path) -> None:
+    num_trainable, num_parameters = sum(summary["trainable"].values()), summary["parameters"]
+    parts = " + ".join(f"{PART_NAMES[part]} {n:,}" for part, n in summary["trainable"].items())
+    batch = summary["batch"]
+    factors = [batch["gradient_accumulation_steps"], batch["processes"]]
+    batch_size = " × ".join(map(str, [batch["size"], *(n for n in factors if n > 1)]))
+    fraction = f"{num_trainable / num_parameters:.2%}" if num_trainable < num_parameters else "all"
+    lines = [
+        f"sdft · {headline}",
+        *data_lines,
+        f"trainable  {parts} of {num_parameters:,} parameters ({fraction})",
+        f"schedule   {summary['steps']} steps, batch {batch_size}, {summary['epochs']:g} epochs, {summary['resolution']} px",
     ]
-    share = f"{learned / plan['parameters']:.2%}" if learned < plan["parameters"] else "all"
-    print("\n".join([f"sdft · {headline}", *data]))
-    print(f"trainable   {parts} of {plan['parameters']:,} ({share})")
-    print(
-        f"runs     {plan['steps']} steps × batch {' × '.join(factors)} · {plan['epochs']:g} epochs · {plan['resolution']} px"
-    )
-    if plan["class_images"]:
-        print(f"prior    {plan['class_images']} class images, one beside every picture of a batch")
-    print(f"on       {plan['device']} · {plan['precision']}")
-    if plan["memory_gb_expected"] is not None:
-        whose = ", beside the libraries, of the machine's" if plan["device"].startswith("cpu") else " of the device's"
-        of = f"{whose} {format_bytes(plan['memory_gb_device'] * GB)}" if plan["memory_gb_device"] else ""
-        print(f"needs    about {format_bytes(plan['memory_gb_expected'] * GB)}{of}")
-    print(f"writes   {folder}")
-    for line in plan["warnings"]:
+    if summary["num_class_images"]:
+        lines.append(f"prior      {summary['num_class_images']} class images, one per training image")
+    lines.append(f"device     {summary['device']}, precision {summary['precision']}")
+    if summary["memory_gb_expected"] is not None:
+        excluded = " (excluding libraries)" if summary["device"].startswith("cpu") else ""
+        total = f" of {format_bytes(summary['memory_gb_device'] * GB)}" if summary["memory_gb_device"] else ""
+        lines.append(f"memory     estimated {format_bytes(summary['memory_gb_expected'] * GB)}{excluded}{total}")
+    print("\n".join([*lines, f"output     {folder}"]))
+    for line in summary["warnings"]:
         print(f"warning  {line}", file=sys.stderr)
     sys.stdout.flush()
-
-
-PART_NAMES = {"unet": "UNet", "text_encoder": "text encoder"}

@@ -1,4 +1,4 @@
-"""The arithmetic of a run: steps, epochs, rates, and how often things happen."""
+"""Training settings: steps, epochs, learning rates and intervals."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ COMPILE_MODES = ("off", "regional", "auto")
 
 @dataclass
 class TrainingSettings:
-    """Counts are optimizer steps; `steps` wins over `epochs`. `scale_lr` multiplies the rates by the samples of a step."""
+    """Counts are optimizer steps; `steps` overrides `epochs`. `scale_lr` multiplies learning rates by the samples per step."""
 
     steps: int | None = None
     epochs: int | None = None
@@ -38,21 +38,21 @@ class TrainingSettings:
 
     def __post_init__(self):
         if not self.steps and not self.epochs:
-            raise ValueError(f"steps={self.steps} epochs={self.epochs}: give one of them, 1 or more")
-        for key, least in MIN_VALUES.items():
-            if isinstance(value := getattr(self, key), int | float) and value < least:
-                raise ValueError(f"{key}={value}: choose {least} or more")
-        for key, most in MAX_VALUES.items():
-            if getattr(self, key) > most:
-                raise ValueError(f"{key}={getattr(self, key)}: choose {most} or less")
+            raise ValueError(f"steps={self.steps} epochs={self.epochs}: set one of them to 1 or more")
+        for key, minimum in MIN_VALUES.items():
+            if isinstance(value := getattr(self, key), int | float) and value < minimum:
+                raise ValueError(f"{key}={value}: choose {minimum} or more")
+        for key, maximum in MAX_VALUES.items():
+            if getattr(self, key) > maximum:
+                raise ValueError(f"{key}={getattr(self, key)}: choose {maximum} or less")
         if not self.lr and not self.text_encoder_lr:
             raise ValueError(
-                f"lr={self.lr} text_encoder_lr={self.text_encoder_lr}: nothing would learn; choose more than 0 for one of them"
+                f"lr={self.lr} text_encoder_lr={self.text_encoder_lr}: nothing would be trained; set one of them above 0"
             )
         if self.on_nan not in ("stop", "skip"):
             raise ValueError(f"on_nan={self.on_nan}: choose stop or skip")
         if isinstance(self.save_every, str) and not self.get_save_interval_seconds():
-            raise ValueError(f"save_every={self.save_every}: choose steps, or minutes such as 10min")
+            raise ValueError(f"save_every={self.save_every}: choose a number of steps, or of minutes such as 10min")
         if self.compile not in COMPILE_MODES:
             raise ValueError(f"compile={self.compile}: choose one of {', '.join(COMPILE_MODES)}")
         if not 0 <= self.ema < 1:
@@ -60,48 +60,47 @@ class TrainingSettings:
 
         if (self.checkpoint_metric or self.patience) and not self.evaluate_every:
             raise ValueError(
-                f"checkpoint_metric={self.checkpoint_metric} patience={self.patience}: give evaluate_every=N too"
+                f"checkpoint_metric={self.checkpoint_metric} patience={self.patience}: requires evaluate_every=N"
             )
         if self.patience and not self.checkpoint_metric:
-            raise ValueError(f"patience={self.patience}: give checkpoint_metric=… to wait for, such as CLIP-I")
+            raise ValueError(f"patience={self.patience}: requires checkpoint_metric, such as CLIP-I")
 
     def count_steps(self, plan) -> int:
-        """Optimizer steps of the run; `plan` knows how many an epoch takes."""
+        """Optimizer steps of the run; `plan` counts those of the epochs."""
         return self.steps or plan.count_steps(self.epochs)
 
     def get_save_interval_seconds(self) -> float:
-        """Of `save_every` in minutes; 0 of one in steps."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?min", str(self.save_every))
-        return 60 * float(found[1]) if found else 0.0
+        """`save_every` in seconds; 0 when it is a number of steps."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?min", str(self.save_every))
+        return 60 * float(match[1]) if match else 0.0
 
     def get_save_interval_steps(self) -> int:
+        """`save_every` in steps; 0 when it is a duration."""
         return self.save_every if isinstance(self.save_every, int) else 0
 
     def find_checkpoint(self, folder: Path | None = None) -> Path | None:
-        """The checkpoint to go on from: the file itself, or the newest of a run folder that is whole.
+        """The checkpoint to resume from: the file itself, or the latest intact one of a run folder.
 
-        The run in `folder` goes on by itself, without one from its start.
+        None, to start from step 0, when `resume` is the run's own `folder` and has no checkpoint.
         """
         if self.resume is None:
             return None
         from sdft.runs.checkpoint_file import find_damage, find_latest_checkpoint
 
-        given = Path(self.resume).expanduser()
-        if folder and given.is_dir() and given.samefile(folder):
-            return find_latest_checkpoint(given / "checkpoints")
-        if given.is_file() and (fault := find_damage(given)):
+        path = Path(self.resume).expanduser()
+        if folder and path.is_dir() and path.samefile(folder):
+            return find_latest_checkpoint(path / "checkpoints")
+        if path.is_file() and (damage := find_damage(path)):
             raise ValueError(
-                f"resume={self.resume}: {fault}; give another, or the run's folder for its newest whole one"
+                f"resume={self.resume}: {damage}; choose another, or the run folder for its latest intact checkpoint"
             )
-        found = given if given.is_file() else find_latest_checkpoint(given / "checkpoints")
-        if not found:
-            raise ValueError(
-                f"resume={self.resume}: no checkpoint there; give a .ckpt file, or a run folder that has one"
-            )
-        return found
+        checkpoint = path if path.is_file() else find_latest_checkpoint(path / "checkpoints")
+        if not checkpoint:
+            raise ValueError(f"resume={self.resume}: no checkpoint; choose a .ckpt file, or a run folder that has one")
+        return checkpoint
 
-    def samples_per_step(self, world: int) -> int:
-        return self.batch_size * self.gradient_accumulation_steps * world
+    def samples_per_step(self, world_size: int) -> int:
+        return self.batch_size * self.gradient_accumulation_steps * world_size
 
 
 MIN_VALUES = {
@@ -113,4 +112,4 @@ MAX_VALUES = {
     "batch_size": 2**16,
     "gradient_accumulation_steps": 2**16,
     "workers": 2**10,
-}  # beyond it a slip of the keyboard
+}  # larger values are typing errors

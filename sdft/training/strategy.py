@@ -1,4 +1,4 @@
-"""Where a run computes: which devices, how many machines, and how they share the work."""
+"""Devices and machines of a run, and how its processes share the work."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,6 @@ from sdft.distributed import build_cluster_environment, count_cpu_cores, get_gpu
 
 STRATEGY_NAMES = ("auto", "ddp", "fsdp")
 ACCELERATORS = ("auto", "cpu", "gpu")
-
-
-def select_device(accelerator: str) -> str:
-    """Where this process computes without a trainer: on its GPU, if there is one and it is not to be the CPU."""
-    import torch
-
-    return f"cuda:{get_gpu_index()}" if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
 
 
 @dataclass
@@ -33,7 +26,7 @@ class Strategy:
             raise ValueError(f"num_nodes={self.num_nodes}: choose 1 or more")
 
     def device(self):
-        """Where this process computes, before there is a trainer: of a machine's GPUs the one of its local rank."""
+        """The device of this process, before a trainer exists: the CPU, or the GPU of its local rank."""
         import torch
 
         return torch.device("cpu" if self.on_cpu() else f"cuda:{get_gpu_index()}")
@@ -44,7 +37,7 @@ class Strategy:
         return self.accelerator == "cpu" or not torch.cuda.is_available()
 
     def processes_per_node(self) -> int:
-        """How many processes compute on each machine. On a CPU, `auto` is one: it already uses every core."""
+        """Processes per machine. On a CPU, `auto` is one, which already uses every core."""
         import torch
 
         if self.devices != "auto":
@@ -57,11 +50,11 @@ class Strategy:
         return self.processes_per_node() * self.num_nodes
 
     def count_processes_to_launch(self) -> int:
-        """How many processes this one has to start and wait for; 0 when it is one of them, or alone."""
+        """How many processes this one has to launch; 0 in a single-process or an already launched run."""
         if not is_launched():
             if self.num_nodes > 1:
                 raise ValueError(
-                    f"num_nodes={self.num_nodes}: start it on every machine, with torchrun --nnodes={self.num_nodes} "
+                    f"num_nodes={self.num_nodes}: launch it on every machine with torchrun --nnodes={self.num_nodes} "
                     "--nproc-per-node=… --rdzv-backend=c10d --rdzv-endpoint=FIRST:29500 train.py …, or with srun"
                 )
             if self.on_cpu() and self.world_size() > (most := max(16, count_cpu_cores())):
@@ -69,25 +62,27 @@ class Strategy:
                     f"devices={self.devices}: this machine has {count_cpu_cores()} cores; choose {most} or fewer"
                 )
             return self.world_size() if self.world_size() > 1 else 0
-        if (told := get_process_info()).count != self.world_size():
+        if (launched := get_process_info()).count != self.world_size():
             raise ValueError(
-                f"devices={self.devices} num_nodes={self.num_nodes}: {told.count} processes were started, {told.local_count} on "
-                f"a machine; give devices={told.local_count} num_nodes={told.count // told.local_count}"
+                f"devices={self.devices} num_nodes={self.num_nodes}: {launched.count} processes were launched, "
+                f"{launched.local_count} per machine; set devices={launched.local_count} "
+                f"num_nodes={launched.count // launched.local_count}"
             )
         return 0
 
-    def trainer(self) -> dict:
-        """What Lightning's Trainer takes."""
+    def trainer_kwargs(self) -> dict:
+        """Arguments of Lightning's Trainer."""
         import torch
 
         if self.accelerator == "gpu" and not torch.cuda.is_available():
-            raise ValueError("accelerator=gpu: torch finds none on this machine; choose auto or cpu")
-        cuda = 0 if self.accelerator == "cpu" else torch.cuda.device_count()
-        if cuda and self.devices != "auto" and int(self.devices) > cuda:
-            raise ValueError(f"devices={self.devices}: this machine has {cuda}; choose auto or fewer")
-        if is_launched() and 0 < cuda < self.processes_per_node():
+            raise ValueError("accelerator=gpu: torch finds no GPU on this machine; choose auto or cpu")
+        num_gpus = 0 if self.accelerator == "cpu" else torch.cuda.device_count()
+        if num_gpus and self.devices != "auto" and int(self.devices) > num_gpus:
+            raise ValueError(f"devices={self.devices}: this machine has {num_gpus} GPUs; choose auto or fewer")
+        if is_launched() and 0 < num_gpus < self.processes_per_node():
             raise ValueError(
-                f"{self.processes_per_node()} processes on a machine see {cuda} GPU of it each; give srun --gpus-per-node"
+                f"devices={self.devices}: {self.processes_per_node()} processes per machine, but each sees {num_gpus} GPU; "
+                "use srun --gpus-per-node"
             )
         return {
             "accelerator": "cpu" if self.on_cpu() and self.accelerator == "auto" else self.accelerator,
@@ -97,19 +92,19 @@ class Strategy:
             "plugins": [build_cluster_environment()],
         }
 
-    def check(self, result: str, precision: str) -> None:
-        """`result` is what the method leaves: an adapter or a pipeline."""
-        if self.name == "fsdp" and result != "pipeline":
-            raise ValueError("strategy=fsdp: spreads weights that learn, and an adapter's are few; choose strategy=ddp")
+    def check(self, output_kind: str, precision: str) -> None:
+        """`ValueError` if FSDP does not support the method, by its `output_kind`, or the precision."""
+        if self.name == "fsdp" and output_kind != "pipeline":
+            raise ValueError("strategy=fsdp: supports full fine-tuning only; use strategy=ddp for adapters")
         if self.name == "fsdp" and precision == "16-mixed":
-            raise ValueError("strategy=fsdp: does not scale fp16 gradients; choose precision=bf16 or fp32")
+            raise ValueError("strategy=fsdp: does not support fp16 gradient scaling; choose precision=bf16 or fp32")
 
     def build_lightning_strategy(self):
-        """How the processes share the work; one alone needs nothing of it."""
+        """Lightning's strategy object; `auto` for a single process."""
         if self.world_size() == 1:
             return "auto"
         from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
         if self.name == "fsdp":
             return ModelParallelStrategy(self.world_size(), 1, save_distributed_checkpoint=False)
-        return DDPStrategy(broadcast_buffers=False)  # they never change, and those of parts that rest are elsewhere
+        return DDPStrategy(broadcast_buffers=False)  # buffers are constant, and those of offloaded parts are on the CPU

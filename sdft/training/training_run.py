@@ -1,4 +1,4 @@
-"""Build a run from its config, say what will happen, train, and tell what improved."""
+"""A training run: build it from the config, print a summary, train, evaluate and export."""
 
 import sys
 from contextlib import nullcontext
@@ -39,10 +39,10 @@ from sdft.training.run_summary import collect_run_summary
 
 
 def train(cfg: DictConfig):
-    """One run in the folder that Hydra made; returns the trained module.
+    """Run one training in Hydra's output folder; return the trained module.
 
-    Where several processes are to compute, this one starts them, waits, and exits with their status.
-    What a user can get wrong is refused before anything is written there.
+    With several devices and no launcher, launch one process per device, wait, and exit with their status.
+    User errors raise `ValueError` before anything is written to the folder.
     """
     check_options(cfg)
     if cfg.reproduce:
@@ -52,7 +52,7 @@ def train(cfg: DictConfig):
     prior, strategy = parts["prior"], parts["strategy"]
     if prior:
         prior.check_no_overlap(cfg.data.get("path"))
-    parts["precision"].check_accelerator(strategy.trainer()["accelerator"])
+    parts["precision"].check_accelerator(strategy.trainer_kwargs()["accelerator"])
     strategy.check(parts["method"].output_kind, parts["precision"].lightning_precision)
     if count := strategy.count_processes_to_launch():
         sys.exit(mark_failed(folder, processes.launch_processes(count, folder)))
@@ -61,18 +61,16 @@ def train(cfg: DictConfig):
     with Lock(folder, "a run") if processes.rank() == 0 else nullcontext() as lock:
         if lock:
             remove_partial_files(folder)
-        return run_training(cfg, folder, parts, source)
+        return execute_run(cfg, folder, parts, source)
 
 
-def run_training(cfg: DictConfig, folder: Path, parts: dict, source):
-    """The run, whose folder is nobody else's now."""
-    loop, prior, strategy = parts["training"], parts["prior"], parts["strategy"]
-    samples_per_step = loop.samples_per_step(strategy.world_size())
-    before, (taught, spare) = (
-        load_previous_run(cfg, folder, samples_per_step),
-        split_validation(source, cfg.validation_split),
-    )
-    checkpoint = loop.find_checkpoint(folder)
+def execute_run(cfg: DictConfig, folder: Path, parts: dict, source):
+    """Build the run, train, evaluate and record the result; rank 0 holds the lock on `folder`."""
+    training, prior, strategy = parts["training"], parts["prior"], parts["strategy"]
+    samples_per_step = training.samples_per_step(strategy.world_size())
+    previous_run = load_previous_run(cfg, folder, samples_per_step)
+    training_source, validation_source = split_validation(source, cfg.validation_split)
+    checkpoint = training.find_checkpoint(folder)
     prompts = read_prompts(cfg.prompts) or source.prompts() + ([prior.prompt] if prior else [])
     source.verify()
     parts["precision"].configure_tf32()
@@ -81,121 +79,123 @@ def run_training(cfg: DictConfig, folder: Path, parts: dict, source):
     model.latent_shape(cfg.resolution)
     for resolution in parts["dataset"].extra_resolutions:
         model.latent_shape(resolution, "extra_resolutions")
-    parts["method"].check(model, taught.captions())
-    digests = {"model": hash_weights(model), "data": hash_dataset(taught)} if processes.rank() == 0 else {}
-    steps = loop.count_steps(parts["dataset"].plan(taught, model.size_multiple, samples_per_step))
+    parts["method"].check(model, training_source.captions())
+    digests = {"model": hash_weights(model), "data": hash_dataset(training_source)} if processes.rank() == 0 else {}
+    steps = training.count_steps(parts["dataset"].build_plan(training_source, model.size_multiple, samples_per_step))
     parts["schedule"].check(steps)
-    done = load_resume_step(cfg, checkpoint, steps, before)
+    resume_step = load_resume_step(cfg, checkpoint, steps, previous_run)
 
-    classes, device = None, strategy.device()
-    judging = cfg.metrics and (loop.evaluate_every or processes.rank() == 0)
-    judges = parts["metrics"].load_scorers(str(device) if processes.rank() == 0 else "cpu") if judging else None
-    exam = build_intermediate_evaluator(cfg, judges, source, taught) if loop.evaluate_every else None
+    class_source, device = None, strategy.device()
+    needs_scorers = cfg.metrics and (training.evaluate_every or processes.rank() == 0)
+    scorers = parts["metrics"].load_scorers(str(device) if processes.rank() == 0 else "cpu") if needs_scorers else None
+    evaluator = build_intermediate_evaluator(cfg, scorers, source, training_source) if training.evaluate_every else None
     if prior and prior.weight:
         model.to(device).compute_dtype = parts["precision"].dtype
-        classes = prior.source(model, parts["sampling"], cfg.resolution)
-        classes.verify()
-    module = build_module(cfg, parts, model.cpu())  # what trainable begins the same on every device
+        class_source = prior.load_class_images(model, parts["sampling"], cfg.resolution)
+        class_source.verify()
+    module = build_module(cfg, parts, model.cpu())  # initialize trainable parameters identically on every device
     model.to(device)
-    samples = build_training_dataset(parts, model, taught, classes, samples_per_step)
-    held_out = spare and parts["dataset"].samples(spare, model, "held out ")
-    size = estimate_run_size(module, loop, parts["sampling"], prompts, cfg.resolution, steps)
+    dataset = build_training_dataset(parts, model, training_source, class_source, samples_per_step)
+    validation_dataset = validation_source and parts["dataset"].build_dataset(validation_source, model, "held out ")
+    run_size = estimate_run_size(module, training, parts["sampling"], prompts, cfg.resolution, steps)
     fill_input_caches(
-        module, [*samples.datasets, *([held_out] if spare else [])], partial(check_disk_space, folder, size, loop=loop)
+        module,
+        [*dataset.datasets, *([validation_dataset] if validation_source else [])],
+        partial(check_disk_space, folder, run_size, training=training),
     )
-    apply_memory_format_and_compile(module, samples, loop.compile, device, steps)
-    trainer = build_trainer(cfg, parts, samples, held_out, folder, prompts, steps, exam, before, checkpoint)
-    step = build_step_spec(samples, loop, parts["sampling"], cfg.resolution, trainer)
-    plan = collect_run_summary(module, samples, loop, parts["schedule"], trainer, step) | {"digests": digests}
-    plan["warnings"] += [f"{name} not measured: {why}" for name, why in (judges.missing if judges else {}).items()]
-    record, words = RunRecord(folder), flatten_options(cfg, HydraConfig.get().runtime.choices)
+    apply_memory_format_and_compile(module, dataset, training.compile, device, steps)
+    trainer = build_trainer(
+        cfg, parts, dataset, validation_dataset, folder, prompts, steps, evaluator, previous_run, checkpoint
+    )
+    step = build_step_spec(dataset, training, parts["sampling"], cfg.resolution, trainer)
+    summary = collect_run_summary(module, dataset, training, parts["schedule"], trainer, step) | {"digests": digests}
+    missing_scorers = scorers.missing if scorers else {}
+    summary["warnings"] += [f"{name} not measured: {reason}" for name, reason in missing_scorers.items()]
+    record, options = RunRecord(folder), flatten_options(cfg, HydraConfig.get().runtime.choices)
     if trainer.is_global_zero:
-        start_run(record, plan, cfg, source.describe(), samples.datasets[0], model, trainer, words, before, done)
+        description, first_dataset = source.describe(), dataset.datasets[0]
+        start_run(record, summary, cfg, description, first_dataset, model, trainer, options, previous_run, resume_step)
     with close_loggers_on_exit(), explain_resource_errors(module, step, cfg, folder, trainer):
         with limit_threads(module.model.unet, step.latent_shape):
-            fit_and_record(module, samples, trainer, loop, checkpoint, record, words)
+            fit_and_record(module, dataset, trainer, training, checkpoint, record, options)
         free_training_memory(module, trainer)
-        finish_run(record, cfg, module.method, judges, bool(spare), trainer.loggers)
+        finish_run(record, cfg, module.method, scorers, bool(validation_source), trainer.loggers)
         record.end("finished")
-        same = report_reproduction(record, cfg.reproduce) if cfg.reproduce and processes.rank() == 0 else True
+        reproduced = report_reproduction(record, cfg.reproduce) if cfg.reproduce and processes.rank() == 0 else True
         processes.destroy_process_group()
-    if not same:
+    if not reproduced:
         sys.exit(1)
     return module
 
 
 def verify_shared_folder(folder: Path) -> Path:
-    """`ValueError` when a process on another machine has no way to the run's folder."""
-    if hidden := [str(number) for number, seen in enumerate(processes.all_gather(folder.is_dir())) if not seen]:
-        raise ValueError(
-            f"{folder}: process {', '.join(hidden)} does not see it; run where all machines share the files"
-        )
+    """`ValueError` when the run folder is not visible to the ranks of another machine."""
+    if blind := [str(rank) for rank, visible in enumerate(processes.all_gather(folder.is_dir())) if not visible]:
+        raise ValueError(f"{folder}: not visible to rank {', '.join(blind)}; use a file system that all machines share")
     return folder
 
 
-def build_intermediate_evaluator(cfg: DictConfig, judges, source, taught):
-    """What is asked every so often, with fewer pictures of each prompt than at the end."""
+def build_intermediate_evaluator(cfg: DictConfig, scorers, source, training_source):
+    """The evaluator used during training, with fewer images per prompt than the final evaluation."""
     from sdft.evaluation.evaluate import build_prompt_groups, build_protocol, select_evaluation_spec
     from sdft.evaluation.evaluator import Evaluator
     from sdft.training.callbacks.evaluation import check_checkpoint_metric
 
-    if judges is None:
+    if scorers is None:
         raise ValueError(
-            f"evaluate_every={cfg.evaluate_every}: no judge; choose metrics=clip, or metrics=digits for digits"
+            f"evaluate_every={cfg.evaluate_every}: no metrics; choose metrics=clip, or metrics=digits for digits"
         )
     evaluation_spec, protocol = source.evaluation_spec(), replace(build_protocol(cfg), images=cfg.evaluate_images)
     groups = build_prompt_groups(cfg, protocol, evaluation_spec, source)
-    exam = Evaluator(judges, protocol, groups, taught, select_evaluation_spec(evaluation_spec, groups))
-    check_checkpoint_metric(cfg.checkpoint_metric, exam)
-    return exam
+    evaluation_spec = select_evaluation_spec(evaluation_spec, groups)
+    evaluator = Evaluator(scorers, protocol, groups, training_source, evaluation_spec)
+    check_checkpoint_metric(cfg.checkpoint_metric, evaluator)
+    return evaluator
 
 
-def fill_input_caches(module, streams: list, check) -> None:
-    """Compute once what does not learn; those parts then leave the device to the others. `check` is told the missing bytes."""
+def fill_input_caches(module, datasets: list, check) -> None:
+    """Cache the outputs of frozen encoders, which are then offloaded; `check` receives the missing bytes."""
     from sdft.data.latent_cache import fill_caches
 
-    trainable = any(name.startswith("text_encoder.") for name in module.get_trainable_parameters())
-    module.offloaded_parts = fill_caches(
-        streams, module.model, text=not trainable and not streams[0].settings.shuffle_tags, check=check
-    )
+    trains_text_encoder = any(name.startswith("text_encoder.") for name in module.get_trainable_parameters())
+    cache_text = not trains_text_encoder and not datasets[0].settings.shuffle_tags
+    module.offloaded_parts = fill_caches(datasets, module.model, text=cache_text, check=check)
 
 
-def apply_memory_format_and_compile(module, samples, compile: str, device, steps: int) -> None:
-    """Kernels that are faster on this device, once it is known what trainable."""
+def apply_memory_format_and_compile(module, dataset, compile: str, device, steps: int) -> None:
+    """Use channels-last on a GPU and compile the UNet's blocks if `compile` asks for it.
+
+    Call it when the trainable parameters are known.
+    """
     unet = module.model.unet
     if device.type == "cuda":
         set_channels_last(unet)
     if should_compile(compile, device, steps):
-        blocks = compile_blocks(unet, shapes=len({size for part in samples.datasets for size in part.sizes}))
+        num_blocks = compile_blocks(unet, shapes=len({size for part in dataset.datasets for size in part.sizes}))
         if processes.rank() == 0:
-            print(f"compile  {blocks} blocks; the first steps wait for it", flush=True)
+            print(f"compile    {num_blocks} blocks; the first steps wait for the compiler", flush=True)
 
 
-def fit_and_record(module, samples, trainer, loop, checkpoint: Path | None, record: RunRecord, words: dict) -> None:
-    """Train, and write down how it ended."""
+def fit_and_record(module, dataset, trainer, training, checkpoint: Path | None, record: RunRecord, options: dict):
+    """Train, and record the outcome (trained, stopped or failed) in `run.json`."""
     from sdft.data.datamodule import TrainingDataModule
     from sdft.training.callbacks.signals import StoppedBySignal
 
     try:
+        num_trainable = sum(p.numel() for p in module.get_trainable_parameters().values())
         for logger in trainer.loggers:
-            logger.log_hyperparams(
-                words | {"trainable": sum(p.numel() for p in module.get_trainable_parameters().values())}
-            )
-        trainer.fit(
-            module, TrainingDataModule(samples, loop.batch_size, loop.workers), ckpt_path=checkpoint, weights_only=True
-        )
+            logger.log_hyperparams(options | {"trainable": num_trainable})
+        data = TrainingDataModule(dataset, training.batch_size, training.workers)
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     except StoppedBySignal as stop:
         record.end("stopped", stopped_at=stop.step)
         if processes.rank() == 0:
-            print(f"stopped  by {stop}; go on with resume={record.folder}", flush=True)
+            print(f"stopped    by {stop}; resume with resume={record.folder}", flush=True)
         close_loggers(stop.status)
         processes.barrier()
         sys.exit(stop.status)
     except BaseException:
         record.end("failed")
         raise
-    processes.barrier()  # for the first one's files
-    record.end(
-        "trained",
-        **collect_training_results(trainer, record.folder / module.method.output_kind),
-    )
+    processes.barrier()  # rank 0 writes the files that the others read
+    record.end("trained", **collect_training_results(trainer, record.folder / module.method.output_kind))

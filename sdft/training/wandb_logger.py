@@ -1,4 +1,4 @@
-"""A W&B run that never harms the run it tells of: what W&B cannot do is said in one line, and training goes on."""
+"""W&B logger that never stops a run: every failure is one warning, and training continues."""
 
 import os
 import threading
@@ -10,60 +10,53 @@ import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 
-START_TIMEOUT = 20  # seconds that a server has to answer; then the run is logged offline
-FINISH_TIMEOUT = (
-    120  # seconds that uploads may take after the last step; what is missing then still lies in the run's folder
-)
-SHUTDOWN_GRACE = 10  # seconds on top, after which W&B's own process is not waited for either
-FAILED_RUNS = WeakSet()  # runs of which that was told
+START_TIMEOUT = 20  # seconds for the server to answer, after which the run is logged offline
+FINISH_TIMEOUT = 120  # seconds for uploads after the last step; the run folder has the rest
+SHUTDOWN_GRACE = 10  # further seconds after which W&B's service process is abandoned
+FAILED_RUNS = WeakSet()  # W&B runs whose failure has been reported
 
 
 def suppress_errors(method):
-    """The same method, whose first failure is told and whose failures stop nothing."""
+    """Wrap a logging method: warn at a run's first failure, and never raise."""
 
     @wraps(method)
     def attempt(self, *args, **kwargs):
         try:
             return method(self, *args, **kwargs)
-        except Exception as error:  # whatever W&B's process, disk or server may think of
+        except Exception as error:  # any type: from W&B's service process, the disk or the server
             if self._experiment not in FAILED_RUNS:
                 FAILED_RUNS.add(self._experiment)
-                print_wandb_warning(
-                    f"W&B no longer takes what this run logs ({format_exception(error)})", self._experiment
-                )
+                print_wandb_warning(f"W&B logging failed ({format_exception(error)})", self._experiment)
 
     return attempt
 
 
 class SafeWandbLogger(WandbLogger):
-    """Lightning's logger with a beginning, a middle and an end that cannot fail."""
+    """Lightning's W&B logger, but starting, logging and finishing cannot fail."""
 
-    def __init__(self, last_logged_step: int = 0, **words):
-        """What was logged at steps before `last_logged_step` is not logged again."""
-        super().__init__(**words)
+    def __init__(self, last_logged_step: int = 0, **kwargs):
+        """Values of steps before `last_logged_step` are skipped, because the resumed W&B run has them."""
+        super().__init__(**kwargs)
         self.last_logged_step = last_logged_step
-        self._wandb_init.pop("anonymous", None)  # Lightning passes what wandb no longer takes, and wandb warns
+        self._wandb_init.pop("anonymous", None)  # passed by Lightning, but deprecated by wandb
 
     @property
     @rank_zero_experiment
     def experiment(self):
-        """The run: online, or offline where no server answers or takes the key, or one that logs nothing."""
+        """The W&B run: online, else offline if the server is unreachable or rejects the key, else disabled."""
         settings = self._wandb_init["settings"]
         try:
             return super().experiment
         except Exception as error:
             if settings.mode != "online":
-                print_wandb_warning(f"W&B does not start ({format_exception(error)}); the run goes on without it")
-                return self.begin("disabled")
-            run = self.begin("offline")
+                print_wandb_warning(f"W&B failed to start ({format_exception(error)}); the run continues without it")
+                return self.restart_in_mode("disabled")
+            run = self.restart_in_mode("offline")
             if not run.disabled:
-                print_wandb_warning(
-                    f"W&B cannot be reached or refuses ({format_exception(error)}); the run is logged offline", run
-                )
+                print_wandb_warning(f"W&B failed to start online ({format_exception(error)}); logging offline", run)
             return run
 
-    def begin(self, mode: str):
-        """Try again, in another mode."""
+    def restart_in_mode(self, mode: str):
         self._wandb_init["settings"].mode = mode
         return self.experiment
 
@@ -76,51 +69,51 @@ class SafeWandbLogger(WandbLogger):
             super().log_metrics(metrics, step)
 
     @suppress_errors
-    def log_image(self, key: str, images: list, step: int | None = None, **about) -> None:
+    def log_image(self, key: str, images: list, step: int | None = None, **kwargs) -> None:
         if step is None or step >= self.last_logged_step:
-            super().log_image(key, images, step, **about)
+            super().log_image(key, images, step, **kwargs)
 
     @suppress_errors
     def log_summary(self, values: dict) -> None:
-        """What runs are sorted by."""
+        """Set summary values, the columns by which W&B sorts runs."""
         self.experiment.summary.update(values)
 
 
 def finish_wandb_run(status: int = 0) -> None:
-    """End W&B's run, if there is one, with the exit status that the process will have. Bounded, and without an exception."""
+    """Finish the current W&B run, if any, with the exit status of this process; limited in time, and never raises."""
     if (run := wandb.run) is None:
         return
-    failure = run_with_timeout(FINISH_TIMEOUT + SHUTDOWN_GRACE, lambda: run.finish(exit_code=status))
-    if failure is None:
+    error = run_with_timeout(FINISH_TIMEOUT + SHUTDOWN_GRACE, lambda: run.finish(exit_code=status))
+    if error is None:
         return
-    if not (isinstance(failure, ConnectionError) and run in FAILED_RUNS):  # W&B's process is gone, as was told
-        print_wandb_warning(f"W&B did not end properly ({format_exception(failure)})", run)
-    run_with_timeout(SHUTDOWN_GRACE, wandb.teardown)  # or it is waited for, or fails again, when this process ends
+    if not (isinstance(error, ConnectionError) and run in FAILED_RUNS):  # the service process died, already reported
+        print_wandb_warning(f"W&B failed to finish ({format_exception(error)})", run)
+    run_with_timeout(SHUTDOWN_GRACE, wandb.teardown)  # otherwise this process waits or fails again at exit
     wandb.run = None
 
 
 def run_with_timeout(seconds: float, task) -> BaseException | None:
-    """What `task` raised, if anything; a `TimeoutError` when it is still at it after `seconds`."""
-    found = []
+    """Run `task` in a thread; return its exception, `TimeoutError` if it takes longer than `seconds`, or None."""
+    outcome = []
 
     def attempt() -> None:
         try:
             task()
-            found.append(None)
-        except (Exception, SystemExit) as error:  # W&B exits where its process had to be killed
-            found.append(error)
+            outcome.append(None)
+        except (Exception, SystemExit) as error:  # W&B exits if its service process had to be killed
+            outcome.append(error)
 
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(seconds)
-    return found[0] if found else TimeoutError(f"no end in {seconds} seconds")
+    return outcome[0] if outcome else TimeoutError(f"no end in {seconds} seconds")
 
 
-def print_wandb_warning(what: str, run=None) -> None:
-    """One line, with how to bring to the server later what is in the run's folder."""
+def print_wandb_warning(message: str, run=None) -> None:
+    """Print one line, with the command that uploads the local files later."""
     folder = run and not run.disabled and run.settings.sync_dir
-    later = f"; later: wandb sync {os.path.relpath(Path(folder))}" if folder else ""
-    print(f"warning  {what}{later}", flush=True)
+    upload = f"; later: wandb sync {os.path.relpath(Path(folder))}" if folder else ""
+    print(f"warning  {message}{upload}", flush=True)
 
 
 def format_exception(error: BaseException) -> str:

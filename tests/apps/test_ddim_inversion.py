@@ -1,4 +1,4 @@
-"""DDIM walked both ways, for noise and velocity, on the levels that other samplers of this kind use."""
+"""DDIM sampling and inversion, for epsilon and v-prediction, on the timesteps of diffusers."""
 
 import pytest
 import torch
@@ -10,12 +10,12 @@ CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_lin
 KINDS = ("epsilon", "v_prediction")
 
 
-def ddim(kind: str, steps: int) -> DDIM:
+def build_ddim(kind: str, steps: int) -> DDIM:
     return DDIM(compute_alphas_cumprod(CONFIG), kind, steps)
 
 
-def gaussian(kind: str, deviation: float = 0.5):
-    """What a perfect UNet says of pictures that are normal with this deviation."""
+def gaussian_predictor(kind: str, deviation: float = 0.5):
+    """Output of a perfect UNet for normally distributed latents with this standard deviation."""
     levels = compute_alphas_cumprod(CONFIG)
 
     def predict(x, timestep):
@@ -27,43 +27,42 @@ def gaussian(kind: str, deviation: float = 0.5):
     return predict
 
 
-def trip(kind: str, steps: int, inversion_iterations: int = 0) -> float:
-    """The largest error of there and back."""
-    path, clean = ddim(kind, steps), 0.5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    return float(
-        (path.sample(gaussian(kind), path.invert(gaussian(kind), clean, inversion_iterations)) - clean).abs().max()
-    )
+def round_trip_error(kind: str, steps: int, inversion_iterations: int = 0) -> float:
+    """The largest error of inversion followed by sampling."""
+    path, predict = build_ddim(kind, steps), gaussian_predictor(kind)
+    clean = 0.5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    restored = path.sample(predict, path.invert(predict, clean, inversion_iterations))
+    return float((restored - clean).abs().max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sampling_after_inversion_gives_the_picture_back_and_more_steps_nearer(kind):
-    few, some, many = (trip(kind, steps) for steps in (10, 50, 200))
+def test_sampling_after_inversion_restores_the_latents_better_with_more_steps(kind):
+    few, some, many = (round_trip_error(kind, steps) for steps in (10, 50, 200))
     assert many < some < few
     assert some < 0.1
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_inversion_that_asks_again_is_exact(kind):
-    assert trip(kind, 10, inversion_iterations=20) < 1e-5 < trip(kind, 10, inversion_iterations=1) < trip(kind, 10)
+def test_inversion_iterations_make_inversion_exact(kind):
+    plain, refined, converged = (round_trip_error(kind, 10, inversion_iterations=n) for n in (0, 1, 20))
+    assert converged < 1e-5 < refined < plain
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_noise_and_velocity_walk_the_same_path(kind):
+def test_epsilon_and_velocity_give_the_same_inversion(kind):
     clean = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    noise = [ddim(k, 500).invert(gaussian(k), clean) for k in KINDS]
+    noise = [build_ddim(k, 500).invert(gaussian_predictor(k), clean) for k in KINDS]
     torch.testing.assert_close(*noise, atol=0.02, rtol=0)
-    assert noise[0].std() == pytest.approx(
-        2 * float(clean.std()), rel=0.1
-    )  # of deviation 1/2 each is two deviations out
+    assert noise[0].std() == pytest.approx(2 * float(clean.std()), rel=0.1)  # latents have standard deviation 1/2
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_stride_is_the_one_of_the_published_sampler(kind):
+def test_each_step_matches_diffusers(kind):
     from diffusers import DDIMScheduler
 
     reference = DDIMScheduler(**CONFIG, prediction_type=kind, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     reference.set_timesteps(20)
-    path, draw = ddim(kind, 20), torch.Generator().manual_seed(1)
+    path, draw = build_ddim(kind, 20), torch.Generator().manual_seed(1)
     assert reference.timesteps.tolist() == path.timesteps.flip(0).tolist()
     latents = torch.randn(1, 4, 8, 8, generator=draw)
     for step, timestep in zip(reversed(range(20)), reference.timesteps, strict=True):
@@ -75,6 +74,6 @@ def test_each_stride_is_the_one_of_the_published_sampler(kind):
 
 
 @pytest.mark.parametrize("steps", [1, 501])
-def test_steps_that_there_are_not_are_refused(steps):
-    with pytest.raises(ValueError, match=f"ddim_steps={steps}: choose from 2 to 500"):
-        ddim("epsilon", steps)
+def test_steps_out_of_range_raise_value_error(steps):
+    with pytest.raises(ValueError, match=f"ddim_steps={steps}: "):
+        build_ddim("epsilon", steps)

@@ -1,4 +1,4 @@
-"""Attention to the ends: at an end it is one's own, elsewhere the mean of what both attend to."""
+"""Shared attention: unchanged at the endpoints, a weighted mean of keys and values between them."""
 
 import pytest
 import torch
@@ -15,9 +15,9 @@ def unet(tiny):
 
 @pytest.fixture
 def shared(unet):
-    made = SharedAttention(unet)
-    yield made
-    made.remove()
+    attention = SharedAttention(unet)
+    yield attention
+    attention.remove()
 
 
 @pytest.fixture(scope="module")
@@ -27,53 +27,53 @@ def inputs():
 
 
 @torch.no_grad()
-def output(unet, latents, context):
+def predict(unet, latents, context):
     return unet(latents, STEP, context).sample
 
 
-def test_at_an_end_shared_attention_is_its_own(unet, shared, inputs):
+def test_shared_attention_at_an_endpoint_changes_nothing(unet, shared, inputs):
     latents, context = inputs
     for end in (0, 1):
-        with shared.recording(end):
-            output(unet, latents[end], context)
+        with shared.record_endpoint(end):
+            predict(unet, latents[end], context)
     for end in (0, 1):
-        plain = output(unet, latents[end], context)
-        with shared.mixing(float(end)):
-            torch.testing.assert_close(output(unet, latents[end], context), plain)
+        expected = predict(unet, latents[end], context)
+        with shared.mix_endpoints(float(end)):
+            torch.testing.assert_close(predict(unet, latents[end], context), expected)
 
 
-def test_between_them_keys_and_values_are_the_weighted_mean(unet, shared, inputs):
+def test_keys_and_values_are_the_weighted_mean_of_the_endpoints(unet, shared, inputs):
     latents, context = inputs
-    seen = []
+    recorded = []
     for end in (0, 1):
-        with shared.recording(end):
-            output(unet, latents[end], context)
-    plain = output(unet, latents[2], context)
-    watch = unet.up_blocks.get_submodule(LAYER).register_forward_hook(lambda _, given, out: seen.append(out))
-    with shared.mixing(0.25):
-        mixed = output(unet, latents[2], context)
-    watch.remove()
-    torch.testing.assert_close(seen[0], 0.75 * shared.ends[0][LAYER] + 0.25 * shared.ends[1][LAYER])
-    assert not torch.allclose(mixed, plain, atol=1e-4)
+        with shared.record_endpoint(end):
+            predict(unet, latents[end], context)
+    expected = predict(unet, latents[2], context)
+    hook = unet.up_blocks.get_submodule(LAYER).register_forward_hook(lambda _, inputs, out: recorded.append(out))
+    with shared.mix_endpoints(0.25):
+        mixed = predict(unet, latents[2], context)
+    hook.remove()
+    torch.testing.assert_close(recorded[0], 0.75 * shared.endpoints[0][LAYER] + 0.25 * shared.endpoints[1][LAYER])
+    assert not torch.allclose(mixed, expected, atol=1e-4)
 
 
-def test_recording_changes_nothing_and_nothing_stays_behind(unet, inputs):
+def test_recording_changes_nothing_and_hooks_are_removed(unet, inputs):
     latents, context = inputs
-    plain, shared = output(unet, latents[0], context), SharedAttention(unet)
-    with shared.recording(0):
-        assert torch.equal(output(unet, latents[0], context), plain)
-    with shared.recording(1):
-        output(unet, latents[1], context)
-    with shared.mixing(1.0):
-        assert not torch.equal(output(unet, latents[0], context), plain)
-    assert torch.equal(output(unet, latents[0], context), plain)
+    expected, shared = predict(unet, latents[0], context), SharedAttention(unet)
+    with shared.record_endpoint(0):
+        assert torch.equal(predict(unet, latents[0], context), expected)
+    with shared.record_endpoint(1):
+        predict(unet, latents[1], context)
+    with shared.mix_endpoints(1.0):
+        assert not torch.equal(predict(unet, latents[0], context), expected)
+    assert torch.equal(predict(unet, latents[0], context), expected)
     shared.remove()
     assert not any(module._forward_hooks for module in unet.modules())
 
 
-def test_the_decoder_alone_is_shared_and_never_the_words(unet, shared, inputs):
-    with shared.recording(0):
-        output(unet, inputs[0][0], inputs[1])
+def test_only_self_attention_of_the_decoder_is_shared(unet, shared, inputs):
+    with shared.record_endpoint(0):
+        predict(unet, inputs[0][0], inputs[1])
     layers = [name for name, _ in unet.named_modules() if name.endswith(("attn1.to_k", "attn1.to_v"))]
-    assert {f"up_blocks.{name}" for name in shared.ends[0]} == {name for name in layers if name.startswith("up_")}
-    assert 0 < len(shared.ends[0]) < len(layers)
+    assert {f"up_blocks.{name}" for name in shared.endpoints[0]} == {name for name in layers if name.startswith("up_")}
+    assert 0 < len(shared.endpoints[0]) < len(layers)

@@ -1,4 +1,4 @@
-"""A run's result for others: whole, escaped, without a trace of this machine, and on the hub in one commit or not at all."""
+"""Publishing: complete and escaped, without local paths or secrets, uploaded in one commit or not at all."""
 
 import json
 import re
@@ -19,48 +19,48 @@ from sdft.apps.publish.upload import upload_folder
 
 
 @pytest.fixture(scope="module")
-def finished(shared, tmp_path_factory) -> Path:
-    """A run over pictures in a place that nobody need know of, with hostile prompts."""
+def finished(shared_run, tmp_path_factory) -> Path:
+    """A run on images in a private folder, with hostile prompts."""
     from sdft.data.digits import Digits
 
-    place = tmp_path_factory.mktemp("grandmother")
+    private = tmp_path_factory.mktemp("grandmother")
     for number in range(2):
-        Digits()[number].image.save(place / f"passport-{number}.png")
-        (place / f"passport-{number}.txt").write_text(f"sks paint, digit {number} <b onclick=alert(1)>")
-    words = ("data=folder", f"data.path={place}", "steps=1", "sampling.steps=1", "rank=2", "resolution=32")
+        Digits()[number].image.save(private / f"passport-{number}.png")
+        (private / f"passport-{number}.txt").write_text(f"sks paint, digit {number} <b onclick=alert(1)>")
+    overrides = ("data=folder", f"data.path={private}", "steps=1", "sampling.steps=1", "rank=2", "resolution=32")
     prompts = "prompts=[" + ",".join(json.dumps(text) for text in HOSTILE) + "]"
-    return shared(*words, prompts.replace("$", "\\$"))[1]
+    return shared_run(*overrides, prompts.replace("$", "\\$"))[1]
 
 
 @pytest.fixture
 def run(finished, tmp_path) -> Path:
-    """A copy to publish."""
+    """A copy of the run to publish."""
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def files(folder: Path) -> set[str]:
+def list_files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_folder_holds_card_pictures_and_weights_in_both_formats(run):
+def test_the_folder_has_card_images_and_weights_in_both_formats(run):
     folder = write_publication(PublishRequest(run, "someone/sks", "apache-2.0"))
     images = {f"images/{number}.png" for number in range(len(HOSTILE))}
     weights = {"pytorch_lora_weights.safetensors", "lora-kohya.safetensors"}
-    assert folder == run / "published" and files(folder) == {"README.md", "samples.png"} | images | weights
-    _, front, rest = (folder / "README.md").read_text().split("---\n", 2)
-    told = yaml.safe_load(front)
-    assert told["license"] == "apache-2.0" and told["instance_prompt"] == "sks"
-    facts = json.loads((run / "samples" / "step-000001" / "samples.json").read_text())
-    assert [entry["text"] for entry in told["widget"]] == [fact["prompt"] for fact in facts]
-    assert "2 pictures with sides of 32 px" in rest and '"someone/sks"' in rest and "`rank` | `2`" in rest
+    assert folder == run / "published" and list_files(folder) == {"README.md", "samples.png"} | images | weights
+    _, front_matter, body = (folder / "README.md").read_text().split("---\n", 2)
+    metadata = yaml.safe_load(front_matter)
+    assert metadata["license"] == "apache-2.0" and metadata["instance_prompt"] == "sks"
+    samples = json.loads((run / "samples" / "step-000001" / "samples.json").read_text())
+    assert [entry["text"] for entry in metadata["widget"]] == [sample["prompt"] for sample in samples]
+    assert "2 images with sides of 32 px" in body and '"someone/sks"' in body and "`rank` | `2`" in body
     for name in weights:
-        with safe_open(folder / name, "pt") as opened:
-            words = opened.metadata()
-        assert words["modelspec.author"] == "someone" and words["modelspec.license"] == "apache-2.0"
-        assert re.match(r"\d{4}-\d\d-\d\dT", words["modelspec.date"]) and words["ss_training_started_at"]
+        with safe_open(folder / name, "pt") as file:
+            header = file.metadata()
+        assert header["modelspec.author"] == "someone" and header["modelspec.license"] == "apache-2.0"
+        assert re.match(r"\d{4}-\d\d-\d\dT", header["modelspec.date"]) and header["ss_training_started_at"]
 
 
-def test_nothing_of_the_card_runs_in_a_reader(run):
+def test_the_card_contains_no_active_content(run):
     scores = {
         "states": [{"label": HOSTILE[0], "scores": {"prompts": {HOSTILE[3]: {"value": 0.5}}}}],
         "metrics": {"prompts": {HOSTILE[3]: {"number_format": "{.__class__}", "higher_is_better": True}}},
@@ -77,10 +77,10 @@ def test_nothing_of_the_card_runs_in_a_reader(run):
     assert (
         not page.code and "0.500" in page.visible_text and "class" not in page.visible_text.partition("0.500")[2][:20]
     )
-    assert "evaluation.png" in files(folder)
+    assert "evaluation.png" in list_files(folder)
 
 
-def test_neither_places_nor_names_of_pictures_are_told(run):
+def test_no_paths_or_image_names_are_published(run):
     folder = write_publication(PublishRequest(run, captions=False))
     for file in folder.rglob("*"):
         if file.is_file():
@@ -88,21 +88,20 @@ def test_neither_places_nor_names_of_pictures_are_told(run):
             assert b"grandmother" not in data and b"passport" not in data and str(Path.home()).encode() not in data
 
 
-def test_captions_are_told_or_not(run):
-    told = (write_publication(PublishRequest(run)) / "README.md").read_text()
-    assert "Most frequent words" in told
-    assert (
-        "Most frequent words" not in (write_publication(PublishRequest(run, captions=False)) / "README.md").read_text()
-    )
+def test_caption_words_are_optional(run):
+    card = (write_publication(PublishRequest(run)) / "README.md").read_text()
+    assert "Most frequent words" in card
+    card = (write_publication(PublishRequest(run, captions=False)) / "README.md").read_text()
+    assert "Most frequent words" not in card
 
 
 def test_a_card_without_a_license_says_so(run):
-    told = (write_publication(PublishRequest(run)) / "README.md").read_text()
-    assert "No license was chosen" in told and "license" not in yaml.safe_load(told.split("---\n")[1])
+    card = (write_publication(PublishRequest(run)) / "README.md").read_text()
+    assert "**No license**" in card and "license" not in yaml.safe_load(card.split("---\n")[1])
 
 
 @pytest.mark.parametrize(
-    ("word", "line"),
+    ("value", "redacted"),
     [
         ("/home/me/photos", "…"),
         ("~/photos", "…"),
@@ -113,153 +112,158 @@ def test_a_card_without_a_license_says_so(run):
         ("a cat/dog on a wall", "a cat/dog on a wall"),
     ],
 )
-def test_words_that_name_a_place_are_left_out_of_the_command(word, line):
-    assert redact_command(["/opt/x/train.py", f"word={word}", "data.path=mum"]) == [
+def test_paths_are_redacted_in_the_command(value, redacted):
+    assert redact_command(["/opt/x/train.py", f"option={value}", "data.path=mum"]) == [
         "train.py",
-        f"word={line}",
+        f"option={redacted}",
         "data.path=…",
     ]
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("options", "message"),
     [
-        ({"to": "a/b/c"}, "to=a/b/c: give USER/NAME"),
-        ({"to": "https://hub"}, "to=https://hub: give USER/NAME"),
-        ({"license": "mine"}, "license=mine: choose one of creativeml-openrail-m,"),
-        ({"best": True}, "best=true: .* has no best/"),
+        ({"to": "a/b/c"}, "to=a/b/c: .*USER/NAME"),
+        ({"to": "https://hub"}, "to=https://hub: .*USER/NAME"),
+        ({"license": "mine"}, "license=mine: .*creativeml-openrail-m,"),
+        ({"best": True}, "best=true: .* best/"),
     ],
 )
-def test_what_cannot_be_published_is_refused(words, line, run):
-    with pytest.raises(ValueError, match=line):
-        write_publication(PublishRequest(run, **words))
+def test_invalid_requests_are_rejected(options, message, run):
+    with pytest.raises(ValueError, match=message):
+        write_publication(PublishRequest(run, **options))
     assert not (run / "published").exists()
 
 
-def test_a_folder_that_is_no_finished_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no finished run there"):
+def test_an_unfinished_run_is_rejected(tmp_path):
+    with pytest.raises(ValueError, match="run=.*no run.json"):
         write_publication(PublishRequest(tmp_path))
 
 
-@pytest.mark.parametrize("plant", ["pickle", "link", "place", "secret"])
-def test_what_must_not_be_given_away_stops_it_and_the_folder_of_before_stays(plant, run, monkeypatch):
-    before = write_publication(PublishRequest(run))
-    then = {name: (before / name).read_bytes() for name in files(before)}
-    if plant == "pickle":
+@pytest.mark.parametrize("content", ["pickle", "link", "path", "secret"])
+def test_private_content_stops_publishing_and_keeps_the_previous_folder(content, run, monkeypatch):
+    previous = write_publication(PublishRequest(run))
+    previous_files = {name: (previous / name).read_bytes() for name in list_files(previous)}
+    if content == "pickle":
         (run / "adapter" / "lora.pt").write_bytes(b"x")
-    elif plant == "link":
+    elif content == "link":
         (run / "adapter" / "notes.md").symlink_to(run / "config.yaml")
-    elif plant == "place":
+    elif content == "path":
         (run / "adapter" / "config.json").write_text(json.dumps({"_name_or_path": str(Path.home() / "models")}))
     else:
         monkeypatch.setenv("HF_TOKEN", "hf_feedfacefeedface")
         (run / "adapter" / "notes.txt").write_text("hf_feedfacefeedface")
-    with pytest.raises(ValueError, match="publish: ") as refusal:
+    with pytest.raises(ValueError, match="publish: ") as error:
         write_publication(PublishRequest(run))
-    assert "feedface" not in str(refusal.value) and "\n" not in str(refusal.value)
-    assert {name: (before / name).read_bytes() for name in files(before)} == then
+    assert "feedface" not in str(error.value) and "\n" not in str(error.value)
+    assert {name: (previous / name).read_bytes() for name in list_files(previous)} == previous_files
     assert [path.name for path in run.iterdir() if path.name.startswith(".published")] == []
 
 
-class Hub:
-    """A stand-in that writes down what it is asked."""
+class FakeHub:
+    """A fake `HfApi` that records its calls."""
 
-    there, public, broken, asked = False, False, False, []
+    exists, public, broken, calls = False, False, False, []
 
     def __init__(self, token):
-        Hub.asked = [("token", token)]
+        FakeHub.calls = [("token", token)]
 
     def repo_exists(self, to):
-        return Hub.there
+        return FakeHub.exists
 
     def model_info(self, to):
-        return type("Info", (), {"private": not Hub.public})()
+        return type("Info", (), {"private": not FakeHub.public})()
 
     def create_repo(self, to, private):
-        Hub.asked.append(("repository", to, private))
+        FakeHub.calls.append(("repository", to, private))
 
     def create_commit(self, to, operations, commit_message):
-        if Hub.broken:
+        if FakeHub.broken:
             raise ConnectionError("the line\nis cut")
-        Hub.asked.append(("commit", to, {operation.path_in_repo for operation in operations}))
+        FakeHub.calls.append(("commit", to, {operation.path_in_repo for operation in operations}))
         return type("Commit", (), {"commit_url": f"https://hub/{to}/commit/1"})()
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    for flag in ("there", "public", "broken"):
-        monkeypatch.setattr(Hub, flag, False)
+    for flag in ("exists", "public", "broken"):
+        monkeypatch.setattr(FakeHub, flag, False)
     return monkeypatch
 
 
-def test_everything_goes_up_in_one_commit_to_a_private_repository(run, hub):
+def test_the_folder_is_uploaded_in_one_commit_to_a_private_repository(run, hub):
     folder = write_publication(PublishRequest(run, "someone/sks", "mit"))
     assert upload_folder(folder, "someone/sks", True, "run") == "https://hub/someone/sks/commit/1"
-    commits = [entry for entry in Hub.asked if entry[0] == "commit"]
-    assert ("repository", "someone/sks", True) in Hub.asked and commits == [("commit", "someone/sks", files(folder))]
+    commits = [entry for entry in FakeHub.calls if entry[0] == "commit"]
+    assert ("repository", "someone/sks", True) in FakeHub.calls and commits == [
+        ("commit", "someone/sks", list_files(folder))
+    ]
 
 
-def test_what_is_there_is_written_to_and_a_public_one_only_when_that_is_meant(run, hub):
+def test_an_existing_public_repository_needs_private_false(run, hub):
     folder = write_publication(PublishRequest(run, "someone/sks", "mit"))
-    hub.setattr(Hub, "there", True)
-    hub.setattr(Hub, "public", True)
-    with pytest.raises(ValueError, match="is there and public; give private=false"):
+    hub.setattr(FakeHub, "exists", True)
+    hub.setattr(FakeHub, "public", True)
+    with pytest.raises(ValueError, match="to=someone/sks: .*private=false"):
         upload_folder(folder, "someone/sks", True, "run")
-    assert not [entry for entry in Hub.asked if entry[0] in ("repository", "commit")]
+    assert not [entry for entry in FakeHub.calls if entry[0] in ("repository", "commit")]
     upload_folder(folder, "someone/sks", False, "run")
-    assert [entry[0] for entry in Hub.asked] == ["token", "commit"]
+    assert [entry[0] for entry in FakeHub.calls] == ["token", "commit"]
 
 
 @pytest.mark.parametrize("fault", ["token", "offline", "broken"])
-def test_without_token_or_network_one_line_tells(fault, run, hub):
+def test_a_missing_token_or_network_gives_a_one_line_error(fault, run, hub):
     folder = write_publication(PublishRequest(run, "someone/sks", "mit"))
     if fault == "token":
         hub.setattr(huggingface_hub, "get_token", lambda: None)
     elif fault == "offline":
         hub.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     else:
-        hub.setattr(Hub, "broken", True)
-    with pytest.raises(ValueError, match="push=true: ") as refusal:
+        hub.setattr(FakeHub, "broken", True)
+    with pytest.raises(ValueError, match="push=true: ") as error:
         upload_folder(folder, "someone/sks", True, "run")
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
     if fault == "broken":
-        assert "(the line); someone/sks was made and is empty" in str(refusal.value)
+        assert "(the line); someone/sks was created and is empty" in str(error.value)
 
 
-def test_the_program_prints_where_to_look_and_refuses_to_push_without_a_license(run, monkeypatch, capsys):
+def test_the_program_prints_the_card_and_needs_a_license_to_push(run, monkeypatch, capsys):
     from sdft.apps.publish.__main__ import main
 
     monkeypatch.setattr(sys, "argv", ["publish", f"run={run}"])
     main()
-    told = capsys.readouterr().out
-    assert f"look     {run / 'published' / 'README.md'}" in told and "license  none" in told
+    printed = capsys.readouterr().out
+    assert f"card     {run / 'published' / 'README.md'}" in printed and "license  none" in printed
     monkeypatch.setattr(sys, "argv", ["publish", f"run={run}", "to=someone/sks", "push=true"])
     with pytest.raises(SystemExit):
         main()
-    assert capsys.readouterr().err.startswith("error: push=true: no license; give license=")
+    assert capsys.readouterr().err.startswith("error: push=true: needs license=")
 
 
-def test_its_words_are_those_of_its_config():
+def test_option_types_match_the_config():
     from sdft.apps.publish.__main__ import OPTION_TYPES
 
     assert set(compose_config(config="publish")) - {"hydra"} == set(OPTION_TYPES)
 
 
 @pytest.mark.parametrize(
-    ("kind", "line"),
+    ("kind", "code"),
     [
         ("embedding", 'pipe.load_textual_inversion("someone/sks", weight_name="learned_embeds.safetensors")'),
         ("pipeline", 'pipe = StableDiffusionPipeline.from_pretrained("someone/sks")'),
     ],
 )
-def test_what_other_methods_leave_is_published_too(kind, line, run):
+def test_embeddings_and_pipelines_are_published(kind, code, run):
     (run / "adapter").rename(run / kind)
     folder = write_publication(PublishRequest(run, "someone/sks", "mit"))
-    told = (folder / "README.md").read_text()
-    assert line in told and "<lora:" not in told and "lora-kohya.safetensors" in files(folder)
-    with safe_open(folder / "lora-kohya.safetensors", "pt") as opened:
-        kinds = opened.metadata()["modelspec.architecture"]
-    assert kinds == {"embedding": "stable-diffusion-64/textual-inversion", "pipeline": "stable-diffusion-64/lora"}[kind]
+    card = (folder / "README.md").read_text()
+    assert code in card and "<lora:" not in card and "lora-kohya.safetensors" in list_files(folder)
+    with safe_open(folder / "lora-kohya.safetensors", "pt") as file:
+        architecture = file.metadata()["modelspec.architecture"]
+    assert (
+        architecture
+        == {"embedding": "stable-diffusion-64/textual-inversion", "pipeline": "stable-diffusion-64/lora"}[kind]
+    )

@@ -1,4 +1,4 @@
-"""Pictures in a learned style: their shape and edges are kept, and what the LoRA does is shown beside what it does not."""
+"""Style transfer keeps aspect ratio and edges; strips compare results with and without the LoRA."""
 
 import json
 import shutil
@@ -25,169 +25,177 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return InkedDigits(1)[3].image
 
 
 @pytest.fixture(scope="module")
 def adapter(model, tmp_path_factory) -> Path:
-    """A LoRA that does something."""
+    """A LoRA with random weights."""
     from sdft.methods.lora import LoRA
 
-    folder, method, fresh = tmp_path_factory.mktemp("lora"), LoRA(2, 2), load_stable_diffusion("tiny-sd")
+    folder, method, other = tmp_path_factory.mktemp("lora"), LoRA(2, 2), load_stable_diffusion("tiny-sd")
     torch.manual_seed(1)
-    method.prepare(fresh)
-    for name, weight in fresh.named_parameters():
+    method.prepare(other)
+    for name, weight in other.named_parameters():
         if "lora_B" in name:
             weight.data = torch.randn_like(weight) * 0.3
-    method.save(fresh, folder, "lora")
+    method.save(other, folder, "lora")
     return folder
 
 
-def control(unet, where: Path, tiny: bool = True, **changes) -> Path:
-    """A ControlNet of a UNet, as its authors begin it: with zero convolutions, so that it changes nothing."""
+def save_controlnet(unet, folder: Path, tiny: bool = True, random: bool = False) -> Path:
+    """A ControlNet initialised from a UNet; its zero convolutions have no effect unless `random`."""
     from diffusers import ControlNetModel
 
     torch.manual_seed(0)
     size = {"conditioning_embedding_out_channels": (16, 32, 96)} if tiny else {}
     net = ControlNetModel.from_unet(unet, **size)
     for name, weight in net.named_parameters():
-        if changes.get("loud") and name.startswith(("controlnet_", "controlnet_mid")) and weight.ndim == 4:
+        if random and name.startswith(("controlnet_", "controlnet_mid")) and weight.ndim == 4:
             weight.data = torch.randn_like(weight) * 0.3
-    net.save_pretrained(where)
-    return where
+    net.save_pretrained(folder)
+    return folder
 
 
-def far(one: Image.Image, other: Image.Image) -> int:
+def compute_max_difference(one: Image.Image, other: Image.Image) -> int:
     return int(np.abs(np.asarray(one, int) - np.asarray(other, int)).max())
 
 
-def test_a_controlnet_as_it_begins_is_plain_image_to_image(model, picture, tmp_path):
-    net = load_controlnet(str(control(model.unet, tmp_path)), model)
-    work = StyleTransfer("a handwritten seven in red ink", 32, **QUICK)
-    drawn = work(model, picture)
-    assert far(work(model, picture, net), drawn) <= 1 and far(drawn, picture) > 20
+def test_untrained_controlnet_is_plain_image_to_image(model, image, tmp_path):
+    net = load_controlnet(str(save_controlnet(model.unet, tmp_path)), model)
+    transfer = StyleTransfer("a handwritten seven in red ink", 32, **QUICK)
+    plain = transfer(model, image)
+    assert compute_max_difference(transfer(model, image, net), plain) <= 1 and compute_max_difference(plain, image) > 20
 
 
-def test_what_it_has_learned_holds_as_much_as_asked(model, picture, tmp_path):
-    net = load_controlnet(str(control(model.unet, tmp_path, loud=True)), model)
-    words = {"prompt": "a handwritten seven in red ink", "resolution": 32, **QUICK}
-    none, half, whole = (StyleTransfer(**words, control=scale)(model, picture, net) for scale in (0, 0.1, 1))
-    assert far(none, StyleTransfer(**words)(model, picture)) <= 1 and far(none, half) > 5 and far(half, whole) > 5
+def test_controlnet_scale_weights_its_effect(model, image, tmp_path):
+    net = load_controlnet(str(save_controlnet(model.unet, tmp_path, random=True)), model)
+    options = {"prompt": "a handwritten seven in red ink", "resolution": 32, **QUICK}
+    off, weak, full = (StyleTransfer(**options, controlnet_scale=s)(model, image, net) for s in (0, 0.1, 1))
+    assert (
+        compute_max_difference(off, StyleTransfer(**options)(model, image)) <= 1
+        and compute_max_difference(off, weak) > 5
+        and compute_max_difference(weak, full) > 5
+    )
 
 
-def test_little_strength_leaves_the_picture_nearly_as_it_was(model, picture):
-    near, other = (
-        np.abs(
-            np.asarray(StyleTransfer("a seven", 32, s, 2.0, steps=10)(model, picture), int) - np.asarray(picture, int)
-        )
+def test_low_strength_keeps_most_of_the_image(model, image):
+    weak, full = (
+        np.abs(np.asarray(StyleTransfer("a seven", 32, s, 2.0, steps=10)(model, image), int) - np.asarray(image, int))
         for s in (0.1, 1.0)
     )
-    assert near.mean() < 10 < 2 * near.mean() < other.mean()
+    assert weak.mean() < 10 < 2 * weak.mean() < full.mean()
 
 
-def test_the_same_words_draw_the_same_picture_whatever_was_drawn_before(model, picture):
-    work = StyleTransfer("a handwritten seven", 32, **QUICK)
-    first = work(model, picture)
+def test_results_are_reproducible_after_other_generations(model, image):
+    transfer = StyleTransfer("a handwritten seven", 32, **QUICK)
+    first = transfer(model, image)
     torch.manual_seed(5)
-    work(model, detect_edges(picture))
-    assert far(work(model, picture), first) == 0
+    transfer(model, detect_edges(image))
+    assert compute_max_difference(transfer(model, image), first) == 0
 
 
 @pytest.mark.parametrize(
-    ("size", "wanted"),
+    ("size", "expected"),
     [((640, 480), (592, 440)), ((300, 900), (296, 888)), ((512, 512), (512, 512)), ((31, 40), (448, 584))],
 )
-def test_a_picture_keeps_its_shape_at_the_models_area(size, wanted, tmp_path):
+def test_resized_image_keeps_its_aspect_ratio_at_the_models_area(size, expected, tmp_path):
     Image.new("RGB", size, "red").save(tmp_path / "a.png")
-    found = load_resized_image(tmp_path / "a.png", 512, 8)
-    assert found.size == wanted and found.getpixel((5, 5)) == (255, 0, 0)
-    assert abs(found.width / found.height / (size[0] / size[1]) - 1) < 0.02
+    image = load_resized_image(tmp_path / "a.png", 512, 8)
+    assert image.size == expected and image.getpixel((5, 5)) == (255, 0, 0)
+    assert abs(image.width / image.height / (size[0] / size[1]) - 1) < 0.02
 
 
-def test_edges_are_white_lines_on_black(picture):
-    board = Image.new("RGB", (32, 32), "black")
-    board.paste("white", (8, 8, 24, 24))
-    found = np.asarray(detect_edges(board))
-    assert set(np.unique(found)) == {0, 255} and found[16, 15].sum() == 0 and found[16, 6:10].sum() > 0
+def test_edges_are_white_lines_on_black():
+    image = Image.new("RGB", (32, 32), "black")
+    image.paste("white", (8, 8, 24, 24))
+    edges = np.asarray(detect_edges(image))
+    assert set(np.unique(edges)) == {0, 255} and edges[16, 15].sum() == 0 and edges[16, 6:10].sum() > 0
 
 
-def test_each_picture_becomes_a_strip_with_and_without_the_adapter(model, adapter, picture, tmp_path):
+def test_strips_show_each_image_with_and_without_the_adapter(model, adapter, image, tmp_path):
     from sdft.lora.scaling import load_adapters
 
-    picture.save(tmp_path / "ä b.png")
+    image.save(tmp_path / "ä b.png")
     wide = Image.new("RGB", (64, 32), "navy")
     wide.save(tmp_path / "wide.jpg")
-    worn = load_stable_diffusion("tiny-sd")
-    load_adapters(worn, [adapter])
-    work = StyleTransfer("a handwritten seven", 32, adapter_scales=(0.5, 1.0), **QUICK)
-    found = stylize_images(work, worn, list_input_images(str(tmp_path)), None, tmp_path / "out", {"run": None})
+    adapted = load_stable_diffusion("tiny-sd")
+    load_adapters(adapted, [adapter])
+    transfer = StyleTransfer("a handwritten seven", 32, adapter_scales=(0.5, 1.0), **QUICK)
+    sheet = stylize_images(transfer, adapted, list_input_images(str(tmp_path)), None, tmp_path / "out", {"run": None})
     names = {path.name for path in (tmp_path / "out").iterdir()}
     labels = ("before", "without-lora", "lora-at-0-5", "after")
     assert names == {f"{stem}-{label}.png" for stem in ("000-wide", "001-ä-b") for label in labels} | {
         "strips.png",
         "settings.json",
     }
-    shown = {label: Image.open(tmp_path / "out" / f"001-ä-b-{label}.png") for label in labels}
-    assert far(shown["before"], picture) == 0 and far(shown["without-lora"], work(model, picture)) <= 1
-    assert far(shown["after"], shown["without-lora"]) > 20 and far(shown["after"], shown["lora-at-0-5"]) > 5
+    tiles = {label: Image.open(tmp_path / "out" / f"001-ä-b-{label}.png") for label in labels}
+    assert (
+        compute_max_difference(tiles["before"], image) == 0
+        and compute_max_difference(tiles["without-lora"], transfer(model, image)) <= 1
+    )
+    assert (
+        compute_max_difference(tiles["after"], tiles["without-lora"]) > 20
+        and compute_max_difference(tiles["after"], tiles["lora-at-0-5"]) > 5
+    )
     assert Image.open(tmp_path / "out" / "000-wide-after.png").size == (48, 24)
-    told = json.loads((tmp_path / "out" / "settings.json").read_text())
-    assert told["strength"] == 0.5 and told["made"][1]["size"] == [32, 32] and Image.open(found).width > 4 * 256
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["strength"] == 0.5 and settings["made"][1]["size"] == [32, 32] and Image.open(sheet).width > 4 * 256
 
 
 @pytest.mark.parametrize("fault", ["pickle", "code", "width", "pixels", "nothing", "hub"])
-def test_a_controlnet_that_does_not_fit_is_refused_in_one_line(fault, model, tmp_path):
-    place = control(model.unet, tmp_path / "net", tiny=fault != "pixels")
-    config = json.loads((place / "config.json").read_text())
+def test_invalid_or_incompatible_controlnet_is_rejected_in_one_line(fault, model, tmp_path):
+    folder = save_controlnet(model.unet, tmp_path / "net", tiny=fault != "pixels")
+    config = json.loads((folder / "config.json").read_text())
     if fault == "pickle":
-        (place / "diffusion_pytorch_model.safetensors").rename(place / "diffusion_pytorch_model.bin")
+        (folder / "diffusion_pytorch_model.safetensors").rename(folder / "diffusion_pytorch_model.bin")
     elif fault == "code":
-        (place / "config.json").write_text(json.dumps(config | {"_class_name": "Evil"}))
+        (folder / "config.json").write_text(json.dumps(config | {"_class_name": "Evil"}))
     elif fault == "width":
         unet = type(model.unet).from_config(dict(model.unet.config) | {"cross_attention_dim": 32})
-        place = control(unet, tmp_path / "other")
-    name = {"nothing": str(tmp_path / "gone"), "hub": "nobody/nothing-at-all"}.get(fault, str(place))
-    line = {
-        "pickle": "no .safetensors",
-        "code": "describes Evil",
-        "width": r"made for another base: cross_attention_dim 32, and .* has 64",
-        "pixels": "made for another base: 8 pixels a latent, not 4",
-        "nothing": "no such folder",
-        "hub": "the hub cannot be reached; give a folder",
+        folder = save_controlnet(unet, tmp_path / "other")
+    name = {"nothing": str(tmp_path / "gone"), "hub": "nobody/nothing-at-all"}.get(fault, str(folder))
+    message = {
+        "pickle": r"no \.safetensors",
+        "code": "Evil",
+        "width": "cross_attention_dim 32, .* 64",
+        "pixels": "8 pixels .* 4",
+        "nothing": "gone: ",
+        "hub": "nobody/nothing-at-all: .*hub cannot be reached",
     }[fault]
-    with pytest.raises(ValueError, match=line) as refusal:
+    with pytest.raises(ValueError, match=message) as error:
         load_controlnet(name, model)
-    assert str(refusal.value).startswith("controlnet=") and "\n" not in str(refusal.value)
+    assert str(error.value).startswith("controlnet=") and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("options", "message"),
     [
-        ({"strength": 0}, "strength=0: choose more than 0, up to 1"),
-        ({"strength": 0.1, "steps": 5}, "leaves no step"),
-        ({"controlnet_scale": -1}, "controlnet_scale=-1: choose 0 or more"),
-        ({"adapter_scales": ()}, r"adapter_scales=\[\]: give at least one"),
-        ({"steps": 0}, "steps=0: choose from 1"),
+        ({"strength": 0}, "strength=0: "),
+        ({"strength": 0.1, "steps": 5}, "steps=5 strength=0.1: "),
+        ({"controlnet_scale": -1}, "controlnet_scale=-1: "),
+        ({"adapter_scales": ()}, r"adapter_scales=\[\]: "),
+        ({"steps": 0}, "steps=0: "),
     ],
 )
-def test_words_without_sense_are_refused(words, line):
-    with pytest.raises(ValueError, match=line):
-        StyleTransfer("a cat", 32, **words)
+def test_invalid_options_are_rejected(options, message):
+    with pytest.raises(ValueError, match=message):
+        StyleTransfer("a cat", 32, **options)
 
 
-def test_pictures_that_are_not_there_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no pictures in it"):
+def test_missing_and_elongated_images_are_rejected(tmp_path):
+    with pytest.raises(ValueError, match="images=.*: no images "):
         list_input_images(str(tmp_path))
-    with pytest.raises(ValueError, match="no such picture or folder"):
+    with pytest.raises(ValueError, match="images=.*a.png: "):
         list_input_images(str(tmp_path / "a.png"))
     Image.new("RGB", (900, 100)).save(tmp_path / "long.png")
-    with pytest.raises(ValueError, match="crop it to at most 4:1"):
+    with pytest.raises(ValueError, match="images=.*long.png: 900x100 px; .*4:1"):
         load_resized_image(tmp_path / "long.png", 32, 8)
 
 
-def reduced(folder: Path) -> Path:
-    """Stable Diffusion 1.5 as it is built, but narrow."""
+def write_narrow_sd15(folder: Path) -> Path:
+    """Stable Diffusion 1.5 with few channels and layers."""
     shutil.copytree(ASSETS_FOLDER / "sd15", folder)
     narrow = {
         "unet": {
@@ -205,33 +213,34 @@ def reduced(folder: Path) -> Path:
     return folder
 
 
-def test_it_works_on_stable_diffusion_and_the_published_controlnets_as_they_are_built(tmp_path, photographs):
+def test_sd15_and_published_controlnet_architectures(tmp_path, photographs):
     torch.manual_seed(0)
-    model = load_stable_diffusion(str(reduced(tmp_path / "model")), weights="random")
-    net = load_controlnet(str(control(model.unet, tmp_path / "net", tiny=False)), model)
+    model = load_stable_diffusion(str(write_narrow_sd15(tmp_path / "model")), weights="random")
+    net = load_controlnet(str(save_controlnet(model.unet, tmp_path / "net", tiny=False)), model)
     assert list(net.config.conditioning_embedding_out_channels) == [16, 32, 96, 256]
     photo = load_resized_image(photographs / "china.jpg", 64, model.size_multiple)
-    work = StyleTransfer("a photo", 64, **QUICK)
-    assert work(model, photo, net).size == photo.size and photo.size[0] % 8 == 0
-    assert far(work(model, photo, net), work(model, photo)) <= 1
+    transfer = StyleTransfer("a photo", 64, **QUICK)
+    assert transfer(model, photo, net).size == photo.size and photo.size[0] % 8 == 0
+    assert compute_max_difference(transfer(model, photo, net), transfer(model, photo)) <= 1
 
 
-def test_the_program_draws_a_runs_style_and_asks_for_what_it_cannot_know(shared, model, tmp_path, monkeypatch, capsys):
+def test_command_uses_the_runs_trigger_words_and_requires_a_prompt_without_run(
+    shared_run, model, tmp_path, monkeypatch, capsys
+):
     from sdft.apps.stylize.__main__ import main
 
-    _, run = shared("steps=1", "data.per_digit=1", "rank=2", "sample_every=0")
+    _, run = shared_run("steps=1", "data.per_digit=1", "rank=2", "sample_every=0")
     Image.new("RGB", (40, 30), "navy").save(tmp_path / "a.png")
-    net = control(model.unet, tmp_path / "net")
-    words = [f"images={tmp_path / 'a.png'}", f"run={run}", f"folder={tmp_path / 'out'}", "steps=2"]
-    monkeypatch.setattr(sys, "argv", ["stylise", *words, f"controlnet={net}"])
+    net = save_controlnet(model.unet, tmp_path / "net")
+    overrides = [f"images={tmp_path / 'a.png'}", f"run={run}", f"folder={tmp_path / 'out'}", "steps=2"]
+    monkeypatch.setattr(sys, "argv", ["stylise", *overrides, f"controlnet={net}"])
     main()
-    told = capsys.readouterr().out
-    assert 'prompt   "handwritten, neon, light" · strength 0.5 · control 0.5' in told
-    assert f"look     {tmp_path / 'out' / 'strips.png'}" in told
+    out = capsys.readouterr().out
+    assert 'prompt   "handwritten, neon, light" · strength 0.5 · controlnet_scale 0.5' in out
+    assert f"images   {tmp_path / 'out' / 'strips.png'}" in out
     assert {"000-a-edges.png", "000-a-without-lora.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
-    monkeypatch.setattr(sys, "argv", ["stylise", words[0], "model=tiny", "controlnet=none"])
+    monkeypatch.setattr(sys, "argv", ["stylise", overrides[0], "model=tiny", "controlnet=none"])
     with pytest.raises(SystemExit):
         main()
-    assert capsys.readouterr().err == (
-        "error: prompt=null: give what the pictures should show, with the words that call up the style\n"
-    )
+    error = capsys.readouterr().err
+    assert error.startswith("error: prompt=null: ") and error.count("\n") == 1 and error.endswith("\n")

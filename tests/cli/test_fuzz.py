@@ -1,7 +1,7 @@
 # ruff: noqa: E501, SIM117
-"""Random words, as nobody would type them: never a traceback, always one line that names the culprit.
+"""Fuzz the command line with random arguments: never a traceback, always one line that names an invalid argument.
 
-`python tests/test_fuzz.py 17 23` shows what lists 17 and 23 are, and what is said to them.
+`python tests/cli/test_fuzz.py 17 23` prints cases 17 to 22 with the program's answers.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, trained
+from conftest import ROOT, run_training
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
-from test_entry_point import quick_program
+from test_entry_point import run_forked_program
 
-ODD = [  # values of wrong types, of no sense, or not values at all
+INVALID_VALUES = [  # wrong types, out of range, or malformed
     "nan", "-nan", ".nan", "inf", "-inf", ".inf", "1e400", "-1e400", "1e999999", "-1", "-5", "0", "-0.0", "-1e-9", "0.5",
     "2", "1.0000001", "3.7", "1e-400", "1e300", "99999999999999999999", "1" + "0" * 400, "0x10", "1_000", "1e", "+5", "٣",
     "", "''", '""', "' '", "null", "none", "None", "NULL", "true", "False", "yes", "~", "???", "abc", "cpu", "auto",
@@ -33,19 +33,19 @@ ODD = [  # values of wrong types, of no sense, or not values at all
     "[", "]", "{", "}", "(", ")", "[1", "1]", "{a:", "'", '"', "'a", 'a"', "\\", "a\\", "\\'", "a:b:c", "a,b", "1,2", ",",
     "${nope}", "${lr}", "${rank}", "${name}", "${oc.env:NOPE}", "${oc.env:HOME}", "${seed", "${", "$", "${}", "${.}",
     "${..}", "${a.b.c}", "${nope:1}", "${oc.decode:x}", "${oc.decode:'{'}", "${hydra:runtime.nope}", "${now:%Y}",
-    "${oc.select:nope}", "${loop}", "${loop.lr}", "${stream}", "${name}${name}", "[${rank}]", "{a:${lr}}", "${eval:1}",
+    "${oc.select:nope}", "${training}", "${training.lr}", "${dataset}", "${name}${name}", "[${rank}]", "{a:${lr}}", "${eval:1}",
     "é", "日本語", "🙂", "‮abc", "\u200b", "\ufeff", "a\u0301", "\udcff", "a\udc80b", "\x01", "\x1b[31m", "\x7f", "a\tb",
     "a\nb", "a\r\nb", " a", "a b", "../..", "a/b", "/nowhere/at/all", "~nobody/x", ".", "..", "-", "--", "-rf", "<b>", "%s",
     "{0}", "#", "a#b", "!!python/object:os.system", "&a", "*a", "choice(1,2)", "range(3)", "interval(1,2)", "glob(*)",
     "shuffle(1,2)", "sort(1)", "tag(a,1)", "int(x)", "float(nan)", "str(1)", "extend_list(1)", "a=b", "=", "==", "x" * 5000,
 ]  # fmt: skip
-LOOSE = [  # words that are not WORD=VALUE of anything
+INVALID_ARGUMENTS = [  # malformed, or with unknown keys
     "word", "rank", "=", "=1", "==", "+", "~", "++", "+=", "~=", "", " ", "''", "rank 4", "rank:4", "rank==4", "rank=", "+rank",
     "+new=1", "++x.y=1", "+a.b.c=[1]", "nope=1", "nope.nope=1", "method.nope=1", "training.nope=1", "+training.nope=1", "rank.x=1",
     "~rank", "~seed", "~deleted", "~training", "~training.lr", "~method", "~data", "~optimizer", "~schedule", "~model", "~dataset",
     "~name", "~sampling", "~lr", "~hydra", "~prior", "~training.lr=5", "~metrics", "+method=sft", "++method=sft", "method=", "method=nope",
     "method=[lora,sft]", "method={}", "method=null", "data=null", "data=nope", "model=null", "model=nope", "optimizer=nope",
-    "optimizer=null", "schedule=null", "strategy=null", "loop=null", "loop=1", "stream=[]", "sampling=null", "sampling=7",
+    "optimizer=null", "schedule=null", "strategy=null", "training=null", "training=1", "dataset=[]", "sampling=null", "sampling=7",
     "objective=null", "precision=null", "metrics=null", "logger=nope", "experiment=nope", "method@x=lora", "method/lora=1",
     "data@=folder", "+data@extra=folder", "@", "/", "//", ".", "..", ".x=1", "x.=1", "a..b=1", "lr=1=2", "LR=1", "Lr=1", "lr =1",
     "method.text_encoder.x=1", "method._target_=nope", "method._target_=os.system", "method._target_=sdft.nope.X", "training._target_=",
@@ -60,121 +60,124 @@ LOOSE = [  # words that are not WORD=VALUE of anything
     "--resolve", "--run", "--experimental-rerun=nope", "--config-path=nope", "-r", "--", "--help=1", "—rank=4", "--rank=4", "-rank=4",
     "\udcff=1", "é=1", "日本=語", "rank=4", "$lr=1", "${lr}=1", "'lr'=1", '"lr"=1', "lr='1'", "[a]=1", "{a}=1", "a,b=1",
 ]  # fmt: skip
-FINE = {
+VALID_OVERRIDES = {
     "train": ["seed=1", "steps=3", "flip=true", "cache=ram", "precision=bf16", "schedule=cosine", "name=fine"],
     "evaluate": ["images=1", "wandb=false", "accelerator=cpu", "adapter_scales=[0.5]"],
 }
-OPENERS = [
+BASE_OVERRIDES = [
     [], [], [], [], ["method=sft"], ["method=textual_inversion"], ["method=pretrain"], ["data=folder", "data.path=photos"],
     ["method=dreambooth_lora", "data.path=photos", "instance_prompt=a sks thing", "class_prompt=a thing"],
     ["optimizer=prodigy"], ["optimizer=adafactor"], ["schedule=polynomial"], ["metrics=clip"], ["data=inked_digits"],
 ]  # fmt: skip
-GROUPS = tuple(f"{place.name}=" for place in (ROOT / "conf").iterdir() if place.is_dir())  # they bring and take words
+GROUPS = tuple(f"{path.name}=" for path in (ROOT / "conf").iterdir() if path.is_dir())  # they add and remove options
 
 
-class Reached(BaseException):
-    """The words were accepted: weights would be loaded now."""
+class Accepted(BaseException):
+    """The arguments are valid: the program would load weights now."""
 
 
 @cache
-def keys(config: str) -> list[str]:
-    """Every word and every leaf of the config; the words that people turn three times as often."""
+def list_keys(config: str) -> list[str]:
+    """All keys of the config, top-level options three times as often."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        plain = OmegaConf.to_container(compose(config))
-    leaves = [path for path, _ in leaves_of(plain)]
-    return [*leaves, *[key for key in plain for _ in range(2)], *(["hydra.run.dir", "hydra.job.name"])]
+        options = OmegaConf.to_container(compose(config))
+    leaves = [path for path, _ in iterate_leaves(options)]
+    return [*leaves, *[key for key in options for _ in range(2)], *(["hydra.run.dir", "hydra.job.name"])]
 
 
-def leaves_of(node, path: str = ""):
+def iterate_leaves(node, path: str = ""):
     if isinstance(node, dict) and node:
         for key, child in node.items():
-            yield from leaves_of(child, f"{path}.{key}" if path else key)
+            yield from iterate_leaves(child, f"{path}.{key}" if path else key)
     else:
         yield path, node
 
 
-def listed(number: int) -> tuple[str, list[str], list[str]]:
-    """List `number`: the program, its words, and those of them that are odd."""
-    chance = random.Random(number)
-    config = chance.choices(["train", "evaluate"], [4, 1])[0]
-    odd = []
-    for _ in range(chance.choices([1, 2, 3], [6, 2, 1])[0]):
-        if chance.random() < 0.3:
-            odd.append(chance.choice(LOOSE))
+def generate_case(number: int) -> tuple[str, list[str], list[str]]:
+    """Case `number`: the program, its arguments, and those of them that may be named in the error."""
+    rng = random.Random(number)
+    config = rng.choices(["train", "evaluate"], [4, 1])[0]
+    invalid = []
+    for _ in range(rng.choices([1, 2, 3], [6, 2, 1])[0]):
+        if rng.random() < 0.3:
+            invalid.append(rng.choice(INVALID_ARGUMENTS))
         else:
-            sign = chance.choices(["", "+", "++", "~"], [12, 1, 1, 1])[0]
-            odd.append(f"{sign}{chance.choice(keys(config))}={chance.choice(ODD)}")
-    odd += [odd[0]] if chance.random() < 0.05 else []
-    words = [*odd, *chance.sample(FINE[config], chance.randrange(3))]
-    chance.shuffle(words)
-    opener = chance.choice(OPENERS) if config == "train" else ["metrics=digits"]
-    meets = any(word.startswith("-") for word in odd) or any(word.lstrip("+~").startswith(GROUPS) for word in odd)
-    return config, [*opener, *words], [*odd, *opener, *words] if meets else odd
+            sign = rng.choices(["", "+", "++", "~"], [12, 1, 1, 1])[0]
+            invalid.append(f"{sign}{rng.choice(list_keys(config))}={rng.choice(INVALID_VALUES)}")
+    invalid += [invalid[0]] if rng.random() < 0.05 else []
+    arguments = [*invalid, *rng.sample(VALID_OVERRIDES[config], rng.randrange(3))]
+    rng.shuffle(arguments)
+    base = rng.choice(BASE_OVERRIDES) if config == "train" else ["metrics=digits"]
+    has_flag = any(argument.startswith("-") for argument in invalid)
+    has_group = any(argument.lstrip("+~").startswith(GROUPS) for argument in invalid)
+    return config, [*base, *arguments], [*invalid, *base, *arguments] if has_flag or has_group else invalid
 
 
-def names_one_of(odd: list[str], line: str) -> bool:
-    """Whether the line has the key or the value of an odd word."""
-    if "~method" in odd and "please set name=" in line:  # which the method brings
+def names_argument(invalid: list[str], line: str) -> bool:
+    """Whether the line has the key or the value of an invalid argument."""
+    if "~method" in invalid and "name=…" in line:  # the method sets the name
         return True
-    for word in odd:
-        key, _, value = word.lstrip("+~-").partition("=")
-        told = [
+    for argument in invalid:
+        key, _, value = argument.lstrip("+~-").partition("=")
+        parts = [
             key,
             *key.split("@"),
             key.rpartition(".")[2],
             key.partition(".")[0],
             value.strip(),
             value.strip("'\" "),
-            word,
+            argument,
         ]
-        if repr(word) in line or any(
-            part and re.search(rf"(?<!\w){re.escape(part[:60])}", " ".join(line.split())) for part in told
+        if repr(argument) in line or any(
+            part and re.search(rf"(?<!\w){re.escape(part[:60])}", " ".join(line.split())) for part in parts
         ):
             return True
     return False
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory):
-    """A function that says what the programs answer to words: None when they go on to load weights, else what they print."""
+def run_program(tmp_path_factory):
+    """A function that runs a program with arguments: None when it would load weights, else what it prints on stderr."""
     home = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(home):
-        yield answers(home, patch)
+        yield patch_programs(home, patch)
 
 
-def answers(home: Path, patch: pytest.MonkeyPatch):
+def patch_programs(home: Path, patch: pytest.MonkeyPatch):
+    """Patch the programs to stop before they load weights; returns the function of the fixture `run_program`."""
     import sdft.cli.entry_point
+    import sdft.distributed
     import sdft.evaluation.evaluate
     import sdft.models.loading
     import sdft.training.training_run
 
-    def reached(*_, **__):
-        raise Reached
+    def accept(*_, **__):
+        raise Accepted
 
-    trained(home, "steps=1", "sample_every=0", "prompts=[a]", name="outputs/lora/run")
-    real, tiny = sdft.models.loading.load_pretrained, str(sdft.models.loading.FOLDER / "tiny-sd")
+    run_training(home, "steps=1", "sample_every=0", "prompts=[a]", name="outputs/lora/run")
+    real, tiny = sdft.models.loading.load_pretrained, str(sdft.models.loading.ASSETS_FOLDER / "tiny-sd")
     model = real(tiny)
     patch.setattr(
         sdft.models.loading,
         "load_pretrained",
-        lambda name, *rest: deepcopy(model) if name == tiny else real(name, *rest),
+        lambda name, *options: deepcopy(model) if name == tiny else real(name, *options),
     )
-    patch.setattr(sdft.training.training_run, "load_resume_step", reached)
-    patch.setattr(sdft.training.training_run.processes, "launch_processes", reached)
-    patch.setattr(sdft.evaluation.evaluate, "select_device", reached)
+    patch.setattr(sdft.training.training_run, "load_resume_step", accept)
+    patch.setattr(sdft.distributed, "launch_processes", accept)
+    patch.setattr(sdft.evaluation.evaluate, "select_device", accept)
     patch.setattr(sdft.cli.entry_point, "hydra_main", lambda config: lambda task: task)
-    patch.setattr(yaml, "load", remembered(yaml.load))
+    patch.setattr(yaml, "load", cache_yaml_load(yaml.load))
     patch.setattr(sys, "argv", sys.argv)
     tasks = {name: runpy.run_path(str(ROOT / f"{name}.py"))["main"] for name in ("train", "evaluate")}
     (home / "photos").mkdir()
-    picture(home / "photos" / "a.png")
+    write_image(home / "photos" / "a.png")
 
-    def said(config: str, words: list[str]) -> str | None:
-        sys.argv = [f"{config}.py", *words]
-        out, before = io.StringIO(), dict(os.environ)
+    def run_program(config: str, arguments: list[str]) -> str | None:
+        sys.argv = [f"{config}.py", *arguments]
+        errors, environment = io.StringIO(), dict(os.environ)
         try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(out):
-                with sdft.cli.entry_point.one_line_errors(False):
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+                with sdft.cli.entry_point.report_errors_in_one_line(False):
                     overrides = sdft.cli.entry_point.parse_overrides(sys.argv[1:])
                     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
                         cfg = compose(
@@ -184,64 +187,64 @@ def answers(home: Path, patch: pytest.MonkeyPatch):
                     with open_dict(cfg):
                         cfg.pop("hydra")
                     tasks[config](cfg)
-        except Reached:
+        except Accepted:
             return None
         except SystemExit as end:
-            assert end.code != 0 or not out.getvalue().startswith("error: ")
+            assert end.code != 0 or not errors.getvalue().startswith("error: ")
         finally:
             os.environ.clear()
-            os.environ.update(before)
-        return out.getvalue()
+            os.environ.update(environment)
+        return errors.getvalue()
 
-    return said
+    return run_program
 
 
-def remembered(load):
-    """Reading YAML once: a fifth of what composing takes."""
-    memory = {}
+def cache_yaml_load(load):
+    """Parse each YAML text once: saves a fifth of the time to compose."""
+    cached = {}
 
-    def loaded(text, Loader):
+    def load_cached(text, Loader):
         text = text if isinstance(text, str) else text.read()
-        if text not in memory:
-            memory[text] = load(text, Loader)
-        return deepcopy(memory[text])
+        if text not in cached:
+            cached[text] = load(text, Loader)
+        return deepcopy(cached[text])
 
-    return loaded
+    return load_cached
 
 
-def picture(file: Path) -> None:
+def write_image(file: Path) -> None:
     from PIL import Image
 
     Image.effect_noise((40, 32), 60).convert("RGB").save(file)
     file.with_suffix(".txt").write_text("a thing")
 
 
-def fault(number: int, said) -> str | None:
-    """What is wrong with the answer to list `number`."""
-    config, words, odd = listed(number)
+def find_fault(number: int, run_program) -> str | None:
+    """Describe a wrong answer to case `number`; None if the answer is right."""
+    config, arguments, invalid = generate_case(number)
     try:
-        told = said(config, words)
+        message = run_program(config, arguments)
     except Exception as error:
-        return f"{number} {words}: {type(error).__name__}: {error}"
-    if told is None or told.startswith(("sdft", "ask")):
+        return f"{number} {arguments}: {type(error).__name__}: {error}"
+    if message is None or message.startswith(("sdft", "ask")):
         return None
-    if not told.startswith("error: ") or len(told.splitlines()) != 1:
-        return f"{number} {words}: said {told!r}"
-    return None if names_one_of(odd, told) else f"{number} {words}: does not name it: {told!r}"
+    if not message.startswith("error: ") or len(message.splitlines()) != 1:
+        return f"{number} {arguments}: printed {message!r}"
+    return None if names_argument(invalid, message) else f"{number} {arguments}: not named in: {message!r}"
 
 
 @pytest.mark.parametrize("first", range(0, 60, 20))
-def test_odd_words_are_refused_in_one_line_that_names_them(said, first):
-    assert not [told for number in range(first, first + 20) if (told := fault(number, said))]
+def test_invalid_arguments_are_named_in_one_line(run_program, first):
+    assert not [fault for number in range(first, first + 20) if (fault := find_fault(number, run_program))]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 2000, 250))
-def test_two_thousand_lists_of_odd_words_are_refused_in_one_line_that_names_them(said, first):
-    assert not [told for number in range(first, first + 250) if (told := fault(number, said))]
+def test_two_thousand_cases_are_named_in_one_line(run_program, first):
+    assert not [fault for number in range(first, first + 250) if (fault := find_fault(number, run_program))]
 
 
-RUINOUS = [
+INVALID_OVERRIDES = [
     "lr=nan",
     "lr=inf",
     "lr=-1e-4",
@@ -257,7 +260,7 @@ RUINOUS = [
     "gradient_accumulation_steps=0",
     "gradient_accumulation_steps=1000000000",
     "max_grad_norm=-1",
-    "clip=nan",
+    "max_grad_norm=nan",
     "ema=1",
     "ema=-0.1",
     "ema=nan",
@@ -356,35 +359,36 @@ RUINOUS = [
     "data.style=nope",
     "protocol.images=0",
 ]
-OF_METHODS = [
+INVALID_METHOD_OVERRIDES = [
     "method=textual_inversion num_vectors=0", "method=textual_inversion num_vectors=1000000000", "method=textual_inversion placeholder_token=",
     "method=textual_inversion 'placeholder_token=a b'", "method=textual_inversion initializer_token=", "lr=0 text_encoder_lr=0",
 ]  # fmt: skip
 
 
-def accepted(lists: list[list[str]], said) -> list[str]:
-    """Those that were not refused in one line that names them."""
-    bad = []
-    for words in lists:
-        told = said("train", words) or ""
-        named = words[-1].partition("=")[0].rpartition(".")[2] in told
-        bad += [] if told.startswith("error: ") and len(told.splitlines()) == 1 and named else [f"{words}: {told}"]
-    return bad
+def find_accepted(cases: list[list[str]], run_program) -> list[str]:
+    """The cases that are not rejected in one line with the key of the last override."""
+    accepted = []
+    for overrides in cases:
+        message = run_program("train", overrides) or ""
+        is_named = overrides[-1].partition("=")[0].rpartition(".")[2] in message
+        is_rejected = message.startswith("error: ") and len(message.splitlines()) == 1 and is_named
+        accepted += [] if is_rejected else [f"{overrides}: {message}"]
+    return accepted
 
 
-LISTS = [[word] for word in RUINOUS] + [shlex.split(words) for words in OF_METHODS]
+CASES = [[override] for override in INVALID_OVERRIDES] + [shlex.split(line) for line in INVALID_METHOD_OVERRIDES]
 
 
-def test_what_would_ruin_a_run_is_refused(said):
-    assert not accepted(LISTS[::9], said)
+def test_harmful_values_are_rejected(run_program):
+    assert not find_accepted(CASES[::9], run_program)
 
 
 @pytest.mark.slow
-def test_all_that_would_ruin_a_run_is_refused(said):
-    assert not accepted(LISTS, said)
+def test_all_harmful_values_are_rejected(run_program):
+    assert not find_accepted(CASES, run_program)
 
 
-TYPED = [  # as a shell hands them over, flags too
+SHELL_CASES = [  # in a process, with flags
     ("train.py", ["--nope"], "--nope"),
     ("train.py", ["--resolve"], "--resolve"),
     ("train.py", ["--cfg", "everything"], "everything"),
@@ -398,25 +402,25 @@ TYPED = [  # as a shell hands them over, flags too
 ]
 
 
-@pytest.mark.parametrize(("name", "words", "told"), TYPED[::3], ids=str)
-def test_the_program_itself_says_one_line(tmp_path, name, words, told):
-    assert_one_line(tmp_path, name, words, told)
+@pytest.mark.parametrize(("name", "arguments", "part"), SHELL_CASES[::3], ids=str)
+def test_a_process_prints_one_error_line(tmp_path, name, arguments, part):
+    assert_one_error_line(tmp_path, name, arguments, part)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "words", "told"), TYPED, ids=str)
-def test_the_program_itself_says_one_line_of_every_kind(tmp_path, name, words, told):
-    assert_one_line(tmp_path, name, words, told)
+@pytest.mark.parametrize(("name", "arguments", "part"), SHELL_CASES, ids=str)
+def test_a_process_prints_one_error_line_in_all_cases(tmp_path, name, arguments, part):
+    assert_one_error_line(tmp_path, name, arguments, part)
 
 
-def assert_one_line(home: Path, name: str, words: list, told: str) -> None:
-    done = quick_program(*words, cwd=home, name=name)
+def assert_one_error_line(home: Path, name: str, arguments: list, part: str) -> None:
+    done = run_forked_program(*arguments, cwd=home, name=name)
     lines = done.stderr.strip().splitlines()
-    assert done.returncode and len(lines) == 1 and lines[0].startswith("error: ") and told in lines[0], done.stderr
+    assert done.returncode and len(lines) == 1 and lines[0].startswith("error: ") and part in lines[0], done.stderr
     assert not list(home.iterdir())
 
 
-SWEEPS = [
+SWEEP_CASES = [
     (["rank=1,2", "trials=x"], "trials=x"), (["rank=1,2", "n_jobs=-1"], "n_jobs=-1"), (["rank=1,2", "n_jobs=nan"], "n_jobs=nan"),
     (["rank=1,2", "launcher=nope"], "nope"), (["rank=1,2", "launcher=null"], "launcher=null"), (["lr=interval(2,1)"], "lr"),
     (["lr=interval(1e-3,1e-2)", "trials=0"], "trials=0"), (["lr=interval(1e-3,1e-2)", "trials=-4"], "trials=-4"),
@@ -429,42 +433,44 @@ SWEEPS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "told"), SWEEPS, ids=str)
-def test_odd_words_of_a_sweep_are_refused_before_any_job_runs(fake_train_script, tmp_path, capsys, words, told):
-    from sdft.cli.entry_point import one_line_errors, parse_overrides
+@pytest.mark.parametrize(("overrides", "part"), SWEEP_CASES, ids=str)
+def test_invalid_sweeps_are_rejected_before_any_job_runs(fake_train_script, tmp_path, capsys, overrides, part):
+    from sdft.cli.entry_point import parse_overrides, report_errors_in_one_line
     from sdft.sweeps.sweep import run_sweep
 
-    with pytest.raises(SystemExit), one_line_errors(False):
-        run_sweep(None, parse_overrides(words))
+    with pytest.raises(SystemExit), report_errors_in_one_line(False):
+        run_sweep(None, parse_overrides(overrides))
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and told in lines[0]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and part in lines[0]
     assert not (tmp_path / "ran.txt").exists() and not (tmp_path / "multirun").exists()
 
 
 if __name__ == "__main__":
     import tempfile
 
-    first, last = (int(word) for word in sys.argv[1:])
+    first, last = (int(argument) for argument in sys.argv[1:])
     with tempfile.TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch, contextlib.chdir(home):
-        said = answers(Path(home), patch)
+        run_program = patch_programs(Path(home), patch)
         for number in range(first, last):
-            config, words, odd = listed(number)
+            config, arguments, invalid = generate_case(number)
             try:
-                told = said(config, words)
+                message = run_program(config, arguments)
             except Exception as error:
                 import traceback
 
-                where = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[-3:]]
-                told = f"TRACEBACK {type(error).__name__}: {error} {where}"
-            bad = told is not None and (
-                not told.startswith("error: ") or not names_one_of(odd, told) or len(told.splitlines()) != 1
+                frames = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[-3:]]
+                message = f"TRACEBACK {type(error).__name__}: {error} {frames}"
+            is_wrong = message is not None and (
+                not message.startswith("error: ")
+                or not names_argument(invalid, message)
+                or len(message.splitlines()) != 1
             )
             print(
-                "BAD" if bad else "ok ",
+                "BAD" if is_wrong else "ok ",
                 number,
                 config,
-                [w[:60] for w in words],
+                [argument[:60] for argument in arguments],
                 "->",
-                told and told[:300].strip(),
+                message and message[:300].strip(),
                 flush=True,
             )

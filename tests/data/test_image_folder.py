@@ -1,4 +1,4 @@
-"""Captions are paired by name; what is missing is named before anything starts."""
+"""Captions and masks are paired with images by name; errors name the file."""
 
 import json
 
@@ -15,36 +15,36 @@ def folder(tmp_path):
     return tmp_path
 
 
-def write(folder, **captions):
+def write_captions(folder, **captions):
     for stem, text in captions.items():
         (folder / f"{stem}.txt").write_text(text)
 
 
 def test_captions_are_paired_by_stem(folder):
-    write(folder, a="an a\nsecond line", c="a c", b="a b")
+    write_captions(folder, a="an a\nsecond line", c="a c", b="a b")
     source = ImageFolder(str(folder))
     assert [(source[i].image.width, source[i].caption) for i in range(3)] == [(9, "an a"), (8, "a b"), (10, "a c")]
 
 
-def test_an_extra_text_file_shifts_nothing(folder):
-    write(folder, a="an a", aa="stray", b="a b", c="a c")
+def test_unpaired_text_file_is_ignored(folder):
+    write_captions(folder, a="an a", aa="stray", b="a b", c="a c")
     assert ImageFolder(str(folder)).captions() == ["an a", "a b", "a c"]
 
 
 def test_missing_captions_are_listed_by_file(folder):
-    write(folder, b="a b")
+    write_captions(folder, b="a b")
     with pytest.raises(ValueError, match=r"no caption for a\.jpg, c\.webp"):
         ImageFolder(str(folder))
 
 
-def test_an_empty_caption_counts_as_missing(folder):
-    write(folder, a=" \n", b="a b", c="a c")
+def test_empty_caption_counts_as_missing(folder):
+    write_captions(folder, a=" \n", b="a b", c="a c")
     with pytest.raises(ValueError, match=r"no caption for a\.jpg;"):
         ImageFolder(str(folder))
 
 
-def test_one_caption_can_stand_in_for_all(folder):
-    write(folder, b="a b")
+def test_caption_option_is_used_for_images_without_caption(folder):
+    write_captions(folder, b="a b")
     assert ImageFolder(str(folder), caption="a thing").captions() == ["a thing", "a b", "a thing"]
 
 
@@ -55,40 +55,43 @@ def test_metadata_gives_captions_by_file_name(folder):
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
-        ('{"file_name": "gone.jpg", "text": "x"}', r"metadata.jsonl:1: no picture 'gone.jpg'"),
-        ('{"file_name": "../a.jpg", "text": "x"}', r"metadata.jsonl:1: no picture '../a.jpg'"),
+        ('{"file_name": "gone.jpg", "text": "x"}', r"metadata.jsonl:1: .*'gone.jpg'"),
+        ('{"file_name": "../a.jpg", "text": "x"}', r"metadata.jsonl:1: .*'../a.jpg'"),
         (
             '{"image": "a.jpg", "text": "x"}',
-            r"metadata.jsonl:1: no file_name and text; it has image, text; give data.image_column",
+            r"metadata.jsonl:1: no file_name and text; .* image, text; .*data.image_column",
         ),
-        ('{"file_name": "a.jpg", "title": "x"}', r"it has file_name, title; give data.caption_column=NAME"),
-        ("nonsense", r"metadata.jsonl:1: not a line of JSON"),
+        (
+            '{"file_name": "a.jpg", "title": "x"}',
+            r"jsonl:1: no file_name and text; .* file_name, title; .*data.caption_column=",
+        ),
+        ("nonsense", r"metadata.jsonl:1: .*JSON"),
     ],
 )
-def test_a_bad_row_is_named(folder, row, told):
+def test_invalid_row_is_named(folder, row, message):
     (folder / "metadata.jsonl").write_text(row)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         ImageFolder(str(folder))
 
 
 def test_missing_and_empty_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(ValueError, match="data.path=.*nowhere: "):
         ImageFolder(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="no pictures in it"):
+    with pytest.raises(ValueError, match="data.path=.*: no images"):
         ImageFolder(str(tmp_path))
 
 
-def test_every_corrupt_picture_is_named_at_once(folder):
-    write(folder, a="an a", b="a b", c="a c")
+def test_every_corrupt_image_is_named(folder):
+    write_captions(folder, a="an a", b="a b", c="a c")
     (folder / "a.jpg").write_bytes(b"no")
     (folder / "c.webp").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"a\.jpg: not a readable picture .*c\.webp: not a readable picture"):
+    with pytest.raises(ValueError, match=r"a\.jpg: .*c\.webp: "):
         ImageFolder(str(folder)).verify()
 
 
-def test_a_mask_is_part_of_its_picture_and_cropped_like_it(tmp_path, tiny):
+def test_mask_is_cropped_like_its_image(tmp_path, tiny):
     from sdft.data.training_samples import DataSettings
 
     Image.new("RGB", (64, 32), "gray").save(tmp_path / "a.PNG", format="PNG")
@@ -97,28 +100,26 @@ def test_a_mask_is_part_of_its_picture_and_cropped_like_it(tmp_path, tiny):
     mask.save(tmp_path / "a.mask.png")
     Image.new("RGB", (32, 32)).save(tmp_path / "b.png")
     source = ImageFolder(str(tmp_path), caption="a thing")
-    assert len(source) == 2 and source.describe().endswith("2 pictures, 1 with masks")
+    assert len(source) == 2 and source.describe().endswith("2 images, 1 with masks")
     source.verify()
-    centred = DataSettings(resolution=32, crop="center").samples(source, tiny())
-    seen = {int(sample["index"]): sample["mask"] for sample in (centred[0], centred[1])}
-    assert seen[1].shape == (1, 8, 8) and seen[1].min() == 1
-    assert seen[0][0, :, :4].max() == 0 and seen[0][0, :, 4:].min() == 1
-    flipped = centred.load_image_tensors(0, (32, 32), flip=True)["mask"]
+    samples = DataSettings(resolution=32, crop="center").build_dataset(source, tiny())
+    masks = {int(sample["index"]): sample["mask"] for sample in (samples[0], samples[1])}
+    assert masks[1].shape == (1, 8, 8) and masks[1].min() == 1
+    assert masks[0][0, :, :4].max() == 0 and masks[0][0, :, 4:].min() == 1
+    flipped = samples.load_image_tensors(0, (32, 32), flip=True)["mask"]
     assert flipped[0, :, :4].min() == 1 and flipped[0, :, 4:].max() == 0
 
 
-@pytest.mark.parametrize(
-    ("size", "colour", "told"), [((8, 9), 255, "8x9 px, and its picture 8x8"), ((8, 8), 0, "black all over")]
-)
-def test_a_mask_that_cannot_be_meant_is_named(tmp_path, size, colour, told):
+@pytest.mark.parametrize(("size", "colour", "message"), [((8, 9), 255, "8x9 px, .*8x8"), ((8, 8), 0, "entirely black")])
+def test_unusable_mask_is_named(tmp_path, size, colour, message):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     Image.new("L", size, colour).save(tmp_path / "a.mask.png")
-    with pytest.raises(ValueError, match=rf"a.mask.png: {told}"):
+    with pytest.raises(ValueError, match=rf"a.mask.png: {message}"):
         ImageFolder(str(tmp_path), caption="a thing").verify()
 
 
-def test_a_mask_without_its_picture_is_named(tmp_path):
+def test_mask_without_image_is_named(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     Image.new("L", (8, 8), 255).save(tmp_path / "b.mask.png")
-    with pytest.raises(ValueError, match="b.mask.png: a mask without its picture"):
+    with pytest.raises(ValueError, match="b.mask.png: "):
         ImageFolder(str(tmp_path), caption="a thing")

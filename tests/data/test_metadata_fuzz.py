@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""Five hundred tables and captions as broken tools write them: captions that can be learned, or one line that names the file."""
+"""Five hundred malformed tables and captions: they give usable captions, or a one-line error that names the file."""
 
 import contextlib
 import csv
@@ -39,7 +39,7 @@ HEADS = [
     "file_name,text,text", '"file_name","text"', '"file_name,text', "file_name,text,extra", "\ufefffile_name,text", " file_name, text",
     "FILE_NAME,TEXT", "file_name,text\0", "a.png,a thing", "file name;the text", "file_name,,text",
 ]  # fmt: skip
-WRONG = ("nan", "inf", "None", "{}", "1.5")  # what Python calls things that are no text
+WRONG = ("nan", "inf", "None", "{}", "1.5")  # how Python prints values that are not text
 OPTIONS = [
     {},
     {},
@@ -50,34 +50,32 @@ OPTIONS = [
 ]
 
 
-def rows(chance: random.Random) -> list[tuple]:
-    """Right for the most part."""
-    count = chance.choice([0, 1, 3, 3, 3, 5, 40])
-    found = [(chance.choice(NAMES), f"thing {i}") for i in range(count)]
-    for _ in range(chance.randrange(3) if found else 0):
-        place = chance.randrange(count)
-        name, told = found[place]
-        found[place] = (
-            (chance.choice(ODD_NAMES), told) if chance.random() < 0.4 else (name, chance.choice(ODD_CAPTIONS))
-        )
-    return found
+def draw_rows(rng: random.Random) -> list[tuple]:
+    """Mostly valid rows."""
+    count = rng.choice([0, 1, 3, 3, 3, 5, 40])
+    rows = [(rng.choice(NAMES), f"thing {i}") for i in range(count)]
+    for _ in range(rng.randrange(3) if rows else 0):
+        index = rng.randrange(count)
+        name, caption = rows[index]
+        rows[index] = (rng.choice(ODD_NAMES), caption) if rng.random() < 0.4 else (name, rng.choice(ODD_CAPTIONS))
+    return rows
 
 
-def jsonl(chance: random.Random) -> bytes:
-    lines = [json.dumps({"file_name": name, "text": told}) for name, told in rows(chance)]
-    for _ in range(chance.randrange(3)):
-        lines.insert(chance.randrange(len(lines) + 1), chance.choice(ODD_LINES))
-    return chance.choice(["\n", "\n", "\r\n", "\n\n", "\r", ""]).join(lines).encode("utf-8", "surrogatepass")
+def draw_jsonl(rng: random.Random) -> bytes:
+    lines = [json.dumps({"file_name": name, "text": caption}) for name, caption in draw_rows(rng)]
+    for _ in range(rng.randrange(3)):
+        lines.insert(rng.randrange(len(lines) + 1), rng.choice(ODD_LINES))
+    return rng.choice(["\n", "\n", "\r\n", "\n\n", "\r", ""]).join(lines).encode("utf-8", "surrogatepass")
 
 
-def comma_separated(chance: random.Random) -> bytes:
-    text, mark = io.StringIO(newline=""), chance.choice(",,,;\t|")
-    told = [
-        (name, caption) for name, caption in rows(chance) if "\0" not in f"{name}{caption}" or chance.random() < 0.5
+def draw_csv(rng: random.Random) -> bytes:
+    text, delimiter = io.StringIO(newline=""), rng.choice(",,,;\t|")
+    pairs = [
+        (name, caption) for name, caption in draw_rows(rng) if "\0" not in f"{name}{caption}" or rng.random() < 0.5
     ]
-    csv.writer(text, delimiter=mark, lineterminator=chance.choice(["\n", "\r\n", "\r"])).writerows(told)
-    lines = [chance.choice(HEADS), *text.getvalue().split("\n")]
-    for _ in range(chance.randrange(3)):
+    csv.writer(text, delimiter=delimiter, lineterminator=rng.choice(["\n", "\r\n", "\r"])).writerows(pairs)
+    lines = [rng.choice(HEADS), *text.getvalue().split("\n")]
+    for _ in range(rng.randrange(3)):
         odd = [
             '"',
             '"a.png',
@@ -91,12 +89,12 @@ def comma_separated(chance: random.Random) -> bytes:
             "\0",
             "a.png," + "x" * 200_000,
         ]
-        lines.insert(chance.randrange(1, len(lines) + 1), chance.choice(odd))
+        lines.insert(rng.randrange(1, len(lines) + 1), rng.choice(odd))
     return "\n".join(lines).encode("utf-8", "surrogatepass")
 
 
-def parquet(chance: random.Random) -> bytes:
-    columns = list(zip(*rows(chance), strict=True)) or [[], []]
+def draw_parquet(rng: random.Random) -> bytes:
+    columns = list(zip(*draw_rows(rng), strict=True)) or [[], []]
     file = io.BytesIO()
     for kind in (None, pa.string(), pa.binary()):
         arrays = []
@@ -108,27 +106,27 @@ def parquet(chance: random.Random) -> bytes:
             )
             with contextlib.suppress(pa.ArrowException, UnicodeError, OverflowError):
                 arrays.append(pa.array(values, type=kind))
-        if len(arrays) == 2 and (kind is not None or chance.random() < 0.5):
-            names = chance.choice([["file_name", "text"]] * 4 + [["file_name", "file_name"], ["a", "b"], ["", "text"]])
-            with contextlib.suppress(pa.ArrowException):  # of a type that files have not
+        if len(arrays) == 2 and (kind is not None or rng.random() < 0.5):
+            names = rng.choice([["file_name", "text"]] * 4 + [["file_name", "file_name"], ["a", "b"], ["", "text"]])
+            with contextlib.suppress(pa.ArrowException):  # types that parquet cannot store
                 pq.write_table(pa.table(arrays, names=names), file)
                 break
     return file.getvalue()
 
 
-def spoiled(content: bytes, chance: random.Random) -> bytes:
-    """As a full disk, another encoding or another program leaves it."""
-    place, kind = chance.randrange(len(content) + 1), chance.randrange(14)
+def corrupt(content: bytes, rng: random.Random) -> bytes:
+    """Truncate, overwrite or re-encode the content of some files."""
+    position, kind = rng.randrange(len(content) + 1), rng.randrange(14)
     if kind == 0:
-        return content[:place]
+        return content[:position]
     if kind == 1:
-        return content[:place] + bytes(chance.randrange(256) for _ in range(8)) + content[place + 8 :]
+        return content[:position] + bytes(rng.randrange(256) for _ in range(8)) + content[position + 8 :]
     if kind == 2:
         return content.decode("utf-8", "replace").encode(
-            chance.choice(["utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252"]), "replace"
+            rng.choice(["utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252"]), "replace"
         )
     if kind == 3:
-        return chance.choice(
+        return rng.choice(
             [
                 b"",
                 b" ",
@@ -145,56 +143,54 @@ def spoiled(content: bytes, chance: random.Random) -> bytes:
     return b"\xef\xbb\xbf" + content if kind == 4 else content
 
 
-KINDS = {"metadata.jsonl": jsonl, "metadata.csv": comma_separated, "metadata.parquet": parquet}
+KINDS = {"metadata.jsonl": draw_jsonl, "metadata.csv": draw_csv, "metadata.parquet": draw_parquet}
 
 
-def written(folder, chance: random.Random) -> list[str]:
-    """Lay one list's files into the folder; returns their names."""
-    names = chance.choices([*KINDS, "a.txt"], [5, 5, 3, 2])
-    if chance.random() < 0.05:
+def write_files(folder, rng: random.Random) -> list[str]:
+    """Write the files of one case; returns their names."""
+    names = rng.choices([*KINDS, "a.txt"], [5, 5, 3, 2])
+    if rng.random() < 0.05:
         names.append("metadata.csv" if names[0] != "metadata.csv" else "metadata.jsonl")
     for name in names:
-        told = (
-            KINDS[name](chance) if name in KINDS else str(chance.choice(ODD_CAPTIONS)).encode("utf-8", "surrogatepass")
-        )
-        (folder / name).write_bytes(spoiled(told, chance))
+        content = KINDS[name](rng) if name in KINDS else str(rng.choice(ODD_CAPTIONS)).encode("utf-8", "surrogatepass")
+        (folder / name).write_bytes(corrupt(content, rng))
     return names
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("metadata") / "pictures"
+    folder = tmp_path_factory.mktemp("metadata") / "images"
     (folder / "sub").mkdir(parents=True)
     for number, name in enumerate(NAMES):
         Image.effect_noise((16 + number, 16), 60).convert("RGB").save(folder / name)
     return folder
 
 
-def fault(number: int, folder) -> str | None:
-    """What is wrong with how list `number` is taken."""
-    chance = random.Random(number)
+def find_error(number: int, folder) -> str | None:
+    """Return why case `number` is handled wrongly, or None."""
+    rng = random.Random(number)
     for file in [*folder.glob("metadata.*"), *folder.rglob("*.txt")]:
         file.unlink()
-    names = written(folder, chance)
+    names = write_files(folder, rng)
     try:
-        source = ImageFolder(str(folder), **chance.choice(OPTIONS))
+        source = ImageFolder(str(folder), **rng.choice(OPTIONS))
     except Exception as error:
-        told = format_error(error)
-        if not is_user_error(error) or len(told.splitlines()) != 1 or not told.isprintable():
-            return f"{number} {names}: {type(error).__name__}: {told[:300]!r}"
-        if not any(name in told for name in [*names, *NAMES]):
-            return f"{number} {names}: names no file: {told[:300]!r}"
-        return None if len(told) < 20_000 else f"{number} {names}: {len(told)} letters"
+        message = format_error(error)
+        if not is_user_error(error) or len(message.splitlines()) != 1 or not message.isprintable():
+            return f"{number} {names}: {type(error).__name__}: {message[:300]!r}"
+        if not any(name in message for name in [*names, *NAMES]):
+            return f"{number} {names}: names no file: {message[:300]!r}"
+        return None if len(message) < 20_000 else f"{number} {names}: {len(message)} characters"
     captions = [text for texts in source.all_captions() for text in texts]
     bad = [
         text for text in captions if not text.strip() or "\0" in text or text.encode(errors="replace").decode() != text
     ]
     if names[0] in ("metadata.jsonl", "metadata.parquet"):
         bad += [text for text in captions if text.startswith(("{'", "[", "b'")) or text in WRONG]
-    return f"{number} {names}: learns {bad[0][:80]!r}" if bad else None
+    return f"{number} {names}: trains on {bad[0][:80]!r}" if bad else None
 
 
 @pytest.mark.parametrize("first", range(0, 500, 100))
-def test_odd_metadata_is_read_right_or_refused_in_one_line_that_names_the_file(folder, monkeypatch, first):
+def test_malformed_metadata_is_read_or_refused_in_one_line_that_names_the_file(folder, monkeypatch, first):
     monkeypatch.chdir(folder.parent)
-    assert not [told for number in range(first, first + 100) if (told := fault(number, folder))]
+    assert not [error for number in range(first, first + 100) if (error := find_error(number, folder))]

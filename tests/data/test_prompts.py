@@ -1,4 +1,4 @@
-"""Prompts come as a list or as a file; anything else is told in one line."""
+"""Prompts from a list or a text file; anything else raises a one-line error."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -6,25 +6,25 @@ from omegaconf import OmegaConf
 from sdft.data.prompts import read_prompts
 
 
-def test_a_list_stays_a_list():
+def test_list_is_returned_as_strings():
     assert read_prompts(OmegaConf.create(["a cat", 7])) == ["a cat", "7"]
     assert read_prompts(None) == []
 
 
-def test_a_file_has_one_a_line(tmp_path):
+def test_file_has_one_prompt_per_line(tmp_path):
     (tmp_path / "p.txt").write_bytes("\ufeffa café\r\n\r\n  a dog \n".encode())
     assert read_prompts(str(tmp_path / "p.txt")) == ["a café", "a dog"]
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [(b"\n \n", "no prompt in it"), ("é".encode("latin-1"), "not UTF-8 text")]
+    ("content", "message"), [(b"\n \n", "prompts=.*p.txt: .*no prompt"), ("é".encode("latin-1"), "p.txt: not UTF-8")]
 )
-def test_a_file_without_prompts_is_refused(tmp_path, content, told):
+def test_file_without_prompts_is_refused(tmp_path, content, message):
     (tmp_path / "p.txt").write_bytes(content)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         read_prompts(str(tmp_path / "p.txt"))
 
 
-def test_a_number_is_no_prompt():
-    with pytest.raises(ValueError, match="prompts=5: give a text file, or a list"):
+def test_number_is_refused():
+    with pytest.raises(ValueError, match="prompts=5: "):
         read_prompts(5)

@@ -1,4 +1,4 @@
-"""What is drawn, what is asked of it, and the braces."""
+"""Prompt groups, scoring prompts and placeholders."""
 
 import pytest
 from conftest import ROOT
@@ -8,7 +8,7 @@ from sdft.data.dataset import EvaluationSpec
 from sdft.evaluation.protocol import EvaluationProtocol, extract_token_and_class
 
 
-def test_a_judge_is_asked_without_the_word_that_only_the_run_knows():
+def test_scoring_prompts_omit_the_placeholder_token():
     protocol = EvaluationProtocol(
         ["a {token} {class} in the snow"], ["a {class}"], ["a car"], placeholder_token="sks", class_noun="dog"
     )
@@ -19,39 +19,43 @@ def test_a_judge_is_asked_without_the_word_that_only_the_run_knows():
     assert groups["class"].prompts == ["a dog"] and groups["controls"].prompts == ["a car"]
 
 
-def test_without_prompts_of_its_own_it_asks_the_data_then_the_run():
-    asked = EvaluationSpec(["p in oil"], {"p": {"a": "b"}}, scoring_prompts=["p"])
-    (group,) = EvaluationProtocol().build_groups(asked, ["mine"], [])
+def test_prompts_default_to_the_dataset_then_the_run():
+    spec = EvaluationSpec(["p in oil"], {"p": {"a": "b"}}, scoring_prompts=["p"])
+    (group,) = EvaluationProtocol().build_groups(spec, ["mine"], [])
     assert (group.prompts, group.scoring_prompts) == (["p in oil"], ["p"])
-    first, second = EvaluationProtocol(token="sks").build_groups(None, ["a sks dog", "a sksy cat"], ["a dog"])
+    first, second = EvaluationProtocol(placeholder_token="sks").build_groups(
+        None, ["a sks dog", "a sksy cat"], ["a dog"]
+    )
     assert first.scoring_prompts == ["a dog", "a sksy cat"] and second.name == "class"
-    assert EvaluationProtocol(token="<mine>").build_groups(None, ["a <mine> here"], [])[0].scoring_prompts == ["a here"]
+    assert EvaluationProtocol(placeholder_token="<mine>").build_groups(None, ["a <mine> here"], [])[
+        0
+    ].scoring_prompts == ["a here"]
 
 
-def test_a_file_of_prompts(tmp_path):
+def test_prompts_from_a_file(tmp_path):
     (tmp_path / "p.txt").write_text("a {token} cat\n\n  a red {token} cat \n")
     assert EvaluationProtocol(str(tmp_path / "p.txt"), placeholder_token="x").build_groups(None, [], [])[0].prompts == [
         "a x cat",
         "a red x cat",
     ]
-    with pytest.raises(ValueError, match="protocol.controls=nowhere.txt: no such text file"):
+    with pytest.raises(ValueError, match="protocol.controls=nowhere.txt: "):
         EvaluationProtocol(controls="nowhere.txt")
 
 
 @pytest.mark.parametrize(
-    ("prompt", "told"),
+    ("prompt", "message"),
     [
-        ("a {token} cat", "give placeholder_token=sks"),
-        ("a {class}", "give class_noun=dog"),
-        ("a {colour} cat", "only {token} and {class}"),
+        ("a {token} cat", "placeholder_token=sks"),
+        ("a {class}", "class_noun=dog"),
+        ("a {colour} cat", "{colour} .*{token} or {class}"),
     ],
 )
-def test_braces_without_a_word_are_refused(prompt, told):
-    with pytest.raises(ValueError, match=told.replace("{", r"\{")):
+def test_unset_and_unknown_placeholders_are_rejected(prompt, message):
+    with pytest.raises(ValueError, match=message.replace("{", r"\{")):
         EvaluationProtocol([prompt]).build_groups(None, [], [])
 
 
-def test_the_words_of_a_dreambooth_run():
+def test_token_and_class_of_a_dreambooth_run():
     assert extract_token_and_class("a sks dog", "a dog") == ("sks", "dog")
     assert extract_token_and_class("photo of zwx cat toy", "The cat toy") == ("photo of zwx", "cat toy")
     assert extract_token_and_class(None, "an owl") == (None, "owl")
@@ -62,9 +66,9 @@ def test_the_words_of_a_dreambooth_run():
     ("name", "prompts"), [("homework_faces", 25), ("dreambooth_bench", 25), ("dreambooth_bench_live", 25)]
 )
 def test_published_protocols(name, prompts):  # S0-39
-    given = OmegaConf.load(ROOT / "conf" / "protocol" / f"{name}.yaml")
-    given = given.get("protocol", given).prompts
-    assert len(set(given)) == len(given) == prompts
+    config = OmegaConf.load(ROOT / "conf" / "protocol" / f"{name}.yaml")
+    configured = config.get("protocol", config).prompts
+    assert len(set(configured)) == len(configured) == prompts
     if name == "homework_faces":
-        assert given[0] == "A man in a black hoodie and khaki pants."
-        assert all(prompt.startswith("A man in ") for prompt in given)
+        assert configured[0] == "A man in a black hoodie and khaki pants."
+        assert all(prompt.startswith("A man in ") for prompt in configured)

@@ -1,4 +1,4 @@
-"""Closed forms of the loss and its weights (numbers of the SD schedule)."""
+"""Closed forms of the loss and its weights, for the Stable Diffusion schedule."""
 
 import pytest
 import torch
@@ -6,20 +6,20 @@ import torch
 from sdft.losses.diffusion import DiffusionLoss
 from sdft.models.loading import change_prediction_type
 
-WHOLE = {"mask": torch.ones(1, 1, 8, 8)}
+FULL_MASK = {"mask": torch.ones(1, 1, 8, 8)}
 
 
-def snr(model, t):
+def compute_snr(model, t):
     alpha = model.alphas_cumprod[torch.tensor(t)]
     return (alpha / (1 - alpha)).item()
 
 
 def test_the_snr_of_the_sd_schedule(tiny):
     model = tiny()
-    assert snr(model, 0) == pytest.approx(1175.44, abs=0.01)
-    assert snr(model, 100) == pytest.approx(8.4539, abs=1e-3)
-    assert snr(model, 200) == pytest.approx(3.06, abs=1e-2)
-    assert snr(model, 999) == pytest.approx(0.0047, abs=1e-4)
+    assert compute_snr(model, 0) == pytest.approx(1175.44, abs=0.01)
+    assert compute_snr(model, 100) == pytest.approx(8.4539, abs=1e-3)
+    assert compute_snr(model, 200) == pytest.approx(3.06, abs=1e-2)
+    assert compute_snr(model, 999) == pytest.approx(0.0047, abs=1e-4)
 
 
 def test_min_snr_for_epsilon_is_min_snr_gamma_over_snr(tiny):
@@ -33,8 +33,8 @@ def test_min_snr_for_epsilon_is_min_snr_gamma_over_snr(tiny):
 def test_min_snr_for_v_prediction_is_min_snr_gamma_over_snr_plus_one(tiny):
     model = tiny(prediction_type="v_prediction")
     weight = DiffusionLoss(snr_gamma=5).compute_snr_weights(model, torch.tensor([0, 500]))
-    for t, given in zip((0, 500), weight.tolist(), strict=True):
-        assert given == pytest.approx(min(snr(model, t), 5) / (snr(model, t) + 1), rel=1e-5)
+    for t, value in zip((0, 500), weight.tolist(), strict=True):
+        assert value == pytest.approx(min(compute_snr(model, t), 5) / (compute_snr(model, t) + 1), rel=1e-5)
 
 
 def test_gamma_zero_is_plain_mse(tiny):
@@ -51,11 +51,16 @@ def test_a_model_that_predicts_the_target_has_no_loss(tiny, prediction_type):
     reference, shifted = DDPMScheduler.from_config(model.scheduler.config), noise + 0.1 * offset
     noisy = reference.add_noise(latents, shifted, timesteps)
     target = shifted if prediction_type == "epsilon" else reference.get_velocity(latents, shifted, timesteps)
-    seen = {}
-    model.predict = lambda given, t, context: seen.update(noisy=given) or target
-    draws = {"noise": noise, "offset": offset, "timestep": timesteps, "perturbation": torch.randn(2, 4, 8, 8)} | WHOLE
+    inputs = {}
+    model.predict = lambda noisy, t, context: inputs.update(noisy=noisy) or target
+    draws = {
+        "noise": noise,
+        "offset": offset,
+        "timestep": timesteps,
+        "perturbation": torch.randn(2, 4, 8, 8),
+    } | FULL_MASK
     losses = DiffusionLoss(snr_gamma=5, noise_offset=0.1)(model, latents, None, draws)
-    assert torch.allclose(seen["noisy"], noisy, atol=1e-5)
+    assert torch.allclose(inputs["noisy"], noisy, atol=1e-5)
     assert torch.allclose(losses, torch.zeros(2), atol=1e-9)
 
 
@@ -68,7 +73,7 @@ def test_one_loss_per_image(tiny):
         "offset": torch.zeros(2, 4, 1, 1),
         "timestep": torch.tensor([5, 5]),
         "perturbation": noise,
-    } | WHOLE
+    } | FULL_MASK
     losses = DiffusionLoss(snr_gamma=0)(model, noise * 0, None, draws)
     assert losses.tolist() == [1, 4]
 
@@ -76,7 +81,7 @@ def test_one_loss_per_image(tiny):
 @pytest.mark.parametrize(
     ("unmasked_weight", "expected"), [(0.0, [1, 4]), (0.5, [1 * 1.5 / 1.5, (4 + 0.5 * 100) / 1.5])]
 )
-def test_a_mask_weighs_the_squared_error_once_and_every_picture_the_same(tiny, unmasked_weight, expected):  # pitfall 11
+def test_a_mask_weights_the_error_and_all_images_weigh_the_same(tiny, unmasked_weight, expected):  # pitfall 11
     model = tiny()
     model.predict = lambda noisy, t, context: torch.zeros_like(noisy)
     noise, mask = torch.ones(2, 4, 8, 8), torch.zeros(2, 1, 8, 8)
@@ -88,7 +93,7 @@ def test_a_mask_weighs_the_squared_error_once_and_every_picture_the_same(tiny, u
     assert losses.tolist() == pytest.approx(expected)
 
 
-def test_the_distances_are_the_losses_before_weighting(tiny):
+def test_unweighted_losses_are_the_losses_before_weighting(tiny):
     model = tiny()
     model.predict = lambda noisy, t, context: torch.zeros_like(noisy)
     noise = torch.randn(3, 4, 8, 8)
@@ -100,19 +105,19 @@ def test_the_distances_are_the_losses_before_weighting(tiny):
     }
     objective = DiffusionLoss()
     weighted, plain = (
-        f(model, noise * 0, None, draws | WHOLE) for f in (objective, objective.compute_unweighted_losses)
+        f(model, noise * 0, None, draws | FULL_MASK) for f in (objective, objective.compute_unweighted_losses)
     )
     assert torch.allclose(weighted, plain * objective.compute_snr_weights(model, draws["timestep"]))
 
 
-def test_epsilon_with_zero_terminal_snr_is_refused_by_name(tiny):
+def test_epsilon_with_zero_terminal_snr_raises(tiny):
     model = tiny()
     model.alphas_cumprod[-1] = 2**-24
-    with pytest.raises(ValueError, match="epsilon with zero terminal SNR"):
+    with pytest.raises(ValueError, match="model.prediction_type=epsilon: .*zero terminal SNR"):
         DiffusionLoss().check(model)
 
 
-def test_v_prediction_gives_the_terminal_step_of_zero_snr_no_weight(tiny):
+def test_v_prediction_has_zero_weight_at_zero_terminal_snr(tiny):
     model = tiny(prediction_type="v_prediction")
     model.alphas_cumprod[-1] = 2**-24
     DiffusionLoss().check(model)
@@ -123,19 +128,19 @@ def test_soft_min_snr_and_debiased_in_closed_form(tiny):
     for prediction_type in ("epsilon", "v_prediction"):
         model, v = tiny(prediction_type=prediction_type), prediction_type == "v_prediction"
         for t in (0, 100, 147, 500, 999):
-            at, s = torch.tensor([t]), snr(model, t)
-            soft = DiffusionLoss("soft_min_snr", snr_gamma=5).compute_snr_weights(model, at).item()
-            debiased = DiffusionLoss("debiased").compute_snr_weights(model, at).item()
+            timestep, s = torch.tensor([t]), compute_snr(model, t)
+            soft = DiffusionLoss("soft_min_snr", snr_gamma=5).compute_snr_weights(model, timestep).item()
+            debiased = DiffusionLoss("debiased").compute_snr_weights(model, timestep).item()
             assert soft == pytest.approx((s * 5 / (s + 5)) / (s + 1) if v else 5 / (s + 5), rel=1e-5)
             assert debiased == pytest.approx(s**0.5 / (s + 1) if v else s**-0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("weighting", ["min_snr", "soft_min_snr", "debiased"])
-def test_a_weighting_means_the_same_for_epsilon_and_velocity(tiny, weighting):
+def test_weightings_are_equivalent_for_epsilon_and_velocity(tiny, weighting):
     """The velocity error is (snr + 1) / snr times the epsilon error of the same denoised image."""
     epsilon, velocity = tiny(), tiny(prediction_type="v_prediction")
     t = torch.tensor([3, 300, 900])
-    ratio = torch.tensor([(snr(epsilon, int(i)) + 1) / snr(epsilon, int(i)) for i in t])
+    ratio = torch.tensor([(compute_snr(epsilon, int(i)) + 1) / compute_snr(epsilon, int(i)) for i in t])
     objective = DiffusionLoss(weighting)
     assert torch.allclose(
         objective.compute_snr_weights(velocity, t) * ratio, objective.compute_snr_weights(epsilon, t), rtol=1e-5
@@ -143,18 +148,20 @@ def test_a_weighting_means_the_same_for_epsilon_and_velocity(tiny, weighting):
 
 
 def test_input_perturbation_perturbs_the_input_only(tiny):  # pitfall 10
-    model, seen = tiny(), {}
+    model, inputs = tiny(), {}
     latents, noise, extra = (torch.randn(1, 4, 8, 8) for _ in range(3))
-    model.predict = lambda given, t, context: seen.update(noisy=given) or noise
+    model.predict = lambda noisy, t, context: inputs.update(noisy=noisy) or noise
     draws = {
         "noise": noise,
         "offset": torch.zeros(1, 4, 1, 1),
         "timestep": torch.tensor([500]),
         "perturbation": extra,
-    } | WHOLE
+    } | FULL_MASK
     losses = DiffusionLoss(input_perturbation=0.1)(model, latents, None, draws)
     alpha = model.alphas_cumprod[500]
-    assert torch.allclose(seen["noisy"], alpha.sqrt() * latents + (1 - alpha).sqrt() * (noise + 0.1 * extra), atol=1e-6)
+    assert torch.allclose(
+        inputs["noisy"], alpha.sqrt() * latents + (1 - alpha).sqrt() * (noise + 0.1 * extra), atol=1e-6
+    )
     assert losses.item() == 0
 
 
@@ -175,7 +182,7 @@ def test_zero_terminal_snr_reaches_training_and_sampling(tiny):
 
     assert isinstance(change_prediction_type(PNDMScheduler(), "v_prediction", True), DDIMScheduler)
     assert torch.isfinite(DiffusionLoss().compute_snr_weights(model, torch.arange(1000))).all()
-    with pytest.raises(ValueError, match="epsilon with zero terminal SNR"):
+    with pytest.raises(ValueError, match="model.prediction_type=epsilon: .*zero terminal SNR"):
         DiffusionLoss().check(tiny(zero_terminal_snr=True))
 
 
@@ -183,6 +190,6 @@ BAD = {"weighting": "p2", "loss": "l3", "huber_delta": 0, "snr_gamma": -1, "unma
 
 
 @pytest.mark.parametrize(("key", "value"), BAD.items())
-def test_bad_words_are_refused(key, value):
-    with pytest.raises(ValueError, match=f"{key}={value}: choose"):
+def test_invalid_options_raise(key, value):
+    with pytest.raises(ValueError, match=f"{key}={value}: "):
         DiffusionLoss(**{key: value})

@@ -1,4 +1,4 @@
-"""LoRA learns what it says, starts as the base, and refuses what would silently learn nothing."""
+"""LoRA trains the selected layers, starts as the base, and raises for targets that would train nothing."""
 
 import pytest
 import torch
@@ -6,21 +6,21 @@ import torch
 from sdft.methods.lora import LoRA
 
 
-def output(model):
+def predict(model):
     torch.manual_seed(1)
     with torch.no_grad():
         context = model.condition(model.tokenize(["a handwritten five in red ink"]))
         return model.predict(torch.randn(1, 4, 8, 8), torch.tensor([400]), context)
 
 
-def test_the_start_equals_the_base_exactly(tiny):  # S0-03
+def test_the_initial_model_equals_the_base_exactly(tiny):  # S0-03
     model = tiny()
-    before = output(model)
+    before = predict(model)
     LoRA(4, 8).prepare(model)
-    assert torch.equal(output(model), before)
+    assert torch.equal(predict(model), before)
 
 
-def test_only_a_and_b_learn(tiny):  # S0-02
+def test_only_a_and_b_are_trainable(tiny):  # S0-02
     model = tiny()
     LoRA(4, 4).prepare(model)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -28,7 +28,7 @@ def test_only_a_and_b_learn(tiny):  # S0-02
     assert {name.split(".")[0] for name in names} == {"unet", "text_encoder"}
 
 
-def test_the_text_encoder_can_be_left_out(tiny):
+def test_the_text_encoder_is_optional(tiny):
     model = tiny()
     LoRA(4, 4, text_encoder=False).prepare(model)
     assert not any(p.requires_grad for p in model.text_encoder.parameters())
@@ -46,61 +46,55 @@ def test_alpha_scales_the_update(tiny):
     changes = []
     for alpha in (4.0, 8.0):
         model = tiny()
-        base = output(model)
+        base = predict(model)
         torch.manual_seed(0)
         LoRA(4, alpha, text_encoder=False, unet_targets=["conv_out"]).prepare(model)
         for name, p in model.unet.named_parameters():
             if ".lora_B." in name:
                 torch.manual_seed(2)
                 p.data.normal_()
-        changes.append(output(model) - base)
+        changes.append(predict(model) - base)
     assert torch.allclose(changes[1], 2 * changes[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        (
-            {"unet_targets": ["to_q", "to_x"]},
-            r"method.unet_targets: 'to_x' matches no layer of the unet; it has .*to_k",
-        ),
-        (
-            {"text_encoder_targets": ["to_q"]},
-            r"method.text_encoder_targets: 'to_q' matches no layer of the text_encoder; it has .*q_proj",
-        ),
+        ({"unet_targets": ["to_q", "to_x"]}, "method.unet_targets: 'to_x' .* unet; .*to_k"),
+        ({"text_encoder_targets": ["to_q"]}, "method.text_encoder_targets: 'to_q' .* text_encoder; .*q_proj"),
     ],
 )
-def test_a_pattern_that_matches_nothing_is_named(tiny, options, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_pattern_that_matches_no_layer_raises(tiny, options, message):
+    with pytest.raises(ValueError, match=message):
         LoRA(4, 4, **options).check(tiny(), [])
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"rank": 0}, "rank=0: choose 1 or more"),
+        ({"rank": 0}, "rank=0: "),
         ({"alpha": 0}, "alpha=0"),
         ({"dropout": 1.0}, "method.dropout=1.0"),
-        ({"init_lora_weights": "zeros"}, "method.init_lora_weights=zeros: choose one of gaussian, kaiming"),
-        ({"adapter_type": "ia3"}, "method.adapter_type=ia3: choose one of lora, loha, lokr"),
-        ({"adapter_type": "loha", "use_dora": True}, "method.use_dora=True: not for method.adapter_type=loha"),
-        ({"init_lora_weights": "pissa", "dropout": 0.1}, "method.init_lora_weights=pissa: not with dora or dropout"),
+        ({"init_lora_weights": "zeros"}, "method.init_lora_weights=zeros: .*gaussian, kaiming"),
+        ({"adapter_type": "ia3"}, "method.adapter_type=ia3: .*lora, loha, lokr"),
+        ({"adapter_type": "loha", "use_dora": True}, "method.use_dora=True: .*method.adapter_type=lora.*loha"),
+        ({"init_lora_weights": "pissa", "dropout": 0.1}, "method.init_lora_weights=pissa: .*dropout"),
         ({"loraplus_lr_ratio": 0}, "method.loraplus_lr_ratio=0"),
     ],
 )
-def test_bad_words_are_refused(options, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_options_raise(options, message):
+    with pytest.raises(ValueError, match=message):
         LoRA(**{"rank": 4, "alpha": 4} | options)
 
 
-def test_lora_plus_lets_b_learn_faster(tiny):
+def test_lora_plus_multiplies_the_learning_rate_of_b(tiny):
     method = LoRA(4, 4, loraplus_lr_ratio=16.0)
     assert method.get_lr_multiplier("unet.to_q.lora_A.default.weight") == 1
     assert method.get_lr_multiplier("unet.to_q.lora_B.default.weight") == 16
 
 
-def test_pissa_names_the_layers_it_cannot_start_from(tiny):
-    with pytest.raises(ValueError, match="'conv1' matches no linear layer of the unet"):
+def test_pissa_raises_for_convolutions(tiny):
+    with pytest.raises(ValueError, match="method.unet_targets: 'conv1' .*linear"):
         LoRA(4, 4, init_lora_weights="pissa", unet_targets=["to_q", "conv1"]).check(tiny(), [])
 
 

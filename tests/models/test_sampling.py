@@ -1,4 +1,4 @@
-"""A picture is a function of (model, prompt, seed, settings)."""
+"""An image depends only on model, prompt, seed and settings."""
 
 import pytest
 from PIL import Image
@@ -9,33 +9,33 @@ from sdft.models.sampling import Sampling, eval_mode
 PROMPTS = ["a handwritten one", "a handwritten two in red ink", "a handwritten nine"]
 
 
-def difference(one, other) -> int:
+def max_pixel_difference(one, other) -> int:
     return max(abs(a - b) for a, b in zip(one.tobytes(), other.tobytes(), strict=True))
 
 
-def test_pictures_do_not_depend_on_the_batch_split(tiny):  # pitfall 28
+def test_images_do_not_depend_on_the_batch_size(tiny):  # pitfall 28
     model = tiny()
-    whole, single, pairs = (
+    full, single, fours = (
         list(Sampling(steps=3, images=2, batch_size=size)(model, PROMPTS, 32)) for size in (16, 1, 4)
     )
-    assert len(whole) == 6
-    for other in (single, pairs):
-        assert max(difference(a, b) for a, b in zip(whole, other, strict=True)) <= 2
+    assert len(full) == 6
+    for other in (single, fours):
+        assert max(max_pixel_difference(a, b) for a, b in zip(full, other, strict=True)) <= 2
 
 
-def test_pictures_do_not_depend_on_the_order_of_prompts(tiny):
+def test_images_do_not_depend_on_the_order_of_prompts(tiny):
     model, sampling = tiny(), Sampling(steps=3)
-    forward, back = (list(sampling(model, prompts, 32)) for prompts in (PROMPTS, PROMPTS[::-1]))
-    assert max(difference(a, b) for a, b in zip(forward, back[::-1], strict=True)) <= 2
+    forward, reverse = (list(sampling(model, prompts, 32)) for prompts in (PROMPTS, PROMPTS[::-1]))
+    assert max(max_pixel_difference(a, b) for a, b in zip(forward, reverse[::-1], strict=True)) <= 2
 
 
 def test_each_image_of_a_prompt_has_its_own_seed(tiny):
     assert Sampling(images=2, seed=7).requests(["a", "b"]) == [("a", 7), ("a", 8), ("b", 7), ("b", 8)]
     one, two = Sampling(steps=2, images=2)(tiny(), ["a"], 32)
-    assert difference(one, two) > 10
+    assert max_pixel_difference(one, two) > 10
 
 
-def test_modes_are_as_they_were(tiny):
+def test_module_modes_are_restored(tiny):
     model = tiny()
     model.unet.mid_block.train()
     before = [m.training for m in model.modules()]
@@ -44,14 +44,14 @@ def test_modes_are_as_they_were(tiny):
     assert [m.training for m in model.modules()] == before
 
 
-def test_a_grid_has_its_pictures_in_place():
+def test_a_grid_arranges_its_images():
     red, blue = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
     sheet = tile_images([[red, blue], [blue]])
     assert sheet.size == (10, 10)
     assert [sheet.getpixel(p) for p in ((1, 1), (7, 1), (1, 7))] == [(255, 0, 0), (0, 0, 255), (0, 0, 255)]
-    assert build_labeled_grid([("a", [red])], ["a caption that is longer than the picture"]).width > 128
+    assert build_labeled_grid([("a", [red])], ["a caption that is longer than the image"]).width > 128
 
 
-def test_bad_words_are_refused():
+def test_invalid_options_are_rejected():
     with pytest.raises(ValueError, match=r"sampling.steps=0: choose 1 or more"):
         Sampling(steps=0)

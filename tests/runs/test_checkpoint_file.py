@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there; a changed byte is noticed; code in it is not run."""
+"""A checkpoint is complete or absent; corruption is detected; code in it is not executed."""
 
 import os
 import pickle
@@ -25,93 +25,98 @@ from sdft.training.settings import TrainingSettings
 STATE = {"global_step": 3, "state_dict": {"w": torch.arange(4000.0)}, "plain": [1, {"a": None}]}
 
 
-def test_what_is_written_is_read_by_us_and_by_torch(tmp_path):
+def test_torch_reads_the_checkpoints_too(tmp_path):
     write_checkpoint(STATE, tmp_path / "a.ckpt")
-    for found in (read_checkpoint(tmp_path / "a.ckpt"), torch.load(tmp_path / "a.ckpt", weights_only=True, mmap=True)):
-        assert torch.equal(found["state_dict"]["w"], STATE["state_dict"]["w"]) and found["plain"] == STATE["plain"]
+    for checkpoint in (
+        read_checkpoint(tmp_path / "a.ckpt"),
+        torch.load(tmp_path / "a.ckpt", weights_only=True, mmap=True),
+    ):
+        assert (
+            torch.equal(checkpoint["state_dict"]["w"], STATE["state_dict"]["w"])
+            and checkpoint["plain"] == STATE["plain"]
+        )
     assert zipfile.ZipFile(tmp_path / "a.ckpt").comment.startswith(b"sdft step=000000000003 sha256=")
     assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
-    torch.save(STATE, tmp_path / "b.ckpt")  # of others, without a checksum
+    torch.save(STATE, tmp_path / "b.ckpt")  # without a checksum
     assert find_damage(tmp_path / "b.ckpt") is None and read_checkpoint(tmp_path / "b.ckpt")["global_step"] == 3
 
 
-def test_the_newest_ones_are_kept_and_what_goes_wrong_in_the_background_is_told(tmp_path):
-    files = AsyncCheckpointIO(keep=2)
+def test_old_checkpoints_are_pruned_and_background_errors_are_raised(tmp_path):
+    writer = AsyncCheckpointIO(total_limit=2)
     for step in (2, 4, 6):
         weights = torch.full((3,), float(step))
-        files.save_checkpoint({"global_step": step, "w": weights}, tmp_path / format_checkpoint_name(step))
-        weights.zero_()  # as training goes on
-    files.save_checkpoint({"global_step": 6}, tmp_path / "last.ckpt")
+        writer.save_checkpoint({"global_step": step, "w": weights}, tmp_path / format_checkpoint_name(step))
+        weights.zero_()  # the next step
+    writer.save_checkpoint({"global_step": 6}, tmp_path / "last.ckpt")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "step-000004.ckpt", "step-000006.ckpt"]
     assert read_checkpoint(tmp_path / "step-000004.ckpt")["w"].tolist() == [4.0] * 3
-    files.save_checkpoint(
+    writer.save_checkpoint(
         {"global_step": 3}, tmp_path / format_checkpoint_name(3)
-    )  # gone back to: later ones are still to be overwritten
-    files.wait()
+    )  # rewound: later checkpoints will be overwritten
+    writer.wait()
     assert sorted(p.name for p in tmp_path.glob("step*")) == [
         "step-000003.ckpt",
         "step-000004.ckpt",
         "step-000006.ckpt",
     ]
     (tmp_path / "file").touch()
-    files.save_checkpoint({"global_step": 8}, tmp_path / "file" / format_checkpoint_name(8))
+    writer.save_checkpoint({"global_step": 8}, tmp_path / "file" / format_checkpoint_name(8))
     with pytest.raises(OSError):
-        files.save_checkpoint({"global_step": 10}, tmp_path / format_checkpoint_name(10))
+        writer.save_checkpoint({"global_step": 10}, tmp_path / format_checkpoint_name(10))
 
 
-@pytest.mark.parametrize("where", [0, 30, 5000, -100, -60, -1])
-def test_a_changed_byte_is_noticed(tmp_path, where):
-    """torch.load would take most of them for weights."""
+@pytest.mark.parametrize("position", [0, 30, 5000, -100, -60, -1])
+def test_a_changed_byte_is_detected(tmp_path, position):
+    """torch.load would accept most of them."""
     write_checkpoint(STATE, tmp_path / "a.ckpt")
     content = bytearray((tmp_path / "a.ckpt").read_bytes())
-    content[where] ^= 1
+    content[position] ^= 1
     (tmp_path / "a.ckpt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.ckpt: its checksum does not fit its content"):
+    with pytest.raises(ValueError, match=r"a\.ckpt: checksum"):
         read_checkpoint(tmp_path / "a.ckpt")
 
 
-def test_the_newest_whole_one_is_gone_on_from(tmp_path, capsys):
-    """By its step: the clock may have been set back."""
-    place = tmp_path / "checkpoints"
+def test_resume_uses_the_latest_undamaged_checkpoint(tmp_path, capsys):
+    """By step: the clock may have been set back."""
+    folder = tmp_path / "checkpoints"
     for step in (1, 2, 3):
-        write_checkpoint(STATE | {"global_step": step}, place / f"step-00000{step}.ckpt")
-        os.utime(place / f"step-00000{step}.ckpt", (9 - step, 9 - step))
-    content = (place / "step-000003.ckpt").read_bytes()
-    (place / "step-000003.ckpt").write_bytes(content[: len(content) // 2])
-    os.utime(place / "step-000003.ckpt", (9, 9))
+        write_checkpoint(STATE | {"global_step": step}, folder / f"step-00000{step}.ckpt")
+        os.utime(folder / f"step-00000{step}.ckpt", (9 - step, 9 - step))
+    content = (folder / "step-000003.ckpt").read_bytes()
+    (folder / "step-000003.ckpt").write_bytes(content[: len(content) // 2])
+    os.utime(folder / "step-000003.ckpt", (9, 9))
     assert (
-        find_latest_checkpoint(place).name == "step-000002.ckpt"
+        find_latest_checkpoint(folder).name == "step-000002.ckpt"
         and TrainingSettings(steps=9, resume=str(tmp_path)).find_checkpoint().name == "step-000002.ckpt"
     )
-    assert "step-000003.ckpt: it is cut off, or no checkpoint; going back to the one before" in capsys.readouterr().out
-    (place / "last.ckpt").write_bytes(content[:-200])
-    (place / "step-000003.ckpt").write_bytes(content)
+    assert "step-000003.ckpt: truncated" in capsys.readouterr().out
+    (folder / "last.ckpt").write_bytes(content[:-200])
+    (folder / "step-000003.ckpt").write_bytes(content)
     assert (
-        find_latest_checkpoint(place).name == "step-000003.ckpt"
-        and "last.ckpt: it is cut off" in capsys.readouterr().out
+        find_latest_checkpoint(folder).name == "step-000003.ckpt" and "last.ckpt: truncated" in capsys.readouterr().out
     )
-    (place / "step-000003.ckpt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"resume=.*step-000003\.ckpt: it is cut off, or no checkpoint; give another"):
-        TrainingSettings(steps=9, resume=str(place / "step-000003.ckpt")).find_checkpoint()
+    (folder / "step-000003.ckpt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"resume=.*step-000003\.ckpt: truncated"):
+        TrainingSettings(steps=9, resume=str(folder / "step-000003.ckpt")).find_checkpoint()
 
 
-class Bomb:
+class Payload:
     def __reduce__(self):
         return os.mkdir, ("ran",)
 
 
-def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, monkeypatch):
+def test_code_in_a_checkpoint_is_not_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": {}, "bomb": Bomb()}, "bomb.ckpt")
-    with pytest.raises(ValueError, match=r"bomb\.ckpt: holds more than tensors and plain values"):
-        read_checkpoint(tmp_path / "bomb.ckpt")
-    (tmp_path / "plain.ckpt").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ValueError, match=r"plain\.ckpt: it is cut off, or no checkpoint"):
+    torch.save({"state_dict": {}, "payload": Payload()}, "payload.ckpt")
+    with pytest.raises(ValueError, match=r"payload\.ckpt: .*tensors and plain values"):
+        read_checkpoint(tmp_path / "payload.ckpt")
+    (tmp_path / "plain.ckpt").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(ValueError, match=r"plain\.ckpt: .*not a checkpoint"):
         read_checkpoint(tmp_path / "plain.ckpt")
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_full_disk_leaves_the_earlier_file(tmp_path):
+def test_a_full_disk_preserves_the_existing_file(tmp_path):
     write_checkpoint(STATE, tmp_path / "a.ckpt")
     before, handler = (tmp_path / "a.ckpt").read_bytes(), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -125,20 +130,20 @@ def test_a_full_disk_leaves_the_earlier_file(tmp_path):
     assert (tmp_path / "a.ckpt").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
 
 
-def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_file(tmp_path):
+def test_a_kill_during_a_save_leaves_a_complete_file(tmp_path):
     program = """
 import itertools, torch
 from pathlib import Path
-from sdft.runs.checkpoint_file import write
+from sdft.runs.checkpoint_file import write_checkpoint
 for step in itertools.count():
-    write({"global_step": step, "w": torch.full((1_000_000,), float(step))}, Path("last.ckpt"))
+    write_checkpoint({"global_step": step, "w": torch.full((1_000_000,), float(step))}, Path("last.ckpt"))
     print(step, flush=True)
 """
     for moment in range(3):
-        writer = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-        writer.stdout.readline()
+        process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
         time.sleep(0.017 * moment)
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        found = read_checkpoint(tmp_path / "last.ckpt")
-        assert found["w"].unique().tolist() == [found["global_step"]]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        checkpoint = read_checkpoint(tmp_path / "last.ckpt")
+        assert checkpoint["w"].unique().tolist() == [checkpoint["global_step"]]

@@ -1,4 +1,4 @@
-"""A run that was interrupted and goes on is the run that never was: the same folder, to the bit."""
+"""A resumed run is bit-identical to an uninterrupted one, in the same folder."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ import torch
 from conftest import QUICK_OVERRIDES, ROOT, save_images
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from test_loggers import records
+from test_loggers import read_wandb_records
 
 from sdft.data.digits import Digits
 from sdft.runs.checkpoint_file import read_checkpoint
@@ -22,50 +22,50 @@ from sdft.training.callbacks.ema import EMA
 from sdft.training.callbacks.export import ResultExport
 from sdft.training.callbacks.nan_check import NanCheck
 
-FEW = ["data.per_digit=2", "data.digits=[0,1,2]"]
-TIMED = ("images_per_second", "memory_gb")
+FEW_DIGITS = ["data.per_digit=2", "data.digits=[0,1,2]"]
+TIMING_METRICS = ("images_per_second", "memory_gb")
 
 
 class PowerCut(Exception):
     pass
 
 
-def cut(monkeypatch, kind, hook: str, step: int) -> None:
-    """The run ends without a word when a callback comes to `step`."""
-    before = getattr(kind, hook)
+def interrupt_at(monkeypatch, callback, hook: str, step: int) -> None:
+    """Raise `PowerCut` when the callback's hook is called at `step`."""
+    original = getattr(callback, hook)
 
-    def ends(self, trainer, *more):
+    def raise_at_step(self, trainer, *args):
         if trainer.global_step == step:
             raise PowerCut
-        before(self, trainer, *more)
+        original(self, trainer, *args)
 
-    monkeypatch.setattr(kind, hook, ends)
+    monkeypatch.setattr(callback, hook, raise_at_step)
 
 
-def rows(folder) -> list[dict]:
+def read_rows(folder) -> list[dict]:
     with open(folder / "metrics.csv", newline="") as file:
-        found = [{k: v for k, v in row.items() if not k.endswith(TIMED)} for row in csv.DictReader(file)]
-    return [row for row in found if any(value for name, value in row.items() if name != "step")]
+        rows = [{k: v for k, v in row.items() if not k.endswith(TIMING_METRICS)} for row in csv.DictReader(file)]
+    return [row for row in rows if any(value for name, value in row.items() if name != "step")]
 
 
-def leaves(node) -> list:
+def list_leaves(node) -> list:
     if isinstance(node, dict):
-        return [leaf for key in sorted(node, key=str) for leaf in (key, *leaves(node[key]))]
-    return [leaf for one in node for leaf in leaves(one)] if isinstance(node, list | tuple) else [node]
+        return [leaf for key in sorted(node, key=str) for leaf in (key, *list_leaves(node[key]))]
+    return [leaf for child in node for leaf in list_leaves(child)] if isinstance(node, list | tuple) else [node]
 
 
-def same(one, other) -> None:
-    """Everything that is no time: weights, averages, optimizer, schedule, metrics, samples, results."""
-    ours, theirs = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (one, other))
-    for checkpoint in (ours, theirs):
-        training_metrics = checkpoint["callbacks"]["TrainingMetrics"]
-        training_metrics["last"] = {k: v for k, v in training_metrics["last"].items() if k not in TIMED}
+def assert_same_results(one, other) -> None:
+    """Compare all but timings: weights, EMA, optimizer, schedule, metrics, samples, results."""
+    checkpoints = [read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (one, other)]
+    for checkpoint in checkpoints:
+        training_metrics = checkpoint["callbacks"]["training_metrics"]
+        training_metrics["last"] = {k: v for k, v in training_metrics["last"].items() if k not in TIMING_METRICS}
         for key in ("seconds", "steps", "elapsed"):
             training_metrics.pop(key)
-        checkpoint.pop("loops")  # Lightning's own counts; ours is the step
-    for a, b in zip(leaves(ours), leaves(theirs), strict=True):
+        checkpoint.pop("loops")  # Lightning's own counters; resuming uses the step
+    for a, b in zip(*map(list_leaves, checkpoints), strict=True):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b or a != a
-    assert rows(one) == rows(other)
+    assert read_rows(one) == read_rows(other)
     files = [
         {p.relative_to(folder) for p in folder.rglob("*") if p.suffix in (".png", ".safetensors", ".ckpt")}
         for folder in (one, other)
@@ -107,8 +107,8 @@ FAST = ("lora", "accumulated epochs", "lcm_lora")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in METHODS])
-def test_interrupted_and_resumed_is_uninterrupted(run, tmp_path, monkeypatch, name):
-    given = [
+def test_a_resumed_run_equals_an_uninterrupted_one(run, tmp_path, monkeypatch, name):
+    overrides = [
         "steps=6",
         "save_every=2",
         "checkpoints_total_limit=9",
@@ -117,69 +117,67 @@ def test_interrupted_and_resumed_is_uninterrupted(run, tmp_path, monkeypatch, na
         *METHODS[name],
     ]
     if "dreambooth" in name:
-        given.append(f"data.path={save_images(Digits('candy', [3], 5), tmp_path / 'subject', 5)}")
+        overrides.append(f"data.path={save_images(Digits('candy', [3], 5), tmp_path / 'subject', 5)}")
     else:
-        given += FEW
-    _, whole = run(*given, name="whole")
+        overrides += FEW_DIGITS
+    _, uninterrupted = run(*overrides, name="uninterrupted")
     with monkeypatch.context() as patched, pytest.raises(PowerCut):
-        cut(patched, NanCheck, "on_train_batch_end", 5)
-        run(*given, name="cut")
-    folder = whole.parent / "cut"
+        interrupt_at(patched, NanCheck, "on_train_batch_end", 5)
+        run(*overrides, name="interrupted")
+    folder = uninterrupted.parent / "interrupted"
     assert json.loads((folder / "run.json").read_text())["state"] == "failed"
-    run(*given, "workers=1", f"resume={folder}", name="cut")
-    same(whole, folder)
-    told = json.loads((folder / "run.json").read_text())
-    assert told["state"] == "finished"
-    assert [(r["step"], r["changed"]) for r in told["resumed"]] == [(4, {})]
+    run(*overrides, "workers=1", f"resume={folder}", name="interrupted")
+    assert_same_results(uninterrupted, folder)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["state"] == "finished"
+    assert [(r["step"], r["changed"]) for r in record["resumed"]] == [(4, {})]
 
 
-@pytest.mark.parametrize(("kind", "hook", "step"), [(EMA, "on_train_batch_end", 1), (ResultExport, "on_train_end", 3)])
-def test_a_run_goes_on_from_its_start_and_from_its_last_step(run, monkeypatch, kind, hook, step):
-    """Before the first checkpoint there is none; after the last step the result is still to be written."""
-    given = [*FEW, "rank=2", "steps=3", "save_every=3", "ema=0.9", "log_every=2", "metrics=digits", "protocol.images=1",
-             "evaluate_every=2", "evaluate_images=1", "checkpoint_metric=CLIP-T"]  # fmt: skip
-    _, whole = run(*given, name="whole")
+@pytest.mark.parametrize(
+    ("callback", "hook", "step"), [(EMA, "on_train_batch_end", 1), (ResultExport, "on_train_end", 3)]
+)
+def test_a_run_resumes_from_its_start_and_from_its_last_step(run, monkeypatch, callback, hook, step):
+    """Before the first checkpoint it starts again; after the last step it only writes the results."""
+    overrides = [*FEW_DIGITS, "rank=2", "steps=3", "save_every=3", "ema=0.9", "log_every=2", "metrics=digits",
+                 "protocol.images=1", "evaluate_every=2", "evaluate_images=1", "checkpoint_metric=CLIP-T"]  # fmt: skip
+    _, uninterrupted = run(*overrides, name="uninterrupted")
     with monkeypatch.context() as patched, pytest.raises(PowerCut):
-        cut(patched, kind, hook, step)
-        run(*given, name="cut")
-    folder = whole.parent / "cut"
+        interrupt_at(patched, callback, hook, step)
+        run(*overrides, name="interrupted")
+    folder = uninterrupted.parent / "interrupted"
     assert not (folder / "adapter").exists()
-    run(*given, f"resume={folder}", name="cut")
-    same(whole, folder)
-    ours, theirs = (json.loads((place / "evaluation" / "timeline.json").read_text()) for place in (whole, folder))
-    assert ours == theirs
-    with pytest.raises(
-        ValueError, match=r"resume=.*: already at step 3 of 3; give more steps, and allow_config_change=true"
-    ):
-        run(*given, f"resume={folder}", name="cut")
+    run(*overrides, f"resume={folder}", name="interrupted")
+    assert_same_results(uninterrupted, folder)
+    timelines = [json.loads((path / "evaluation" / "timeline.json").read_text()) for path in (uninterrupted, folder)]
+    assert timelines[0] == timelines[1]
+    with pytest.raises(ValueError, match=r"resume=.*step 3 of 3.*allow_config_change=true"):
+        run(*overrides, f"resume={folder}", name="interrupted")
 
 
-def test_other_words_are_shown_and_must_be_confirmed(run, capsys):
-    given = [*FEW, "rank=2", "steps=2"]
-    _, folder = run(*given)
-    resumed = [*given[:-1], "steps=4", "lr=2e-4", f"resume={folder}"]
-    with pytest.raises(ValueError) as told:
+def test_changed_options_are_listed_and_must_be_confirmed(run, capsys):
+    overrides = [*FEW_DIGITS, "rank=2", "steps=2"]
+    _, folder = run(*overrides)
+    resumed = [*overrides[:-1], "steps=4", "lr=2e-4", f"resume={folder}"]
+    message = rf"^resume={folder}: .*steps from 2 to 4, lr from 0\.001 to 0\.0002; .*allow_config_change=true"
+    with pytest.raises(ValueError, match=message):
         run(*resumed)
-    assert str(told.value) == (
-        f"resume={folder}: steps was 2 and is 4, lr was 0.001 and is 0.0002; add allow_config_change=true to go on like that"
-    )
     run(*resumed, "allow_config_change=true")
-    assert "changed  steps from 2 to 4" in capsys.readouterr().out
+    assert "steps from 2 to 4" in capsys.readouterr().out
     record = json.loads((folder / "run.json").read_text())
     assert record["resumed"][0]["changed"] == {"steps": [2, 4], "lr": [0.001, 0.0002]}
     assert OmegaConf.load(folder / "config.yaml").steps == 4 and record["steps"] == 4
-    again = OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), {"allow_config_change": False})
-    with pytest.raises(ValueError, match=r"resume=.*: samples of a step was 2 and is 8; add allow_config_change=true"):
-        load_previous_run(again, folder, 8)
+    cfg = OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), {"allow_config_change": False})
+    with pytest.raises(ValueError, match=r"resume=.*: .*samples of a step from 2 to 8; .*allow_config_change=true"):
+        load_previous_run(cfg, folder, 8)
 
 
-def test_a_folder_that_holds_a_run_takes_no_other(run):
-    _, folder = run(*FEW, "steps=1", "rank=2")
-    with pytest.raises(ValueError, match=f"{folder}: holds a run already; resume={folder} goes on with it"):
+def test_a_folder_with_a_run_accepts_no_other_run(run):
+    _, folder = run(*FEW_DIGITS, "steps=1", "rank=2")
+    with pytest.raises(ValueError, match=f"^{folder}: .*resume={folder}"):
         load_previous_run(OmegaConf.load(folder / "config.yaml"), folder, 2)
 
 
-def test_of_a_changed_word_only_itself_is_shown():
+def test_diff_configs_lists_a_changed_option_once():
     old = {"lr": 1, "training": {"lr": 1, "checkpoints_total_limit": 1}, "data": {"path": "a"}, "resume": None}
     new = {
         "lr": 2,
@@ -191,52 +189,52 @@ def test_of_a_changed_word_only_itself_is_shown():
     assert diff_configs(old, new) == {"lr": (1, 2), "data.path": ("a", "b"), "more": (None, 1)}
 
 
-def test_the_words_of_before_stand_in_front_of_those_that_are_given(tmp_path, monkeypatch):
+def test_restored_overrides_precede_the_new_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for stamp in ("1", "2"):
-        home = tmp_path / "outputs" / "lora" / stamp
-        (home / ".hydra").mkdir(parents=True)
-        (home / ".hydra" / "overrides.yaml").write_text("- method=lora\n- lr=1e-3\n- resume=x.ckpt\n")
-        os.utime(home / ".hydra" / "overrides.yaml", (int(stamp), int(stamp)))
-    place = ["resume=outputs/lora/2", "hydra.run.dir=outputs/lora/2", "hydra.output_subdir=null"]
-    assert restore_overrides(["resume=last"]) == ["method=lora", "lr=1e-3", *place]
-    assert restore_overrides(["lr=2", "resume=outputs/lora/2", "-q"]) == ["-q", "method=lora", "lr=2", *place]
-    (home / "run.json").write_text(json.dumps({"overrides": ["rank=2"]}))  # Hydra rewrites its own file at every start
-    assert restore_overrides(["resume=last"]) == ["rank=2", *place]
-    (home / "run.json").write_text(
+        folder = tmp_path / "outputs" / "lora" / stamp
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra" / "overrides.yaml").write_text("- method=lora\n- lr=1e-3\n- resume=x.ckpt\n")
+        os.utime(folder / ".hydra" / "overrides.yaml", (int(stamp), int(stamp)))
+    output = ["resume=outputs/lora/2", "hydra.run.dir=outputs/lora/2", "hydra.output_subdir=null"]
+    assert restore_overrides(["resume=last"]) == ["method=lora", "lr=1e-3", *output]
+    assert restore_overrides(["lr=2", "resume=outputs/lora/2", "-q"]) == ["-q", "method=lora", "lr=2", *output]
+    (folder / "run.json").write_text(
+        json.dumps({"overrides": ["rank=2"]})
+    )  # Hydra rewrites overrides.yaml at every start
+    assert restore_overrides(["resume=last"]) == ["rank=2", *output]
+    (folder / "run.json").write_text(
         json.dumps({"overrides": ["rank=2", "optimizer._target_=os.system", "hydra.searchpath=[x]"]})
     )
-    with pytest.raises(
-        ValueError, match=r"resume=last: optimizer\._target_=os\.system calls what it names; give that word again"
-    ):
+    with pytest.raises(ValueError, match=r"resume=last: optimizer\._target_=os\.system"):
         restore_overrides(["resume=last"])
-    assert restore_overrides(["resume=last", "optimizer._target_=a.B"]) == ["rank=2", "optimizer._target_=a.B", *place]
-    (home / "a.ckpt").touch()
-    for given in (["lr=1"], ["resume=outputs/lora/2/a.ckpt"], ["resume=last", "hydra.run.dir=x"], ["resume=null"]):
-        assert restore_overrides(given) == given
-    with pytest.raises(ValueError, match=r"resume=nowhere: no run there; give a run's folder, last, or a \.ckpt file"):
+    assert restore_overrides(["resume=last", "optimizer._target_=a.B"]) == ["rank=2", "optimizer._target_=a.B", *output]
+    (folder / "a.ckpt").touch()
+    for arguments in (["lr=1"], ["resume=outputs/lora/2/a.ckpt"], ["resume=last", "hydra.run.dir=x"], ["resume=null"]):
+        assert restore_overrides(arguments) == arguments
+    with pytest.raises(ValueError, match=r"resume=nowhere: .*last, or a \.ckpt file"):
         restore_overrides(["resume=nowhere"])
 
 
-def test_rows_are_whole_and_columns_grow(tmp_path):
+def test_metrics_csv_drops_truncated_rows_and_adds_columns(tmp_path):
     metrics = MetricsCsv(tmp_path)
     metrics.log_metrics({"a": 1}, 1)
     metrics.log_metrics({"a": 2.5}, 2)
     metrics.log_metrics({"b": torch.tensor(0.5)}, 3)
     text = (tmp_path / "metrics.csv").read_text()
     assert text.splitlines() == ["step,a,b", "1,1.0,", "2,2.5,", "3,,0.5"]
-    (tmp_path / "metrics.csv").write_text(text + "4,9")  # cut off
-    again = MetricsCsv(tmp_path)
-    again.truncate(2)
-    again.log_metrics({"a": 3}, 3)
+    (tmp_path / "metrics.csv").write_text(text + "4,9")  # truncated
+    resumed = MetricsCsv(tmp_path)
+    resumed.truncate(2)
+    resumed.log_metrics({"a": 3}, 3)
     assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,a", "1,1.0", "2,2.5", "3,3.0"]
-    again.truncate(0)
+    resumed.truncate(0)
     assert not (tmp_path / "metrics.csv").exists()
 
 
 @pytest.mark.slow
-def test_a_second_run_in_a_folder_is_refused_with_who_is_there(tmp_path):
-    """The lock of one that was killed is none."""
+def test_a_second_run_in_a_folder_names_the_first(tmp_path):
+    """A killed process holds no lock."""
     command = [
         sys.executable,
         str(ROOT / "train.py"),
@@ -248,32 +246,41 @@ def test_a_second_run_in_a_folder_is_refused_with_who_is_there(tmp_path):
     first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     while "writes" not in (line := first.stdout.readline()):
         assert first.poll() is None, line
-    again = [sys.executable, str(ROOT / "train.py"), f"resume={tmp_path / 'a'}"]
-    second = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    resume = [sys.executable, str(ROOT / "train.py"), f"resume={tmp_path / 'a'}"]
+    second = subprocess.run(resume, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert second.returncode == 1 and second.stderr.count("\n") == 1
-    assert f"{tmp_path / 'a'}: a run is running there, process {first.pid} on " in second.stderr
+    assert f"{tmp_path / 'a'}: " in second.stderr and f"process {first.pid} on " in second.stderr
     first.send_signal(signal.SIGKILL)
     first.wait()
-    third = subprocess.run([*again, "steps=4000", "lr=1"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert third.returncode == 1 and "lr was 0.001 and is 1" in third.stderr
+    third = subprocess.run([*resume, "steps=4000", "lr=1"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert third.returncode == 1 and "lr from 0.001 to 1" in third.stderr
     assert not (tmp_path / "a" / "lock").exists()
 
 
-def test_a_resumed_run_is_the_same_run_on_wandb_and_logs_nothing_twice(run, tmp_path, monkeypatch):
-    """But for the last step before it was cut, which may be there in part."""
-    given = [*FEW, "rank=2", "steps=5", "save_every=2", "log_every=1", "logger=wandb", "sample_every=2", "ema=0.9"]
+def test_a_resumed_run_continues_its_wandb_run_without_duplicates(run, tmp_path, monkeypatch):
+    """Except for the last step before the interruption, which may be incomplete."""
+    overrides = [
+        *FEW_DIGITS,
+        "rank=2",
+        "steps=5",
+        "save_every=2",
+        "log_every=1",
+        "logger=wandb",
+        "sample_every=2",
+        "ema=0.9",
+    ]
     with monkeypatch.context() as patched, pytest.raises(PowerCut):
-        cut(patched, EMA, "on_train_batch_end", 4)
-        run(*given, name="cut")
-    folder = tmp_path / "cut"
-    run(*given, f"resume={folder}", name="cut")
-    one, other = (list(records(file)) for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")))
-    names = [{record.run.run_id for record in run if record.HasField("run")} for run in (one, other)]
-    assert names[0] == names[1] == {json.loads((folder / "run.json").read_text())["wandb"]["id"]}
-    steps = [[step_of(r.history) for r in run if r.HasField("history")] for run in (one, other)]
+        interrupt_at(patched, EMA, "on_train_batch_end", 4)
+        run(*overrides, name="interrupted")
+    folder = tmp_path / "interrupted"
+    run(*overrides, f"resume={folder}", name="interrupted")
+    logs = [list(read_wandb_records(file)) for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))]
+    run_ids = [{record.run.run_id for record in log if record.HasField("run")} for log in logs]
+    assert run_ids[0] == run_ids[1] == {json.loads((folder / "run.json").read_text())["wandb"]["id"]}
+    steps = [[read_step(r.history) for r in log if r.HasField("history")] for log in logs]
     assert max(steps[0]) == 4 and min(steps[1]) == 4 and {*steps[0], *steps[1]} == {0, 1, 2, 3, 4, 5}
 
 
-def step_of(history) -> int:
-    told = {item.key or ".".join(item.nested_key): item.value_json for item in history.item}
-    return int(told["trainer/global_step"])
+def read_step(history) -> int:
+    values = {item.key or ".".join(item.nested_key): item.value_json for item in history.item}
+    return int(values["trainer/global_step"])

@@ -1,4 +1,4 @@
-"""A run that cannot fit on its disk is refused before the first step; one whose disk fills up loses nothing."""
+"""A run that does not fit on its disk is refused before the first step; a full disk destroys no file."""
 
 import shutil
 import subprocess
@@ -15,33 +15,30 @@ GB = 2**30
 
 
 @pytest.fixture
-def free(monkeypatch):
-    """A function that says how much is free."""
+def set_free_space(monkeypatch):
+    """A function that sets the free disk space."""
 
-    def say(size: int) -> None:
-        monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=size))
+    def set_size(size: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size))
 
-    return say
+    return set_size
 
 
-def test_what_does_not_fit_is_refused_in_one_line(free, tmp_path):
-    free(3 * GB)
-    loop = SimpleNamespace(save_every=100, checkpoints_total_limit=3)
+def test_a_run_that_does_not_fit_is_refused_in_one_line(set_free_space, tmp_path):
+    set_free_space(3 * GB)
+    training = SimpleNamespace(save_every=100, checkpoints_total_limit=3)
     with pytest.raises(
-        ValueError,
-        match=r"run: the run writes about 12\.4 GB, 3\.0 GB are free; give checkpoints_total_limit=2 or fewer, or ",
+        ValueError, match=r"run: .* 12\.4 GB .*, 3\.0 GB .*; use checkpoints_total_limit=2 .*hydra\.run\.dir"
     ):
-        check_disk_space(tmp_path / "run", int(12.4 * GB), 0, loop)
-    with pytest.raises(
-        ValueError, match=r"about 4\.0 GB, 3\.0 GB are free; give cache=ram, or another hydra\.run\.dir"
-    ):
+        check_disk_space(tmp_path / "run", int(12.4 * GB), 0, training)
+    with pytest.raises(ValueError, match=r" 4\.0 GB .*, 3\.0 GB .*; use cache=ram, or another hydra\.run\.dir"):
         check_disk_space(tmp_path / "run", 2 * GB, 2 * GB, SimpleNamespace(save_every=0, checkpoints_total_limit=1))
-    check_disk_space(tmp_path / "run", 2 * GB, GB // 2, loop)
+    check_disk_space(tmp_path / "run", 2 * GB, GB // 2, training)
 
 
-def test_a_run_is_refused_before_anything_is_computed_or_written(run, free, tmp_path, capsys):
-    free(2**20)
-    with pytest.raises(ValueError, match="the run writes about .* MB, 1 MB are free"):
+def test_a_run_is_refused_before_caches_and_checkpoints_are_written(run, set_free_space, tmp_path, capsys):
+    set_free_space(2**20)
+    with pytest.raises(ValueError, match=r"run: .* MB .*, 1 MB "):
         run("steps=4", "save_every=1", "checkpoints_total_limit=4")
     assert "cache" not in capsys.readouterr().out and not (tmp_path / "outputs").exists()
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".hydra"]
@@ -52,18 +49,16 @@ def test_checkpoints_are_as_large_as_expected(run, method):
     module, folder = run("steps=2", "save_every=1", "checkpoints_total_limit=2", *method)
     for path in (folder / "checkpoints").glob("*.ckpt"):
         expected = estimate_checkpoint_size(module, "ema=0.9" in method)
-        assert expected == pytest.approx(
-            path.stat().st_size, rel=0.15
-        )  # the tiny model's names take as much as its weights
+        assert expected == pytest.approx(path.stat().st_size, rel=0.15)  # names are a large part of a tiny checkpoint
 
 
-def test_the_nearest_folder_that_is_there_is_looked_at(tmp_path):
+def test_the_nearest_existing_parent_is_checked(tmp_path):
     assert find_existing_parent(tmp_path / "a" / "b") == tmp_path
 
 
 @pytest.fixture
-def full(monkeypatch):
-    """A function after which this process writes no file over so many bytes, until the test ends."""
+def limit_file_size(monkeypatch):
+    """A function that limits the size of the files that this process can write, until the test ends."""
     resource = pytest.importorskip("resource")
     import signal
 
@@ -73,30 +68,28 @@ def full(monkeypatch):
     signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_disk_that_fills_up_in_a_run_leaves_earlier_files_whole(run, full, monkeypatch, tmp_path):
+def test_a_full_disk_leaves_earlier_files_intact(run, limit_file_size, monkeypatch, tmp_path):
     from sdft.training.module import DiffusionModule
 
-    step = DiffusionModule.training_step
+    original = DiffusionModule.training_step
 
     def fill_up(self, batch, number):
         if self.global_step == 2:
-            full(100_000)
-        return step(self, batch, number)
+            limit_file_size(100_000)
+        return original(self, batch, number)
 
     monkeypatch.setattr(DiffusionModule, "training_step", fill_up)
-    with pytest.raises(
-        ValueError, match=r"run: the disk is full at step 3; earlier files are whole; .*\.ckpt is saved"
-    ) as told:
+    with pytest.raises(ValueError, match=r"run: the disk is full at step 3; .*\.ckpt is saved") as error:
         run("steps=5", "save_every=1", "checkpoints_total_limit=9")
-    assert f"go on with resume={tmp_path / 'run'}" in str(told.value)
-    files = sorted((tmp_path / "run" / "checkpoints").iterdir())  # the second was being written when it happened
+    assert f"resume={tmp_path / 'run'}" in str(error.value)
+    files = sorted((tmp_path / "run" / "checkpoints").iterdir())  # the second was being written when the disk filled up
     names = ["step-000001.ckpt", "step-000002.ckpt"][: len(files)]
     assert files and [file.name for file in files] == names and not any(map(find_damage, files))
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
-    (tmp_path / "taken").write_text("")
-    command = [sys.executable, str(ROOT / "train.py"), "logger=none", "steps=1", "hydra.run.dir=taken/run"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    (line,) = ended.stderr.strip().splitlines()
-    assert ended.returncode == 1 and line.startswith("error: ") and "taken/run" in line
+def test_an_unwritable_folder_is_reported_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, str(ROOT / "train.py"), "logger=none", "steps=1", "hydra.run.dir=file/run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and line.startswith("error: ") and "file/run" in line

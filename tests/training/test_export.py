@@ -1,4 +1,4 @@
-"""What is saved gives the same picture elsewhere: alpha is never lost, no key is dropped."""
+"""Exported LoRAs give the same outputs in both formats and in diffusers: alpha and all keys survive."""
 
 import json
 
@@ -15,8 +15,8 @@ from sdft.methods.lora import LoRA
 PROMPT = "a handwritten five in neon light"
 
 
-def trained(model, size: float = 0.3, **options):
-    """A LoRA with alpha other than rank whose weights are no longer those of the start."""
+def add_lora(model, size: float = 0.3, **options):
+    """Add a LoRA with alpha other than rank and perturbed weights."""
     method = LoRA(**{"rank": 4, "alpha": 6.0} | options)
     method.prepare(model)
     torch.manual_seed(3)
@@ -27,7 +27,7 @@ def trained(model, size: float = 0.3, **options):
 
 
 @torch.no_grad()
-def output(model):
+def compute_output(model):
     torch.manual_seed(1)
     return model.predict(
         torch.randn(2, 4, 8, 8), torch.tensor([400, 20]), model.condition(model.tokenize([PROMPT] * 2))
@@ -36,7 +36,7 @@ def output(model):
 
 KINDS = {
     "attention": {},
-    "convolutions too": {"unet_targets": ["to_q", "to_v", "conv1", "conv2", "proj_in"]},
+    "attention and convolutions": {"unet_targets": ["to_q", "to_v", "conv1", "conv2", "proj_in"]},
     "unet only": {"text_encoder": False},
     "rank-stabilised": {"use_rslora": True},
     "loha": {"adapter_type": "loha"},
@@ -52,79 +52,79 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_alpha_survives_both_formats(tiny, tmp_path, kind, file):
     model = tiny()
-    base = output(model)
-    trained(model, **KINDS[kind]).save(model, tmp_path, "mine")
+    base = compute_output(model)
+    add_lora(model, **KINDS[kind]).save(model, tmp_path, "mine")
     fresh = tiny()
     load_lora(fresh, tmp_path / file)
-    rounding = 1e-4 if "pissa" in kind else 1e-5  # what is large on both sides of a difference; sums in another order
-    assert torch.allclose(output(fresh), output(model), atol=rounding)
-    assert not torch.allclose(output(fresh), base, atol=1e-2)
+    rounding = 1e-4 if "pissa" in kind else 1e-5  # PiSSA subtracts large terms; sums differ in order
+    assert torch.allclose(compute_output(fresh), compute_output(model), atol=rounding)
+    assert not torch.allclose(compute_output(fresh), base, atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", ["attention", "loha", "lokr", "pissa"])
-def test_an_adapter_changes_nothing_before_it_learns(tiny, kind):
+def test_an_untrained_adapter_changes_nothing(tiny, kind):
     model = tiny()
-    base = output(model)
-    trained(model, **KINDS[kind] | {"size": 0.0})
-    assert torch.allclose(output(model), base, atol=2e-6)
+    base = compute_output(model)
+    add_lora(model, **KINDS[kind] | {"size": 0.0})
+    assert torch.allclose(compute_output(model), base, atol=2e-6)
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"rank": 300}, {"adapter_type": "loha", "rank": 12}, {"adapter_type": "lokr", "rank": 64}]
 )
-def test_products_are_the_changes_of_the_weights_at_any_rank(tiny, options):
+def test_low_rank_factors_multiply_to_the_weight_change_at_any_rank(tiny, options):
     model = tiny()
-    trained(model, text_encoder=False, unet_targets=["to_k", "conv1"], **options)
+    add_lora(model, text_encoder=False, unet_targets=["to_k", "conv1"], **options)
     layers = {name: layer for name, layer in model.unet.named_modules() if hasattr(layer, "get_delta_weight")}
     for name, (up, down) in compute_low_rank_updates(model.unet).items():
         change = layers[name].get_delta_weight("default").flatten(1)
         assert torch.allclose(up @ down, change, atol=1e-5) and up.shape[1] <= min(change.shape), name
 
 
-def test_lora_merged_is_lora_applied(tiny, tmp_path):  # S0-02
+def test_a_merged_lora_equals_an_applied_one(tiny, tmp_path):  # S0-02
     model = tiny()
-    trained(model, size=0.03).save(model, tmp_path, "mine")
-    applied = output(model)
+    add_lora(model, size=0.03).save(model, tmp_path, "mine")
+    applied = compute_output(model)
     pipeline = tiny().build_pipeline()
     pipeline.load_lora_weights(tmp_path)
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
     merged = tiny()
     merged.unet, merged.text_encoder = pipeline.unet, pipeline.text_encoder
-    assert torch.allclose(output(merged), applied, atol=1e-5)
+    assert torch.allclose(compute_output(merged), applied, atol=1e-5)
 
 
 def test_dora_survives_the_diffusers_format(tiny, tmp_path):
     model = tiny()
-    trained(model, dora=True).save(model, tmp_path, "mine")
+    add_lora(model, use_dora=True).save(model, tmp_path, "mine")
     fresh = tiny()
     load_lora(fresh, tmp_path)
-    assert torch.allclose(output(fresh), output(model), atol=1e-5)
+    assert torch.allclose(compute_output(fresh), compute_output(model), atol=1e-5)
 
 
-def test_the_kohya_dora_has_one_magnitude_an_output_and_opens_again(tiny, tmp_path):
+def test_the_kohya_dora_has_one_magnitude_per_output_and_can_be_loaded(tiny, tmp_path):
     model = tiny()
-    trained(model, dora=True, unet_targets=["to_q", "conv1"]).save(model, tmp_path, "mine")
+    add_lora(model, use_dora=True, unet_targets=["to_q", "conv1"]).save(model, tmp_path, "mine")
     shapes = {k: v.shape for k, v in load_file(tmp_path / "mine-kohya.safetensors").items() if k.endswith("dora_scale")}
     assert {len(shape) for shape in shapes.values()} == {2, 4} and all(
         shape[1:].numel() == 1 for shape in shapes.values()
     )
     fresh = tiny()
     load_lora(fresh, tmp_path / "mine-kohya.safetensors")
-    assert torch.allclose(output(fresh), output(model), atol=1e-5)
+    assert torch.allclose(compute_output(fresh), compute_output(model), atol=1e-5)
 
 
 @pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "mine-kohya.safetensors"])
-def test_plain_diffusers_opens_both_files_and_gives_the_sampled_picture(tiny, tmp_path, file):
+def test_diffusers_loads_both_files_and_gives_the_sampled_image(tiny, tmp_path, file):
     from sdft.models.sampling import Sampling
 
     model = tiny()
     model.build_pipeline().save_pretrained(tmp_path / "base")
-    trained(model).save(model, tmp_path, "mine")
+    add_lora(model).save(model, tmp_path, "mine")
     sampled = next(iter(Sampling(steps=4, guidance_scale=3.0, seed=5)(model, [PROMPT], 32)))
-    plain = StableDiffusionPipeline.from_pretrained(tmp_path / "base", safety_checker=None)
-    plain.load_lora_weights(tmp_path, weight_name=file)
-    image = plain(
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "base", safety_checker=None)
+    pipeline.load_lora_weights(tmp_path, weight_name=file)
+    image = pipeline(
         PROMPT,
         num_inference_steps=4,
         guidance_scale=3.0,
@@ -135,9 +135,9 @@ def test_plain_diffusers_opens_both_files_and_gives_the_sampled_picture(tiny, tm
     assert max(abs(a - b) for a, b in zip(sampled.tobytes(), image.tobytes(), strict=True)) <= 2
 
 
-def test_the_kohya_file_has_the_names_that_tools_know(tiny, tmp_path):
+def test_the_kohya_file_has_kohya_s_key_names(tiny, tmp_path):
     model = tiny()
-    trained(model).save(model, tmp_path, "mine")
+    add_lora(model).save(model, tmp_path, "mine")
     with safe_open(tmp_path / "mine-kohya.safetensors", "pt") as file:
         keys, metadata = set(file.keys()), file.metadata()
     layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
@@ -148,7 +148,7 @@ def test_the_kohya_file_has_the_names_that_tools_know(tiny, tmp_path):
 
 def test_the_diffusers_file_has_alpha_in_its_metadata(tiny, tmp_path):
     model = tiny()
-    trained(model).save(model, tmp_path, "mine")
+    add_lora(model).save(model, tmp_path, "mine")
     with safe_open(tmp_path / "pytorch_lora_weights.safetensors", "pt") as file:
         config = json.loads(file.metadata()["lora_adapter_metadata"])
     assert (config["unet.r"], config["unet.lora_alpha"], config["text_encoder.lora_alpha"]) == (4, 6.0, 6.0)
@@ -156,11 +156,11 @@ def test_the_diffusers_file_has_alpha_in_its_metadata(tiny, tmp_path):
 
 @pytest.mark.parametrize("change", ["unknown", "renamed", "missing"])
 @pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "mine-kohya.safetensors"])
-def test_keys_that_do_not_fit_are_an_error(tiny, tmp_path, file, change):
+def test_mismatched_keys_are_an_error(tiny, tmp_path, file, change):
     model = tiny()
-    trained(model).save(model, tmp_path, "mine")
-    with safe_open(tmp_path / file, "pt") as opened:
-        metadata = opened.metadata()
+    add_lora(model).save(model, tmp_path, "mine")
+    with safe_open(tmp_path / file, "pt") as source:
+        metadata = source.metadata()
     weights = load_file(tmp_path / file)
     key = next(k for k in weights if k.endswith(("lora_A.weight", "lora_down.weight")))
     if change == "unknown":
@@ -174,9 +174,9 @@ def test_keys_that_do_not_fit_are_an_error(tiny, tmp_path, file, change):
         load_lora(tiny(), tmp_path / "changed.safetensors")
 
 
-def test_a_lora_of_another_architecture_is_refused(tiny, tmp_path):
+def test_a_lora_of_another_architecture_is_rejected(tiny, tmp_path):
     model = tiny()
-    trained(model).save(model, tmp_path, "mine")
+    add_lora(model).save(model, tmp_path, "mine")
     weights = {
         k: v[..., :-1].contiguous() if v.ndim > 1 else v
         for k, v in load_file(tmp_path / "mine-kohya.safetensors").items()
@@ -186,15 +186,15 @@ def test_a_lora_of_another_architecture_is_refused(tiny, tmp_path):
         load_lora(tiny(), tmp_path / "other.safetensors")
 
 
-def test_a_path_without_a_lora_is_refused(tiny, tmp_path):
-    with pytest.raises(ValueError, match="no such LoRA file"):
+def test_a_path_without_a_lora_is_rejected(tiny, tmp_path):
+    with pytest.raises(ValueError, match="adapter="):
         load_lora(tiny(), tmp_path)
     (tmp_path / "text.safetensors").write_text("hello")
     with pytest.raises(ValueError, match="not a safetensors file"):
         load_lora(tiny(), tmp_path / "text.safetensors")
 
 
-def test_nothing_partial_is_left(tiny, tmp_path):
+def test_no_partial_files_remain(tiny, tmp_path):
     model = tiny()
-    trained(model).save(model, tmp_path, "mine")
+    add_lora(model).save(model, tmp_path, "mine")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine-kohya.safetensors", "pytorch_lora_weights.safetensors"]

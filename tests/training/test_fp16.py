@@ -1,4 +1,4 @@
-"""fp16 with a scaler, on the CPU's own half precision: it trains, and the scaler's state is part of the checkpoint."""
+"""fp16 training with a gradient scaler, on the CPU; checkpoints include the scaler's state."""
 
 from functools import partial
 
@@ -21,9 +21,9 @@ HALF = torch.float16
 
 
 @pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory):
+def fp16_run(tiny, tmp_path_factory):
     model = tiny()
-    samples = DataSettings(32).samples(Digits(per_digit=2), model, samples_per_step=2)
+    samples = DataSettings(32).build_dataset(Digits(per_digit=2), model, samples_per_step=2)
     optimizer = disable_fused(partial(torch.optim.AdamW, lr=1e-3, fused=True))
     schedule, lr = LRSchedule("linear"), {"unet": 1e-3, "text_encoder": 1e-3}
     module = DiffusionModule(
@@ -45,8 +45,8 @@ def trained(tiny, tmp_path_factory):
     return module, trainer
 
 
-def test_the_scaler_skips_what_overflows_and_the_schedule_waits(trained):  # pitfall 7
-    module, trainer = trained
+def test_the_scaler_skips_overflows_and_the_schedule_waits(fp16_run):  # pitfall 7
+    module, trainer = fp16_run
     scale = trainer.precision_plugin.scaler.get_scale()
     skipped = round(torch.log2(torch.tensor(2.0**24 / scale)).item())
     assert skipped > 0
@@ -56,18 +56,18 @@ def test_the_scaler_skips_what_overflows_and_the_schedule_waits(trained):  # pit
     assert 0 < module.grad_norm < 100  # of unscaled gradients
 
 
-def test_what_overflows_is_not_taken_for_a_loss_that_is_no_number(trained):
-    assert int(trained[0].skipped_steps) == 0
+def test_overflows_are_not_counted_as_nan_losses(fp16_run):
+    assert int(fp16_run[0].skipped_steps) == 0
 
 
-def test_the_scaler_is_checkpointed(trained, tmp_path):
-    _, trainer = trained
+def test_the_scaler_is_checkpointed(fp16_run, tmp_path):
+    _, trainer = fp16_run
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["MixedPrecision"]
     assert saved["scale"] == trainer.precision_plugin.scaler.get_scale()
 
 
-def test_half_precision_samples_without_touching_the_autoencoder(trained):
-    module, _ = trained
-    (picture,) = Sampling(steps=2)(module.model, ["a handwritten one"], 32)
-    assert picture.size == (32, 32) and module.model.vae.dtype == torch.float32
+def test_sampling_in_fp16_keeps_the_vae_in_fp32(fp16_run):
+    module, _ = fp16_run
+    (image,) = Sampling(steps=2)(module.model, ["a handwritten one"], 32)
+    assert image.size == (32, 32) and module.model.vae.dtype == torch.float32

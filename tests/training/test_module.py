@@ -1,4 +1,4 @@
-"""The training step: what learns, in which precision, clipped, accumulated."""
+"""The training step: trainable parameters, precision, gradient clipping, learning rates and checkpointing."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from sdft.training.lr_schedule import LRSchedule
 from sdft.training.module import DiffusionModule
 
 
-def build(model, method=None, **options):
+def build_module(model, method=None, **options):
     lr = {"unet": 1e-4, "text_encoder": 5e-5}
     optimizer = partial(torch.optim.AdamW, lr=1e-4)
     return DiffusionModule(
@@ -22,7 +22,7 @@ def build(model, method=None, **options):
     )
 
 
-def batch(model, size=2, seed=0):
+def build_batch(model, size=2, seed=0):
     torch.manual_seed(seed)
     shape = (size, *model.latent_shape(32))
     return {
@@ -39,7 +39,7 @@ def batch(model, size=2, seed=0):
     }
 
 
-def norm(module) -> float:
+def compute_gradient_norm(module) -> float:
     return (
         torch.stack([p.grad.norm() for p in module.get_trainable_parameters().values() if p.grad is not None])
         .norm()
@@ -47,110 +47,110 @@ def norm(module) -> float:
     )
 
 
-def groups(module):
+def build_optimizer(module):
     return torch.optim.AdamW([{"params": [p for p in module.parameters() if p.requires_grad]}])
 
 
-def attached(module):
-    """To a trainer that has not begun."""
+def attach_trainer(module):
+    """Attach a fake trainer at step 0."""
     module._trainer = SimpleNamespace(global_step=0, precision_plugin=None)
     return module
 
 
-def test_clipping_clips_and_the_logged_norm_is_that_before(tiny):  # pitfall 1
-    module = attached(build(tiny(), max_grad_norm=1e-3))
-    module.training_step(batch(module.model), 0)["loss"].backward()
-    before = norm(module)
-    module.configure_gradient_clipping(groups(module))
+def test_gradients_are_clipped_and_the_logged_norm_is_before_clipping(tiny):  # pitfall 1
+    module = attach_trainer(build_module(tiny(), max_grad_norm=1e-3))
+    module.training_step(build_batch(module.model), 0)["loss"].backward()
+    before = compute_gradient_norm(module)
+    module.configure_gradient_clipping(build_optimizer(module))
     assert before > 1e-3
     assert module.grad_norm.item() == pytest.approx(before, rel=1e-5)
-    assert norm(module) == pytest.approx(1e-3, rel=1e-3)
+    assert compute_gradient_norm(module) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_clip_zero_only_measures(tiny):
-    module = attached(build(tiny(), max_grad_norm=0))
-    module.training_step(batch(module.model), 0)["loss"].backward()
-    before = norm(module)
-    module.configure_gradient_clipping(groups(module))
-    assert norm(module) == pytest.approx(before, rel=1e-6)
+def test_max_grad_norm_zero_disables_clipping(tiny):
+    module = attach_trainer(build_module(tiny(), max_grad_norm=0))
+    module.training_step(build_batch(module.model), 0)["loss"].backward()
+    before = compute_gradient_norm(module)
+    module.configure_gradient_clipping(build_optimizer(module))
+    assert compute_gradient_norm(module) == pytest.approx(before, rel=1e-6)
 
 
 @pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_what_learns_is_fp32_whatever_the_precision(tiny, compute_dtype):  # pitfalls 2 and 7
-    module = build(tiny(), compute_dtype=compute_dtype)
+def test_trainable_parameters_are_fp32_in_every_precision(tiny, compute_dtype):  # pitfalls 2 and 7
+    module = build_module(tiny(), compute_dtype=compute_dtype)
     assert {p.dtype for p in module.get_trainable_parameters().values()} == {torch.float32}
     assert {p.dtype for n, p in module.model.unet.named_parameters() if ".lora_" not in n} == {compute_dtype}
     assert module.model.vae.dtype == torch.float32
 
 
-def test_the_autoencoder_computes_in_fp32_inside_autocast(tiny):  # pitfall 7
-    model, seen = tiny(), set()
-    model.vae.encoder.conv_in.register_forward_hook(lambda m, i, out: seen.add(out.dtype))
-    model.vae.decoder.conv_in.register_forward_hook(lambda m, i, out: seen.add(out.dtype))
+def test_the_vae_computes_in_fp32_inside_autocast(tiny):  # pitfall 7
+    model, dtypes = tiny(), set()
+    model.vae.encoder.conv_in.register_forward_hook(lambda m, i, out: dtypes.add(out.dtype))
+    model.vae.decoder.conv_in.register_forward_hook(lambda m, i, out: dtypes.add(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         model.decode(model.moments(torch.zeros(1, 3, 32, 32))[0])
-    assert seen == {torch.float32}
+    assert dtypes == {torch.float32}
 
 
-def test_gaussian_entries_move_at_the_usual_rate(tiny):  # pitfall 2
-    module = build(tiny(), compute_dtype=torch.bfloat16)
+def test_gaussian_weights_change_at_the_usual_learning_rate(tiny):  # pitfall 2
+    module = build_module(tiny(), compute_dtype=torch.bfloat16)
     a = {n: p for n, p in module.get_trainable_parameters().items() if ".lora_A." in n}
     for p in module.get_trainable_parameters().values():
         p.grad = torch.randn_like(p)
     before = {n: p.detach().clone() for n, p in a.items()}
     torch.optim.AdamW(a.values(), lr=1e-4).step()
-    moved = torch.cat([(p != before[n]).flatten() for n, p in a.items()]).float().mean()
-    assert moved > 0.99
+    changed = torch.cat([(p != before[n]).flatten() for n, p in a.items()]).float().mean()
+    assert changed > 0.99
 
 
-def test_the_seed_decides_the_adapter(tiny):  # pitfall 5
+def test_the_seed_determines_the_adapter(tiny):  # pitfall 5
     weights = []
-    for noise in (1, 2):
+    for global_seed in (1, 2):
         model = tiny()
-        torch.manual_seed(noise)
-        weights.append(build(model, seed=7).get_trainable_parameters())
+        torch.manual_seed(global_seed)
+        weights.append(build_module(model, seed=7).get_trainable_parameters())
     assert all(torch.equal(p, weights[1][n]) for n, p in weights[0].items())
 
 
-def test_frozen_modules_stay_in_evaluation_mode(tiny):  # pitfall 6
-    module = build(tiny(), LoRA(4, 4, text_encoder=False))
+def test_frozen_modules_stay_in_eval_mode(tiny):  # pitfall 6
+    module = build_module(tiny(), LoRA(4, 4, text_encoder=False))
     model = module.model
     assert not any(m.training for part in (model.vae, model.text_encoder) for m in part.modules())
-    training = {name for name, m in model.unet.named_modules() if m.training}
-    learning = {n for n, m in model.unet.named_modules() if any(p.requires_grad for p in m.parameters())}
-    assert learning <= training and all(".lora_dropout" in name for name in training - learning)
+    train_mode = {name for name, m in model.unet.named_modules() if m.training}
+    trainable = {n for n, m in model.unet.named_modules() if any(p.requires_grad for p in m.parameters())}
+    assert trainable <= train_mode and all(".lora_dropout" in name for name in train_mode - trainable)
 
 
-def test_nothing_to_learn_is_an_error(tiny):  # pitfall 3
-    class Nothing(FullFineTuning):
+def test_no_trainable_parameters_is_an_error(tiny):  # pitfall 3
+    class FrozenMethod(FullFineTuning):
         def prepare(self, model):
             pass
 
-    with pytest.raises(ValueError, match="Nothing leaves nothing to learn"):
-        build(tiny(), Nothing())
+    with pytest.raises(ValueError, match="FrozenMethod: "):
+        build_module(tiny(), FrozenMethod())
 
 
-def test_each_part_has_its_own_rate(tiny):
-    module = build(tiny())
+def test_each_part_has_its_own_learning_rate(tiny):
+    module = build_module(tiny())
     module._trainer = type("Trainer", (), {"max_steps": 10})()
     (optimizer,), _ = module.configure_optimizers()
     assert {g["name"]: g["lr"] for g in optimizer.param_groups} == {"unet": 1e-4, "text_encoder": 5e-5}
 
 
-def test_losses_do_not_depend_on_the_batch_they_are_in(tiny):
-    module = build(tiny())
-    whole = batch(module.model, 4)
-    alone = torch.cat([module.compute_losses({k: v[i : i + 1] for k, v in whole.items()}) for i in range(4)])
-    assert torch.allclose(module.compute_losses(whole), alone, atol=1e-5)
+def test_losses_do_not_depend_on_the_batch(tiny):
+    module = build_module(tiny())
+    batch = build_batch(module.model, 4)
+    single = torch.cat([module.compute_losses({k: v[i : i + 1] for k, v in batch.items()}) for i in range(4)])
+    assert torch.allclose(module.compute_losses(batch), single, atol=1e-5)
 
 
-def test_full_fine_tuning_learns_the_unet_and_nothing_else(tiny):
-    module = build(tiny(), FullFineTuning())
+def test_full_fine_tuning_trains_only_the_unet(tiny):
+    module = build_module(tiny(), FullFineTuning())
     assert set(module.get_trainable_parameters()) == {f"unet.{n}" for n, _ in module.model.unet.named_parameters()}
 
 
 def test_a_skipped_fp16_step_does_not_advance_the_schedule(tiny):  # pitfall 7
-    module, optimizer = build(tiny()), torch.optim.AdamW([nn.Parameter(torch.ones(1))], lr=1.0)
+    module, optimizer = build_module(tiny()), torch.optim.AdamW([nn.Parameter(torch.ones(1))], lr=1.0)
     scheduler = LRSchedule("linear")(optimizer, 10)
     scaler = torch.amp.GradScaler("cpu")
     plugin = type("Plugin", (), {"scaler": scaler})()
@@ -170,16 +170,16 @@ def test_a_skipped_fp16_step_does_not_advance_the_schedule(tiny):  # pitfall 7
 def test_gradient_checkpointing_changes_no_gradient(tiny, method):
     gradients = []
     for checkpointing in (False, True):
-        module = build(tiny(), method, checkpointing=checkpointing)
-        module.training_step(batch(module.model), 0)["loss"].backward()
+        module = build_module(tiny(), method, checkpointing=checkpointing)
+        module.training_step(build_batch(module.model), 0)["loss"].backward()
         gradients.append({name: p.grad for name, p in module.get_trainable_parameters().items()})
     assert module.model.unet.is_gradient_checkpointing
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
 
 
-def test_each_rate_has_a_group_of_its_own(tiny):
-    module = build(tiny(), LoRA(4, 4, loraplus_lr_ratio=16.0))
+def test_each_learning_rate_has_its_own_parameter_group(tiny):
+    module = build_module(tiny(), LoRA(4, 4, loraplus_lr_ratio=16.0))
     module.__dict__["_trainer"] = type("Trainer", (), {"max_steps": 3})()
     (optimizer,), _ = module.configure_optimizers()
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}

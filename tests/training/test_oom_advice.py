@@ -1,4 +1,4 @@
-"""Out of memory: the last whole step is saved, and one line says what would help this run."""
+"""Out of memory: the last complete step is saved, and one line names options that would fit."""
 
 import json
 
@@ -11,87 +11,83 @@ from sdft.runs.checkpoint_file import read_checkpoint
 from sdft.training.module import DiffusionModule
 from sdft.training.oom_advice import is_out_of_disk, is_out_of_memory
 
-WORDS = ["batch_size=16", "gradient_accumulation_steps=2", "save_every=0", "ema=0.9"]
+OVERRIDES = ["batch_size=16", "gradient_accumulation_steps=2", "save_every=0", "ema=0.9"]
 ADAPTER = "adapter/pytorch_lora_weights.safetensors"
 
 
-def test_what_ran_out_is_known_by_what_is_raised():
+def test_resource_errors_are_recognized():
     for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), MemoryError()):
         assert is_out_of_memory(error) and not is_out_of_disk(error)
     for text in ("DefaultCPUAllocator: can't allocate memory: you tried", "MPS backend out of memory (MPS allocated)"):
         assert is_out_of_memory(RuntimeError(text))
-    with pytest.raises(RuntimeError) as real:
+    with pytest.raises(RuntimeError) as error:
         torch.empty(2**50)
-    assert is_out_of_memory(real.value)
+    assert is_out_of_memory(error.value)
     assert is_out_of_disk(OSError(28, "No space left on device")) and not is_out_of_disk(FileNotFoundError(2, "none"))
     assert not is_out_of_memory(RuntimeError("shapes do not fit")) and not is_out_of_memory(ValueError("out of memory"))
 
 
 @pytest.fixture
-def short(monkeypatch):
-    """The memory runs out in a step, in its second micro-batch."""
-    step = DiffusionModule.training_step
+def run_out_of_memory(monkeypatch):
+    """A function that makes the second micro-batch of a step run out of memory."""
+    original, failing_step = DiffusionModule.training_step, [-1]
 
     def training_step(self, batch, number):
-        if self.trainer.global_step == short.at and number % 2:
+        if self.trainer.global_step == failing_step[0] and number % 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return step(self, batch, number)
+        return original(self, batch, number)
 
-    def short(at: int) -> None:
-        short.at = at
+    def set_failing_step(step: int) -> None:
+        failing_step[0] = step
 
-    short(-1)
     monkeypatch.setattr(DiffusionModule, "training_step", training_step)
-    return short
+    return set_failing_step
 
 
-def test_the_last_whole_step_is_saved_and_gone_on_from(run, short, tmp_path):
-    _, whole = run("steps=3", *WORDS, name="whole")
-    short(2)
-    with pytest.raises(
-        ValueError, match="out of memory at step 2 with batch 16 at 32 px: about [0-9]+ MB needed; "
-    ) as told:
-        run("steps=3", *WORDS)
+def test_the_last_complete_step_is_saved_and_resumed(run, run_out_of_memory, tmp_path):
+    _, uninterrupted = run("steps=3", *OVERRIDES, name="uninterrupted")
+    run_out_of_memory(2)
+    with pytest.raises(ValueError, match="at step 2 with batch 16 at 32 px: about [0-9]+ MB [a-z]+; ") as error:
+        run("steps=3", *OVERRIDES)
     folder = tmp_path / "run"
-    assert f"last.ckpt is saved, go on with resume={folder}" in str(told.value)
-    assert "gradient_checkpointing=true needs about" in str(told.value)
-    assert "batch_size=8 gradient_accumulation_steps=4 needs about" in str(told.value) and "(the same result)" in str(
-        told.value
-    )
+    message = str(error.value)
+    assert "last.ckpt is saved" in message and message.endswith(f"resume={folder}")
+    assert "gradient_checkpointing=true needs about" in message
+    assert "batch_size=8 gradient_accumulation_steps=4 needs about" in message and "(same result)" in message
     assert json.loads((folder / "run.json").read_text())["state"] == "failed"
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == 2
-    short(-1)
-    _, resumed = run("steps=3", *WORDS, f"resume={folder}", name="resumed")
-    ours, theirs = load_file(resumed / ADAPTER), load_file(whole / ADAPTER)
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    run_out_of_memory(-1)
+    _, resumed = run("steps=3", *OVERRIDES, f"resume={folder}", name="resumed")
+    actual, expected = load_file(resumed / ADAPTER), load_file(uninterrupted / ADAPTER)
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
-def test_only_what_applies_is_advised_and_nothing_is_saved_before_a_step(run, short, tmp_path):
-    short(0)
-    with pytest.raises(ValueError, match="out of memory at step 0") as told:
+def test_only_applicable_options_are_suggested_and_nothing_is_saved_before_a_step(run, run_out_of_memory, tmp_path):
+    run_out_of_memory(0)
+    with pytest.raises(ValueError, match="out of memory at step 0") as error:
         run("steps=2", "batch_size=1", "gradient_accumulation_steps=2", "gradient_checkpointing=true")
-    for word in ("gradient_checkpointing", "batch_size", "cache=disk", "bf16", "method=lora"):
-        assert word not in str(told.value)
-    assert "nothing is saved to go on from" in str(told.value) and not (tmp_path / "run" / "checkpoints").exists()
+    for option in ("gradient_checkpointing", "batch_size", "cache=disk", "bf16", "method=lora"):
+        assert option not in str(error.value)
+    assert "no checkpoint was saved" in str(error.value) and not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_what_is_there_decides_what_is_enough(run, short, monkeypatch):
-    short(0)
+def test_suggestions_fit_into_the_available_memory(run, run_out_of_memory, monkeypatch):
+    run_out_of_memory(0)
     monkeypatch.setattr(
-        "sdft.training.oom_advice.get_free_and_total_memory", lambda device, held: (int(45e6), int(45e6))
+        "sdft.training.oom_advice.get_free_and_total_memory", lambda device, weight_bytes: (int(45e6), int(45e6))
     )
-    with pytest.raises(ValueError, match="about 6[0-9] MB needed, 43 MB there; ") as told:
+    with pytest.raises(ValueError, match="about 6[0-9] MB [a-z]+, 43 MB [a-z]+; ") as error:
         run("steps=2", "method=sft", "batch_size=8", "gradient_accumulation_steps=2", "log_every=1")
-    assert "method=lora needs about" in str(told.value) and "gradient_checkpointing=true needs" not in str(told.value)
+    message = str(error.value)
+    assert "method=lora needs about" in message and "gradient_checkpointing=true needs" not in message
 
 
-def test_pictures_that_do_not_fit_are_drawn_fewer_at_once(run, monkeypatch):
-    def draw(self, model, requests, resolution):
+def test_a_smaller_sampling_batch_is_suggested_for_sampling(run, monkeypatch):
+    def sample_images(self, model, requests, resolution):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    draw.__code__ = draw.__code__.replace(co_filename="sdft/sampling.py")
-    monkeypatch.setattr(Sampling, "sample_images", draw)
-    with pytest.raises(
-        ValueError, match="out of memory at step 0 with 20 pictures drawn at once: .*sampling.batch_size="
-    ):
+    code = sample_images.__code__.replace(co_filename="sdft/models/sampling.py")
+    sample_images.__code__ = code
+    monkeypatch.setattr(Sampling, "sample_images", sample_images)
+    with pytest.raises(ValueError, match="at step 0 with 20 images .*: .*sampling.batch_size="):
         run("steps=2")

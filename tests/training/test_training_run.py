@@ -1,4 +1,4 @@
-"""Whole runs in this process: equal seeds, workers, accumulation, EMA, resume."""
+"""Complete runs in this process: seeds, workers, accumulation, EMA, resume."""
 
 import csv
 import json
@@ -9,51 +9,51 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 
-def adapter(folder):
+def load_adapter(folder):
     return load_file(folder / "adapter" / "pytorch_lora_weights.safetensors")
 
 
-def assert_same(one: dict, other: dict, tolerance: float = 0.0):
+def assert_tensors_equal(one: dict, other: dict, tolerance: float = 0.0):
     assert one.keys() == other.keys()
     for key in one:
         assert torch.allclose(one[key], other[key], rtol=0, atol=tolerance), key
 
 
-def rows(folder):
-    """The reports of training steps."""
+def read_metric_rows(folder):
+    """The rows of `metrics.csv` with a training loss."""
     with open(folder / "metrics.csv") as file:
         return [row for row in csv.DictReader(file) if row["train/loss"]]
 
 
-FOUR = ("steps=4",)
+PLAIN = ("steps=4",)
 SAMPLED = ("steps=4", "sample_every=1")
 PRETRAINED = ("steps=2", "lr=0.05", "alpha=3", "model.weights=pretrained")
 FULL = ("steps=2", "method=sft", "lr=1e-3", "model.weights=pretrained")
 
 
-def test_equal_seeds_give_bit_identical_adapters_and_workers_change_nothing(run, shared):
-    _, one = shared(*FOUR)
+def test_equal_seeds_give_bit_identical_adapters_and_workers_change_nothing(run, shared_run):
+    _, one = shared_run(*PLAIN)
     torch.manual_seed(99)
     _, two = run("steps=4", "workers=2", name="two")
     _, other = run("steps=4", "seed=1", name="other")
-    assert_same(adapter(one), adapter(two))
-    assert not torch.equal(*(next(iter(adapter(f).values())) for f in (one, other)))
+    assert_tensors_equal(load_adapter(one), load_adapter(two))
+    assert not torch.equal(*(next(iter(load_adapter(f).values())) for f in (one, other)))
 
 
 def test_accumulation_equals_the_larger_batch(run):  # pitfall 12
-    options = ["steps=3", "schedule=cosine", "optimizer.eps=1e-3"]  # a larger eps, for Adam turns rounding into signs
-    _, whole = run(*options, "batch_size=4", name="whole")
-    _, parts = run(*options, "batch_size=1", "gradient_accumulation_steps=4", name="parts")
-    assert_same(adapter(whole), adapter(parts), 1e-5)
-    for a, b in zip(rows(whole), rows(parts), strict=True):
+    overrides = ["steps=3", "schedule=cosine", "optimizer.eps=1e-3"]  # a small eps lets Adam amplify rounding errors
+    _, large_batch = run(*overrides, "batch_size=4", name="large_batch")
+    _, accumulated = run(*overrides, "batch_size=1", "gradient_accumulation_steps=4", name="accumulated")
+    assert_tensors_equal(load_adapter(large_batch), load_adapter(accumulated), 1e-5)
+    for a, b in zip(read_metric_rows(large_batch), read_metric_rows(accumulated), strict=True):
         assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), abs=1e-5)
         assert a["train/lr_unet"] == b["train/lr_unet"]
 
 
-def test_sampling_leaves_training_untouched(shared):  # pitfall 18
-    module, often = shared(*SAMPLED)
-    _, never = shared(*FOUR)
-    assert_same(adapter(often), adapter(never))
+def test_sampling_leaves_training_untouched(shared_run):  # pitfall 18
+    module, often = shared_run(*SAMPLED)
+    _, never = shared_run(*PLAIN)
+    assert_tensors_equal(load_adapter(often), load_adapter(never))
     assert len(list((often / "samples").glob("step-*"))) == 5
     assert (
         not hasattr(module.model.scheduler, "num_inference_steps") or module.model.scheduler.num_inference_steps is None
@@ -61,44 +61,44 @@ def test_sampling_leaves_training_untouched(shared):  # pitfall 18
 
 
 def test_a_resumed_run_is_bit_identical(run):
-    _, whole = run(
+    _, uninterrupted = run(
         "steps=6",
         "schedule=cosine",
         "ema=0.9",
         "sample_every=2",
         "save_every=3",
         "checkpoints_total_limit=3",
-        name="whole",
+        name="uninterrupted",
     )
-    checkpoint = whole / "checkpoints" / "step-000003.ckpt"
+    checkpoint = uninterrupted / "checkpoints" / "step-000003.ckpt"
     _, resumed = run(
         "steps=6", "schedule=cosine", "ema=0.9", "sample_every=2", f"resume={checkpoint}", "workers=1", name="resumed"
     )
-    assert_same(adapter(whole), adapter(resumed))
-    assert [r["step"] for r in rows(resumed)] == ["4", "5", "6"]
+    assert_tensors_equal(load_adapter(uninterrupted), load_adapter(resumed))
+    assert [r["step"] for r in read_metric_rows(resumed)] == ["4", "5", "6"]
     for name in ("step-000004", "step-000006"):
-        for picture in (whole / "samples" / name).glob("*.png"):
-            assert picture.read_bytes() == (resumed / "samples" / name / picture.name).read_bytes()
+        for image in (uninterrupted / "samples" / name).glob("*.png"):
+            assert image.read_bytes() == (resumed / "samples" / name / image.name).read_bytes()
 
 
-def test_checkpoints_hold_only_what_learns(run):
+def test_checkpoints_contain_trainable_parameters_only(run):
     module, folder = run("steps=2", "ema=0.9")
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert set(checkpoint["state_dict"]) == {f"model.{n}" for n in module.get_trainable_parameters()}
-    assert checkpoint["callbacks"]["EMA"]["updates"] == 2
+    assert checkpoint["callbacks"]["ema"]["updates"] == 2
 
 
-def test_the_loss_at_fixed_noise_falls_and_is_the_same_for_equal_weights(run, capsys):
+def test_validation_loss_falls_and_is_equal_for_equal_weights(run, capsys):
     _, one = run("steps=20", "lr=1e-3", "model.weights=pretrained", "batch_size=8", name="one")
     _, other = run("steps=1", "lr=1e-30", "text_encoder_lr=1e-30", "model.weights=pretrained", "seed=0", name="other")
     first, last = json.loads((one / "run.json").read_text())["validation_loss"]
     assert last < 0.95 * first
     assert json.loads((other / "run.json").read_text())["validation_loss"] == [first, first]
-    assert f"loss     {first:.4f} → {last:.4f} at fixed noise on training images" in capsys.readouterr().out
+    assert f"{first:.4f} → {last:.4f} at fixed noise on training images" in capsys.readouterr().out
 
 
-def test_a_run_is_a_folder(shared):
-    _, folder = shared(*SAMPLED)
+def test_a_run_writes_its_folder(shared_run):
+    _, folder = shared_run(*SAMPLED)
     record = json.loads((folder / "run.json").read_text())
     assert record["state"] == "finished" and record["steps"] == 4 and record["seed"] == 0
     assert record["device"].startswith("cpu") and record["versions"]["torch"]
@@ -112,33 +112,39 @@ def test_a_run_is_a_folder(shared):
         "checkpoints/last.ckpt",
     ):
         assert (folder / name).stat().st_size > 0, name
-    assert set(rows(folder)[0]) >= {"step", "train/loss", "train/grad_norm", "train/lr_unet", "train/images_per_second"}
+    assert set(read_metric_rows(folder)[0]) >= {
+        "step",
+        "train/loss",
+        "train/grad_norm",
+        "train/lr_unet",
+        "train/images_per_second",
+    }
 
 
 @pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "lora-kohya.safetensors"])
-def test_the_sampled_picture_comes_from_the_exported_file_too(shared, file):  # pitfall 29
+def test_the_exported_file_reproduces_the_sampled_image(shared_run, file):  # pitfall 29
     from diffusers import StableDiffusionPipeline
     from PIL import Image
 
-    _, folder = shared(*PRETRAINED)
+    _, folder = shared_run(*PRETRAINED)
     facts = json.loads((folder / "samples" / "step-000002" / "samples.json").read_text())[0]
-    plain = StableDiffusionPipeline.from_pretrained(ROOT / "sdft" / "assets" / "tiny-sd")
-    plain.load_lora_weights(folder / "adapter", weight_name=file)
+    pipeline = StableDiffusionPipeline.from_pretrained(ROOT / "sdft" / "assets" / "tiny-sd")
+    pipeline.load_lora_weights(folder / "adapter", weight_name=file)
     generator = torch.Generator().manual_seed(facts["seed"])
-    image = plain(
+    image = pipeline(
         facts["prompt"], num_inference_steps=2, guidance_scale=3.0, height=32, width=32, generator=generator
     ).images[0]
     sampled, base = (Image.open(folder / "samples" / step / facts["file"]) for step in ("step-000002", "step-000000"))
-    assert difference(sampled, image) <= 2
-    assert difference(sampled, base) > 20
+    assert max_pixel_difference(sampled, image) <= 2
+    assert max_pixel_difference(sampled, base) > 20
 
 
-def difference(one, other) -> int:
-    """The largest difference of a channel of a pixel, 0..255."""
+def max_pixel_difference(one, other) -> int:
+    """The largest difference of a channel value, 0..255."""
     return max(abs(a - b) for a, b in zip(one.tobytes(), other.tobytes(), strict=True))
 
 
-def test_photographs_train_too(run, photographs):
+def test_training_on_photographs(run, photographs):
     _, folder = run(
         "steps=1",
         "data=folder",
@@ -151,63 +157,63 @@ def test_photographs_train_too(run, photographs):
     assert len(list((folder / "samples" / "step-000001").glob("*.png"))) == 1
 
 
-@pytest.mark.parametrize(("method", "frozen"), [("lora", torch.bfloat16), ("sft", torch.float32)])
-def test_bf16_trains_and_what_it_leaves_opens_in_fp32(run, method, frozen):
+@pytest.mark.parametrize(("method", "frozen_dtype"), [("lora", torch.bfloat16), ("sft", torch.float32)])
+def test_bf16_trains_and_its_result_opens_in_fp32(run, method, frozen_dtype):
     module, folder = run("steps=2", "precision=bf16", f"method={method}")
     assert module.model.vae.dtype == torch.float32
-    assert module.model.text_encoder.get_input_embeddings().weight.dtype == frozen
+    assert module.model.text_encoder.get_input_embeddings().weight.dtype == frozen_dtype
     if method == "sft":
         from diffusers import StableDiffusionPipeline
 
-        opened = StableDiffusionPipeline.from_pretrained(folder / "pipeline")
-        assert len(opened("a handwritten one", num_inference_steps=1, height=32, width=32).images) == 1
+        pipeline = StableDiffusionPipeline.from_pretrained(folder / "pipeline")
+        assert len(pipeline("a handwritten one", num_inference_steps=1, height=32, width=32).images) == 1
 
 
-def test_dropout_drops_and_depends_on_the_seed_alone(run, shared):
-    adapters = {"plain": adapter(shared(*FOUR)[1])}
-    for name, words in {
+def test_dropout_changes_training_and_depends_on_the_seed_only(run, shared_run):
+    adapters = {"plain": load_adapter(shared_run(*PLAIN)[1])}
+    for name, overrides in {
         "one": ["method.dropout=0.5"],
         "two": ["method.dropout=0.5", "sample_every=1"],
     }.items():
-        torch.manual_seed(len(words))
-        adapters[name] = adapter(run("steps=4", *words, name=name)[1])
-    assert_same(adapters["one"], adapters["two"])
+        torch.manual_seed(len(overrides))
+        adapters[name] = load_adapter(run("steps=4", *overrides, name=name)[1])
+    assert_tensors_equal(adapters["one"], adapters["two"])
     assert any(not torch.equal(adapters["one"][key], adapters["plain"][key]) for key in adapters["one"])
 
 
-def test_a_finished_run_is_not_resumed_and_another_method_is_named(run, shared):
-    _, folder = shared(*FOUR)
-    with pytest.raises(ValueError, match=r"resume=.*: already at step 4 of 4; give more steps"):
+def test_resuming_a_finished_run_or_another_method_is_refused(run, shared_run):
+    _, folder = shared_run(*PLAIN)
+    with pytest.raises(ValueError, match=r"resume=.*: already at step 4 of 4"):
         run("steps=4", f"resume={folder}", name="again")
-    with pytest.raises(ValueError, match="resume: the method's alpha was 8 and is 4; give the method the words"):
+    with pytest.raises(ValueError, match="resume: the method's alpha was 8 and is 4"):
         run("steps=5", f"resume={folder}", "rank=4", name="other")
 
 
-def test_nothing_that_is_exported_names_a_folder_of_this_machine(shared):
-    for words, result in ((PRETRAINED, "adapter"), (FULL, "pipeline")):
-        for file in (shared(*words)[1] / result).rglob("*"):
+def test_exported_files_contain_no_local_paths(shared_run):
+    for overrides, result in ((PRETRAINED, "adapter"), (FULL, "pipeline")):
+        for file in (shared_run(*overrides)[1] / result).rglob("*"):
             assert not file.is_file() or str(ROOT).encode() not in file.read_bytes(), file
 
 
-def test_full_fine_tuning_writes_a_pipeline_that_opens(shared):
+def test_full_fine_tuning_writes_a_pipeline_that_opens(shared_run):
     from diffusers import StableDiffusionPipeline
 
-    module, folder = shared(*FULL)
-    opened = StableDiffusionPipeline.from_pretrained(folder / "pipeline", safety_checker=None)
-    assert torch.equal(opened.unet.conv_in.weight, module.model.unet.conv_in.weight)
+    module, folder = shared_run(*FULL)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder / "pipeline", safety_checker=None)
+    assert torch.equal(pipeline.unet.conv_in.weight, module.model.unet.conv_in.weight)
 
 
 def test_an_adapter_that_gets_no_gradient_stops_the_run(run, monkeypatch):  # pitfall 3
     from sdft.models.stable_diffusion import StableDiffusion
 
-    whole = StableDiffusion.condition
-    monkeypatch.setattr(StableDiffusion, "condition", lambda self, ids: whole(self, ids).detach())
-    with pytest.raises(ValueError, match=r"text_encoder\..* that should learn got no gradient at the first step"):
+    condition = StableDiffusion.condition
+    monkeypatch.setattr(StableDiffusion, "condition", lambda self, ids: condition(self, ids).detach())
+    with pytest.raises(ValueError, match=r"text_encoder\..* gradient"):
         run("steps=2")
 
 
-def test_buckets_windows_and_resolutions_train_together_and_resume_to_the_bit(run, photographs):
-    words = [
+def test_buckets_prompt_chunks_and_resolutions_resume_bit_identically(run, photographs):
+    overrides = [
         "data=folder",
         f"data.path={photographs}",
         "resolution=32",
@@ -215,10 +221,11 @@ def test_buckets_windows_and_resolutions_train_together_and_resume_to_the_bit(ru
         "prompt_chunks=2",
         "batch_size=2",
     ]
-    words += ["prompts=[a photo of a cat]", "steps=10", "flip=true", "max_upscale=0"]
-    _, whole = run(*words, "save_every=5", "checkpoints_total_limit=2", name="whole")
-    _, resumed = run(*words, f"resume={whole / 'checkpoints' / 'step-000005.ckpt'}", "workers=1", name="resumed")
-    assert_same(adapter(whole), adapter(resumed))
-    facts = json.loads((whole / "data.json").read_text())
+    overrides += ["prompts=[a photo of a cat]", "steps=10", "flip=true", "max_upscale=0"]
+    _, uninterrupted = run(*overrides, "save_every=5", "checkpoints_total_limit=2", name="uninterrupted")
+    checkpoint = uninterrupted / "checkpoints" / "step-000005.ckpt"
+    _, resumed = run(*overrides, f"resume={checkpoint}", "workers=1", name="resumed")
+    assert_tensors_equal(load_adapter(uninterrupted), load_adapter(resumed))
+    facts = json.loads((uninterrupted / "data.json").read_text())
     assert len(facts["buckets"]) >= 4 and sum(facts["buckets"].values()) == 12
-    assert (whole / "data.png").stat().st_size > 1000
+    assert (uninterrupted / "data.png").stat().st_size > 1000

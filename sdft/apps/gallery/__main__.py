@@ -1,4 +1,4 @@
-"""All runs in the browser, on this machine alone: sdft gallery"""
+"""Browse all runs in the web browser, served on localhost only: sdft gallery"""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,18 +13,20 @@ def main(cfg):
     check_config(cfg)
     check_option_types(cfg, {"folder": str, "multirun": str | None, "port": int, "open": bool})
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
-        raise ValueError(f'gallery: needs {missing[0]}, which is not installed; pip install -e ".[gallery]"')
+        raise ValueError(f'gallery: requires {missing[0]}, which is not installed; pip install -e ".[gallery]"')
     from sdft.apps.gallery.server import LOCALHOST, bind_socket, build_run_index, serve_gallery
 
-    shelf = build_run_index(Path(cfg.folder).expanduser(), Path(cfg.multirun).expanduser() if cfg.multirun else None)
-    opened = bind_socket(cfg.port)
-    address = f"http://{LOCALHOST}:{opened.getsockname()[1]}/"
-    print(f"look     {address}   Ctrl-C ends it", flush=True)
+    run_index = build_run_index(
+        Path(cfg.folder).expanduser(), Path(cfg.multirun).expanduser() if cfg.multirun else None
+    )
+    listener = bind_socket(cfg.port)
+    address = f"http://{LOCALHOST}:{listener.getsockname()[1]}/"
+    print(f"address  {address}   Ctrl-C to stop", flush=True)
     if cfg.open:
         import webbrowser
 
         webbrowser.open(address)
-    serve_gallery(shelf, opened)
+    serve_gallery(run_index, listener)
 
 
 if __name__ == "__main__":

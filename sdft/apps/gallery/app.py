@@ -1,4 +1,4 @@
-"""The pages of a shelf of runs as an ASGI application: what is on the disk now, read for each request, and never written."""
+"""ASGI application of the gallery: pages are built from the files on disk for each request; nothing is written."""
 
 import json
 from collections import OrderedDict
@@ -28,106 +28,108 @@ STATIC_TYPES = {
     "gallery_charts.js": "text/javascript",
     "gallery.svg": "image/svg+xml",
 }
-MAX_CACHED_RESPONSES = 512  # answers that took work
-CACHE_HEADERS = {"cache-control": "private, max-age=3600"}  # of pictures that never change, or whose address does
+MAX_CACHED_RESPONSES = 512  # curves and strips in memory
+CACHE_HEADERS = {"cache-control": "private, max-age=3600"}  # for images that never change, or whose address does
 
 
 class Gallery:
-    def __init__(self, shelf: RunIndex):
-        self.run_index, self.reports = shelf, build_report_policy()
-        self.memory: OrderedDict[tuple, object] = OrderedDict()
+    """Request handlers, one per route."""
 
-    def overview(self, request: Request) -> Response:
-        given = request.query_params
-        state = given.get("state", "")
+    def __init__(self, run_index: RunIndex):
+        self.run_index, self.report_policy = run_index, build_report_policy()
+        self.cache: OrderedDict[tuple, object] = OrderedDict()
+
+    def show_overview(self, request: Request) -> Response:
+        query = request.query_params
+        state = query.get("state", "")
         run_filter = RunFilter(
-            given.get("q", "")[:500],
+            query.get("q", "")[:500],
             state if state in RUN_STATES else "",
-            given.get("in", ""),
-            parse_page_number(given.get("page")) or 1,
+            query.get("in", ""),
+            parse_page_number(query.get("page")) or 1,
         )
         return render_page("gallery.html", build_overview(self.run_index, run_filter))
 
-    def run(self, request: Request) -> Response:
-        return render_page("gallery_run.html", build_run_page(self.found(request.path_params["id"])))
+    def show_run(self, request: Request) -> Response:
+        return render_page("gallery_run.html", build_run_page(self.get_run(request.path_params["id"])))
 
-    def pair(self, request: Request) -> Response:
+    def show_comparison(self, request: Request) -> Response:
         ids = request.query_params.getlist("run")
         if not 1 <= len(ids) <= 2:
-            return render_error(f"Choose two runs to compare; these are {len(ids)}.", 400)
-        one, other = self.found(ids[0]), self.found(ids[-1])
+            return render_error(f"Choose two runs to compare; got {len(ids)}.", 400)
+        one, other = self.get_run(ids[0]), self.get_run(ids[-1])
         steps = [parse_page_number(step) for step in request.query_params.getlist("step")[:2]]
         return render_page("gallery_pair.html", build_comparison_page(one, other, (*steps, None, None)[:2]))
 
-    def curves(self, request: Request) -> Response:
-        run = self.found(request.path_params["id"])
-        return json_response(self.remembered("curves", run, METRICS_CSV, lambda: build_panels(run.folder)))
+    def send_curves(self, request: Request) -> Response:
+        run = self.get_run(request.path_params["id"])
+        return render_json(self.get_cached("curves", run, METRICS_CSV, lambda: build_panels(run.folder)))
 
-    def samples(self, request: Request) -> Response:
-        return json_response(collect_samples(self.found(request.path_params["id"])))
+    def send_samples(self, request: Request) -> Response:
+        return render_json(collect_samples(self.get_run(request.path_params["id"])))
 
-    def strip(self, request: Request) -> Response:
-        run = self.found(request.path_params["id"])
-        picture = self.remembered("strip", run, "samples.png", lambda: render_strip(run.folder))
-        if picture is None:
-            return Response(status_code=204)  # which a browser does not call an error
-        return Response(picture, media_type="image/png", headers=CACHE_HEADERS)
+    def send_strip(self, request: Request) -> Response:
+        run = self.get_run(request.path_params["id"])
+        strip = self.get_cached("strip", run, "samples.png", lambda: render_strip(run.folder))
+        if strip is None:
+            return Response(status_code=204)  # browsers do not report it as an error
+        return Response(strip, media_type="image/png", headers=CACHE_HEADERS)
 
-    def file(self, request: Request) -> Response:
+    def send_file(self, request: Request) -> Response:
         address = request.path_params["path"]
-        kind = CONTENT_TYPES.get(PurePosixPath(address).suffix.lower())
-        if kind is None:
+        content_type = CONTENT_TYPES.get(PurePosixPath(address).suffix.lower())
+        if content_type is None:
             raise HTTPException(404)
         try:
-            content = self.run_index.content(address)
+            content = self.run_index.read_file(address)
         except OSError:
             raise HTTPException(404) from None
-        headers = {"content-type": kind}
-        if kind.startswith("text/html"):
-            headers["content-security-policy"] = self.reports
-        elif kind.startswith("image/") and "/samples/step-" in address:
+        headers = {"content-type": content_type}
+        if content_type.startswith("text/html"):
+            headers["content-security-policy"] = self.report_policy
+        elif content_type.startswith("image/") and "/samples/step-" in address:
             headers |= CACHE_HEADERS
         return Response(content, headers=headers)
 
-    def static(self, request: Request) -> Response:
+    def send_static_file(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in STATIC_TYPES:
             raise HTTPException(404)
         return Response((TEMPLATE_FOLDER / name).read_bytes(), media_type=STATIC_TYPES[name])
 
-    def found(self, id: str) -> IndexedRun:
-        run = self.run_index.find(id)
+    def get_run(self, id: str) -> IndexedRun:
+        run = self.run_index.find_run(id)
         if run is None:
             raise HTTPException(404)
         return run
 
-    def remembered(self, what: str, run: IndexedRun, file: str, make: Callable):
-        """What was made from a file of a run, as long as that is the same."""
+    def get_cached(self, kind: str, run: IndexedRun, file: str, build: Callable):
+        """Result of `build`, cached until `file` of the run changes."""
         try:
-            told = resolve_safe_path(run.folder, file).stat()
-            stamp = (told.st_mtime_ns, told.st_size)
+            status = resolve_safe_path(run.folder, file).stat()
+            stamp = (status.st_mtime_ns, status.st_size)
         except OSError:
             stamp = (get_modified_time(run.folder / "samples"), 0)
-        key = (what, run.folder)
-        before = self.memory.pop(key, None)
-        now = before if before and before[0] == stamp else (stamp, make())
-        self.memory[key] = now
-        if len(self.memory) > MAX_CACHED_RESPONSES:
-            self.memory.pop(next(iter(self.memory)), None)
-        return now[1]
+        key = (kind, run.folder)
+        entry = self.cache.pop(key, None)
+        entry = entry if entry and entry[0] == stamp else (stamp, build())
+        self.cache[key] = entry
+        if len(self.cache) > MAX_CACHED_RESPONSES:
+            self.cache.pop(next(iter(self.cache)), None)
+        return entry[1]
 
 
-def create_app(shelf: RunIndex) -> SecurityMiddleware:
-    gallery = Gallery(shelf)
+def create_app(run_index: RunIndex) -> SecurityMiddleware:
+    gallery = Gallery(run_index)
     routes = [
-        Route("/", gallery.overview),
-        Route("/run/{id:path}", gallery.run),
-        Route("/compare", gallery.pair),
-        Route("/curves/{id:path}", gallery.curves),
-        Route("/samples/{id:path}", gallery.samples),
-        Route("/strip/{id:path}", gallery.strip),
-        Route("/file/{path:path}", gallery.file),
-        Route("/static/{name}", gallery.static),
+        Route("/", gallery.show_overview),
+        Route("/run/{id:path}", gallery.show_run),
+        Route("/compare", gallery.show_comparison),
+        Route("/curves/{id:path}", gallery.send_curves),
+        Route("/samples/{id:path}", gallery.send_samples),
+        Route("/strip/{id:path}", gallery.send_strip),
+        Route("/file/{path:path}", gallery.send_file),
+        Route("/static/{name}", gallery.send_static_file),
     ]
     return SecurityMiddleware(
         Starlette(routes=routes, exception_handlers={HTTPException: handle_error, OSError: handle_error})
@@ -135,8 +137,8 @@ def create_app(shelf: RunIndex) -> SecurityMiddleware:
 
 
 def handle_error(request: Request, error: Exception) -> Response:
-    """What is not there, or no longer: a folder may vanish while it is looked at."""
-    return render_error("There is no such page, or no longer.", getattr(error, "status_code", 404))
+    """Missing pages, and folders deleted while they are read."""
+    return render_error("This page does not exist, or no longer.", getattr(error, "status_code", 404))
 
 
 def render_page(template: str, context: dict, status: int = 200) -> Response:
@@ -148,7 +150,7 @@ def render_error(message: str, status: int) -> Response:
     return render_page("gallery_gone.html", {"message": message}, status)
 
 
-def json_response(value) -> Response:
+def render_json(value) -> Response:
     return Response(json.dumps(value, allow_nan=False), media_type="application/json")
 
 

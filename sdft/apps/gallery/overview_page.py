@@ -1,4 +1,4 @@
-"""All runs on a page, newest first: what they are called, how they fared, and which of them were run_filter for."""
+"""Overview page: cards of runs and sweeps, newest first, filtered by query and state."""
 
 import math
 import time
@@ -11,7 +11,7 @@ from sdft.apps.gallery.run_index import SWEEP_FILE, IndexedRun, IndexedSweep, Ru
 from sdft.apps.gallery.safe_paths import read_safe_json, resolve_safe_path
 from sdft.apps.gallery.score_tables import list_score_rows
 
-CARDS_PER_PAGE, SCORES_PER_CARD = 48, 4  # cards of a page, and scores of a card
+CARDS_PER_PAGE, SCORES_PER_CARD = 48, 4
 HIDDEN_OPTIONS = (
     "logger",
     "name",
@@ -29,27 +29,27 @@ HIDDEN_OPTIONS = (
 
 @dataclass(frozen=True)
 class RunFilter:
-    """`options` must all be matching; `inside` is a sweep's id."""
+    """Every term of `query` must match; `sweep` is a sweep's id."""
 
-    options: str = ""
+    query: str = ""
     state: str = ""
-    inside: str = ""
+    sweep: str = ""
     page: int = 1
 
 
-def build_overview(shelf: RunIndex, run_filter: RunFilter) -> dict:
-    """What the page is made of. Only the cards that are shown are looked at closer than their `run.json`."""
-    runs, sweeps = shelf.scan()
-    folded = not (run_filter.options or run_filter.state or run_filter.inside)
-    there = [run for run in runs if not run_filter.inside or run.sweep == run_filter.inside]
-    matching = [run for run in there if matches_query(run, run_filter.options)]
+def build_overview(run_index: RunIndex, run_filter: RunFilter) -> dict:
+    """Template context. Only for the cards on this page more than `run.json` is read."""
+    runs, sweeps = run_index.scan()
+    group_sweeps = not (run_filter.query or run_filter.state or run_filter.sweep)
+    candidates = [run for run in runs if not run_filter.sweep or run.sweep == run_filter.sweep]
+    matching = [run for run in candidates if matches_query(run, run_filter.query)]
     counts = {state: sum(run.state == state for run in matching) for state in RUN_STATES}
-    matching = [run for run in matching if run_filter.state in ("", run.state) and not (folded and run.sweep)]
-    items = sorted([*matching, *(sweeps if folded else ())], key=lambda item: (item.at, item.id), reverse=True)
+    matching = [run for run in matching if run_filter.state in ("", run.state) and not (group_sweeps and run.sweep)]
+    items = sorted([*matching, *(sweeps if group_sweeps else ())], key=lambda item: (item.at, item.id), reverse=True)
     pages = max(1, math.ceil(len(items) / CARDS_PER_PAGE))
     page = min(max(1, run_filter.page), pages)
-    some = items[(page - 1) * CARDS_PER_PAGE : page * CARDS_PER_PAGE]
-    sweep = next((sweep for sweep in sweeps if sweep.id == run_filter.inside), None)
+    page_items = items[(page - 1) * CARDS_PER_PAGE : page * CARDS_PER_PAGE]
+    sweep = next((sweep for sweep in sweeps if sweep.id == run_filter.sweep), None)
     return {
         "run_filter": run_filter,
         "total": len(runs),
@@ -57,39 +57,41 @@ def build_overview(shelf: RunIndex, run_filter: RunFilter) -> dict:
         "counts": {state: count for state, count in counts.items() if count or state == run_filter.state},
         "page": page,
         "pages": pages,
-        "cards": [build_sweep_card(item) if isinstance(item, IndexedSweep) else build_run_card(item) for item in some],
+        "cards": [
+            build_sweep_card(item) if isinstance(item, IndexedSweep) else build_run_card(item) for item in page_items
+        ],
         "sweep": sweep and build_sweep_card(sweep),
-        "roots": [str(place) for place in shelf.roots.values()],
+        "roots": [str(root) for root in run_index.roots.values()],
     }
 
 
-def matches_query(run: IndexedRun, options: str) -> bool:
-    """Every word is part of what is known of the run; `rank=4` is that word alone, not `rank=48`."""
-    known = None
-    for word in options.lower().split():
-        key, sign, value = word.partition("=")
+def matches_query(run: IndexedRun, query: str) -> bool:
+    """Every term must be a substring of the run's facts; `rank=4` matches that option exactly, not `rank=48`."""
+    text = None
+    for term in query.lower().split():
+        key, sign, value = term.partition("=")
         if sign and key in run.facts.options:
             if run.facts.options[key].lower() != value:
                 return False
             continue
-        if known is None:
-            known = "\n".join([run.id, run.state, *run.facts.overrides, *run.facts.options.values(), run.facts.device])
-            known = known.lower()
-        if word not in known:
+        if text is None:
+            text = "\n".join([run.id, run.state, *run.facts.overrides, *run.facts.options.values(), run.facts.device])
+            text = text.lower()
+        if term not in text:
             return False
     return True
 
 
 def build_run_card(run: IndexedRun) -> dict:
-    """What the overview shows of a run."""
-    told = list_score_rows(run.folder) if run.state != "broken" else []
+    """Template context of a run's card."""
+    scores = list_score_rows(run.folder) if run.state != "broken" else []
     return {
         "run": run,
         "link": f"/run/{quote_path(run.id)}",
         "strip": f"/strip/{quote_path(run.id)}?{get_modified_time(run.folder / 'samples.png'):.0f}",
         "kind": describe_training(run.facts),
-        "options": [word for word in run.facts.overrides if is_informative_override(word)],
-        "scores": told[:SCORES_PER_CARD],
+        "options": [override for override in run.facts.overrides if is_informative_override(override)],
+        "scores": scores[:SCORES_PER_CARD],
         "loss": format_loss_change(run.facts),
         "progress": compute_progress(run),
         "ago": f"{format_age(time.time() - run.at)} ago",
@@ -97,18 +99,16 @@ def build_run_card(run: IndexedRun) -> dict:
     }
 
 
-def is_informative_override(word: str) -> bool:
-    """Whether a word of the command line says something of the result."""
-    key = word.partition("=")[0].lstrip("+~")
+def is_informative_override(override: str) -> bool:
+    """Whether an override affects the result."""
+    key = override.partition("=")[0].lstrip("+~")
     return key.split(".")[0] not in HIDDEN_OPTIONS and not key.endswith("_every")
 
 
 def build_sweep_card(sweep: IndexedSweep) -> dict:
     states = {state: sum(job.state == state for job in sweep.jobs) for state in RUN_STATES}
-    begun, all_of_them = (
-        len(sweep.jobs),
-        len(to_list_or_empty(to_dict_or_empty(read_safe_json(sweep.folder, SWEEP_FILE)).get("jobs"))),
-    )
+    started = len(sweep.jobs)
+    total = len(to_list_or_empty(to_dict_or_empty(read_safe_json(sweep.folder, SWEEP_FILE)).get("jobs")))
     try:
         resolve_safe_path(sweep.folder, "compare.html")
         page = f"/file/{quote_path(sweep.id)}/compare.html"
@@ -118,7 +118,7 @@ def build_sweep_card(sweep: IndexedSweep) -> dict:
         "sweep": sweep,
         "link": f"/?in={quote(sweep.id, safe='')}",
         "states": {state: count for state, count in states.items() if count},
-        "count": f"{begun} of {all_of_them} jobs begun" if begun < all_of_them else f"{begun} job{'s' * (begun != 1)}",
+        "count": f"{started} of {total} jobs started" if started < total else f"{started} job{'s' * (started != 1)}",
         "strips": [build_run_card(job)["strip"] for job in sweep.jobs[:3]],
         "page": page,
     }
@@ -129,10 +129,12 @@ def quote_path(id: str) -> str:
 
 
 def describe_training(facts: RunFacts) -> str:
-    """In a few options what was trained on what."""
-    told = facts.options
-    rank = f"rank {told['rank']}" if "rank" in told else ""
-    return " · ".join(filter(None, [told.get("method", ""), rank, told.get("model", ""), told.get("data", "")]))
+    """Method, rank, model and data in one line."""
+    options = facts.options
+    rank = f"rank {options['rank']}" if "rank" in options else ""
+    return " · ".join(
+        filter(None, [options.get("method", ""), rank, options.get("model", ""), options.get("data", "")])
+    )
 
 
 def format_loss_change(facts: RunFacts) -> str:
@@ -141,7 +143,7 @@ def format_loss_change(facts: RunFacts) -> str:
 
 
 def compute_progress(run: IndexedRun) -> dict | None:
-    """Of a run that has not come to its end: step, steps and their share in percent."""
+    """Step, steps and percentage of an unfinished run."""
     steps = run.facts.numbers.get("steps")
     if run.state not in ("running", "stopped", "failed") or not steps or steps < 1:
         return None
@@ -150,7 +152,7 @@ def compute_progress(run: IndexedRun) -> dict | None:
 
 
 def format_rounded_duration(seconds: float | None) -> str:
-    """A time as people say it."""
+    """Duration in seconds, minutes or hours."""
     if seconds is None:
         return ""
     if seconds < 90:

@@ -1,4 +1,4 @@
-"""The runs below a folder, newest first: their `run.json` is read once for each time it is written, and nothing else is."""
+"""Index of the runs below a folder; each `run.json` is parsed once per change."""
 
 import os
 import socket
@@ -19,16 +19,16 @@ from sdft.apps.gallery.safe_paths import is_visible_name, read_safe_bytes, read_
 from sdft.runs.lock import LOCK_FILE as LOCK
 from sdft.runs.lock import is_alive
 
-MAX_DEPTH = 3  # folders below the given one: NAME/STAMP, or NAME/STAMP/JOB of a sweep
-RUN_MARKERS = (".hydra", "config.yaml", "metrics.csv")  # of a run that has no run.json
-STARTUP_SECONDS = 60  # seconds that a run may take until its run.json is there
+MAX_DEPTH = 3  # folder levels: NAME/STAMP, or NAME/STAMP/JOB of a sweep
+RUN_MARKERS = (".hydra", "config.yaml", "metrics.csv")  # identify a run without run.json
+STARTUP_SECONDS = 60  # time limit for run.json to appear
 SKIPPED_FOLDERS = ("cache", "wandb")
 SWEEP_FILE = "sweep.json"
 
 
 @dataclass(frozen=True)
 class IndexedRun:
-    """`id` names it in addresses; `state` is one of `facts.STATES`, and `detail` says more of it."""
+    """`id` is its path in URLs; `state` is one of `RUN_STATES`, and `detail` explains it."""
 
     id: str
     folder: Path
@@ -36,7 +36,7 @@ class IndexedRun:
     state: str
     detail: str
     sweep: str | None  # its id
-    at: float  # when it started, seconds since 1970
+    at: float  # start time, seconds since 1970
 
     @property
     def name(self) -> str:
@@ -58,72 +58,70 @@ class IndexedSweep:
         return max((job.at for job in self.jobs), default=0.0)
 
 
-def get_display_name(one: IndexedRun | IndexedSweep) -> str:
-    """As the folder that was given has it."""
-    return one.id.partition("/")[2] or one.folder.name
+def get_display_name(item: IndexedRun | IndexedSweep) -> str:
+    """Path relative to the root folder."""
+    return item.id.partition("/")[2] or item.folder.name
 
 
 class RunIndex:
-    """`roots` are folders by the word that stands for each in addresses. Links below them are not followed."""
+    """`roots` maps the first part of ids to folders. Symbolic links below them are not followed."""
 
     def __init__(self, roots: dict[str, Path]):
         self.roots = roots
-        self.known: dict[
-            Path, tuple[tuple, RunFacts, str]
-        ] = {}  # stamp of run.json, what it says, what is wrong with it
+        self.cache: dict[Path, tuple[tuple, RunFacts, str]] = {}  # stamp of run.json, its facts, its error
 
     def scan(self) -> tuple[list[IndexedRun], list[IndexedSweep]]:
-        """All runs, newest first, and the sweeps that some of them are jobs of, with these by their numbers."""
-        found = list(self.folders())
-        runs = [self.run(id, folder, sweep) for id, folder, sweep, job in found if job]
-        there = {run.folder for run in runs}
-        self.known = {folder: told for folder, told in self.known.items() if folder in there}
+        """All runs, newest first, and the sweeps that contain some of them, with jobs in numeric order."""
+        entries = list(self.walk_folders())
+        runs = [self.index_run(id, folder, sweep) for id, folder, sweep, is_run in entries if is_run]
+        folders = {run.folder for run in runs}
+        self.cache = {folder: entry for folder, entry in self.cache.items() if folder in folders}
         jobs: dict[str, list[IndexedRun]] = {}
         for run in sorted(runs, key=lambda run: (len(run.folder.name), run.folder.name)):
             if run.sweep:
                 jobs.setdefault(run.sweep, []).append(run)
-        sweeps = [IndexedSweep(id, folder, jobs[id]) for id, folder, _, job in found if not job and id in jobs]
+        sweeps = [IndexedSweep(id, folder, jobs[id]) for id, folder, _, is_run in entries if not is_run and id in jobs]
         return sorted(runs, key=lambda run: (run.at, run.id), reverse=True), sweeps
 
-    def folders(self) -> Iterator[tuple[str, Path, str | None, bool]]:
-        """Id and folder of every run and, with False, of every sweep; of a job also the id of its sweep."""
-        for word, place in self.roots.items():
-            yield from walk_runs(word, place, 0, None)
+    def walk_folders(self) -> Iterator[tuple[str, Path, str | None, bool]]:
+        """(id, folder, id of its sweep, whether it is a run) of every run and sweep."""
+        for name, root in self.roots.items():
+            yield from walk_runs(name, root, 0, None)
 
-    def find(self, id: str) -> IndexedRun | None:
-        """The run of an id, if there is one."""
-        word, _, rest = id.partition("/")
-        parts = rest.split("/") if rest else []
-        if word not in self.roots or len(parts) > MAX_DEPTH or not all(map(is_visible_name, parts)):
+    def find_run(self, id: str) -> IndexedRun | None:
+        """The run with this id, or None."""
+        name, _, path = id.partition("/")
+        parts = path.split("/") if path else []
+        if name not in self.roots or len(parts) > MAX_DEPTH or not all(map(is_visible_name, parts)):
             return None
-        folder, root = self.roots[word].joinpath(*parts), self.roots[word].resolve()
+        folder, root = self.roots[name].joinpath(*parts), self.roots[name].resolve()
         if folder.resolve() != root.joinpath(*parts) or not is_run_folder(folder):
             return None
         sweep = id.rpartition("/")[0] if (folder.parent / SWEEP_FILE).is_file() and parts else None
-        return self.run(id, folder, sweep)
+        return self.index_run(id, folder, sweep)
 
-    def run(self, id: str, folder: Path, sweep: str | None) -> IndexedRun:
+    def index_run(self, id: str, folder: Path, sweep: str | None) -> IndexedRun:
         file = folder / "run.json"
         try:
-            told = file.stat()
-            stamp = (told.st_mtime_ns, told.st_size)
-            before = self.known.get(folder)
-            _, facts, fault = before if before and before[0] == stamp else (stamp, *parse_run_json(folder))
-            self.known[folder] = (stamp, facts, fault)
+            status = file.stat()
+            stamp = (status.st_mtime_ns, status.st_size)
+            entry = self.cache.get(folder)
+            _, facts, error = entry if entry and entry[0] == stamp else (stamp, *parse_run_json(folder))
+            self.cache[folder] = (stamp, facts, error)
         except OSError:
-            facts, fault, told = RunFacts(), "it has no run.json: it never started, or lost it", None
-        state, detail = determine_state(facts, fault, folder)
+            facts, error, status = RunFacts(), "run.json is missing", None
+        state, detail = determine_state(facts, error, folder)
         at = parse_timestamp(facts.started)
         if at is None:
-            at = told.st_mtime if told else get_modified_time(folder)
+            at = status.st_mtime if status else get_modified_time(folder)
         return IndexedRun(id, folder, facts, state, detail, sweep, at)
 
-    def content(self, address: str) -> bytes:
-        """Of a file below one of the roots; `OSError` for everything else."""
-        word, _, rest = address.partition("/")
-        if word not in self.roots:
-            raise FileNotFoundError(word)
-        return read_safe_bytes(self.roots[word], *rest.split("/"))
+    def read_file(self, address: str) -> bytes:
+        """Content of a file below one of the roots; `OSError` otherwise."""
+        name, _, path = address.partition("/")
+        if name not in self.roots:
+            raise FileNotFoundError(name)
+        return read_safe_bytes(self.roots[name], *path.split("/"))
 
 
 def walk_runs(id: str, folder: Path, depth: int, sweep: str | None) -> Iterator[tuple[str, Path, str | None, bool]]:
@@ -148,40 +146,40 @@ def walk_runs(id: str, folder: Path, depth: int, sweep: str | None) -> Iterator[
 
 
 def is_run_folder(folder: Path) -> bool:
-    return any(os.path.exists(folder / mark) for mark in ("run.json", *RUN_MARKERS))
+    return any(os.path.exists(folder / name) for name in ("run.json", *RUN_MARKERS))
 
 
 def parse_run_json(folder: Path) -> tuple[RunFacts, str]:
-    """What a `run.json` says, and what is wrong with it."""
-    told = read_safe_json(folder, "run.json")
-    if told is None:
-        return RunFacts(), "its run.json is cut off, or no JSON"
-    facts = parse_run_facts(told)
-    return facts, "" if facts.state in (*FINAL_STATES, "running", "trained") else "its run.json names no state"
+    """Facts of a `run.json`, and an error message, empty if it is valid."""
+    content = read_safe_json(folder, "run.json")
+    if content is None:
+        return RunFacts(), "run.json is truncated or not JSON"
+    facts = parse_run_facts(content)
+    return facts, "" if facts.state in (*FINAL_STATES, "running", "trained") else "run.json has no valid state"
 
 
-def determine_state(facts: RunFacts, fault: str, folder: Path) -> tuple[str, str]:
-    """Whether a run that says it runs still does: its lock names its process, which may be gone."""
+def determine_state(facts: RunFacts, error: str, folder: Path) -> tuple[str, str]:
+    """State and detail; a run that was not finished is running only if the process in its lock is alive."""
     if facts.state in FINAL_STATES:
         return facts.state, ""
     holder = to_dict_or_empty(read_safe_json(folder, LOCK))
     pid, host = holder.get("pid"), to_text(holder.get("host"))
     if host and host != socket.gethostname():
-        quiet = time.time() - get_modified_time(folder / "metrics.csv", folder)
-        return "running", f"on {host}, last heard of {format_age(quiet)} ago"
+        silence = time.time() - get_modified_time(folder / "metrics.csv", folder)
+        return "running", f"on {host}, last update {format_age(silence)} ago"
     if host and isinstance(pid, int) and 0 < pid < 2**31 and is_alive(pid):
-        return "running", "" if facts.state else "it is starting"
+        return "running", "" if facts.state else "starting"
     if (
-        fault
+        error
         and not facts.state
         and time.time() - get_modified_time(folder) < STARTUP_SECONDS
         and not (folder / "run.json").exists()
     ):
-        return "running", "it is starting"
-    if fault:
-        return "broken", fault
-    ended = "its evaluation did not end" if facts.state == "trained" else "its process is gone, without a word"
-    return "stopped", ended
+        return "running", "starting"
+    if error:
+        return "broken", error
+    detail = "evaluation did not finish" if facts.state == "trained" else "process died without a message"
+    return "stopped", detail
 
 
 def format_age(seconds: float) -> str:
@@ -192,7 +190,7 @@ def format_age(seconds: float) -> str:
 
 
 def get_modified_time(*paths: Path) -> float:
-    """When the first of them that is there was changed; 0 when none is."""
+    """Modification time of the first path that exists, or 0."""
     for path in paths:
         try:
             return path.stat().st_mtime

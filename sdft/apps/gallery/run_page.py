@@ -1,4 +1,4 @@
-"""One run on a page: its options, commands, scores, data sheet and files; samples and curves come when the page asks for them."""
+"""Page of one run: options, commands, scores, data sheet and files; samples and curves are separate requests."""
 
 import os
 import shlex
@@ -18,9 +18,9 @@ from sdft.apps.gallery.safe_paths import is_visible_name, read_safe_bytes, read_
 from sdft.apps.gallery.sample_images import list_sample_images, list_sample_steps
 from sdft.apps.gallery.score_tables import GROUP_TITLES, list_score_rows
 
-MAX_LISTED_FILES = 300  # files of one folder in a run
-MAX_COUNTED_FILES = 20_000  # files of a run that are counted
-CONTENT_TYPES = {  # what may be opened, and as what it is sent
+MAX_LISTED_FILES = 300  # per subfolder
+MAX_COUNTED_FILES = 20_000  # per run
+CONTENT_TYPES = {  # files that may be opened
     **dict.fromkeys((".txt", ".md", ".json", ".yaml", ".yml", ".csv", ".log", ".diff"), "text/plain; charset=utf-8"),
     ".png": "image/png",
     ".jpg": "image/jpeg",
@@ -51,7 +51,7 @@ def build_run_page(run: IndexedRun) -> dict:
 
 
 def build_file_url(run: IndexedRun, *parts: str) -> str:
-    """Where a file of a run is served; empty where there is none."""
+    """URL of a file of a run, empty if it does not exist."""
     try:
         resolve_safe_path(run.folder, *parts)
     except OSError:
@@ -60,57 +60,57 @@ def build_file_url(run: IndexedRun, *parts: str) -> str:
 
 
 def list_run_facts(run: IndexedRun) -> list[tuple[str, str]]:
-    """What is told of a run beside its options."""
-    told, numbers = run.facts, run.facts.numbers
+    """Labelled facts of a run, without its options."""
+    facts, numbers = run.facts, run.facts.numbers
     count = lambda name, form="{:,.0f}": form.format(numbers[name]) if name in numbers else ""  # noqa: E731
     first, last = count("loss_first", "{:.4f}"), count("loss_last", "{:.4f}")
-    found = {
-        "started": told.started.replace("T", " "),
-        "took": format_rounded_duration(numbers.get("seconds")),
-        "a step": count("seconds_per_step", "{:.3g} s"),
-        "on": told.device,
+    labelled = {
+        "started": facts.started.replace("T", " "),
+        "duration": format_rounded_duration(numbers.get("seconds")),
+        "per step": count("seconds_per_step", "{:.3g} s"),
+        "device": facts.device,
         "memory": count("memory_gb", "{:.2f} GB"),
         "trainable": count("trainable", "{:,.0f} parameters"),
-        "loss at fixed noise": f"{first} → {last} ({format_loss_change(told)})" if first and last else "",
-        "best": told.best,
+        "loss at fixed noise": f"{first} → {last} ({format_loss_change(facts)})" if first and last else "",
+        "best": facts.best,
         "result": count("result_mb", "{:.1f} MB"),
         "stopped at step": count("stopped_at"),
-        "gone on with": f"{told.resumed} time{'s' * (told.resumed > 1)}" if told.resumed else "",
-        "commit": told.commit,
-        "versions": told.versions,
+        "resumed": f"{facts.resumed} time{'s' * (facts.resumed > 1)}" if facts.resumed else "",
+        "commit": facts.commit,
+        "versions": facts.versions,
         "folder": str(run.folder),
     }
-    return [(name, value) for name, value in found.items() if value]
+    return [(name, value) for name, value in labelled.items() if value]
 
 
 def group_scores(folder: Path) -> dict[str, list]:
-    found: dict[str, list] = {}
+    groups: dict[str, list] = {}
     for score in list_score_rows(folder):
-        found.setdefault(score.group, []).append(score)
-    return found
+        groups.setdefault(score.group, []).append(score)
+    return groups
 
 
 def list_commands(run: IndexedRun) -> list[dict]:
-    """What to type; `safe` when it may be copied: what a run says of itself is another's word."""
+    """Commands to continue with; `safe` ones get a copy button, as run folders are untrusted."""
     folder = str(run.folder)
-    said = lambda *parts: {"text": shlex.join(parts), "safe": folder.isprintable()}  # noqa: E731
-    found = []
+    command = lambda *parts: {"text": shlex.join(parts), "safe": folder.isprintable()}  # noqa: E731
+    commands = []
     if run.facts.command:
         line, safe = format_command(run.facts.command)
-        found.append({"name": "this run", "text": line, "safe": safe})
+        commands.append({"name": "this run", "text": line, "safe": safe})
     if run.state == "finished":
-        found.append({"name": "the same again", **said("python", "train.py", f"reproduce={folder}")})
+        commands.append({"name": "reproduce", **command("python", "train.py", f"reproduce={folder}")})
         more = int(run.facts.numbers.get("steps", 0)) * 2
         options = [f"steps={more}", "allow_config_change=true"] if more else ["allow_config_change=true"]
-        found.append({"name": "go on, to more steps", **said("python", "train.py", f"resume={folder}", *options)})
-        found.append({"name": "score it", **said("python", "evaluate.py", f"run={folder}")})
+        commands.append({"name": "train longer", **command("python", "train.py", f"resume={folder}", *options)})
+        commands.append({"name": "evaluate", **command("python", "evaluate.py", f"run={folder}")})
     elif run.state in ("stopped", "failed") and any(run.folder.glob("checkpoints/*.ckpt")):
-        found.append({"name": "go on with it", **said("python", "train.py", f"resume={folder}")})
-    return found
+        commands.append({"name": "resume", **command("python", "train.py", f"resume={folder}")})
+    return commands
 
 
 def read_log_tail(folder: Path) -> list[str]:
-    """The last lines that a job of a sweep printed."""
+    """The last lines of a sweep job's log."""
     try:
         lines = read_safe_bytes(folder, "log.txt").decode("utf-8", "replace").splitlines()
     except OSError:
@@ -119,63 +119,63 @@ def read_log_tail(folder: Path) -> list[str]:
 
 
 def summarize_data_sheet(folder: Path) -> list[tuple[str, str]]:
-    """Of the data sheet, what fits into a line."""
-    found = []
+    """Entries of the data sheet, one line each."""
+    entries = []
     for name, value in to_dict_or_empty(read_safe_json(folder, "data.json")).items():
         if isinstance(value, dict):
             value = ", ".join(f"{to_text(key)} {to_text(one)}".strip() for key, one in list(value.items())[:12])
         elif isinstance(value, list):
             value = ", ".join(filter(None, map(to_text, value[:12])))
-        if told := to_text(value):
-            found.append((to_text(name), told))
-    return found[:24]
+        if text := to_text(value):
+            entries.append((to_text(name), text))
+    return entries[:24]
 
 
 def list_run_files(run: IndexedRun) -> list[dict]:
-    """What lies at the top of a run's folder, with sizes, and what is in its folders."""
+    """Files at the top of a run's folder and in its subfolders, with sizes."""
     top: dict[str, dict] = {}
     count = 0
-    for place, folders, names in os.walk(run.folder):
+    for parent, folders, names in os.walk(run.folder):
         folders[:] = sorted(name for name in folders if is_visible_name(name))
-        inner = Path(place).relative_to(run.folder).parts
+        inner = Path(parent).relative_to(run.folder).parts
         for name in sorted(filter(is_visible_name, names)):
             count += 1
-            if count > MAX_COUNTED_FILES or (told := get_file_size(os.path.join(place, name))) is None:
+            if count > MAX_COUNTED_FILES or (size := get_file_size(os.path.join(parent, name))) is None:
                 continue
             parts = (*inner, name)
             opens = Path(name).suffix.lower() in CONTENT_TYPES
-            one = {"name": "/".join(parts[1:] or parts), "bytes": told, "size": format_byte_size(told)}
-            one["link"] = f"/file/{quote_path('/'.join((run.id, *parts)))}" if opens else ""
+            file = {"name": "/".join(parts[1:] or parts), "bytes": size, "size": format_byte_size(size)}
+            file["link"] = f"/file/{quote_path('/'.join((run.id, *parts)))}" if opens else ""
             entry = top.setdefault(parts[0], {"name": parts[0], "bytes": 0, "count": 0, "files": []})
             if inner:
-                entry["bytes"] += told
+                entry["bytes"] += size
                 entry["count"] += 1
                 if len(entry["files"]) < MAX_LISTED_FILES:
-                    entry["files"].append(one)
+                    entry["files"].append(file)
             else:
-                top[parts[0]] = one | {"count": 0, "files": []}
+                top[parts[0]] = file | {"count": 0, "files": []}
     return [entry | {"size": format_byte_size(entry["bytes"])} for _, entry in sorted(top.items())]
 
 
 def get_file_size(path: str) -> int | None:
-    """Bytes of a file that is one."""
+    """Size in bytes of a regular file, else None."""
     try:
-        told = os.lstat(path)
+        status = os.lstat(path)
     except OSError:
         return None
-    return told.st_size if stat.S_ISREG(told.st_mode) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def collect_samples(run: IndexedRun) -> dict:
-    """The pictures of every step by prompt and seed, for the page to leaf through."""
-    columns: dict[tuple[str, str], dict[int, str]] = {}
-    there = list_sample_steps(run.folder)
-    for step in there:
-        for number, one in enumerate(list_sample_images(run.folder, step)):
-            name = (one.prompt, one.seed) if one.prompt else (f"picture {number + 1}", "")
-            columns.setdefault(name, {})[step] = f"/file/{quote_path(run.id)}/{quote_path(one.file)}"
+    """URLs of the images of every step, by prompt and seed."""
+    images: dict[tuple[str, str], dict[int, str]] = {}
+    steps = list_sample_steps(run.folder)
+    for step in steps:
+        for number, sample in enumerate(list_sample_images(run.folder, step)):
+            name = (sample.prompt, sample.seed) if sample.prompt else (f"image {number + 1}", "")
+            images.setdefault(name, {})[step] = f"/file/{quote_path(run.id)}/{quote_path(sample.file)}"
     rows = [
-        {"prompt": prompt, "seed": seed, "files": [drawn.get(step, "") for step in there]}
-        for (prompt, seed), drawn in columns.items()
+        {"prompt": prompt, "seed": seed, "files": [files.get(step, "") for step in steps]}
+        for (prompt, seed), files in images.items()
     ]
-    return {"steps": there, "rows": rows}
+    return {"steps": steps, "rows": rows}

@@ -1,18 +1,18 @@
-"""Files below a folder, and none that a link in it leads to elsewhere."""
+"""Access files below a folder, never outside of it through symbolic links."""
 
 import json
 from pathlib import Path
 
-MAX_FILE_BYTES = 16 * 2**20  # bytes of a file that is read whole
+MAX_FILE_BYTES = 16 * 2**20  # bytes
 
 
 def is_visible_name(name: str) -> bool:
-    """Whether a folder or file of that name is one for the eyes."""
+    """Whether a folder or file name may be listed and opened."""
     return bool(name) and not name.startswith(".") and not set(name) & {"/", "\\", "\0"}
 
 
 def resolve_safe_path(folder: Path, *parts: str) -> Path:
-    """A plain file below `folder`, by its true path; `FileNotFoundError` for whatever else it may be."""
+    """Resolved path of a regular file below `folder`; `FileNotFoundError` otherwise."""
     try:
         root = folder.resolve(strict=True)
         file = root.joinpath(*parts).resolve(strict=True)
@@ -22,21 +22,21 @@ def resolve_safe_path(folder: Path, *parts: str) -> Path:
             and all(map(is_visible_name, file.relative_to(root).parts))
         ):
             return file
-    except (OSError, ValueError, RuntimeError):  # gone; elsewhere, or no name; links in a circle
+    except (OSError, ValueError, RuntimeError):  # missing; outside or invalid name; symlink loop
         pass
     raise FileNotFoundError("/".join(parts).encode("utf-8", "replace").decode())
 
 
-def read_safe_bytes(folder: Path, *parts: str, most: int = MAX_FILE_BYTES) -> bytes:
-    """Of a file that is not too large; `OSError` for others."""
+def read_safe_bytes(folder: Path, *parts: str, limit: int = MAX_FILE_BYTES) -> bytes:
+    """Content of a file; `OSError` if it is larger than `limit`."""
     file = resolve_safe_path(folder, *parts)
-    if file.stat().st_size > most:
+    if file.stat().st_size > limit:
         raise OSError("too large")
     return file.read_bytes()
 
 
 def read_safe_json(folder: Path, *parts: str):
-    """What a JSON file says; None when there is none, or it cannot be read."""
+    """Content of a JSON file, None if it is missing or unreadable."""
     try:
         return json.loads(read_safe_bytes(folder, *parts).decode("utf-8"))
     except (OSError, ValueError, RecursionError):

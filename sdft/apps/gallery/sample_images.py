@@ -1,4 +1,4 @@
-"""The samples that lie in a run's folder: by step, by prompt and seed, and as one small strip."""
+"""Sample images of a run: by step, by prompt and seed, and as a thumbnail strip."""
 
 import io
 import os
@@ -11,16 +11,16 @@ from PIL import Image
 from sdft.apps.gallery.run_facts import to_dict_or_empty, to_list_or_empty, to_text
 from sdft.apps.gallery.safe_paths import read_safe_json, resolve_safe_path
 
-STRIP_IMAGES, STRIP_HEIGHT = 6, 128  # pictures of a strip, and its height in pixels
+STRIP_IMAGES, STRIP_HEIGHT = 6, 128  # images, pixels
 IMAGE_NAME = re.compile(r"[\w][\w.-]*\.(png|jpg|jpeg|webp)", re.ASCII)
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
-MAX_IMAGES_PER_STEP = 64  # pictures of a step that are shown
-MAX_THUMBNAIL_PIXELS = 64_000_000  # of a picture that is opened for a strip
+MAX_IMAGES_PER_STEP = 64
+MAX_THUMBNAIL_PIXELS = 64_000_000  # larger images are skipped
 
 
 @dataclass(frozen=True)
 class SampleImage:
-    """`file` is below the run's folder."""
+    """`file` is relative to the run's folder."""
 
     file: str
     prompt: str
@@ -28,13 +28,13 @@ class SampleImage:
 
 
 def list_sample_steps(folder: Path) -> list[int]:
-    """That have samples, in order."""
+    """Steps that have samples, in ascending order."""
     try:
         names = os.listdir(folder / "samples")
     except OSError:
         return []
-    found = (re.fullmatch(r"step-(\d{1,12})", name, re.ASCII) for name in names)
-    return sorted({int(told[1]) for told in found if told and format_step_name(int(told[1])) in names})
+    matches = (re.fullmatch(r"step-(\d{1,12})", name, re.ASCII) for name in names)
+    return sorted({int(match[1]) for match in matches if match and format_step_name(int(match[1])) in names})
 
 
 def format_step_name(step: int) -> str:
@@ -42,32 +42,30 @@ def format_step_name(step: int) -> str:
 
 
 def list_sample_images(folder: Path, step: int) -> list[SampleImage]:
-    """What was drawn at a step, as far as its files are there; without their `samples.json` they have no prompts."""
-    place = folder / "samples" / format_step_name(step)
+    """Existing images of a step; without `samples.json` their prompts are empty."""
+    parent = folder / "samples" / format_step_name(step)
     try:
-        there = sorted(name for name in os.listdir(place) if IMAGE_NAME.fullmatch(name))
+        files = sorted(name for name in os.listdir(parent) if IMAGE_NAME.fullmatch(name))
     except OSError:
         return []
-    told = [
-        to_dict_or_empty(one)
-        for one in to_list_or_empty(read_safe_json(folder, "samples", format_step_name(step), "samples.json"))
+    entries = [
+        to_dict_or_empty(entry)
+        for entry in to_list_or_empty(read_safe_json(folder, "samples", format_step_name(step), "samples.json"))
     ]
-    known = {to_text(one.get("file")): (to_text(one.get("prompt")), to_text(one.get("seed"))) for one in told}
-    if not known:
-        known = dict.fromkeys(there, ("", ""))
-    return [SampleImage(f"samples/{format_step_name(step)}/{name}", *known[name]) for name in known if name in there][
+    labels = {to_text(one.get("file")): (to_text(one.get("prompt")), to_text(one.get("seed"))) for one in entries}
+    if not labels:
+        labels = dict.fromkeys(files, ("", ""))
+    return [SampleImage(f"samples/{format_step_name(step)}/{name}", *labels[name]) for name in labels if name in files][
         :MAX_IMAGES_PER_STEP
     ]
 
 
 def render_strip(folder: Path) -> bytes | None:
-    """The first picture of each prompt at the last step, side by side, as a PNG; None when there is none."""
-    for step in reversed(list_sample_steps(folder)[-3:]):  # the last one may be being written
-        firsts = {picture.prompt or picture.file: picture for picture in reversed(list_sample_images(folder, step))}
-        pictures = [picture for picture in list_sample_images(folder, step) if picture in firsts.values()][
-            :STRIP_IMAGES
-        ]
-        tiles = [tile for tile in (load_thumbnail(folder, picture) for picture in pictures) if tile]
+    """PNG with the first image of each prompt at the last step side by side, or None."""
+    for step in reversed(list_sample_steps(folder)[-3:]):  # the last step may be incomplete
+        firsts = {sample.prompt or sample.file: sample for sample in reversed(list_sample_images(folder, step))}
+        samples = [sample for sample in list_sample_images(folder, step) if sample in firsts.values()][:STRIP_IMAGES]
+        tiles = [tile for tile in (load_thumbnail(folder, sample) for sample in samples) if tile]
         if tiles:
             sheet = Image.new("RGB", (sum(tile.width for tile in tiles), STRIP_HEIGHT))
             for number, tile in enumerate(tiles):
@@ -78,14 +76,14 @@ def render_strip(folder: Path) -> bytes | None:
     return None
 
 
-def load_thumbnail(folder: Path, picture: SampleImage) -> Image.Image | None:
-    """A picture as high as a strip; None for what is none."""
+def load_thumbnail(folder: Path, sample: SampleImage) -> Image.Image | None:
+    """Image scaled to the height of the strip, None if it is unreadable."""
     try:
-        with Image.open(resolve_safe_path(folder, *picture.file.split("/")), formats=IMAGE_FORMATS) as image:
+        with Image.open(resolve_safe_path(folder, *sample.file.split("/")), formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_THUMBNAIL_PIXELS or not 0.1 < image.width / image.height < 10:
                 return None
             image.draft("RGB", (STRIP_HEIGHT, STRIP_HEIGHT))
             size = (max(1, round(image.width * STRIP_HEIGHT / image.height)), STRIP_HEIGHT)
             return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    except Exception:  # of a broken file a decoder raises whatever it likes
+    except Exception:  # decoders raise anything on broken files
         return None

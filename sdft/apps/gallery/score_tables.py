@@ -1,4 +1,4 @@
-"""What evaluations found, from `scores.json`, as far as it can be understood."""
+"""Tolerant parser of evaluation scores in `scores.json`."""
 
 import re
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from sdft.apps.gallery.safe_paths import read_safe_json, resolve_safe_path
 
 SCORES_FILE = ("evaluation", "scores.json")
 FINE_TUNED_LABEL, PROMPTS_GROUP = "fine-tuned", "prompts"
-NUMBER_FORMAT = re.compile(r"\{:[+,]?(\.\d)?[fgd%]?\}")  # a file's own way to print a number must be no more than that
-GROUP_TITLES = {PROMPTS_GROUP: "What was taught", "class": "Its class", "controls": "What must stay as it was"}
+NUMBER_FORMAT = re.compile(r"\{:[+,]?(\.\d)?[fgd%]?\}")  # the only format specs accepted from a file
+GROUP_TITLES = {PROMPTS_GROUP: "Training concept", "class": "Class", "controls": "Control prompts"}
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """Of the run's result, beside its base's; texts, and empty where there is none."""
+    """One score of the run and of its base, formatted; missing values are empty."""
 
     group: str
     name: str
-    what: str
+    description: str
     up: bool
     base: str
     value: str
@@ -34,37 +34,37 @@ class ScoreRow:
 
 
 def list_score_rows(folder: Path) -> list[ScoreRow]:
-    """Of the last evaluation of a run; none where there is none that can be read."""
+    """Scores of the last evaluation of a run; empty if there is none or it is unreadable."""
     try:
-        told = resolve_safe_path(folder, *SCORES_FILE).stat()
+        status = resolve_safe_path(folder, *SCORES_FILE).stat()
     except OSError:
         return []
-    return list(parse_score_rows(folder, told.st_mtime_ns, told.st_size))
+    return list(parse_score_rows(folder, status.st_mtime_ns, status.st_size))
 
 
 @lru_cache(maxsize=256)
 def parse_score_rows(folder: Path, changed: int, size: int) -> tuple[ScoreRow, ...]:
-    """Read once for each time that the file is written."""
+    """Cached until the file changes."""
     report = to_dict_or_empty(read_safe_json(folder, *SCORES_FILE))
     states = [to_dict_or_empty(state) for state in to_list_or_empty(report.get("states"))]
     if not states:
         return ()
     result = next((state for state in states if state.get("label") == FINE_TUNED_LABEL), states[-1])
-    found = []
+    score_rows = []
     for group, rows in to_dict_or_empty(report.get("metrics")).items():
-        for name, told in to_dict_or_empty(rows).items():
+        for name, metric in to_dict_or_empty(rows).items():
             at = lambda state, kind="scores", path=(group, name): get_nested_dict(state, kind, *path)  # noqa: E731
-            found.append(
+            score_rows.append(
                 build_score_row(
                     to_text(group),
                     to_text(name),
-                    to_dict_or_empty(told),
+                    to_dict_or_empty(metric),
                     at(states[0]),
                     at(result),
                     at(result, "difference"),
                 )
             )
-    return tuple(one for one in found if one.value)
+    return tuple(row for row in score_rows if row.value)
 
 
 def get_nested_dict(state: dict, *path: str) -> dict:
@@ -73,21 +73,21 @@ def get_nested_dict(state: dict, *path: str) -> dict:
     return state
 
 
-def build_score_row(group: str, name: str, told: dict, base: dict, result: dict, gain: dict) -> ScoreRow:
-    number_format, up = to_text(told.get("number_format")), told.get("higher_is_better") is True
+def build_score_row(group: str, name: str, metric: dict, base: dict, result: dict, gain: dict) -> ScoreRow:
+    number_format, up = to_text(metric.get("number_format")), metric.get("higher_is_better") is True
     low, high = format_with_spec(result.get("low"), number_format), format_with_spec(result.get("high"), number_format)
     change, ends = (
         to_finite_float(gain.get("value")),
         (to_finite_float(gain.get("low")), to_finite_float(gain.get("high"))),
     )
     verdict = "unclear"
-    if change is not None and None not in ends and not ends[0] <= 0 <= ends[1] and told.get("against") != "real":
+    if change is not None and None not in ends and not ends[0] <= 0 <= ends[1] and metric.get("baseline") != "real":
         verdict = "better" if (change > 0) == up else "worse"
     signed = format_with_spec(change, number_format)
     return ScoreRow(
         group,
         name,
-        to_text(told.get("what")),
+        to_text(metric.get("description")),
         up,
         format_with_spec(base.get("value"), number_format),
         format_with_spec(result.get("value"), number_format),
@@ -98,7 +98,7 @@ def build_score_row(group: str, name: str, told: dict, base: dict, result: dict,
 
 
 def format_with_spec(value, number_format: str) -> str:
-    """As its file wants it, if that is a plain way to print a number."""
+    """Format with the file's spec if it is accepted, else with three decimals."""
     value = to_finite_float(value)
     if value is None:
         return ""

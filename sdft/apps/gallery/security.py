@@ -1,4 +1,4 @@
-"""Only this machine's browser, only reading, and no code but this project's own: what every request and answer must be."""
+"""Security of the gallery: only localhost, only reading, and no scripts but this project's own."""
 
 import base64
 import hashlib
@@ -6,9 +6,7 @@ import re
 
 from sdft.evaluation.plots.templates import TEMPLATE_FOLDER
 
-ALLOWED_HOST = re.compile(
-    r"(127\.0\.0\.1|localhost)(:\d{1,5})?"
-)  # a page elsewhere whose name leads here has another (DNS rebinding)
+ALLOWED_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")  # against DNS rebinding
 ALLOWED_METHODS = ("GET", "HEAD")
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -33,20 +31,20 @@ SECURITY_HEADERS = {
 
 
 def build_report_policy() -> str:
-    """For pages that lie in runs: no origin, no network, and of all scripts the one that this project writes into them."""
-    found = re.findall(
+    """Policy for HTML files in run folders: no origin, no network, and only the script of `report.html`."""
+    scripts = re.findall(
         r"<script>(.*?)</script>", (TEMPLATE_FOLDER / "report.html").read_text(encoding="utf-8"), re.DOTALL
     )
-    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in found]
-    scripts = " ".join(f"'sha256-{digest}'" for digest in digests)
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    sources = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
-        f"sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {scripts}; "
+        f"sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {sources}; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 
 class SecurityMiddleware:
-    """Around an ASGI application."""
+    """ASGI middleware that refuses other hosts and methods, and adds security headers."""
 
     def __init__(self, app):
         self.app = app
@@ -59,28 +57,32 @@ class SecurityMiddleware:
             await self.app(scope, receive, send)
             return
 
-        async def headed(message):
+        async def send_with_headers(message):
             if message["type"] == "http.response.start":
-                there = {name for name, _ in message["headers"]}
+                present = {name for name, _ in message["headers"]}
                 new = [
                     (name.encode(), value.encode())
                     for name, value in SECURITY_HEADERS.items()
-                    if name.encode() not in there
+                    if name.encode() not in present
                 ]
                 message = message | {"headers": [*message["headers"], *new]}
             await send(message)
 
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1 or not ALLOWED_HOST.fullmatch(hosts[0]):
-            await send_refusal(headed, 421, "This address is 127.0.0.1 or localhost.")
+            await send_refusal(send_with_headers, 421, "Use the address 127.0.0.1 or localhost.")
         elif scope["method"] not in ALLOWED_METHODS:
-            await send_refusal(headed, 405, "Nothing can be changed here.", (b"allow", b"GET, HEAD"))
+            await send_refusal(send_with_headers, 405, "The gallery is read-only.", (b"allow", b"GET, HEAD"))
         else:
-            await self.app(scope, receive, headed)
+            await self.app(scope, receive, send_with_headers)
 
 
-async def send_refusal(send, status: int, said: str, *headers: tuple[bytes, bytes]) -> None:
-    body = said.encode()
-    told = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode()), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": told})
+async def send_refusal(send, status: int, text: str, *extra_headers: tuple[bytes, bytes]) -> None:
+    body = text.encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        *extra_headers,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

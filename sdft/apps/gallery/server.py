@@ -1,4 +1,4 @@
-"""A server for this machine alone."""
+"""HTTP server on localhost."""
 
 import socket
 from pathlib import Path
@@ -9,40 +9,40 @@ LOCALHOST = "127.0.0.1"
 
 
 def build_run_index(folder: Path, sweeps: Path | None) -> RunIndex:
-    """`ValueError` when there is no such folder; sweeps may still come."""
+    """Index of runs and sweeps; `ValueError` if `folder` does not exist, while `sweeps` may be missing."""
     if not folder.is_dir():
-        raise ValueError(f"folder={folder}: no such folder; train first, or give the folder that runs are in")
-    apart = sweeps and sweeps.resolve() != folder.resolve()
-    return RunIndex({"runs": folder} | ({"sweeps": sweeps} if apart else {}))
+        raise ValueError(f"folder={folder}: no such folder; train first, or give the folder of the runs")
+    is_separate = sweeps and sweeps.resolve() != folder.resolve()
+    return RunIndex({"runs": folder} | ({"sweeps": sweeps} if is_separate else {}))
 
 
 def bind_socket(port: int) -> socket.socket:
-    """A socket of this machine's own address, at a free port for 0."""
+    """Listening socket on localhost; port 0 chooses a free port."""
     if not 0 <= port < 2**16:
         raise ValueError(f"port={port}: choose 1024 to 65535, or 0 for a free one")
-    opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        opened.bind((LOCALHOST, port))
+        listener.bind((LOCALHOST, port))
     except OSError as error:
-        opened.close()
+        listener.close()
         raise ValueError(f"port={port}: {error.strerror}; choose another, or 0 for a free one") from None
-    opened.listen(128)
-    return opened
+    listener.listen(128)
+    return listener
 
 
-def serve_gallery(shelf: RunIndex, opened: socket.socket) -> None:
-    """Until Ctrl-C."""
+def serve_gallery(run_index: RunIndex, listener: socket.socket) -> None:
+    """Serve until Ctrl-C."""
     import uvicorn
 
     from sdft.apps.gallery.app import create_app
 
     config = uvicorn.Config(
-        create_app(shelf), log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off"
+        create_app(run_index), log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off"
     )
     try:
-        uvicorn.Server(config).run(sockets=[opened])
+        uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
-        pass  # how it is meant to end
+        pass  # regular exit
     finally:
-        opened.close()
+        listener.close()

@@ -1,4 +1,4 @@
-"""Pictures of a model, a run or LoRA files, one by one or in a grid: sdft generate prompts=['a cat']"""
+"""Generate images with a model, a run or LoRA files, also as a labelled grid: sdft generate prompts=['a cat']"""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from sdft.cli.entry_point import hydra_main
 def main(cfg):
     from hydra.core.hydra_config import HydraConfig
 
-    generate(cfg, {word.lstrip("+~").split("=")[0] for word in HydraConfig.get().overrides.task})
+    generate(cfg, {override.lstrip("+~").split("=")[0] for override in HydraConfig.get().overrides.task})
 
 
-def generate(cfg, given: set[str]) -> None:
-    """`given` are the words on the command line."""
+def generate(cfg, overrides: set[str]) -> None:
+    """Write the images and sheets of `cfg`; `overrides` are the option names on the command line."""
     from rich.console import Console
     from rich.progress import track
 
@@ -23,17 +23,24 @@ def generate(cfg, given: set[str]) -> None:
     from sdft.config import check_config
 
     check_config(cfg)
-    made, image_metadata = parse_request(cfg, given)
+    grid, image_metadata = parse_request(cfg, overrides)
     folder, console = Path(cfg.folder).expanduser(), Console()
-    print(f"draw     {len(made.cells)} picture{'s' * (len(made.cells) > 1)} in {folder}/", flush=True)
-    bar = track(made.draw(folder), "draw", total=len(made.cells), console=console, disable=not console.is_terminal)
+    print(f"generate {len(grid.cells)} image{'s' * (len(grid.cells) > 1)} in {folder}/", flush=True)
+    bar = track(
+        grid.generate_images(folder),
+        "generate",
+        total=len(grid.cells),
+        console=console,
+        disable=not console.is_terminal,
+    )
     for _ in bar:
         pass
-    print(f"look     {'   '.join(map(str, write_contact_sheets(made, folder)))}")
-    if made.batch_position:
-        print(f"same     {describe_pixel_difference(Path(cfg['from']).expanduser(), made.files[made.cells[0]])}")
-        if others := describe_environment_changes(image_metadata, made.last_metadata):
-            print(f"note     {others}")
+    print(f"images   {'   '.join(map(str, write_contact_sheets(grid, folder)))}")
+    if grid.batch_position:
+        difference = describe_pixel_difference(Path(cfg.reproduce).expanduser(), grid.files[grid.cells[0]])
+        print(f"reproduce  {difference}")
+        if changes := describe_environment_changes(image_metadata, grid.last_metadata):
+            print(f"note     {changes}")
 
 
 if __name__ == "__main__":

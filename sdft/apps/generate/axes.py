@@ -1,4 +1,4 @@
-"""The axes of a grid: one option each, with all its values, and what their rows or columns are called."""
+"""Axes of an image grid: one option each, with its values and their labels."""
 
 import math
 from dataclasses import dataclass, replace
@@ -22,13 +22,13 @@ AXIS_OPTIONS = (
     "weights",
 )
 NUMBER_TYPES = {"strength": float, "guidance_scale": float, "seed": int, "steps": int, "rank": int}
-NUMBER_TYPE_NAMES = {int: "whole numbers", float: "numbers"}
+NUMBER_TYPE_NAMES = {int: "integers", float: "numbers"}
 MAX_AXIS_VALUES = 200  # values of an axis
 
 
 @dataclass
 class Axis:
-    """`option` takes each of `values`, which are called `labels`."""
+    """`option` takes each of `values`, labelled `labels`."""
 
     option: str
     values: list
@@ -40,34 +40,33 @@ class Axis:
 
 
 def parse_axis(side: str, request, runs: str | None = None) -> Axis | None:
-    """That of `x` or `y`; `runs` is the folder of runs in which `rank` looks for them."""
+    """Parse the axis `x` or `y`, None if it is not set; `rank` searches the folder `runs`."""
     if not OmegaConf.is_dict(request):
-        raise ValueError(f"{side}={request}: give {side}.WORD=[…], such as {side}.strength=[0,0.5,1]")
-    given = {option: value for option, value in request.items() if value is not None}
-    if len(given) > 1:
-        raise ValueError(
-            f"{' '.join(f'{side}.{option}' for option in given)}: an axis is of one option; give the other to y"
-        )
-    if not given:
+        raise ValueError(f"{side}={request}: give {side}.OPTION=[…], such as {side}.strength=[0,0.5,1]")
+    options = {option: value for option, value in request.items() if value is not None}
+    if len(options) > 1:
+        keys = " ".join(f"{side}.{option}" for option in options)
+        raise ValueError(f"{keys}: an axis has one option; put the other on y")
+    if not options:
         return None
-    option, value = given.popitem()
+    option, value = options.popitem()
     value = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
-    found = AXIS_PARSERS.get(option, parse_value_axis)(f"{side}.{option}", option, value, runs)
-    if not 1 <= len(found.values) <= MAX_AXIS_VALUES:
-        raise ValueError(f"{side}.{option}: {len(found.values)} values; give 1 to {MAX_AXIS_VALUES}")
-    return found
+    axis = AXIS_PARSERS.get(option, parse_value_axis)(f"{side}.{option}", option, value, runs)
+    if not 1 <= len(axis.values) <= MAX_AXIS_VALUES:
+        raise ValueError(f"{side}.{option}: {len(axis.values)} values; give 1 to {MAX_AXIS_VALUES}")
+    return axis
 
 
 def parse_value_axis(key: str, option: str, value, runs) -> Axis:
-    """Numbers, or names."""
+    """Parse numbers or names."""
     values = value if isinstance(value, list) else [value]
     kind = NUMBER_TYPES.get(option)
     if kind is None:
         names = [None if one in (None, "null") else str(one) for one in values]
-        return Axis(option, names, [name or "the model's" for name in names])
+        return Axis(option, names, [name or "model default" for name in names])
     for one in values:
-        plain = isinstance(one, int | kind) and not isinstance(one, bool)
-        if not plain or not math.isfinite(one):
+        is_number = isinstance(one, int | kind) and not isinstance(one, bool)
+        if not is_number or not math.isfinite(one):
             raise ValueError(f"{key}={one}: give a list of {NUMBER_TYPE_NAMES[kind]}")
     return Axis(option, [kind(one) for one in values], [f"{one:g}" if kind is float else str(one) for one in values])
 
@@ -78,21 +77,21 @@ def parse_prompt_axis(key: str, option: str, value, runs) -> Axis:
 
 
 def parse_weight_axis(key: str, option: str, value, runs) -> Axis:
-    """Lists with a weight for each adapter; of a single adapter also numbers."""
+    """Parse lists with one weight per adapter, or numbers for a single adapter."""
     rows = [one if isinstance(one, list) else [one] for one in (value if isinstance(value, list) else [value])]
-    flat = [one for row in rows for one in row]
-    if not all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in flat):
-        raise ValueError(f"{key}={value}: give a list of weights for each place, as {key}=[[1,0],[0.5,0.5]]")
+    weights = [weight for row in rows for weight in row]
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in weights):
+        raise ValueError(f"{key}={value}: give a list of weights per cell, such as {key}=[[1,0],[0.5,0.5]]")
     labels = [" : ".join(f"{one:g}" for one in row) for row in rows]
     return Axis(option, [tuple(float(one) for one in row) for row in rows], labels)
 
 
 def parse_run_axis(key: str, option: str, value, runs) -> Axis:
-    """Run folders, or one folder with several in it, as a sweep leaves; called by the words in which they differ."""
+    """Parse run folders, or a folder of runs such as a sweep, labelled by the overrides in which they differ."""
     if isinstance(value, str):
         folders = list_runs_in_folder(Path(value).expanduser())
         if not folders:
-            raise ValueError(f"{key}={value}: no runs in it; give a sweep's folder, or a list of run folders")
+            raise ValueError(f"{key}={value}: contains no runs; give a sweep's folder, or a list of run folders")
     else:
         folders = [Path(str(one)).expanduser() for one in value]
     for folder in folders:
@@ -102,22 +101,22 @@ def parse_run_axis(key: str, option: str, value, runs) -> Axis:
 
 
 def parse_rank_axis(key: str, option: str, value, runs) -> Axis:
-    """The runs of these ranks among those of `run`, or of all their ranks."""
+    """Select the runs of these ranks, or of `all` ranks, in the folder `runs`."""
     folders = list_runs_in_folder(Path(runs).expanduser()) if runs else []
-    ranks = [read_config(folder).get("rank") for folder in folders]
-    there = sorted({rank for rank in ranks if rank is not None})
-    if not there:
-        raise ValueError(f"{key}={value}: give run=SWEEP with it, a folder with runs of several ranks in it")
-    wanted = there if value == "all" else parse_value_axis(key, option, value, None).values
-    for rank in wanted:
-        if (count := ranks.count(rank)) != 1:
-            more = "give them with x.run=[…]" if count else f"there are {', '.join(map(str, there))}"
-            raise ValueError(f"{key}={rank}: {count or 'no'} runs of this rank in {runs}; {more}")
-    return Axis("run", [str(folders[ranks.index(rank)]) for rank in wanted], [f"rank {rank}" for rank in wanted])
+    run_ranks = [read_config(folder).get("rank") for folder in folders]
+    available = sorted({rank for rank in run_ranks if rank is not None})
+    if not available:
+        raise ValueError(f"{key}={value}: requires run=SWEEP, a folder with runs of several ranks")
+    ranks = available if value == "all" else parse_value_axis(key, option, value, None).values
+    for rank in ranks:
+        if (count := run_ranks.count(rank)) != 1:
+            hint = "use x.run=[…]" if count else f"available: {', '.join(map(str, available))}"
+            raise ValueError(f"{key}={rank}: {count or 'no'} runs of this rank in {runs}; {hint}")
+    return Axis("run", [str(folders[run_ranks.index(rank)]) for rank in ranks], [f"rank {rank}" for rank in ranks])
 
 
 def parse_checkpoint_axis(key: str, option: str, value, run: str | None) -> Axis:
-    """Steps, `best` or `result`; step 0 is the base. `all` waits for the run."""
+    """Parse steps, `best`, `result` or `all` (see `expand_all_checkpoints`); step 0 is the base."""
     values = [str(one) for one in (value if isinstance(value, list) else [value])]
     return Axis(option, values, [format_checkpoint_label(one) for one in values])
 
@@ -135,43 +134,43 @@ AXIS_PARSERS = {
 }
 
 
-def expand_all_checkpoints(one: Axis | None, run: Path | None) -> Axis | None:
-    """`x.checkpoint=all` as the base and every step of `run`."""
-    if one is None or one.option != "checkpoint" or one.values != ["all"]:
-        return one
+def expand_all_checkpoints(axis: Axis | None, run: Path | None) -> Axis | None:
+    """Replace `checkpoint=all` by the base and every saved step of `run`."""
+    if axis is None or axis.option != "checkpoint" or axis.values != ["all"]:
+        return axis
     if run is None:
-        raise ValueError("checkpoint=all: is of one run; give run=… with it")
+        raise ValueError("checkpoint=all: requires one run; give run=…")
     steps = sorted(int(f.stem.removeprefix("step-")) for f in (run / "checkpoints").glob("step-*.ckpt"))
     if not steps:
         raise ValueError(f"checkpoint=all: {run} has none; train with save_every=N checkpoints_total_limit=9")
     values = [str(step) for step in (0, *steps)]
-    return replace(one, values=values, labels=[format_checkpoint_label(value) for value in values])
+    return replace(axis, values=values, labels=[format_checkpoint_label(value) for value in values])
 
 
 def list_runs_in_folder(folder: Path) -> list[Path]:
-    """Those directly in a folder, in the order of numbers in their names."""
-    found = [file.parent for file in folder.glob("*/run.json") if (file.parent / "config.yaml").is_file()]
-    return sorted(found, key=lambda run: (int(run.name), "") if run.name.isdecimal() else (1 << 60, run.name))
+    """Runs directly in a folder, those with numbers as names first and in numeric order."""
+    runs = [file.parent for file in folder.glob("*/run.json") if (file.parent / "config.yaml").is_file()]
+    return sorted(runs, key=lambda run: (int(run.name), "") if run.name.isdecimal() else (1 << 60, run.name))
 
 
 def label_runs_by_overrides(folders: list[Path]) -> list[str]:
-    """What each was given that not all were, else its name."""
-    words = []
+    """Overrides of each run that not all runs share, or folder names if these are not distinct."""
+    overrides = []
     for folder in folders:
-        words.append([str(option) for option in read_json(folder / "run.json").get("overrides", [])])
-    shared = set(words[0]).intersection(*words[1:]) if words else set()
-    labels = [" ".join(option for option in mine if option not in shared) for mine in words]
-    alike = len(set(labels)) < len(labels)
-    return [label if label and not alike else folder.name for label, folder in zip(labels, folders, strict=True)]
+        overrides.append([str(override) for override in read_json(folder / "run.json").get("overrides", [])])
+    shared = set(overrides[0]).intersection(*overrides[1:]) if overrides else set()
+    labels = [" ".join(override for override in of_run if override not in shared) for of_run in overrides]
+    ambiguous = len(set(labels)) < len(labels)
+    return [label if label and not ambiguous else folder.name for label, folder in zip(labels, folders, strict=True)]
 
 
 def fill_free_axes(
     x: Axis | None, y: Axis | None, prompts: list[str], seeds: list[int]
 ) -> tuple[Axis | None, Axis | None]:
-    """The axes, where several prompts become the rows, and several images the columns, if nothing else is there."""
-    taken = {one.option for one in (x, y) if one}
-    if len(prompts) > 1 and y is None and "prompt" not in taken:
+    """Put several prompts on a free y axis, and several seeds on a free x axis."""
+    used = {axis.option for axis in (x, y) if axis}
+    if len(prompts) > 1 and y is None and "prompt" not in used:
         y = Axis("prompt", list(prompts), list(prompts))
-    if len(seeds) > 1 and x is None and "seed" not in taken:
+    if len(seeds) > 1 and x is None and "seed" not in used:
         x = Axis("seed", list(seeds), [str(seed) for seed in seeds])
     return x, y

@@ -1,4 +1,4 @@
-"""Pictures of every cell of a grid, which differ in what its axes say and in nothing else."""
+"""Image grid: one image per cell; cells differ only in the options on the axes."""
 
 import json
 import math
@@ -25,10 +25,12 @@ from sdft.runs.hashing import hash_file
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
+ModelKey = tuple[str | None, str | None, bool]  # run, checkpoint, base only: cells with equal keys use the same model
+
 
 @dataclass(frozen=True)
 class GridCell:
-    """One picture's words; `weights` are None for those that are request of all."""
+    """Options of one image; `weights` None takes those of the request."""
 
     prompt: str
     seed: int
@@ -42,16 +44,16 @@ class GridCell:
 
     @property
     def base_only(self) -> bool:
-        """Whether it is of the base alone."""
+        """Whether the image is generated without adapters and trained weights."""
         return self.strength == 0 or self.checkpoint == "0" or (bool(self.weights) and not any(self.weights))
 
 
 @dataclass
 class ImageGrid:
-    """`request` names model, run and adapters; `one` is what all cells share but for the axes; each has `images` seeds.
+    """`request` names model, run and adapters; `base_cell` holds what cells share except for the axes; each has `images` seeds.
 
-    `again` is the size of the batch in which a picture was made that is to be repeated, and its place there; `digest` that of
-    the weights it was made with. `files` and `last` are what has been made: the pictures, and what the last one's file says.
+    To reproduce an image, `batch_position` is the size of its batch and its index there, and `digest` that of the model.
+    `files` are the images written so far, `last_metadata` the metadata of the last one.
     """
 
     request: DictConfig
@@ -68,145 +70,146 @@ class ImageGrid:
     last_metadata: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        self.pages = [self.page(prompt) for prompt in self.prompts]
-        if self.axis("prompt"):
+        self.pages = [self.build_page(prompt) for prompt in self.prompts]
+        if self.find_axis("prompt"):
             self.pages = self.pages[:1]
         self.cells = list(dict.fromkeys(cell for page in self.pages for row in page for cells in row for cell in cells))
         for cell in self.cells:
-            self.sampling_of(cell)
-        self.model_keys = {cell: self.place(cell) for cell in self.cells}
-        self.model_requests = {place: self.find(place) for place in dict.fromkeys(self.model_keys.values())}
+            self.build_sampling(cell)
+        self.model_keys = {cell: get_model_key(cell) for cell in self.cells}
+        self.model_requests = {key: self.resolve_request(key) for key in dict.fromkeys(self.model_keys.values())}
         for cell in self.cells:
             self.check_strength(cell)
 
-    def axis(self, option: str) -> Axis | None:
-        return next((one for one in (self.x, self.y) if one and one.option == option), None)
+    def find_axis(self, option: str) -> Axis | None:
+        return next((axis for axis in (self.x, self.y) if axis and axis.option == option), None)
 
-    def page(self, prompt: str) -> list[list[list[GridCell]]]:
-        """The cells of one sheet: rows of columns of images."""
-        return [
-            [self.at(prompt, x, y) for x in range(count_axis_values(self.x))] for y in range(count_axis_values(self.y))
-        ]
+    def build_page(self, prompt: str) -> list[list[list[GridCell]]]:
+        """Cells of one sheet, `[row][column][image]`."""
+        columns, rows = count_axis_values(self.x), count_axis_values(self.y)
+        return [[self.build_cells(prompt, x, y) for x in range(columns)] for y in range(rows)]
 
-    def at(self, prompt: str, x: int, y: int) -> list[GridCell]:
+    def build_cells(self, prompt: str, x: int, y: int) -> list[GridCell]:
         changes = {"prompt": prompt}
-        for one, number in ((self.x, x), (self.y, y)):
-            changes |= {one.option: one.values[number]} if one else {}
+        for axis, index in ((self.x, x), (self.y, y)):
+            changes |= {axis.option: axis.values[index]} if axis else {}
         cell = replace(self.base_cell, **changes)
-        cell = (
-            replace(cell, strength=0.0, checkpoint=None, weights=None) if cell.base_only else cell
-        )  # all of them are one
+        if cell.base_only:  # equal cells are generated once
+            cell = replace(cell, strength=0.0, checkpoint=None, weights=None)
         return [replace(cell, seed=cell.seed + number) for number in range(self.images)]
 
-    def sampling_of(self, cell: GridCell) -> Sampling:
-        words = {"steps": cell.steps, "guidance_scale": cell.guidance_scale, "scheduler": cell.scheduler}
-        return replace(self.sampling, images=1, seed=cell.seed, **words)
+    def build_sampling(self, cell: GridCell) -> Sampling:
+        options = {"steps": cell.steps, "guidance_scale": cell.guidance_scale, "scheduler": cell.scheduler}
+        return replace(self.sampling, images=1, seed=cell.seed, **options)
 
-    def place(self, cell: GridCell) -> tuple[str | None, str | None, bool]:
-        """What has to be loaded for it: (run, checkpoint, whether the base alone)."""
-        return (cell.run, None, True) if cell.base_only else (cell.run, cell.checkpoint, False)
+    def build_model_cfg(self, key: ModelKey, **changes) -> DictConfig:
+        run, checkpoint, _ = key
+        return OmegaConf.create(OmegaConf.to_container(self.request) | {"run": run, "checkpoint": checkpoint} | changes)
 
-    def words(self, place: tuple, **others) -> DictConfig:
-        run, checkpoint, _ = place
-        return OmegaConf.create(OmegaConf.to_container(self.request) | {"run": run, "checkpoint": checkpoint} | others)
-
-    def find(self, place: tuple) -> ModelRequest:
-        return resolve_model(self.words(place), base_only=place[2])
+    def resolve_request(self, key: ModelKey) -> ModelRequest:
+        return resolve_model(self.build_model_cfg(key), base_only=key[2])
 
     def check_strength(self, cell: GridCell) -> None:
-        """`ValueError` for strengths of what has none, and for weights that are not as many as adapters."""
-        found = self.model_requests[self.model_keys[cell]]
+        """`ValueError` for a strength of a model that has none, and for a wrong number of weights."""
+        request = self.model_requests[self.model_keys[cell]]
         if cell.base_only:
             return
-        if cell.strength != 1 and not found.supports_scaling:
-            what = found.result or "a base without adapters"
-            raise ValueError(f"strength={cell.strength:g}: {what} has none but 0 and 1; only an adapter has others")
-        if cell.weights is not None and len(cell.weights) != len(found.weights):
-            raise ValueError(f"weights={list(cell.weights)}: {len(cell.weights)} for {len(found.weights)} adapters")
+        if cell.strength != 1 and not request.supports_scaling:
+            model = request.result or "a base without adapters"
+            raise ValueError(f"strength={cell.strength:g}: {model} supports only 0 and 1; other values need an adapter")
+        if cell.weights is not None and len(cell.weights) != len(request.weights):
+            raise ValueError(f"weights={list(cell.weights)}: {len(cell.weights)} for {len(request.weights)} adapters")
 
-    def draw(self, folder: Path) -> Iterator[GridCell]:
-        """Every cell once its picture is on disk, place by place; a model is loaded for each place."""
+    def generate_images(self, folder: Path) -> Iterator[GridCell]:
+        """Yield each cell once its image is on disk; loads one model at a time."""
         groups = defaultdict(list)
         for cell in self.cells:
             groups[self.model_keys[cell]].append(cell)
-        for place, cells in groups.items():
-            opened = open_model(self.words(place, weights=None), base_only=place[2], compute_digest=True)
-            if self.digest not in (None, opened.digest):
+        for key, cells in groups.items():
+            loaded = open_model(self.build_model_cfg(key, weights=None), base_only=key[2], compute_digest=True)
+            if self.digest not in (None, loaded.digest):
                 raise ValueError(
-                    f"the weights of {opened.model.name} are others now (SHA-256 {self.digest} then, {opened.digest} now); "
-                    "give model=… or run=… to take them as they are"
+                    f"the weights of {loaded.model.name} have changed (SHA-256 {self.digest} then, {loaded.digest} now); "
+                    "give model=… or run=… to use the current ones"
                 )
             for side, pixels in zip(("width", "height"), self.size, strict=True):
-                opened.model.latent_shape(pixels, side)
-            files = self.files_of(place)
-            alike = defaultdict(list)
+                loaded.model.latent_shape(pixels, side)
+            files = self.describe_files(key)
+            batchable = defaultdict(list)
             for cell in cells:
-                alike[replace(cell, prompt="", seed=0)].append(cell)
-            for same in alike.values():
-                yield from self.batches(folder, opened, same, files)
-            del opened
+                batchable[replace(cell, prompt="", seed=0)].append(cell)
+            for group in batchable.values():
+                yield from self.generate_batches(folder, loaded, group, files)
+            del loaded
 
-    def files_of(self, place: tuple) -> dict:
-        """What pictures tell of the files that are loaded for them: adapters, and a checkpoint."""
-        found, base_only = self.model_requests[place], place[2]
-        result = found.result if found.is_checkpoint and not base_only else None
+    def describe_files(self, key: ModelKey) -> dict:
+        """Metadata of the files behind a model: adapters and checkpoint."""
+        request, base_only = self.model_requests[key], key[2]
+        result = request.result if request.is_checkpoint and not base_only else None
         return {
             "result": {"file": metadata.shorten_path(result), "digest": hash_file(result)} if result else None,
-            "adapters": [metadata.describe_adapter_file(file) for file in found.adapters if not base_only],
+            "adapters": [metadata.describe_adapter_file(file) for file in request.adapters if not base_only],
         }
 
-    def batches(self, folder: Path, opened: LoadedModel, cells: list[GridCell], files: dict) -> Iterator[GridCell]:
-        """Cells that differ in prompt and seed alone; `files` are those they are made with."""
-        sampling, found = self.sampling_of(cells[0]), self.model_requests[self.model_keys[cells[0]]]
-        weights = [] if cells[0].base_only else list(cells[0].weights or found.weights)
-        of_files = files["adapters"]
-        adapters = [file | {"weight": weight} for file, weight in zip(of_files, weights, strict=bool(of_files))]
-        own = dict(zip(opened.adapter_names, weights, strict=True)) if opened.adapter_names else {}
+    def generate_batches(
+        self, folder: Path, loaded: LoadedModel, cells: list[GridCell], files: dict
+    ) -> Iterator[GridCell]:
+        """Generate cells that differ only in prompt and seed; `files` is `describe_files` of their model."""
+        sampling, request = self.build_sampling(cells[0]), self.model_requests[self.model_keys[cells[0]]]
+        weights = [] if cells[0].base_only else list(cells[0].weights or request.weights)
+        adapter_files = files["adapters"]
+        adapters = [
+            file | {"weight": weight} for file, weight in zip(adapter_files, weights, strict=bool(adapter_files))
+        ]
+        scales = dict(zip(loaded.adapter_names, weights, strict=True)) if loaded.adapter_names else {}
+        scales = {name: weight * cells[0].strength for name, weight in scales.items()}
         size = self.batch_position[0] if self.batch_position else sampling.batch_size
-        drawing = replace(sampling, batch_size=size)
+        sampling = replace(sampling, batch_size=size)
         for start in range(0, len(cells), size):
             batch = cells[start : start + size]
-            request = [(cell.prompt, cell.seed) for cell in batch]
-            request = request * size if self.batch_position else request
-            with multiply_adapter_scales(
-                opened.model, {name: weight * cells[0].strength for name, weight in own.items()}
-            ):
-                pictures = list(drawing.sample_images(opened.model, request, self.size))
+            prompts = [(cell.prompt, cell.seed) for cell in batch]
+            prompts = prompts * size if self.batch_position else prompts
+            with multiply_adapter_scales(loaded.model, scales):
+                images = list(sampling.sample_images(loaded.model, prompts, self.size))
             for number, cell in enumerate(batch):
                 position = self.batch_position[1] if self.batch_position else number
-                image_metadata = self.image_metadata(cell, opened, found, len(request)) | files
-                image_metadata |= {"adapters": adapters, "batch": [len(request), position]}
-                yield self.keep(folder, cell, pictures[position], image_metadata)
+                image_metadata = self.build_metadata(cell, loaded, request, len(prompts)) | files
+                image_metadata |= {"adapters": adapters, "batch": [len(prompts), position]}
+                yield self.save_image(folder, cell, images[position], image_metadata)
 
-    def keep(self, folder: Path, cell: GridCell, picture: Image.Image, image_metadata: dict) -> GridCell:
+    def save_image(self, folder: Path, cell: GridCell, image: Image.Image, image_metadata: dict) -> GridCell:
         number = self.cells.index(cell)
-        self.files[cell] = folder / f"{number:04d}-{slugify(cell.prompt) or 'picture'}-{cell.seed}.png"
+        self.files[cell] = folder / f"{number:04d}-{slugify(cell.prompt) or 'image'}-{cell.seed}.png"
         self.last_metadata = image_metadata
-        metadata.save_png_with_metadata(picture, self.files[cell], image_metadata)
+        metadata.save_png_with_metadata(image, self.files[cell], image_metadata)
         return cell
 
-    def image_metadata(self, cell: GridCell, opened: LoadedModel, found: ModelRequest, batch: int) -> dict:
-        """What the picture's file says of how it was made, in a batch of so many."""
-        sampling = self.sampling_of(cell)
-        cell_words = {key: value for key, value in asdict(cell).items() if key not in ("run", "checkpoint", "weights")}
-        sampler = json.loads(sampling.create_scheduler(opened.model).to_json_string())
+    def build_metadata(self, cell: GridCell, loaded: LoadedModel, request: ModelRequest, batch_size: int) -> dict:
+        """Metadata of one image of a batch, without files, adapters and batch."""
+        sampling = self.build_sampling(cell)
+        options = {key: value for key, value in asdict(cell).items() if key not in ("run", "checkpoint", "weights")}
+        sampler = json.loads(sampling.create_scheduler(loaded.model).to_json_string())
         precision = self.request.get("precision") or {}
-        device, shape = opened.model.unet.device, opened.model.batch_shape(batch, self.size)
+        device, shape = loaded.model.unet.device, loaded.model.batch_shape(batch_size, self.size)
         return {
-            **cell_words,
+            **options,
             "negative_prompt": sampling.negative_prompt,
             "width": self.size[0],
             "height": self.size[1],
-            "precision": str(opened.model.compute_dtype).removeprefix("torch."),
+            "precision": str(loaded.model.compute_dtype).removeprefix("torch."),
             "tf32": bool(precision.get("tf32", False)),
-            "model": collect_model_options(opened.cfg),
-            "digest": opened.digest,
-            "run": metadata.shorten_path(found.run) if found.run and not cell.base_only else None,
-            "checkpoint": cell.checkpoint if found.result and not cell.base_only else None,
+            "model": collect_model_options(loaded.cfg),
+            "digest": loaded.digest,
+            "run": metadata.shorten_path(request.run) if request.run and not cell.base_only else None,
+            "checkpoint": cell.checkpoint if request.result and not cell.base_only else None,
             "sampler": {key: to_json_value(value) for key, value in sampler.items() if key != "_diffusers_version"},
-            "made": {"device": describe_device(device), "threads": choose_num_threads(opened.model.unet, shape)}
+            "created": {"device": describe_device(device), "threads": choose_num_threads(loaded.model.unet, shape)}
             | {name: version(name) for name in LIBRARIES},
         }
+
+
+def get_model_key(cell: GridCell) -> ModelKey:
+    return (cell.run, None, True) if cell.base_only else (cell.run, cell.checkpoint, False)
 
 
 def count_axis_values(axis: Axis | None) -> int:
@@ -214,15 +217,15 @@ def count_axis_values(axis: Axis | None) -> int:
 
 
 def to_json_value(value):
-    """What JSON has no option for, as text."""
+    """Convert NaN/Inf, which JSON lacks, to text."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def collect_model_options(cfg: DictConfig) -> dict:
-    """What `load` takes, its defaults among it, without this machine's folders."""
-    own = {name: one.default for name, one in signature(load_stable_diffusion).parameters.items()}
-    words = {name: cfg.model.get(name, default) for name, default in own.items()}
-    return words | {"name": metadata.shorten_path(words["name"])}
+    """Arguments of `load_stable_diffusion`, including defaults, without this machine's folders."""
+    defaults = {name: one.default for name, one in signature(load_stable_diffusion).parameters.items()}
+    options = {name: cfg.model.get(name, default) for name, default in defaults.items()}
+    return options | {"name": metadata.shorten_path(options["name"])}
 
 
 def describe_device(device: torch.device) -> str:

@@ -1,12 +1,12 @@
-"""What generate is request: its own words, else those of a picture, of the run, or of the model."""
+"""Resolve the options of generate: from the command line, else from the reproduced image, the run, or the model."""
 
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 import sdft.apps.generate.png_metadata as metadata
-import sdft.apps.generate.reproduce as again
-import sdft.runs.samples as drawn
+import sdft.apps.generate.reproduce as reproduce
+import sdft.runs.samples as samples
 from sdft.apps.generate.axes import Axis, expand_all_checkpoints, fill_free_axes, parse_axis
 from sdft.apps.generate.grid import GridCell, ImageGrid
 from sdft.apps.load_model import FINAL_RESULT, resolve_model_config
@@ -19,61 +19,67 @@ INTEGER_OPTIONS = ("steps", "images", "seed", "batch_size", "resolution", "width
 OPTION_TYPES = dict.fromkeys(INTEGER_OPTIONS, int | None) | dict.fromkeys(("guidance_scale", "strength"), float | None)
 OPTION_TYPES |= dict.fromkeys(("run", "checkpoint", "scheduler", "negative_prompt", "accelerator"), str | None)
 OPTION_TYPES |= {"prompt_chunks": int, "folder": str}
-MAX_SIDE = 8192  # pixels on a side
+MAX_SIDE = 8192  # pixels
 
 
-def parse_request(request: DictConfig, given: set[str]) -> tuple[ImageGrid, dict | None]:
-    """What is to be made, and what the picture says that it is made from. `given` are the words on the command line."""
+def parse_request(request: DictConfig, overrides: set[str]) -> tuple[ImageGrid, dict | None]:
+    """The grid to generate, and the metadata of the image to reproduce. `overrides` are the option names on the command line."""
     request = OmegaConf.create({"model": None, "precision": None} | OmegaConf.to_container(request, resolve=True))
     check_option_types(request, OPTION_TYPES)
     image_metadata = None
-    if request["reproduce"] is not None and not isinstance(request["reproduce"], str):
-        raise ValueError(f"reproduce={request['reproduce']}: give a PNG that this program made")
-    if request["reproduce"] is not None:
-        file = Path(request["reproduce"]).expanduser()
+    if request.reproduce is not None and not isinstance(request.reproduce, str):
+        raise ValueError(f"reproduce={request.reproduce}: give a PNG that generate wrote")
+    if request.reproduce is not None:
+        file = Path(request.reproduce).expanduser()
         image_metadata = metadata.read_png_metadata(file)
         request = OmegaConf.create(
-            OmegaConf.to_container(request) | again.restore_options(image_metadata, given, f"reproduce={file}")
+            OmegaConf.to_container(request) | reproduce.restore_options(image_metadata, overrides, f"reproduce={file}")
         )
-        if "adapters" in given and "weights" not in given and len(request.adapters) != len(request.weights or []):
-            request.weights = None  # they were of others
+        if (
+            "adapters" in overrides
+            and "weights" not in overrides
+            and len(request.adapters) != len(request.weights or [])
+        ):
+            request.weights = None  # they belong to the replaced adapters
         check_config(request)
     try:
-        made = build_image_grid(request)
+        grid = build_image_grid(request)
     except ValueError as error:
         raise ValueError(str(error).removeprefix("sampling.")) from None
-    found = made.model_requests[made.model_keys[made.cells[0]]]
-    if image_metadata and again.is_exact_reproduction(
-        image_metadata, given, found.adapters, found.result if found.is_checkpoint else None
-    ):
-        made.batch_position = tuple(image_metadata["batch"])
-    if (
-        image_metadata
-        and not given & again.MODEL_OPTIONS
-        and not {option for option in given if option[:2] in ("x.", "y.")}
-    ):
-        made.digest = image_metadata["digest"]
-    return made, image_metadata
+    if image_metadata:
+        pin_reproduction(grid, image_metadata, overrides)
+    return grid, image_metadata
+
+
+def pin_reproduction(grid: ImageGrid, image_metadata: dict, overrides: set[str]) -> None:
+    """Fix the batch position for an exact reproduction, and the model's digest if the model is not overridden."""
+    model = grid.model_requests[grid.model_keys[grid.cells[0]]]
+    checkpoint = model.result if model.is_checkpoint else None
+    if reproduce.is_exact_reproduction(image_metadata, overrides, model.adapters, checkpoint):
+        grid.batch_position = tuple(image_metadata["batch"])
+    has_axes = any(option[:2] in ("x.", "y.") for option in overrides)
+    if not overrides & reproduce.MODEL_OPTIONS and not has_axes:
+        grid.digest = image_metadata["digest"]
 
 
 def build_image_grid(request: DictConfig) -> ImageGrid:
-    """Every option that was not given is the run's, or the model's; `ValueError` before anything is loaded."""
+    """Fill options that are not set from the run or the model; raises `ValueError` before anything is loaded."""
     x, y = parse_axis("x", request.x, request.run), parse_axis("y", request.y, request.run)
     if x and y and x.option == y.option:
-        raise ValueError(f"x.{x.option} y.{y.option}: both are the same; give another to one of them")
-    start = OmegaConf.create(OmegaConf.to_container(request))
-    start.run = next((one.values[0] for one in (x, y) if one and one.option == "run"), request.run)
-    if start.run is not None and request.run is None and request.model is not None:
-        raise ValueError(f"run={start.run}: brings its model; leave model=… out")
-    cfg, run = resolve_model_config(start)
+        raise ValueError(f"x.{x.option} y.{y.option}: both axes have the same option; choose different ones")
+    model_request = OmegaConf.create(OmegaConf.to_container(request))
+    model_request.run = next((axis.values[0] for axis in (x, y) if axis and axis.option == "run"), request.run)
+    if model_request.run is not None and request.run is None and request.model is not None:
+        raise ValueError(f"run={model_request.run}: a run has its own model; remove model=…")
+    cfg, run = resolve_model_config(model_request)
     x, y = expand_all_checkpoints(x, run), expand_all_checkpoints(y, run)
     sampling = resolve_sampling(request, cfg)
     prompts = select_prompts(request, run, x, y)
     images, seeds = sampling.images, [sampling.seed + number for number in range(sampling.images)]
     x, y = fill_free_axes(x, y, prompts, seeds)
-    if any(one and one.option == "seed" and one.values == seeds for one in (x, y)):
+    if any(axis and axis.option == "seed" and axis.values == seeds for axis in (x, y)):
         images = 1
-    one = GridCell(
+    base_cell = GridCell(
         prompts[0],
         sampling.seed,
         1.0 if request.strength is None else request.strength,
@@ -83,54 +89,54 @@ def build_image_grid(request: DictConfig) -> ImageGrid:
         run and str(run),
         None if request.checkpoint in (None, FINAL_RESULT) else request.checkpoint,
     )
-    start.precision = request.precision or cfg.get("precision")
-    made = ImageGrid(start, sampling, resolve_image_size(request, cfg), prompts, images, one, x, y)
-    for cell in made.cells:
+    model_request.precision = request.precision or cfg.get("precision")
+    grid = ImageGrid(model_request, sampling, resolve_image_size(request, cfg), prompts, images, base_cell, x, y)
+    for cell in grid.cells:
         check_cell_limits(cell)
-    return made
+    return grid
 
 
 def resolve_sampling(request: DictConfig, cfg: DictConfig) -> Sampling:
-    own = {
+    defaults = {
         key: value
         for key, value in (cfg.get("sampling") or {}).items()
         if key in SAMPLING_OPTIONS and value is not None
     }
-    found = Sampling(**own | {key: request[key] for key in SAMPLING_OPTIONS if request[key] is not None})
-    if found.batch_size > metadata.MAX_METADATA_BATCH:
-        raise ValueError(f"batch_size={found.batch_size}: choose {metadata.MAX_METADATA_BATCH} or less")
-    return found
+    sampling = Sampling(**defaults | {key: request[key] for key in SAMPLING_OPTIONS if request[key] is not None})
+    if sampling.batch_size > metadata.MAX_METADATA_BATCH:
+        raise ValueError(f"batch_size={sampling.batch_size}: choose {metadata.MAX_METADATA_BATCH} or less")
+    return sampling
 
 
 def select_prompts(request: DictConfig, run: Path | None, x: Axis | None, y: Axis | None) -> list[str]:
-    """Those that were given, of an axis, or that the run drew while it trained."""
-    on_axis = next((one.values for one in (x, y) if one and one.option == "prompt"), None)
-    if on_axis and request.prompts is not None and request["reproduce"] is None:
-        raise ValueError("prompts: an axis gives them already; leave one of both out")
-    found = on_axis or read_prompts(request.prompts) or (drawn.read_sample_prompts(run) if run else [])
-    if not found:
-        raise ValueError("prompts=null: give some, as 'prompts=[a cat,a dog]', or a text file with one a line")
-    if long := [prompt for prompt in found if len(prompt) > MAX_PROMPT_CHARS]:
-        raise ValueError(f"prompts: one is of {len(long[0])} letters; {MAX_PROMPT_CHARS} are the most")
-    return list(dict.fromkeys(found))
+    """Prompts of an axis, of `prompts`, or of the run's sample images."""
+    on_axis = next((axis.values for axis in (x, y) if axis and axis.option == "prompt"), None)
+    if on_axis and request.prompts is not None and request.reproduce is None:
+        raise ValueError("prompts: an axis sets the prompts; remove one of the two")
+    prompts = on_axis or read_prompts(request.prompts) or (samples.read_sample_prompts(run) if run else [])
+    if not prompts:
+        raise ValueError("prompts=null: give a list, as 'prompts=[a cat,a dog]', or a text file with one per line")
+    if too_long := [prompt for prompt in prompts if len(prompt) > MAX_PROMPT_CHARS]:
+        raise ValueError(f"prompts: one has {len(too_long[0])} characters; at most {MAX_PROMPT_CHARS} are supported")
+    return list(dict.fromkeys(prompts))
 
 
 def resolve_image_size(request: DictConfig, cfg: DictConfig) -> tuple[int, int]:
-    """Width and height in pixels; the model is request later what they are multiples of."""
+    """Width and height in pixels; whether the model supports them is checked once it is loaded."""
     side = request.resolution or cfg.get("resolution")
-    found = (request.width or side, request.height or side)
-    for option, pixels in zip(("width", "height"), found, strict=True):
+    size = (request.width or side, request.height or side)
+    for option, pixels in zip(("width", "height"), size, strict=True):
         if not pixels:
             raise ValueError(f"{option}=null: give resolution=PIXELS")
         if not 8 <= pixels <= MAX_SIDE:
             raise ValueError(f"{option}={pixels}: choose 8 to {MAX_SIDE} pixels")
         if pixels % 8:
             raise ValueError(f"{option}={pixels}: choose a multiple of 8, such as {max(8, round(pixels / 8) * 8)}")
-    return found
+    return size
 
 
 def check_cell_limits(cell: GridCell) -> None:
-    """What a picture's file could not say again."""
+    """Reject values that the metadata of an image cannot hold."""
     for option, value in {"strength": cell.strength, "guidance_scale": cell.guidance_scale}.items():
         if abs(value) > 1000:
             raise ValueError(f"{option}={value:g}: choose 1000 or less")

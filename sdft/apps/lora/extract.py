@@ -1,4 +1,4 @@
-"""The LoRA between two models: sdft extract base=FOLDER tuned=FOLDER rank=16"""
+"""Extract a LoRA from the difference of two models: sdft extract base=FOLDER tuned=FOLDER rank=16"""
 
 from pathlib import Path
 
@@ -19,32 +19,25 @@ def main(cfg):
     from rich.progress import track
 
     from sdft.apps.lora.lora_io import check_file_name, format_ranks, parse_dtype, save_lora_formats
-    from sdft.lora.merging import build_extract_metadata, extract_lora
-    from sdft.lora.merging import load_model_or_run as model_of
+    from sdft.lora.merging import build_extract_metadata, extract_lora, load_model_or_run
 
     check_file_name(cfg.name)
     parse_dtype(cfg.dtype)
-    base, tuned = model_of(cfg.base, "base"), model_of(cfg.tuned, "tuned")
+    base, tuned = load_model_or_run(cfg.base, "base"), load_model_or_run(cfg.tuned, "tuned")
     console = Console()
     targets = {part: cfg[key] for part, key in zip(("unet", "text_encoder"), TARGET_OPTIONS, strict=True)}
 
-    def told(names: list):
-        return track(names, "extract", console=console, disable=not console.is_terminal)
+    def track_layers(layers: list):
+        return track(layers, "extract", console=console, disable=not console.is_terminal)
 
-    made, share = extract_lora(base, tuned, cfg.rank, cfg.energy, targets, told)
-    layers = sum(len(found) for found in made.parts.values())
-    print(
-        f"layers   {layers}, rank {format_ranks(made.ranks)}: {made.energy_fraction:.4%} of the energy of what changed in them"
-    )
-    if share < 0.9999:
-        print(f"left     {1 - share:.4%} of all that changed lies in norms, biases or layers not asked for")
-    save_lora_formats(
-        made.parts,
-        Path(cfg.folder),
-        cfg.name,
-        build_extract_metadata(base, tuned, cfg.rank, cfg.energy, made.energy_fraction),
-        cfg.dtype,
-    )
+    result, fraction = extract_lora(base, tuned, cfg.rank, cfg.energy, targets, track_layers)
+    count = sum(len(layers) for layers in result.parts.values())
+    ranks = format_ranks(result.ranks)
+    print(f"layers   {count}, rank {ranks}: retains {result.energy_fraction:.4%} of the energy of their change")
+    if fraction < 0.9999:
+        print(f"omitted  {1 - fraction:.4%} of the total change: norms, biases and layers outside the targets")
+    metadata = build_extract_metadata(base, tuned, cfg.rank, cfg.energy, result.energy_fraction)
+    save_lora_formats(result.parts, Path(cfg.folder), cfg.name, metadata, cfg.dtype)
 
 
 if __name__ == "__main__":

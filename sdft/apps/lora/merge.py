@@ -1,12 +1,12 @@
-"""LoRA files taken into a model for good: sdft merge model=sd15 adapters=[FILE] to=merged.safetensors"""
+"""Merge LoRA files into a model: sdft merge model=sd15 adapters=[FILE] to=merged.safetensors"""
 
 from pathlib import Path
 
 from sdft.cli.entry_point import hydra_main
 
 
-def build_merged_model(asked):
-    """The model that the words name with the files in its weights, the files, and their strengths, 1 by default."""
+def build_merged_model(cfg):
+    """The model with the merged files, the files, and their weights (default 1)."""
     from hydra.utils import instantiate
 
     from sdft.apps.load_model import resolve_model_config
@@ -15,22 +15,20 @@ def build_merged_model(asked):
     from sdft.lora.file import read_lora_file
     from sdft.lora.merging import merge_lora_files
 
-    cfg, run = resolve_model_config(asked)
-    method = instantiate(cfg.method) if run else None
-    paths = [Path(str(path)) for path in asked.get("adapters") or []]
+    model_cfg, run = resolve_model_config(cfg)
+    method = instantiate(model_cfg.method) if run else None
+    paths = [Path(str(path)) for path in cfg.get("adapters") or []]
     if run and method.output_kind == "embedding":
-        raise ValueError(
-            f"run={run}: learned words, which are no change of weights; give the run of a LoRA or a pipeline"
-        )
+        raise ValueError(f"run={run}: textual inversion cannot be merged; give the run of a LoRA or a pipeline")
     result = find_result_folder(run, method) if run else None
-    model = instantiate(cfg.model)
+    model = instantiate(model_cfg.model)
     if run and method.output_kind == "pipeline":
         method.load(model, result)
     elif run:
         paths = [run]
-    weights = list(asked.weights) if asked.get("weights") is not None else [1.0] * len(paths)
-    among = [get_model_architecture(model)]
-    files = [read_lora_file(path, among) for path in paths]
+    weights = list(cfg.weights) if cfg.get("weights") is not None else [1.0] * len(paths)
+    architectures = [get_model_architecture(model)]
+    files = [read_lora_file(path, architectures) for path in paths]
     merge_lora_files(model, files, weights)
     return model, files, weights
 
@@ -43,22 +41,22 @@ def main(cfg):
     check_option_types(cfg, {"to": str, "dtype": str})
     to = Path(cfg.to).expanduser()
     if to.suffix in (".ckpt", ".pt", ".bin"):
-        raise ValueError(f"to={to}: a pickle can hold code; give NAME.safetensors, or a folder")
+        raise ValueError(f"to={to}: pickle formats can hold code; give NAME.safetensors or a folder")
     if to.exists():
-        raise ValueError(f"to={to}: is there already; give another name")
+        raise ValueError(f"to={to}: already exists; give another name")
     from sdft.apps.lora.lora_io import build_provenance, parse_dtype
     from sdft.lora.single_file import save_pipeline_folder, save_single_file
 
     dtype = parse_dtype(cfg.dtype)
     model, files, weights = build_merged_model(cfg)
-    told = build_provenance("merge", files, weights, base=Path(model.name).name, dtype=cfg.dtype)
+    provenance = build_provenance("merge", files, weights, base=Path(model.name).name, dtype=cfg.dtype)
     if to.suffix == ".safetensors":
-        save_single_file(model, to, dtype, told)
+        save_single_file(model, to, dtype, provenance)
     else:
-        save_pipeline_folder(model, to, dtype, told)
+        save_pipeline_folder(model, to, dtype, provenance)
     for weight, file in zip(weights, files, strict=True):
         print(f"{weight:<8g} {file.path}  ({file.file_format}, {len(file.layers)} layers)")
-    print(f"saved    {to}  ({'one file in the original layout' if to.suffix else 'a pipeline'}, {cfg.dtype})")
+    print(f"saved    {to}  ({'single file, original layout' if to.suffix else 'diffusers pipeline'}, {cfg.dtype})")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Several LoRA files as one: sdft mix adapters=[A,B] weights=[0.7,0.3]"""
+"""Mix several LoRA files into one: sdft mix adapters=[A,B] weights=[0.7,0.3]"""
 
 from pathlib import Path
 
@@ -36,23 +36,30 @@ def main(cfg):
     parse_dtype(cfg.dtype)
     weights = normalize_weights(None if cfg.weights is None else list(cfg.weights), len(cfg.adapters), cfg.weight_sum)
     files = read_lora_files(list(cfg.adapters), cfg.architecture)
-    made = mix_lora_files(files, weights, cfg.merge_method, cfg.rank)
+    result = mix_lora_files(files, weights, cfg.merge_method, cfg.rank)
     for weight, file in zip(weights, files, strict=True):
-        print(
-            f"{weight:<8g} {file.path}  ({file.file_format}, rank {format_ranks(sorted({y.rank for y in file.layers.values()}))})"
-        )
-    close = "exactly their sum" if made.lost_energy == 0 else f"{made.energy_fraction:.4%} of their sum's energy"
-    if cfg.merge_method == "linear":
-        close = f"off their weighted sum by {(made.lost_energy / (made.total_energy or 1)) ** 0.5:.1%} of its norm; merge_method=svd is nearer"
-    print(f"mix      {cfg.merge_method}, rank {format_ranks(made.ranks)}: {close}")
-    words = {
+        ranks = format_ranks(sorted({layer.rank for layer in file.layers.values()}))
+        print(f"{weight:<8g} {file.path}  ({file.file_format}, rank {ranks})")
+    print(
+        f"mix      {cfg.merge_method}, rank {format_ranks(result.ranks)}: {format_accuracy(result, cfg.merge_method)}"
+    )
+    settings = {
         "merge_method": cfg.merge_method,
         **({"rank": cfg.rank} if cfg.rank else {}),
-        "energy_fraction": round(made.energy_fraction, 6),
+        "energy_fraction": round(result.energy_fraction, 6),
     }
-    save_lora_formats(
-        made.parts, Path(cfg.folder), cfg.name, build_provenance("mix", files, weights, **words), cfg.dtype
-    )
+    provenance = build_provenance("mix", files, weights, **settings)
+    save_lora_formats(result.parts, Path(cfg.folder), cfg.name, provenance, cfg.dtype)
+
+
+def format_accuracy(result, merge_method: str) -> str:
+    """How close the mix is to the exact weighted sum."""
+    if merge_method == "linear":
+        error = (result.lost_energy / (result.total_energy or 1)) ** 0.5
+        return f"differs from the weighted sum by {error:.1%} of its norm; merge_method=svd is more accurate"
+    if result.lost_energy == 0:
+        return "exact weighted sum"
+    return f"retains {result.energy_fraction:.4%} of the energy of the weighted sum"
 
 
 if __name__ == "__main__":

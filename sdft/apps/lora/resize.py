@@ -1,4 +1,4 @@
-"""A LoRA file of a lower rank: sdft resize adapter=FILE rank=8"""
+"""Reduce the rank of a LoRA file: sdft resize adapter=FILE rank=8"""
 
 from pathlib import Path
 
@@ -27,15 +27,14 @@ def main(cfg):
     check_file_name(cfg.name)
     parse_dtype(cfg.dtype)
     (file,) = read_lora_files([cfg.adapter], cfg.architecture)
-    made = resize_lora_file(file, cfg.rank, cfg.energy)
-    before = sorted({layer.rank for layer in file.layers.values()})
-    print(f"rank     {format_ranks(before)} before, {format_ranks(made.ranks)} now")
-    print(f"kept     {made.energy_fraction:.4%} of the change's energy")
-    words = {"rank": cfg.rank} if cfg.rank else {"energy": cfg.energy}
-    metadata = file.metadata | build_provenance(
-        "resize", [file], **words, energy_fraction=round(made.energy_fraction, 6)
-    )
-    save_lora_formats(made.parts, Path(cfg.folder), cfg.name, metadata, cfg.dtype)
+    result = resize_lora_file(file, cfg.rank, cfg.energy)
+    ranks = sorted({layer.rank for layer in file.layers.values()})
+    print(f"rank     {format_ranks(ranks)} -> {format_ranks(result.ranks)}")
+    print(f"retains  {result.energy_fraction:.4%} of the energy of the change")
+    settings = {"rank": cfg.rank} if cfg.rank else {"energy": cfg.energy}
+    settings["energy_fraction"] = round(result.energy_fraction, 6)
+    metadata = file.metadata | build_provenance("resize", [file], **settings)
+    save_lora_formats(result.parts, Path(cfg.folder), cfg.name, metadata, cfg.dtype)
 
 
 if __name__ == "__main__":

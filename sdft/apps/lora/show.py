@@ -1,4 +1,4 @@
-"""What is in a LoRA file: sdft show adapter=FILE"""
+"""Print a summary of a LoRA file: sdft show adapter=FILE"""
 
 from sdft.cli.entry_point import hydra_main
 

@@ -1,4 +1,4 @@
-"""From one picture to another: sdft morph model=sd15 'images=[a.jpg,b.jpg]' 'prompts=[a cat,a dog]'"""
+"""Morph one image into another (DiffMorpher): sdft morph model=sd15 'images=[a.jpg,b.jpg]' 'prompts=[a cat,a dog]'"""
 
 import json
 import sys
@@ -32,39 +32,42 @@ def main(cfg):
     from sdft.config import check_config, check_option_types
 
     check_config(cfg)
-    check_option_types(cfg, {word: hint for word, hint in OPTION_TYPES.items() if cfg[word] is not None})
-    for word, (least, most) in OPTION_LIMITS.items():
-        if not least <= cfg[word] <= most:
-            raise ValueError(f"{word}={cfg[word]}: choose from {least} to {most}")
+    check_option_types(cfg, {option: hint for option, hint in OPTION_TYPES.items() if cfg[option] is not None})
+    for option, (minimum, maximum) in OPTION_LIMITS.items():
+        if not minimum <= cfg[option] <= maximum:
+            raise ValueError(f"{option}={cfg[option]}: choose from {minimum} to {maximum}")
     from sdft.apps.morph.image_pair import read_image_pair, resize_to_common_size
     from sdft.apps.morph.video import PYAV_HINT, can_write_mp4
     from sdft.data.prompts import read_prompts
 
-    recipe, precision = instantiate(cfg.recipe), instantiate(cfg.precision)
-    given = read_image_pair(cfg.images, read_prompts(cfg.prompts))
-    eye = build_perceptual_metric(cfg, recipe)
+    settings, precision = instantiate(cfg.settings), instantiate(cfg.precision)
+    originals = read_image_pair(cfg.images, read_prompts(cfg.prompts))
+    metric = build_perceptual_metric(cfg, settings)
     model = load_base_model(cfg)
-    pictures, lines = resize_to_common_size(given, model, cfg.resolution)
-    print("\n".join(f"images   {line}" for line in lines or [f"{p.name}: {p.caption}" for p in pictures]), flush=True)
-    morph = build_diffmorpher(cfg, model, pictures, recipe, precision)
-    films = generate_sequences(morph, recipe.ablations() if cfg.compare else {"all parts": recipe}, cfg.frames, eye)
-    write_results(morph, films, Path(cfg.folder), cfg, eye)
+    images, changes = resize_to_common_size(originals, model, cfg.resolution)
+    lines = changes or [f"{image.name}: {image.caption}" for image in images]
+    print("\n".join(f"images   {line}" for line in lines), flush=True)
+    morpher = build_diffmorpher(cfg, model, images, settings, precision)
+    variants = settings.list_ablations() if cfg.compare else {"all parts": settings}
+    sequences = generate_sequences(morpher, variants, cfg.frames, metric)
+    write_results(morpher, sequences, Path(cfg.folder), cfg, metric)
     if not can_write_mp4():
         print(f"warning  {PYAV_HINT}", file=sys.stderr)
 
 
-def build_perceptual_metric(cfg, recipe):
-    """The judge of distances, or None; refused before anything takes time."""
+def build_perceptual_metric(cfg, settings):
+    """The metric of `perceptual`, or None; raises `ValueError` before anything takes time."""
+    from sdft.distributed import select_device
     from sdft.evaluation.metrics.lpips import Lpips, load_embedded_perceptual
-    from sdft.training.strategy import select_device
 
     name = cfg.perceptual
     if name == "auto":
         name = "tiny-clip" if cfg.model.get("name") == "tiny-sd" else "alex"
     if name == "none":
-        if recipe.frame_spacing == "even":
+        if settings.frame_spacing == "even":
             raise ValueError(
-                "perceptual=none frame_spacing=even: needs an eye; choose frame_spacing=uniform, or perceptual=alex"
+                "perceptual=none frame_spacing=even: even spacing requires a perceptual metric; "
+                "choose frame_spacing=uniform, or perceptual=alex"
             )
         return None
     device = select_device(cfg.accelerator)
@@ -72,17 +75,17 @@ def build_perceptual_metric(cfg, recipe):
 
 
 def load_base_model(cfg):
-    """The base, without the adapters of the two pictures."""
+    """Load the base model, without the adapters of the two images."""
     from omegaconf import OmegaConf
 
     from sdft.apps.load_model import open_model
 
-    asked = OmegaConf.create({word: value for word, value in cfg.items() if word != "adapters"})
-    return open_model(asked).model
+    request = OmegaConf.create({option: value for option, value in cfg.items() if option != "adapters"})
+    return open_model(request).model
 
 
-def build_diffmorpher(cfg, model, pictures, recipe, precision):
-    """The model with an adapter of each picture: given, found, or learned now."""
+def build_diffmorpher(cfg, model, images, settings, precision):
+    """Add one adapter per image to the model: from `adapters`, from the cache, or trained now."""
     from hydra.utils import instantiate
 
     from sdft.apps.morph.ddim_inversion import DDIM
@@ -91,67 +94,73 @@ def build_diffmorpher(cfg, model, pictures, recipe, precision):
     from sdft.lora.scaling import load_adapters
 
     ddim, device = DDIM.from_model(model, cfg.ddim_steps), model.unet.device
-    if recipe.lora == "none":
-        return DiffMorpher(model, ddim, pictures, None, cfg.inversion_iterations)
+    if settings.lora == "none":
+        return DiffMorpher(model, ddim, images, None, cfg.inversion_iterations)
     if cfg.adapters is not None:
         files = [Path(file).expanduser() for file in cfg.adapters]
         if len(files) != 2:
-            raise ValueError(f"adapters={list(cfg.adapters)}: {len(files)} given; give two, as [A,B]")
+            raise ValueError(f"adapters={list(cfg.adapters)}: got {len(files)}; give two, as [A,B]")
     else:
-        portrait, place = instantiate(cfg.portrait), Path(cfg.adapter_cache)
+        trainer, cache_folder = instantiate(cfg.single_image), Path(cfg.adapter_cache)
         precision.check_accelerator("cpu" if device.type == "cpu" else "gpu")
         model.cpu()
         files = []
-        for picture in pictures:
-            kept = portrait.load_or_train(model, picture, precision, cfg.accelerator, place)
-            how = f"learned in {kept.seconds:.0f} s" if kept.seconds else "learned before"
-            print(f"adapter  {kept.folder} ({how})", flush=True)
-            files.append(kept.folder)
+        for image in images:
+            adapter = trainer.load_or_train(model, image, precision, cfg.accelerator, cache_folder)
+            origin = f"trained in {adapter.seconds:.0f} s" if adapter.seconds else "cached"
+            print(f"adapter  {adapter.folder} ({origin})", flush=True)
+            files.append(adapter.folder)
         model.to(device)
     names = load_adapters(model, files)
-    return DiffMorpher(model, ddim, pictures, AdapterInterpolator(model, names, recipe.lora), cfg.inversion_iterations)
+    interpolator = AdapterInterpolator(model, names, settings.lora)
+    return DiffMorpher(model, ddim, images, interpolator, cfg.inversion_iterations)
 
 
-def generate_sequences(morph, recipes, count: int, eye):
-    """A film by each recipe, with a bar."""
+def generate_sequences(morpher, variants, count: int, metric):
+    """Generate one frame sequence per settings in `variants`, with a progress bar."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console()
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("frames", total=sum(morph.count_predictions(recipe, count) for recipe in recipes.values()))
-        morph.on_predictions = lambda made: bar.advance(task, made)
-        return {name: morph.film(recipe, count, eye and eye.distances) for name, recipe in recipes.items()}
+        total = sum(morpher.count_predictions(settings, count) for settings in variants.values())
+        task = bar.add_task("frames", total=total)
+        morpher.on_predictions = lambda predictions: bar.advance(task, predictions)
+        compute_distances = metric and metric.compute_distances
+        return {
+            name: morpher.generate_sequence(settings, count, compute_distances) for name, settings in variants.items()
+        }
 
 
-def write_results(morph, films, folder: Path, cfg, eye) -> None:
-    """Frames, films, strip and scores as files, and the scores in lines."""
+def write_results(morpher, sequences, folder: Path, cfg, metric) -> None:
+    """Write frames, videos, strip and scores, and print the scores."""
     from sdft.apps.morph.video import can_write_mp4, draw_comparison_strip, write_frames, write_gif, write_mp4
     from sdft.runs.files import atomic_write
 
-    first, scores = next(iter(films.values())), {name: film.compute_scores() for name, film in films.items()}
-    limit = dict(zip(("PSNR first", "PSNR last"), morph.compute_autoencoder_psnr(), strict=True))
+    first = next(iter(sequences.values()))
+    scores = {name: sequence.compute_scores() for name, sequence in sequences.items()}
+    limit = dict(zip(("PSNR first", "PSNR last"), morpher.compute_autoencoder_psnr(), strict=True))
     write_frames(first.frames, folder / "frames")
     write_gif(first.frames, folder / "morph.gif", cfg.fps)
     if can_write_mp4():
         write_mp4(first.frames, folder / "morph.mp4", cfg.fps)
     with atomic_write(folder / "strip.png") as file:
-        draw_comparison_strip(films).save(file, format="PNG")
-    about = {"perceptual": eye and eye.name, "autoencoder": limit, "scores": scores, "alphas": first.alphas}
-    about |= {
+        draw_comparison_strip(sequences).save(file, format="PNG")
+    report = {"perceptual": metric and metric.name, "autoencoder": limit, "scores": scores, "alphas": first.alphas}
+    report |= {
         "distances": first.distances,
         "endpoint_distances": first.endpoint_distances,
         "images": list(cfg.images),
-        "prompts": [p.caption for p in morph.pictures],
+        "prompts": [image.caption for image in morpher.images],
     }
     with atomic_write(folder / "scores.json") as file:
-        file.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if eye:
-        print(f"distance {eye.name}: PPL is their sum from picture to picture, PDV their variance between frames")
+        file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if metric:
+        print(f"distance {metric.name}: PPL is the sum between consecutive images, PDV the variance between frames")
     width = max(map(len, [*scores, "autoencoder"]))
     for name, row in {"autoencoder": limit, **scores}.items():
         print(f"scores   {name:<{width}}  " + "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
-    print(f"look     {folder}/morph.gif" + (f", {folder}/strip.png" if cfg.compare else ""))
+    print(f"images   {folder}/morph.gif" + (f", {folder}/strip.png" if cfg.compare else ""))
 
 
 if __name__ == "__main__":

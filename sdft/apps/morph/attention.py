@@ -1,4 +1,4 @@
-"""Self-attention between two pictures: keys and values of both, recorded and mixed, in place of one's own (DiffMorpher, 2023)."""
+"""Self-attention interpolation: mix keys and values recorded from two endpoint images (DiffMorpher, 2023)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,51 +7,51 @@ from torch import Tensor, nn
 
 from sdft.apps.morph.interpolation import lerp
 
-KEY_VALUE_LAYERS = ("attn1.to_k", "attn1.to_v")  # attn1 attends to the picture itself, attn2 to its words
+KEY_VALUE_LAYERS = ("attn1.to_k", "attn1.to_v")  # attn1 is self-attention, attn2 cross-attention to the prompt
 
 
 class SharedAttention:
-    """Over the decoder of a UNet, whose self-attention carries looks more than layout; works with any attention kernel.
+    """Hooks on the self-attention of the UNet's decoder, which carries appearance more than layout; any attention kernel works.
 
-    Outside `recording` and `mixing` the network is as it was. Adapters have to be in it before this is made.
+    Outside `record_endpoint` and `mix_endpoints` the network is unchanged. Add adapters to the UNet before creating it.
     """
 
     def __init__(self, unet: nn.Module):
-        self.ends: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+        self.endpoints: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
         self.record: int | None = None
-        self.share: float | None = None
+        self.alpha: float | None = None
         layers = {n: m for n, m in unet.up_blocks.named_modules() if n.endswith(KEY_VALUE_LAYERS)}
         if not layers:
             raise ValueError("attention: the UNet's decoder has no self-attention; choose attention=0")
-        self.hooks = [layer.register_forward_hook(self.hook(name)) for name, layer in layers.items()]
+        self.hooks = [layer.register_forward_hook(self.build_hook(name)) for name, layer in layers.items()]
 
-    def hook(self, name: str):
-        def act(_, given, output: Tensor) -> Tensor | None:
+    def build_hook(self, name: str):
+        def record_or_mix(_module, _inputs, output: Tensor) -> Tensor | None:
             if self.record is not None:
-                self.ends[self.record][name] = output
-            if self.share is not None:
-                return lerp(self.ends[0][name], self.ends[1][name], self.share)
+                self.endpoints[self.record][name] = output
+            if self.alpha is not None:
+                return lerp(self.endpoints[0][name], self.endpoints[1][name], self.alpha)
             return None
 
-        return act
+        return record_or_mix
 
     @contextmanager
-    def recording(self, end: int) -> Iterator[None]:
-        """What the network computes now is what end 0 or 1 has to give."""
-        self.record = end
+    def record_endpoint(self, index: int) -> Iterator[None]:
+        """Record keys and values of forward passes as those of endpoint 0 or 1."""
+        self.record = index
         try:
             yield
         finally:
             self.record = None
 
     @contextmanager
-    def mixing(self, share: float) -> Iterator[None]:
-        """The network now attends to what both ends gave, (1 - share, share)."""
-        self.share = share
+    def mix_endpoints(self, alpha: float) -> Iterator[None]:
+        """Replace keys and values by (1 - alpha) times those of endpoint 0 plus alpha times those of endpoint 1."""
+        self.alpha = alpha
         try:
             yield
         finally:
-            self.share = None
+            self.alpha = None
 
     def remove(self) -> None:
         for hook in self.hooks:

@@ -1,4 +1,4 @@
-"""DDIM as a path through noise levels that is walked both ways (Song et al., 2021), whatever sampler a checkpoint ships."""
+"""DDIM sampling and inversion (Song et al., 2021), independent of the scheduler that a checkpoint ships."""
 
 from collections.abc import Callable
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 from sdft.models.stable_diffusion import StableDiffusion
 
-MAX_DDIM_STEPS = 500  # steps; of a thousand levels each is then the second
+MAX_DDIM_STEPS = 500  # steps; every second one of 1000 timesteps
 
 PredictFunction = Callable[[Tensor, Tensor], Tensor]  # latents and timestep `[]` to noise or velocity
 
 
 class DDIM:
-    """`steps` equal strides over the timesteps, from the second one on; the clean end is the first level of the schedule, not 1.
+    """`steps` equal strides over the timesteps, starting at timestep 1; the clean end has alpha_cumprod[0], not 1.
 
-    One stride down is linear in the latents and in what the UNet says of them: x' = p x + q u. The way up solves it for x,
-    where u is asked at the only latents that are known, those below.
+    A denoising step is linear in the latents x and the UNet output u: x' = p x + q u. Inversion solves it for x, with u
+    predicted at x', as x is unknown.
     """
 
     def __init__(self, alphas_cumprod: Tensor, prediction_type: str, steps: int):
@@ -31,30 +31,30 @@ class DDIM:
     def from_model(cls, model: StableDiffusion, steps: int) -> "DDIM":
         return cls(model.alphas_cumprod, model.prediction_type, steps)
 
-    def factors(self, step: int) -> tuple[float, float]:
+    def compute_factors(self, step: int) -> tuple[float, float]:
         """p and q of the stride from level `step` + 1 to `step`."""
-        there, here = self.levels[step], self.levels[step + 1]
-        signal, sigma, less = here**0.5, (1 - here) ** 0.5, (1 - there) ** 0.5
+        target, source = self.levels[step], self.levels[step + 1]
+        signal, sigma, target_sigma = source**0.5, (1 - source) ** 0.5, (1 - target) ** 0.5
         if self.velocity:  # x0 = signal x - sigma v, noise = sigma x + signal v
-            return there**0.5 * signal + less * sigma, less * signal - there**0.5 * sigma
-        ratio = (there / here) ** 0.5
-        return ratio, less - ratio * sigma
+            return target**0.5 * signal + target_sigma * sigma, target_sigma * signal - target**0.5 * sigma
+        ratio = (target / source) ** 0.5
+        return ratio, target_sigma - ratio * sigma
 
     def denoise_step(self, latents: Tensor, output: Tensor, step: int) -> Tensor:
-        p, q = self.factors(step)
+        p, q = self.compute_factors(step)
         return p * latents + q * output
 
     def invert_step(self, latents: Tensor, output: Tensor, step: int) -> Tensor:
-        p, q = self.factors(step)
+        p, q = self.compute_factors(step)
         return (latents - q * output) / p
 
     def invert(self, predict: PredictFunction, latents: Tensor, inversion_iterations: int = 0) -> Tensor:
-        """Clean latents to the noise that they come from; `inversion_iterations` asks again at the latents found, so often each stride."""
+        """Clean latents to noise; `inversion_iterations` fixed-point iterations refine each step."""
         for step, timestep in enumerate(self.timesteps):
-            found = latents
+            noisier = latents
             for _ in range(1 + inversion_iterations):
-                found = self.invert_step(latents, predict(found, timestep), step)
-            latents = found
+                noisier = self.invert_step(latents, predict(noisier, timestep), step)
+            latents = noisier
         return latents
 
     def sample(self, predict: PredictFunction, latents: Tensor) -> Tensor:

@@ -1,29 +1,29 @@
-"""What lies between two latents, and how far apart alphas of the way have to be to look equally far (DiffMorpher, 2023)."""
+"""Interpolation between two latents, and positions with equal perceptual distances (DiffMorpher, 2023)."""
 
 import numpy as np
 from torch import Tensor
 
-MIN_ANGLE = 1e-4  # radians, below which an arc is a line
+MIN_ANGLE = 1e-4  # radians; slerp is lerp below
 
 
-def lerp(one: Tensor, other: Tensor, share: float) -> Tensor:
-    return (1 - share) * one + share * other
+def lerp(one: Tensor, other: Tensor, alpha: float) -> Tensor:
+    return (1 - alpha) * one + alpha * other
 
 
-def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:
-    """Along the arc between two tensors seen as vectors (Shoemake, 1985): equal norms are kept on the whole way."""
+def slerp(one: Tensor, other: Tensor, alpha: float) -> Tensor:
+    """Spherical interpolation of two tensors as vectors (Shoemake, 1985): preserves equal norms."""
     cosine = (one.double() * other.double()).sum() / (one.double().norm() * other.double().norm())
     angle = cosine.clamp(-1, 1).acos()
     if angle < MIN_ANGLE:
-        return lerp(one, other, share)
-    weights = ((1 - share) * angle).sin() / angle.sin(), (share * angle).sin() / angle.sin()
+        return lerp(one, other, alpha)
+    weights = ((1 - alpha) * angle).sin() / angle.sin(), (alpha * angle).sin() / angle.sin()
     return (weights[0] * one + weights[1] * other).to(one.dtype)
 
 
-def adain(latents: Tensor, one: Tensor, other: Tensor, share: float) -> Tensor:
-    """`latents` `[1, 4, h, w]` with each channel's mean and deviation between those of two others (Huang & Belongie, 2017)."""
+def adain(latents: Tensor, one: Tensor, other: Tensor, alpha: float) -> Tensor:
+    """Give `latents` `[1, 4, h, w]` per-channel mean and deviation interpolated between two others (Huang & Belongie, 2017)."""
     (mean, std), (mean_1, std_1), (mean_2, std_2) = (compute_channel_statistics(x) for x in (latents, one, other))
-    return (latents - mean) / std * lerp(std_1, std_2, share) + lerp(mean_1, mean_2, share)
+    return (latents - mean) / std * lerp(std_1, std_2, alpha) + lerp(mean_1, mean_2, alpha)
 
 
 def compute_channel_statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,14 +32,14 @@ def compute_channel_statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def space_evenly(alphas: list[float], distances: list[float], count: int) -> list[float]:
-    """`count` alphas between which equally much changes, by the `distances` of neighbours in `alphas`; the ends stay.
+    """`count` alphas with equal distances between neighbours, from the `distances` of neighbours in `alphas`; the ends are fixed.
 
-    LPIPS and its like are squared distances of features, which do not add up along a path; their roots do, and are its length.
+    LPIPS and similar metrics are squared feature distances, which do not add up along a path; their square roots do.
     """
     lengths = np.sqrt(np.clip(np.asarray(distances, dtype=float), 0, None))
-    along = np.concatenate([[0.0], np.cumsum(lengths)])
-    if along[-1] == 0:
+    arc_length = np.concatenate([[0.0], np.cumsum(lengths)])
+    if arc_length[-1] == 0:
         return np.linspace(alphas[0], alphas[-1], count).tolist()
-    found = np.interp(np.linspace(0, along[-1], count), along, alphas)
-    found[0], found[-1] = alphas[0], alphas[-1]
-    return found.tolist()
+    spaced = np.interp(np.linspace(0, arc_length[-1], count), arc_length, alphas)
+    spaced[0], spaced[-1] = alphas[0], alphas[-1]
+    return spaced.tolist()

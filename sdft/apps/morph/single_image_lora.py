@@ -1,4 +1,4 @@
-"""A LoRA of one picture, learned once and kept: the same picture, words, base and settings find it again."""
+"""Train a LoRA on a single image, cached by image, caption, base model and settings."""
 
 import copy
 import json
@@ -17,13 +17,13 @@ from sdft.runs.hashing import hash_weights
 from sdft.training.precision import Precision
 from sdft.training.strategy import Strategy
 
-COMPLETE_MARKER = "learned.json"  # written last; without it nothing was learned to the end
-ADAPTER_NAME = "one-picture"
+COMPLETE_MARKER = "adapter.json"  # written last; without it training did not finish
+ADAPTER_NAME = "single-image"
 
 
 @dataclass
 class SingleImageTrainer:
-    """How a picture is learned by heart: the UNet's attention alone, at each timestep as likely, without a weighting.
+    """Train the UNet's attention on one image, with uniform timesteps and no loss weighting.
 
     The defaults are DiffMorpher's (Zhang et al., 2023).
     """
@@ -40,45 +40,45 @@ class SingleImageTrainer:
         if self.lr <= 0:
             raise ValueError(f"lr={self.lr}: choose more than 0; 2e-4 is usual")
 
-    def settings(self, base: StableDiffusion, picture: CaptionedImage, precision: Precision) -> dict:
-        """All that the adapter depends on; `base` is as it came, without adapters."""
-        source = SingleImageDataset(picture)
+    def collect_settings(self, base: StableDiffusion, image: CaptionedImage, precision: Precision) -> dict:
+        """Everything the adapter depends on; `base` has no adapters."""
+        source = SingleImageDataset(image)
         facts = {"base": hash_weights(base), "prediction": base.prediction_type, "prompt_chunks": base.prompt_chunks}
-        shown = {"picture": source.digest(0), "size": list(picture.image.size), "caption": picture.caption}
-        return {**asdict(self), **facts, **shown, "precision": precision.compute_dtype}
+        data = {"image": source.digest(0), "size": list(image.image.size), "caption": image.caption}
+        return {**asdict(self), **facts, **data, "precision": precision.compute_dtype}
 
     def load_or_train(
-        self, base: StableDiffusion, picture: CaptionedImage, precision: Precision, accelerator: str, place: Path
+        self, base: StableDiffusion, image: CaptionedImage, precision: Precision, accelerator: str, cache_folder: Path
     ) -> "CachedAdapter":
-        """The adapter of `picture` at its own size, which the model takes, in a folder of `place`; `base` stays as it is."""
-        settings = self.settings(base, picture, precision)
-        folder = place / self.name(settings)
+        """Adapter of `image`, at a size that the model supports, in a subfolder of `cache_folder`; `base` is unchanged."""
+        settings = self.collect_settings(base, image, precision)
+        folder = cache_folder / self.format_name(settings)
         if (folder / COMPLETE_MARKER).is_file():
             return CachedAdapter(folder, 0.0)
-        began = time.perf_counter()
-        method, model = self.method(), copy.deepcopy(base).cpu()
-        self.fit(model, method, picture, precision, Strategy(accelerator=accelerator, devices=1))
+        start = time.perf_counter()
+        method, model = self.build_method(), copy.deepcopy(base).cpu()
+        self.train_adapter(model, method, image, precision, Strategy(accelerator=accelerator, devices=1))
         method.save(model, folder, ADAPTER_NAME)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         with atomic_write(folder / COMPLETE_MARKER) as file:
             file.write_text(json.dumps(settings | {"seconds": round(seconds, 1)}, indent=1, ensure_ascii=False) + "\n")
         return CachedAdapter(folder, seconds)
 
     @staticmethod
-    def name(settings: dict) -> str:
+    def format_name(settings: dict) -> str:
         from sdft.models.image_cache import format_folder_name
 
         return format_folder_name(settings["caption"], settings)
 
-    def method(self):
+    def build_method(self):
         from sdft.methods.lora import LoRA
 
         return LoRA(self.rank, self.rank, text_encoder=False)
 
-    def fit(
-        self, model: StableDiffusion, method, picture: CaptionedImage, precision: Precision, strategy: Strategy
+    def train_adapter(
+        self, model: StableDiffusion, method, image: CaptionedImage, precision: Precision, strategy: Strategy
     ) -> None:
-        """The project's own step, stream and loop, without the files of a run."""
+        """Train with the regular dataset, loss and trainer, without the files of a run."""
         from sdft.data.datamodule import TrainingDataModule
         from sdft.losses.diffusion import DiffusionLoss
         from sdft.training.callbacks.metrics import TrainingMetrics
@@ -87,15 +87,15 @@ class SingleImageTrainer:
         from sdft.training.module import DiffusionModule
         from sdft.training.trainer import build_lightning_trainer
 
-        method.check(model, [picture.caption])
+        method.check(model, [image.caption])
         optimizer = partial(torch.optim.AdamW, lr=self.lr, weight_decay=1e-2)
         rates = dict.fromkeys(model.parts, self.lr)
-        about = {"lr": rates, "compute_dtype": precision.dtype, "seed": self.seed}
-        module = DiffusionModule(model, method, DiffusionLoss("none"), optimizer, LRSchedule("constant"), **about)
+        options = {"lr": rates, "compute_dtype": precision.dtype, "seed": self.seed}
+        module = DiffusionModule(model, method, DiffusionLoss("none"), optimizer, LRSchedule("constant"), **options)
         model.to(strategy.device())
-        samples, training_metrics = self.samples(model, picture), TrainingMetrics(max(1, self.steps // 20))
+        samples, training_metrics = self.build_samples(model, image), TrainingMetrics(max(1, self.steps // 20))
         trainer = build_lightning_trainer(
-            **strategy.trainer(),
+            **strategy.trainer_kwargs(),
             precision=precision.lightning_precision,
             max_steps=self.steps,
             logger=False,
@@ -106,11 +106,11 @@ class SingleImageTrainer:
             trainer.fit(module, TrainingDataModule(samples, 1))
         if module.skipped_steps:
             raise ValueError(
-                f"lr={self.lr}: {int(module.skipped_steps)} of {self.steps} gradients were no number; choose a lower lr"
+                f"lr={self.lr}: NaN/Inf gradients in {int(module.skipped_steps)} of {self.steps} steps; choose a lower lr"
             )
 
-    def samples(self, model: StableDiffusion, picture: CaptionedImage):
-        """The picture's stream, with its latents and its words computed once."""
+    def build_samples(self, model: StableDiffusion, image: CaptionedImage):
+        """Training samples of the image, with cached latents and text contexts."""
         from sdft.data.latent_cache import (
             TensorCache,
             build_context_encoder,
@@ -121,42 +121,42 @@ class SingleImageTrainer:
         )
         from sdft.data.training_samples import DataSettings
 
-        samples = DataSettings(max(picture.image.size), seed=self.seed, max_upscale=0).samples(
-            SingleImageDataset(picture), model
+        samples = DataSettings(max(image.image.size), seed=self.seed, max_upscale=0).build_dataset(
+            SingleImageDataset(image), model
         )
-        samples.sizes = [picture.image.size]
-        stores = TensorCache(None), TensorCache(None)
-        compute_missing(stores[0], list_required_latents([samples]), build_latent_encoder(model), "latents")
-        compute_missing(stores[1], list_required_contexts([samples]), build_context_encoder(model), "captions")
-        samples.latents, samples.contexts = stores
+        samples.sizes = [image.image.size]
+        caches = TensorCache(None), TensorCache(None)
+        compute_missing(caches[0], list_required_latents([samples]), build_latent_encoder(model), "latents")
+        compute_missing(caches[1], list_required_contexts([samples]), build_context_encoder(model), "captions")
+        samples.latents, samples.contexts = caches
         return samples
 
 
 @dataclass
 class CachedAdapter:
-    """A folder with an adapter, and the seconds that it took now: 0 when it was there."""
+    """A folder with an adapter, and the seconds of its training, 0 if it was cached."""
 
     folder: Path
     seconds: float
 
 
 class SingleImageDataset(ImageDataset):
-    """One picture."""
+    """Dataset of one image."""
 
-    def __init__(self, picture: CaptionedImage):
-        self.picture_of_it = picture
+    def __init__(self, sample: CaptionedImage):
+        self.sample = sample
 
     def __len__(self):
         return 1
 
     def __getitem__(self, index: int) -> CaptionedImage:
-        return self.picture_of_it
+        return self.sample
 
     def sizes(self) -> list[tuple[int, int]]:
-        return [self.picture_of_it.image.size]
+        return [self.sample.image.size]
 
     def captions(self) -> list[str]:
-        return [self.picture_of_it.caption]
+        return [self.sample.caption]
 
     def describe(self) -> str:
-        return self.picture_of_it.name
+        return self.sample.name

@@ -1,4 +1,4 @@
-"""A run's result for others, as a folder or on the hub: sdft publish run=FOLDER to=USER/NAME"""
+"""Publish a run's result as a folder or on the Hugging Face Hub: sdft publish run=FOLDER to=USER/NAME"""
 
 from pathlib import Path
 
@@ -19,18 +19,16 @@ def main(cfg):
     from sdft.evaluation.request import find_newest_run
 
     if cfg.push and not cfg.to:
-        raise ValueError("push=true: give to=USER/NAME with it")
+        raise ValueError("push=true: needs to=USER/NAME")
     if cfg.push and not cfg.license:
-        raise ValueError(f"push=true: no license; give license=… with it, one of {', '.join(LICENSES.split())}")
+        raise ValueError(f"push=true: needs license=…; choose one of {', '.join(LICENSES.split())}")
     run = Path(cfg.run).expanduser() if cfg.run else find_newest_run()
     folder = write_publication(PublishRequest(run, cfg.to, cfg.license, cfg.best, cfg.captions))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
     print(f"folder   {folder}/ ({size:.1f} MB)")
     if not cfg.license:
-        print(
-            f"license  none; before others may use it, choose license=… of {', '.join(LICENSES.split()[:5])} and more"
-        )
-    print(f"look     {folder / 'README.md'}")
+        print(f"license  none; others may not use the result, choose license=… of {', '.join(LICENSES.split()[:5])}, …")
+    print(f"card     {folder / 'README.md'}")
     if cfg.push:
         print(f"hub      {upload_folder(folder, cfg.to, cfg.private, f'{run.parent.name} of sdft')}")
     else:

@@ -1,4 +1,4 @@
-"""The sections of a published card: licence, trigger words, data, scores, settings, and use in other tools."""
+"""Sections of a published model card: license, trigger words, training data, scores, settings, and use in other tools."""
 
 import re
 from pathlib import Path
@@ -6,106 +6,111 @@ from pathlib import Path
 from sdft.runs.files import read_json
 from sdft.training.export.model_card import format_inline_code
 
-LISTED_OPTIONS = """method rank alpha lr text_encoder_lr steps epochs batch_size gradient_accumulation_steps optimizer schedule warmup weighting snr_gamma
+LISTED_OPTIONS = """method rank alpha lr text_encoder_lr steps epochs batch_size gradient_accumulation_steps optimizer schedule
+    warmup weighting snr_gamma
     loss noise_offset input_perturbation caption_dropout resolution crop flip caption_template precision ema seed"""
 
 
 def render_license_section(license: str | None, base: str) -> str:
     if license:
-        return f"License: {format_inline_code(license)}. The base, {format_inline_code(base)}, has a license of its own, which goes on to hold."
-    return "**No license was chosen**, so nobody but its author may use it."
+        base = format_inline_code(base)
+        return f"License: {format_inline_code(license)}. The license of the base model, {base}, also applies."
+    return "**No license**: only the author may use this model."
 
 
-def render_trigger_section(words: list[str]) -> list[str]:
-    if not words:
+def render_trigger_section(triggers: list[str]) -> list[str]:
+    if not triggers:
         return []
-    return [f"## Trigger words\n\nWrite {' or '.join(map(format_inline_code, words))} into the prompt."]
+    return [f"## Trigger words\n\nUse {' or '.join(map(format_inline_code, triggers))} in the prompt."]
 
 
-def render_data_section(run: Path, facts: dict, captions: bool) -> str:
-    """Numbers, and the most frequent words on request; no file's name and no caption."""
+def render_data_section(run: Path, record: dict, captions: bool) -> str:
+    """Statistics of the training data, with the most frequent caption words if `captions`; no file names, no captions."""
     data = read_json(run / "data.json")
     low, high = data.get("sides", [0, 0])
     sides = f"{low} to {high}" if low < high else f"{low}"
     lines = [
-        f"{pluralize(facts['images'], 'picture')} with sides of {sides} px, learned at {facts['resolution']} px, each seen "
-        f"{pluralize(facts['epochs'], 'time')}; {pluralize(data.get('captions', 0), 'caption')}, "
-        f"{data.get('unique captions', 0)} different."
+        f"{pluralize(record['images'], 'image')} with sides of {sides} px, trained at {record['resolution']} px for "
+        f"{pluralize(record['epochs'], 'epoch')}; {pluralize(data.get('captions', 0), 'caption')}, "
+        f"{data.get('unique captions', 0)} unique."
     ]
-    if facts.get("class_images"):
-        lines.append(f"Beside them {facts['class_images']} pictures of the class, so that it stays what it was.")
-    if captions and (words := data.get("frequent words")):
-        lines.append("Most frequent words: " + ", ".join(map(format_inline_code, words)) + ".")
-    return "## Trained on\n\n" + "\n".join(lines)
+    if record.get("num_class_images"):
+        lines.append(f"Prior preservation with {record['num_class_images']} class images.")
+    if captions and (terms := data.get("frequent words")):
+        lines.append("Most frequent words: " + ", ".join(map(format_inline_code, terms)) + ".")
+    return "## Training data\n\n" + "\n".join(lines)
 
 
 def render_scores_section(run: Path, folder: Path) -> list[str]:
-    """A table a group of prompts: the base, what was learned, and the same score of real pictures."""
-    found = read_json(run / "evaluation" / "scores.json")
-    if not found:
+    """One table per prompt group: the scores of the base, of the trained models, and of real images."""
+    report = read_json(run / "evaluation" / "scores.json")
+    if not report:
         return []
-    states, tables = found["states"], []
-    for group, metrics in found["metrics"].items():
-        reference = found.get("reference", {}).get(group, {})
-        labels = [state["label"] for state in states] + (["real pictures"] if reference else [])
+    states, tables = report["states"], []
+    for group, metrics in report["metrics"].items():
+        reference = report.get("reference", {}).get(group, {})
+        labels = [state["label"] for state in states] + (["real images"] if reference else [])
         rows = [
             [
-                format_inline_code(name) + {True: " ↑", False: " ↓"}.get(about["higher_is_better"], ""),
+                format_inline_code(name) + {True: " ↑", False: " ↓"}.get(info["higher_is_better"], ""),
                 *(
-                    format_score_value(state["scores"].get(group, {}).get(name, {}).get("value"), about)
+                    format_score_value(state["scores"].get(group, {}).get(name, {}).get("value"), info)
                     for state in states
                 ),
-                *([format_score_value(reference.get(name), about)] if reference else []),
+                *([format_score_value(reference.get(name), info)] if reference else []),
             ]
-            for name, about in metrics.items()
+            for name, info in metrics.items()
         ]
-        prompts = f"{len(found['groups'].get(group, []))} × {found['images']} pictures"
-        tables.append(
-            f"{format_inline_code(group)}, {prompts}:\n\n{format_markdown_table(['', *map(format_inline_code, labels)], rows)}"
-        )
-    scorers = ", ".join(format_inline_code(judge) for judge in found["scorers"].values())
-    sheet = "![The same prompts and seeds, judged](evaluation.png)" if (folder / "evaluation.png").is_file() else ""
+        prompts = f"{len(report['groups'].get(group, []))} prompts × {report['images']} images"
+        table = format_markdown_table(["", *map(format_inline_code, labels)], rows)
+        tables.append(f"{format_inline_code(group)}, {prompts}:\n\n{table}")
+    scorers = ", ".join(map(format_inline_code, report["scorers"].values()))
+    sheet = (
+        "![Evaluated images of the same prompts and seeds](evaluation.png)"
+        if (folder / "evaluation.png").is_file()
+        else ""
+    )
     return [
-        "\n\n".join(["## Scores", *tables, f"Judged by {scorers}; ↑ higher is better.", *([sheet] if sheet else [])])
+        "\n\n".join(["## Scores", *tables, f"Scored by {scorers}; ↑ higher is better.", *([sheet] if sheet else [])])
     ]
 
 
-def pluralize(count: float, what: str) -> str:
-    return f"{count:g} {what}{'s' * (count != 1)}"
+def pluralize(count: float, noun: str) -> str:
+    return f"{count:g} {noun}{'s' * (count != 1)}"
 
 
-def format_score_value(value, about: dict) -> str:
-    digits = re.search(r"\.(\d)f", str(about["number_format"]))
+def format_score_value(value, info: dict) -> str:
+    digits = re.search(r"\.(\d)f", str(info["number_format"]))
     return f"{value:.{int(digits[1]) if digits else 3}f}" if isinstance(value, int | float) else ""
 
 
-def format_markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+def format_markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def render_settings_section(facts: dict) -> str:
-    words = facts["options"]
-    words |= {} if words.get("snr_gamma") else {"weighting": None}
-    words |= {"steps": facts["steps"], "epochs": f"{facts['epochs']:g}"}
+def render_settings_section(record: dict) -> str:
+    options = record["options"]
+    options |= {} if options.get("snr_gamma") else {"weighting": None}
+    options |= {"steps": record["steps"], "epochs": f"{record['epochs']:g}"}
     rows = [
-        [format_inline_code(word), format_inline_code(words[word])]
-        for word in LISTED_OPTIONS.split()
-        if words.get(word) or word == "seed"
+        [format_inline_code(key), format_inline_code(options[key])]
+        for key in LISTED_OPTIONS.split()
+        if options.get(key) or key == "seed"
     ]
-    versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
-    return f"## Settings\n\n{format_markdown_table(['word', 'value'], rows)}\n\n{format_inline_code(versions)}"
+    versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
+    return f"## Settings\n\n{format_markdown_table(['option', 'value'], rows)}\n\n{format_inline_code(versions)}"
 
 
-def render_tools_section(kind: str, name: str, words: list[str]) -> list[str]:
-    """How tools with pages of buttons take the file."""
-    said = format_inline_code(", ".join(words)) if words else "the prompt"
+def render_tools_section(kind: str, name: str, triggers: list[str]) -> list[str]:
+    """How to use the file in WebUIs."""
+    prompt_part = format_inline_code(", ".join(triggers)) if triggers else "the prompt"
     if kind == "adapter":
         file = f"{name}-kohya"
         return [
-            f"In WebUIs: put `{file}.safetensors` into `models/Lora` (ComfyUI: `models/loras`), and write "
-            f"`<lora:{file}:1>` beside {said}. Trigger words, settings and a thumbnail are in the file."
+            f"In WebUIs: copy `{file}.safetensors` to `models/Lora` (ComfyUI: `models/loras`) and write "
+            f"`<lora:{file}:1>` beside {prompt_part}. The file includes trigger words, settings and a thumbnail."
         ]
     if kind == "embedding":
-        return [f"In WebUIs: put `learned_embeds.safetensors` into `embeddings`, and write {said}."]
+        return [f"In WebUIs: copy `learned_embeds.safetensors` to `embeddings` and write {prompt_part}."]
     return []

@@ -1,4 +1,4 @@
-"""A run's result as a folder for others: card, pictures, weights in both formats, and nothing of this machine."""
+"""Write a run's result as a folder to publish: model card, images, weights in both formats, and no local paths or secrets."""
 
 import os
 import re
@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 from omegaconf import DictConfig
 
-import sdft.runs.samples as drawn
 from sdft.apps.publish.card_sections import (
     render_data_section,
     render_license_section,
@@ -22,22 +21,23 @@ from sdft.config import check_secret
 from sdft.evaluation.variants import BEST
 from sdft.models.safetensors_check import check_safetensors
 from sdft.runs.files import read_config, read_json
-from sdft.training.export.model_card import REPRODUCTION_NOTE, ModelCard
+from sdft.runs.samples import find_last_samples, read_sample_prompts
+from sdft.training.export.model_card import REPRODUCTION_NOTE, ModelCard, get_method_tag
 from sdft.training.export.modelspec import MODELSPEC_ADAPTER_TYPES, build_modelspec_metadata, write_header_metadata
 from sdft.training.export.trigger_words import find_trigger_words, to_printable_line
 
-PUBLISHED_FOLDER = "published"  # the folder in the run
+PUBLISHED_FOLDER = "published"  # in the run folder
 LICENSES = """creativeml-openrail-m openrail openrail++ bigscience-openrail-m apache-2.0 mit bsd-3-clause gpl-3.0 agpl-3.0
     lgpl-3.0 cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-nc-nd-4.0 unlicense other"""
 REPO_ID_PATTERN = r"[\w-][\w.-]*/[\w.-]+"
-PATH_OPTIONS = ("path", "class_path", "resume", "reproduce", "folder", "dir", "prompts_file")  # words that name folders
-PATH_PATTERN = re.compile(r"(^|[\s\[=,:'\"])(~|\.{0,2}[/\\]|[A-Za-z]:[/\\])")  # begins a path
-MAX_IMAGES = 8  # of the last samples
+PATH_OPTIONS = ("path", "class_path", "resume", "reproduce", "folder", "dir", "prompts_file")  # options with paths
+PATH_PATTERN = re.compile(r"(^|[\s\[=,:'\"])(~|\.{0,2}[/\\]|[A-Za-z]:[/\\])")  # start of a path
+MAX_IMAGES = 8  # sample images in the card
 
 
 @dataclass
 class PublishRequest:
-    """What of a run is published and how; `to` is where its readers will find it, USER/NAME on the hub."""
+    """What to publish of a run; `to` is the repository on the hub, USER/NAME."""
 
     run: Path
     to: str | None = None
@@ -47,32 +47,32 @@ class PublishRequest:
 
     def __post_init__(self):
         if self.to is not None and not re.fullmatch(REPO_ID_PATTERN, self.to):
-            raise ValueError(f"to={self.to}: give USER/NAME, as the hub calls a repository")
+            raise ValueError(f"to={self.to}: not a hub repository; give USER/NAME")
         if self.license is not None and self.license not in LICENSES.split():
             raise ValueError(f"license={self.license}: choose one of {', '.join(LICENSES.split())}")
 
 
-def write_publication(asked: PublishRequest) -> Path:
-    """The folder, made anew; `ValueError` for a run without a result, or where something of this machine would be in it."""
-    run, facts = asked.run, read_json(asked.run / "run.json")
-    if facts.get("state") != "finished" or not (run / "config.yaml").is_file():
-        raise ValueError(f"run={run}: no finished run there ({facts.get('state', 'no run.json')}); give a run's folder")
+def write_publication(request: PublishRequest) -> Path:
+    """Write and return the folder. Raises `ValueError` for an unfinished run, or if it would include local paths or secrets."""
+    run, record = request.run, read_json(request.run / "run.json")
+    if record.get("state") != "finished" or not (run / "config.yaml").is_file():
+        raise ValueError(f"run={run}: not a finished run ({record.get('state', 'no run.json')}); give a run folder")
     config = read_config(run)
     kind = find_output_kind(run)
-    source = run / (BEST if asked.best else kind)
+    source = run / (BEST if request.best else kind)
     if not source.is_dir():
         raise ValueError(f"best=true: {run} has no {BEST}/; train with evaluate_every=N checkpoint_metric=SCORE")
     if links := [file for file in source.rglob("*") if file.is_symlink()]:
-        raise ValueError(f"publish: {links[0]} is a link; only files of the run itself are given to others")
+        raise ValueError(f"publish: {links[0]} is a link; only regular files are published")
     partial = run / f".{PUBLISHED_FOLDER}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         shutil.copytree(source, partial, ignore=shutil.ignore_patterns("README.md", "samples.png", ".*"))
         copy_images(run, partial)
-        card = build_card(asked, config, facts, kind, partial)
-        (partial / "README.md").write_text(card.text(), encoding="utf-8")
+        card = build_card(request, config, record, kind, partial)
+        (partial / "README.md").write_text(card.render(), encoding="utf-8")
         if kind in MODELSPEC_ADAPTER_TYPES:
-            write_header_metadata(partial, build_header_metadata(asked, facts, kind))
+            write_header_metadata(partial, build_header_metadata(request, record, kind))
         check_publication(partial)
         shutil.rmtree(run / PUBLISHED_FOLDER, ignore_errors=True)
         os.replace(partial, run / PUBLISHED_FOLDER)
@@ -82,15 +82,15 @@ def write_publication(asked: PublishRequest) -> Path:
 
 
 def find_output_kind(run: Path) -> str:
-    """The folder that the run's method has filled."""
+    """The kind of the run's result: adapter, embedding or pipeline."""
     for kind in ("adapter", "embedding", "pipeline"):
         if (run / kind).is_dir():
             return kind
-    raise ValueError(f"run={run}: it has no adapter/, embedding/ or pipeline/; it did not finish")
+    raise ValueError(f"run={run}: no adapter/, embedding/ or pipeline/; the run did not finish")
 
 
 def copy_images(run: Path, folder: Path) -> None:
-    """The sheet of samples, the newest of them one by one, and the evaluation's."""
+    """Copy the contact sheet, the latest sample images, and the evaluation's images."""
     shutil.copyfile(run / "samples.png", folder / "samples.png")
     for number, file in enumerate(latest_sample_files(run)[:MAX_IMAGES]):
         (folder / "images").mkdir(exist_ok=True)
@@ -100,26 +100,26 @@ def copy_images(run: Path, folder: Path) -> None:
 
 
 def latest_sample_files(run: Path) -> list[Path]:
-    """The files of the last samples."""
-    place = drawn.find_last_samples(run)
-    return sorted(place.glob("*.png")) if place else []
+    """The image files of the last sampled step."""
+    folder = find_last_samples(run)
+    return sorted(folder.glob("*.png")) if folder else []
 
 
-def build_card(asked: PublishRequest, config: DictConfig, facts: dict, kind: str, folder: Path) -> ModelCard:
-    run, prompts, found = asked.run, drawn.read_sample_prompts(asked.run), find_trigger_words(asked.run)
+def build_card(request: PublishRequest, config: DictConfig, record: dict, kind: str, folder: Path) -> ModelCard:
+    run, prompts, triggers = request.run, read_sample_prompts(request.run), find_trigger_words(request.run)
     name = re.sub(r"[^\w .+-]", "", config.name) or "result"
-    base = to_printable_line(facts.get("base") or config.model.name)
+    base = to_printable_line(record.get("base") or config.model.name)
     base = Path(base).name if Path(base).expanduser().exists() else base
-    method, best = config.method.get("_target_", "").rpartition(".")[2].lower(), facts.get("best") or {}
+    method, best = get_method_tag(config.method.get("_target_", "").rpartition(".")[2]), record.get("best") or {}
     images = sorted((folder / "images").glob("*.png"), key=lambda file: int(file.stem))
     widget = [
         {"text": prompt, "output": {"url": f"images/{file.name}"}}
         for file, prompt in zip(images, prompts, strict=False)
     ]
-    front = {
+    front_matter = {
         "base_model": base if re.fullmatch(REPO_ID_PATTERN, base) else None,
-        "license": asked.license,
-        "instance_prompt": found[0] if found else None,
+        "license": request.license,
+        "instance_prompt": triggers[0] if triggers else None,
         "tags": ["stable-diffusion", "text-to-image", method, "diffusers"],
         "widget": widget or None,
     }
@@ -127,64 +127,65 @@ def build_card(asked: PublishRequest, config: DictConfig, facts: dict, kind: str
         result=kind,
         name=name,
         base=base,
-        prediction=facts["prediction_type"],
+        prediction=record["prediction_type"],
         method=method,
-        steps=best["step"] if asked.best and best else facts["steps"],
-        resolution=facts["resolution"],
+        steps=best["step"] if request.best and best else record["steps"],
+        resolution=record["resolution"],
         prompt=prompts[0] if prompts else "",
         sampling=SimpleNamespace(**config.sampling),
-        command=redact_command(facts["command"]),
+        command=redact_command(record["command"]),
         dora=bool(config.method.get("use_dora")),
-        load_path=asked.to or ".",
-        reproduction_note="" if asked.best else REPRODUCTION_NOTE,
-        front_matter=front,
+        load_path=request.to or ".",
+        reproduction_note="" if request.best else REPRODUCTION_NOTE,
+        front_matter=front_matter,
         leading_sections=[
-            render_license_section(asked.license, base),
-            *render_trigger_section(found),
-            render_data_section(run, facts, asked.captions),
+            render_license_section(request.license, base),
+            *render_trigger_section(triggers),
+            render_data_section(run, record, request.captions),
             *render_scores_section(run, folder),
         ],
-        trailing_sections=[*render_tools_section(kind, name, found), render_settings_section(facts)],
+        trailing_sections=[*render_tools_section(kind, name, triggers), render_settings_section(record)],
     )
 
 
-def build_header_metadata(asked: PublishRequest, facts: dict, kind: str) -> dict[str, str]:
-    """Of the weights' headers: what training wrote, and what is known only now."""
-    step = (facts.get("best") or {}).get("step") if asked.best else None
-    words = build_modelspec_metadata(asked.run, kind, step, asked.captions)
-    now = {"modelspec.date": facts.get("ended"), "modelspec.license": asked.license}
-    now |= {"modelspec.author": asked.to.split("/")[0] if asked.to else None}
-    now |= {"ss_training_started_at": facts.get("started"), "ss_training_finished_at": facts.get("ended")}
-    return words | {key: value for key, value in now.items() if value}
+def build_header_metadata(request: PublishRequest, record: dict, kind: str) -> dict[str, str]:
+    """Metadata of the weights' headers: that of training, and license, author and dates."""
+    step = (record.get("best") or {}).get("step") if request.best else None
+    metadata = build_modelspec_metadata(request.run, kind, step, request.captions)
+    extra = {"modelspec.date": record.get("ended"), "modelspec.license": request.license}
+    extra |= {"modelspec.author": request.to.split("/")[0] if request.to else None}
+    extra |= {"ss_training_started_at": record.get("started"), "ss_training_finished_at": record.get("ended")}
+    return metadata | {key: value for key, value in extra.items() if value}
 
 
 def redact_command(command: list[str]) -> list[str]:
-    """The command without what it says of this machine."""
-    kept = []
-    for word in map(to_printable_line, command):
-        key, equals, value = word.partition("=")
-        named = key.lstrip("+").rpartition(".")[2] in PATH_OPTIONS or PATH_PATTERN.search(value)
-        there = bool(value) and len(value) < 250 and Path(value).expanduser().exists()
-        kept.append(f"{key}{equals}…" if equals and (named or there) else Path(word).name if not equals else word)
-    return kept
+    """Replace local paths in a command line by `…`."""
+    redacted = []
+    for argument in map(to_printable_line, command):
+        key, equals, value = argument.partition("=")
+        is_path = key.lstrip("+").rpartition(".")[2] in PATH_OPTIONS or PATH_PATTERN.search(value)
+        exists = bool(value) and len(value) < 250 and Path(value).expanduser().exists()
+        hidden = f"{key}{equals}…" if is_path or exists else argument
+        redacted.append(hidden if equals else Path(argument).name)
+    return redacted
 
 
 def check_publication(folder: Path) -> None:
-    """`ValueError` for a place of this machine, a secret of its environment, or weights that are no safetensors."""
-    places = {str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent) if len(path.parts) > 1}
+    """Raise `ValueError` for a local path, a secret of the environment, or a file of another type, such as pickled weights."""
+    local_paths = {str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent) if len(path.parts) > 1}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder)
         if file.suffix == ".safetensors":
             check_safetensors(file, "publish")
-            with open(file, "rb") as opened:
-                text = opened.read(int.from_bytes(opened.read(8), "little")).decode()
+            with open(file, "rb") as stream:
+                text = stream.read(int.from_bytes(stream.read(8), "little")).decode()
         elif file.suffix in (".json", ".md", ".txt"):
             text = file.read_text(encoding="utf-8")
         elif file.suffix == ".png":
             continue
         else:
-            raise ValueError(f"publish: {name} is neither weights, text nor a picture; it is not given to others")
+            raise ValueError(f"publish: {name} is not publishable; allowed are safetensors, JSON, text and PNG files")
         check_secret(f"publish: {name}", text)
-        for place in places:
-            if re.search(rf"{re.escape(place)}(?![\w-])", text):
-                raise ValueError(f"publish: {name} names {place}, a folder of this machine; others need not know")
+        for path in local_paths:
+            if re.search(rf"{re.escape(path)}(?![\w-])", text):
+                raise ValueError(f"publish: {name} contains the local path {path}; remove it")

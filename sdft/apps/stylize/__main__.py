@@ -1,4 +1,4 @@
-"""Pictures in a learned style: sdft stylize images=PHOTOS run=FOLDER"""
+"""Stylize images with a trained LoRA: sdft stylize images=PHOTOS run=FOLDER"""
 
 from pathlib import Path
 
@@ -22,12 +22,12 @@ def main(cfg):
 
     files = list_input_images(cfg.images)
     run_cfg, run = resolve_model_config(cfg)
-    words = find_trigger_words(run) if run else []
-    prompt = cfg.prompt if cfg.prompt is not None else ", ".join(words)
+    trigger_words = find_trigger_words(run) if run else []
+    prompt = cfg.prompt if cfg.prompt is not None else ", ".join(trigger_words)
     if not prompt:
-        raise ValueError("prompt=null: give what the pictures should show, with the words that call up the style")
+        raise ValueError("prompt=null: describe the image content, including the trigger words of the style")
     resolution = cfg.resolution or run_cfg.get("resolution") or 512
-    work = StyleTransfer(
+    transfer = StyleTransfer(
         prompt,
         resolution,
         cfg.strength,
@@ -37,24 +37,25 @@ def main(cfg):
         tuple(cfg.adapter_scales),
         cfg.seed,
     )
-    opened = open_model(cfg)
-    opened.model.latent_shape(resolution)
-    controlnet = None if cfg.controlnet == "none" else load_controlnet(cfg.controlnet, opened.model)
+    loaded = open_model(cfg)
+    loaded.model.latent_shape(resolution)
+    controlnet = None if cfg.controlnet == "none" else load_controlnet(cfg.controlnet, loaded.model)
     if controlnet:
-        controlnet.to(opened.model.unet.device)
-    about = {
-        "model": opened.model.name,
+        controlnet.to(loaded.model.unet.device)
+    metadata = {
+        "model": loaded.model.name,
         "run": str(run) if run else None,
-        "adapters": [str(file) for file in opened.adapters],
-        "weights": opened.weights,
+        "adapters": [str(file) for file in loaded.adapters],
+        "weights": loaded.weights,
         "controlnet": cfg.controlnet,
         "images": [str(file) for file in files],
     }
     folder = Path(cfg.folder)
-    found = stylize_images(work, opened.model, files, controlnet, folder, about)
-    print(f'prompt   "{prompt}" · strength {work.strength:g} · control {work.control if controlnet else 0:g}')
-    print(f"made     {len(files)} strips in {folder}/")
-    print(f"look     {found}")
+    sheet = stylize_images(transfer, loaded.model, files, controlnet, folder, metadata)
+    scale = transfer.controlnet_scale if controlnet else 0
+    print(f'prompt   "{prompt}" · strength {transfer.strength:g} · controlnet_scale {scale:g}')
+    print(f"strips   {len(files)} in {folder}/")
+    print(f"images   {sheet}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A picture in another style: noised half-way, its edges held, and drawn again with the prompt and the adapter (SDEdit, 2022)."""
+"""Style transfer with SDEdit (Meng et al., 2022): partially noise an image, then denoise it with prompt, adapter and edges."""
 
 import json
 import math
@@ -11,21 +11,21 @@ from PIL import Image, ImageDraw
 from sdft.apps.stylize.controlnet import detect_edges
 from sdft.data.images import IMAGE_SUFFIXES, decode_image, pixels_to_image, resize_and_crop
 from sdft.evaluation.plots.image_grid import load_font, wrap_text
-from sdft.evaluation.variants import scale_adapters as at_strength
+from sdft.evaluation.variants import scale_adapters
 from sdft.models.cpu_threads import limit_threads
 from sdft.models.image_cache import slugify
 from sdft.models.sampling import build_prompt_inputs, eval_mode, move_to_device
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import atomic_write
 
-MAX_STYLIZE_ASPECT_RATIO = 4.0  # times as long as high, or high as long
+MAX_STYLIZE_ASPECT_RATIO = 4.0  # of the longer to the shorter side
 
 
 @dataclass
 class StyleTransfer:
-    """`strength`: how much of the noise's way is gone back, from 0 to 1; `control`: of the edges; `scales`: of the adapter.
+    """`strength` is the fraction of the denoising steps that is run, 0..1; `controlnet_scale` weights the edges.
 
-    `resolution`² is the area of a picture, whose shape is kept.
+    `resolution`² is the image area; the aspect ratio is kept.
     """
 
     prompt: str
@@ -43,42 +43,42 @@ class StyleTransfer:
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"steps={self.steps}: choose from 1 to 1000")
         if int(self.steps * self.strength) < 1:
-            raise ValueError(f"steps={self.steps} strength={self.strength}: leaves no step to take; choose more")
+            raise ValueError(f"steps={self.steps} strength={self.strength}: no denoising step left; increase either")
         for key in ("guidance_scale", "controlnet_scale", "seed"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)}: choose 0 or more")
         if not self.adapter_scales:
             raise ValueError("adapter_scales=[]: give at least one, such as [0.5,1]")
 
-    def __call__(self, model: StableDiffusion, picture: Image.Image, controlnet=None) -> Image.Image:
-        """RGB of the same size, whose sides are multiples of `model.size_multiple`."""
+    def __call__(self, model: StableDiffusion, image: Image.Image, controlnet=None) -> Image.Image:
+        """Return an RGB image of the same size, whose sides must be multiples of `model.size_multiple`."""
         device = model.unet.device
         mixed = torch.autocast(device.type, model.compute_dtype, enabled=model.compute_dtype is not torch.float32)
-        pipeline = self.pipeline(model, controlnet)
+        pipeline = self.build_pipeline(model, controlnet)
         pipeline.set_progress_bar_config(disable=True)
-        held = (
-            {"control_image": [detect_edges(picture)], "controlnet_conditioning_scale": float(self.controlnet_scale)}
+        control = (
+            {"control_image": [detect_edges(image)], "controlnet_conditioning_scale": float(self.controlnet_scale)}
             if controlnet
             else {}
         )
-        chance = torch.Generator().manual_seed(self.seed)
-        shape = model.batch_shape(1, picture.size)
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = model.batch_shape(1, image.size)
         with eval_mode(model), move_to_device(model, device), torch.no_grad(), limit_threads(model.unet, shape):
-            mean, std = model.moments(resize_and_crop(picture, picture.size)[None].to(device))
+            mean, std = model.moments(resize_and_crop(image, image.size)[None].to(device))
             with mixed:
                 latents = pipeline(
                     **build_prompt_inputs(model, [self.prompt], device),
-                    **held,
+                    **control,
                     image=model.latents(mean, std, torch.zeros_like(std)),
                     strength=self.strength,
                     num_inference_steps=self.steps,
                     guidance_scale=self.guidance_scale,
-                    generator=[chance],
+                    generator=[generator],
                     output_type="latent",
                 ).images
             return pipeline.image_processor.postprocess(model.decode(latents))[0]
 
-    def pipeline(self, model: StableDiffusion, controlnet):
+    def build_pipeline(self, model: StableDiffusion, controlnet):
         from diffusers import StableDiffusionControlNetImg2ImgPipeline, StableDiffusionImg2ImgPipeline
 
         if controlnet:
@@ -87,59 +87,59 @@ class StyleTransfer:
 
 
 def list_input_images(images: str) -> list[Path]:
-    """One picture, or those of a folder in the order of their names."""
+    """The image file, or those of a folder sorted by name."""
     path = Path(images).expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-        if not found:
-            raise ValueError(f"images={images}: no pictures in it ({' '.join(IMAGE_SUFFIXES)})")
-        return found
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise ValueError(f"images={images}: no images in this folder ({' '.join(IMAGE_SUFFIXES)})")
+        return files
     if not path.is_file():
-        raise ValueError(f"images={images}: no such picture or folder")
+        raise ValueError(f"images={images}: no such image file or folder")
     return [path]
 
 
 def load_resized_image(file: Path, resolution: int, unit: int) -> Image.Image:
-    """The picture with about `resolution`² pixels, in its own shape, with sides that are multiples of `unit`."""
-    picture = decode_image(file)
-    longer, shorter = max(picture.size), min(picture.size)
+    """Load an image and resize it to about `resolution`² pixels, with sides that are multiples of `unit`."""
+    image = decode_image(file)
+    longer, shorter = max(image.size), min(image.size)
     if longer > MAX_STYLIZE_ASPECT_RATIO * shorter:
         raise ValueError(
-            f"images={file}: {picture.width}x{picture.height} px; crop it to at most {MAX_STYLIZE_ASPECT_RATIO:g}:1"
+            f"images={file}: {image.width}x{image.height} px; crop it to at most {MAX_STYLIZE_ASPECT_RATIO:g}:1"
         )
-    factor = resolution / math.sqrt(picture.width * picture.height)
-    sides = tuple(max(unit, round(side * factor / unit) * unit) for side in picture.size)
-    return pixels_to_image(resize_and_crop(picture, sides))
+    factor = resolution / math.sqrt(image.width * image.height)
+    sides = tuple(max(unit, round(side * factor / unit) * unit) for side in image.size)
+    return pixels_to_image(resize_and_crop(image, sides))
 
 
 def stylize_images(
-    work: StyleTransfer, model: StableDiffusion, files: list[Path], controlnet, folder: Path, about: dict
+    transfer: StyleTransfer, model: StableDiffusion, files: list[Path], controlnet, folder: Path, metadata: dict
 ) -> Path:
-    """Each picture at every scale of the adapter, beside itself and without: single files, a sheet of strips, `settings.json`.
+    """Stylize each image without the adapter and at every adapter scale; write single files, a sheet of strips, `settings.json`.
 
-    Returns the sheet. A model without an adapter is drawn with once.
+    Returns the path of the sheet. Models without an adapter generate one image each.
     """
     from rich.console import Console
     from rich.progress import track
 
-    scales = sorted({0.0, *work.scales}) if has_adapter(model) else [1.0]
-    console, rows, made = Console(), [], []
+    scales = sorted({0.0, *transfer.adapter_scales}) if has_adapter(model) else [1.0]
+    console, rows, entries = Console(), [], []
     for number, file in enumerate(
-        track(files, "stylise", console=console, disable=not console.is_terminal, transient=True)
+        track(files, "stylize", console=console, disable=not console.is_terminal, transient=True)
     ):
-        picture = load_resized_image(file, work.resolution, model.size_multiple)
-        strip = {"before": picture} | ({"edges": detect_edges(picture)} if controlnet else {})
+        image = load_resized_image(file, transfer.resolution, model.size_multiple)
+        strip = {"before": image} | ({"edges": detect_edges(image)} if controlnet else {})
         for scale in scales:
-            with at_strength(model, scale):
-                strip[format_strip_label(scale, len(scales) > 1)] = work(model, picture, controlnet)
+            with scale_adapters(model, scale):
+                strip[format_strip_label(scale, len(scales) > 1)] = transfer(model, image, controlnet)
         stem = f"{number:03d}-{slugify(file.stem)}".rstrip("-")
-        for label, image in strip.items():
-            save_strip_image(image, folder / f"{stem}-{slugify(label)}.png")
+        for label, tile in strip.items():
+            save_strip_image(tile, folder / f"{stem}-{slugify(label)}.png")
         rows.append(strip)
-        made.append({"file": stem, "size": list(picture.size), "pictures": list(strip)})
+        entries.append({"file": stem, "size": list(image.size), "pictures": list(strip)})
     save_strip_image(draw_strips(rows), folder / "strips.png")
     with atomic_write(folder / "settings.json") as partial:
-        text = json.dumps(about | asdict(work) | {"made": made}, indent=1, ensure_ascii=False)
+        text = json.dumps(metadata | asdict(transfer) | {"made": entries}, indent=1, ensure_ascii=False)
         partial.write_text(text + "\n", encoding="utf-8")
     return folder / "strips.png"
 
@@ -161,16 +161,16 @@ def save_strip_image(image: Image.Image, file: Path) -> None:
         image.save(partial, format="PNG")
 
 
-def draw_strips(rows: list[dict[str, Image.Image]], high: int = 256, gap: int = 4) -> Image.Image:
-    """A strip a picture, all of one height, each tile below its label; small pictures are enlarged."""
-    letters, strips = load_font(12), []
+def draw_strips(rows: list[dict[str, Image.Image]], height: int = 256, gap: int = 4) -> Image.Image:
+    """One strip per image with a label over each tile; all tiles are scaled to `height`."""
+    font, strips = load_font(12), []
     for row in rows:
-        wide = [max(1, round(high * image.width / image.height)) for image in row.values()]
-        strip = Image.new("RGB", (sum(wide) + gap * (len(wide) + 1), high + 24), "white")
+        widths = [max(1, round(height * image.width / image.height)) for image in row.values()]
+        strip = Image.new("RGB", (sum(widths) + gap * (len(widths) + 1), height + 24), "white")
         draw, x = ImageDraw.Draw(strip), gap
-        for (label, image), width in zip(row.items(), wide, strict=True):
-            strip.paste(image.resize((width, high), Image.Resampling.LANCZOS), (x, 22))
-            draw.text((x, 4), wrap_text(label, width, letters, 1)[0], "black", letters)
+        for (label, image), width in zip(row.items(), widths, strict=True):
+            strip.paste(image.resize((width, height), Image.Resampling.LANCZOS), (x, 22))
+            draw.text((x, 4), wrap_text(label, width, font, 1)[0], "black", font)
             x += width + gap
         strips.append(strip)
     page = Image.new("RGB", (max(s.width for s in strips), sum(s.height + gap for s in strips)), "white")

@@ -1,30 +1,32 @@
-"""What a W&B project shows: a saved view of its runs, and a report that says how to read them. Nothing is sent from here."""
+"""Build a saved view of a W&B project and a report that explains its panels; the caller saves them."""
 
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
 STEP_METRIC = "trainer/global_step"
-OPTION_COLUMNS = ("method", "rank", "alpha", "lr")  # columns of the table of runs
+OPTION_COLUMNS = ("method", "rank", "alpha", "lr")  # in the table of runs
 QUARTERS = range(1, 5)
 
-REPORT_TEXT = """Every line is a run; a sweep is a group of runs and one more, of the job type `sweep`, with its tables and its page.
+REPORT_TEXT = """Every line is a run. A sweep is a group: its jobs, and one run of type `sweep` with its tables and its page.
 
-- **Which setting?** Each line of the parallel coordinates is a run: follow the best of *{metric}* back to its words. In the
-  scatters a setting is cheapest where more rank, or more learned parameters, no longer bring more *{metric}*. Look first at how
-  far runs with the same words lie apart: less than that may be chance. The sweep's page says what is surely cheapest.
-- **Losses by step** are of random timesteps and noise, so they jump; each quarter of the timesteps, from the least noise to the
-  most, has a size of its own, so compare within one. Where `train/grad_norm` grows without end, the rate is too high.
-- **Validation** is the loss at the same noise every time: small changes count. With `validation_split=0.1` it is of pictures that are
-  not trained on; where it then rises while the training loss falls, the run trainable its pictures by heart.
-- **Scores on the way** (`evaluate_every=10`) judge what is drawn, which the loss does not: the best step is often not the last
-  one. `scores/controls/drift` is how far pictures moved that should have stayed as they were.
-- **Samples** (`sample_every=10`) have the same prompts and seeds at every step, so what changes is what was learned.
+- **Which setting**: each line of the parallel coordinates is a run; trace the best *{metric}* back to its options. In the
+  scatter plots the cheapest setting is where a higher rank, or more trainable parameters, no longer increases *{metric}*. First
+  check the spread of runs that differ only by seed: smaller differences may be noise. The sweep's page gives the cheapest
+  setting with its 95 % lower bound.
+- **Losses by step** fluctuate because timesteps and noise are random. Loss magnitudes differ between the quarters of the
+  timesteps (from the least noise to the most), so compare within one. If `train/grad_norm` keeps growing, the learning rate is
+  too high.
+- **Validation** is the loss at fixed noise, so small changes are meaningful. With `validation_split=0.1` it is measured on
+  held-out images; if it rises while the training loss falls, the run is overfitting.
+- **Scores during training** (`evaluate_every=10`) measure the generated images, which the loss does not: the best step is often
+  not the last one. `scores/controls/drift` is the change of control images, which should not change.
+- **Samples** (`sample_every=10`) use the same prompts and seeds at every step, so changes between steps come from training.
 """
 
 
 def build_workspace(entity: str, project: str, group: str | None, metric: str) -> ws.Workspace:
-    """The saved view; of one sweep's runs apart when `group` is its stamp, else of all, by group."""
+    """The saved view: the runs of the sweep with stamp `group`, or all runs, grouped by sweep."""
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -43,12 +45,12 @@ def build_workspace(entity: str, project: str, group: str | None, metric: str) -
 
 
 def build_report(entity: str, project: str, group: str | None, metric: str) -> wr.Report:
-    """The same panels with the text; it takes the runs in when it is opened."""
+    """The same panels with an explanation; the report loads the runs when it is opened."""
     return wr.Report(
         entity=entity,
         project=project,
         title=f"Fine-tuning: sweep {group}" if group else "Fine-tuning: how to read the runs",
-        description=f"Runs of {project}, judged by {metric}",
+        description=f"Runs of {project}, ranked by {metric}",
         width="fluid",
         blocks=[
             wr.MarkdownBlock(REPORT_TEXT.format(metric=metric)),
@@ -80,11 +82,11 @@ def group_filter(group: str | None):
 
 
 def list_pinned_columns(metric: str) -> list[str]:
-    return ["run:displayName", *[f"config:{word}.value" for word in OPTION_COLUMNS], f"summary:evaluation/{metric}"]
+    return ["run:displayName", *[f"config:{option}.value" for option in OPTION_COLUMNS], f"summary:evaluation/{metric}"]
 
 
 def build_sections(metric: str) -> dict[str, list]:
-    """Panels by the name of their section; a metric that a run has not logged leaves its panel empty."""
+    """Panels by section; the panel of a metric that no run has logged stays empty."""
     return {
         "Which setting": build_setting_panels(f"evaluation/{metric}"),
         "Losses by step": [
@@ -97,10 +99,13 @@ def build_sections(metric: str) -> dict[str, list]:
         ],
         "Validation": [
             build_line_plot("Loss at fixed noise", "validation/loss"),
-            *[build_line_plot(f"The same, timestep quarter {q}", f"validation/loss_quarter_{q}") for q in QUARTERS],
+            *[
+                build_line_plot(f"Loss at fixed noise, timestep quarter {q}", f"validation/loss_quarter_{q}")
+                for q in QUARTERS
+            ],
         ],
-        "Scores on the way": [
-            build_line_plot(f"{metric} on the way", f"scores/{metric}"),
+        "Scores during training": [
+            build_line_plot(f"{metric} during training", f"scores/{metric}"),
             wr.LinePlot(title="All scores", x=STEP_METRIC, metric_regex="scores/.*"),
         ],
         "Samples": [
@@ -109,26 +114,26 @@ def build_sections(metric: str) -> dict[str, list]:
                 ("Samples", "samples", "step"),
                 ("All steps", "sheet", "run"),
                 ("Evaluation", "evaluation_images", "run"),
-                ("Trained on", "data", "run"),
+                ("Training images", "data", "run"),
             )
         ],
     }
 
 
 def build_setting_panels(quality: str) -> list:
-    """Words against what they bring, and what a sweep says of itself."""
-    told = wr.SummaryMetric(quality)
-    columns = [wr.ParallelCoordinatesPlotColumn(wr.Config(word)) for word in ("method", "rank", "alpha")]
+    """Plots of a score by options and trainable parameters, and the sweep's page and table."""
+    score = wr.SummaryMetric(quality)
+    columns = [wr.ParallelCoordinatesPlotColumn(wr.Config(option)) for option in ("method", "rank", "alpha")]
     columns.append(wr.ParallelCoordinatesPlotColumn(wr.Config("lr"), log=True))
-    columns.append(wr.ParallelCoordinatesPlotColumn(told))
+    columns.append(wr.ParallelCoordinatesPlotColumn(score))
     return [
-        wr.ParallelCoordinatesPlot(title=f"Words and {quality}", columns=columns),
-        wr.ScatterPlot(title=f"{quality} by rank", x=wr.Config("rank"), y=told, log_x=True),
-        wr.ScatterPlot(title=f"{quality} by learned parameters", x=wr.Config("trainable"), y=told, log_x=True),
+        wr.ParallelCoordinatesPlot(title=f"Options and {quality}", columns=columns),
+        wr.ScatterPlot(title=f"{quality} by rank", x=wr.Config("rank"), y=score, log_x=True),
+        wr.ScatterPlot(title=f"{quality} by trainable parameters", x=wr.Config("trainable"), y=score, log_x=True),
         wr.MediaBrowser(title="The sweep's page", media_keys=["compare"], gallery_axis="run"),
         wr.WeavePanelSummaryTable(table_name="settings"),
     ]
 
 
-def build_line_plot(title: str, name: str, **looks) -> wr.LinePlot:
-    return wr.LinePlot(title=title, x=STEP_METRIC, y=[name], **looks)
+def build_line_plot(title: str, name: str, **style) -> wr.LinePlot:
+    return wr.LinePlot(title=title, x=STEP_METRIC, y=[name], **style)

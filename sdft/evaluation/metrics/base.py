@@ -1,4 +1,4 @@
-"""Metrics that give each picture a value; a score is their mean, and its uncertainty can be told from them."""
+"""Metrics with one value per image; a score is their mean, and their spread gives its confidence interval."""
 
 import torch
 from PIL import Image
@@ -7,44 +7,44 @@ from torchmetrics import Metric
 
 
 class ImageMetric(Metric):
-    """A picture that cannot have a value has NaN: it counts as a picture and is left out of the mean, and both numbers are told.
+    """Images without a value are NaN: excluded from the mean; both counts are reported.
 
-    One update brings all pictures of its prompts. `compute` raises `ValueError` when there were no pictures.
+    Each update brings all images of its prompts. `compute` raises `ValueError` if there were no images.
     """
 
     higher_is_better = True
     number_format = "{:.3f}"
-    what = ""  # in a line, for people
-    against = "base"  # what it is worse than when it is bad: the base, or what real pictures have
+    description = ""  # one line, for the report
+    baseline = "base"  # compared with for the verdict: "base" model, or "real" images
 
     def __init__(self):
-        super().__init__(sync_on_compute=False)  # the first process alone evaluates
+        super().__init__(sync_on_compute=False)  # only rank 0 evaluates
         self.add_state("collected_values", [], dist_reduce_fx="cat")
 
-    def score_images(self, pictures: list[Image.Image], prompts: list[str]) -> Tensor:
-        """One value a picture `[pictures]`."""
+    def score_images(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
+        """One value per image `[images]`."""
         raise NotImplementedError
 
-    def update(self, pictures: list[Image.Image], prompts: list[str]) -> None:
-        if pictures:
-            self.collected_values.append(self.score_images(pictures, prompts).double())
+    def update(self, images: list[Image.Image], prompts: list[str]) -> None:
+        if images:
+            self.collected_values.append(self.score_images(images, prompts).double())
 
     def per_image_values(self) -> Tensor:
-        """All values so far `[pictures]`."""
+        """All values since the last reset `[images]`."""
         if not self.collected_values:
-            raise ValueError(f"{type(self).__name__} of no pictures")
+            raise ValueError(f"{type(self).__name__}: no images to score")
         return torch.cat(self.collected_values)
 
     def compute(self) -> Tensor:
-        """The mean of those that have a value; NaN when none has."""
+        """Mean over the images with a value; NaN if there is none."""
         return self.per_image_values().nanmean()
 
     def compute_reference(self) -> float | None:
-        """What real pictures score against each other; None where that cannot be asked."""
+        """Score of real images against each other; None if undefined."""
         return None
 
 
 def mean_excluding_self(similarities: Tensor) -> Tensor:
-    """`[n, n]` of n pictures among themselves: each one's mean over the others `[n]`; a picture is no evidence about itself."""
+    """Row means `[n]` of `[n, n]` pairwise similarities, without the diagonal."""
     n = len(similarities)
     return (similarities.sum(1) - similarities.diagonal()) / (n - 1)

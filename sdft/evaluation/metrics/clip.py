@@ -1,4 +1,4 @@
-"""The judge of pictures and words: any open_clip model (Radford et al., 2021)."""
+"""CLIP features of images and texts, from any open_clip model (Radford et al., 2021)."""
 
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,30 +19,31 @@ class ClipFeatureExtractor(FeatureExtractor):
 
         super().__init__(device, batch_size)
         folder = TINY_CLIP if name == "tiny-clip" else Path(name).expanduser()
-        full = f"local-dir:{folder}" if folder.is_dir() else name
-        if full == name and name not in open_clip.list_models():
+        full_name = f"local-dir:{folder}" if folder.is_dir() else name
+        if full_name == name and name not in open_clip.list_models():
             raise ValueError(
-                f"metrics.clip={name}: no such folder or open_clip model; tiny-clip is embedded, ViT-L-14-quickgelu is usual"
+                f"metrics.clip={name}: no such folder or open_clip model; "
+                "use tiny-clip (embedded), or for example ViT-L-14-quickgelu"
             )
         try:
             model, _, self.transform = open_clip.create_model_and_transforms(
-                full, pretrained=pretrained, weights_only=True
+                full_name, pretrained=pretrained, weights_only=True
             )
         except UnpicklingError:
-            raise ValueError(f"metrics.clip={name}: its weights hold more than tensors, and are not opened") from None
+            raise ValueError(f"metrics.clip={name}: not loaded: the weight file contains more than tensors") from None
         except (OSError, RuntimeError) as error:
-            why = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0]
             raise ScorerUnavailableError(
-                f"metrics.clip={name}: its weights cannot be read ({why}); "
-                "fetch them once with the network on, or give a file as metrics.pretrained=FILE"
+                f"metrics.clip={name}: cannot load its weights ({reason}); "
+                "download them once with network access, or set metrics.pretrained=FILE"
             ) from None
-        self.model, self.tokenizer = model.eval(), open_clip.get_tokenizer(full)
+        self.model, self.tokenizer = model.eval(), open_clip.get_tokenizer(full_name)
         self.name = name
 
     @torch.no_grad()
-    def forward_batch(self, pictures: list[Image.Image]) -> Tensor:
-        stack = torch.stack([self.transform(picture) for picture in pictures])
-        return self.move_to_device().encode_image(stack.to(self.device)).cpu()
+    def forward_batch(self, images: list[Image.Image]) -> Tensor:
+        pixels = torch.stack([self.transform(image) for image in images])
+        return self.move_to_device().encode_image(pixels.to(self.device)).cpu()
 
     @torch.no_grad()
     def embed_texts(self, captions: list[str]) -> Tensor:

@@ -1,7 +1,7 @@
-"""CLIP-I and DINO: does the picture look like the training pictures? (Ruiz et al., 2023, section 4.2.)
+"""CLIP-I and DINO: similarity to the training images (Ruiz et al., 2023, section 4.2).
 
-Asked of pictures of the class, or of anything that is not the subject, the same number is PRES: how much of the subject has
-leaked into them, where lower is better.
+On images of the class, or of anything but the subject, the same number is PRES: how much of the subject leaked into them; lower
+is better.
 """
 
 from PIL import Image
@@ -11,26 +11,27 @@ from sdft.evaluation.metrics.feature_extractor import FeatureExtractor
 
 
 class ReferenceSimilarity(ImageMetric):
-    """Mean cosine to the features of all `real` pictures, -1..1; higher is more alike."""
+    """Mean cosine to the features of all `references`, -1..1; higher is more similar."""
 
-    what = "Does it look like the training pictures? Mean cosine to all of them."
+    description = "Similarity to the training images: mean cosine to all of them."
 
-    def __init__(self, feature_extractor: FeatureExtractor, real: list[Image.Image]):
+    def __init__(self, feature_extractor: FeatureExtractor, references: list[Image.Image]):
         super().__init__()
-        self.feature_extractor, self.real = feature_extractor, feature_extractor.embed_images(real)
+        self.feature_extractor = feature_extractor
+        self.reference_features = feature_extractor.embed_images(references)
 
-    def score_images(self, pictures, prompts):
-        return (self.feature_extractor.embed_images(pictures) @ self.real.T).mean(1)
+    def score_images(self, images, prompts):
+        return (self.feature_extractor.embed_images(images) @ self.reference_features.T).mean(1)
 
     def compute_reference(self):
-        """Among the real pictures, without pairs of a picture with itself."""
-        if len(self.real) < 2:
+        """Mean cosine among the references, without self-pairs."""
+        if len(self.reference_features) < 2:
             return None
-        return float(mean_excluding_self(self.real @ self.real.T).mean())
+        return float(mean_excluding_self(self.reference_features @ self.reference_features.T).mean())
 
 
 class ClassPreservation(ReferenceSimilarity):
-    """PRES: mean cosine to all real pictures of the subject, of pictures that should not show it; -1..1, lower is better."""
+    """PRES: mean cosine between the subject's references and images that should not show it; -1..1, lower is better."""
 
-    what = "How much of the training pictures has leaked into it? Mean cosine to all of them."
+    description = "Leakage of the training images: mean cosine to all of them."
     higher_is_better = False

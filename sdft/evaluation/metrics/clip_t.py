@@ -1,17 +1,17 @@
-"""CLIP-T: does the picture match its prompt? (Hessel et al., 2021; DreamBooth's CLIP-T is the plain cosine.)"""
+"""CLIP-T: does the image match its prompt? (Hessel et al., 2021; DreamBooth's CLIP-T is the plain cosine.)"""
 
 from sdft.evaluation.metrics.base import ImageMetric
 from sdft.evaluation.metrics.clip import ClipFeatureExtractor
 
 
 class ClipT(ImageMetric):
-    """Cosine of a picture's and its prompt's CLIP features, -1..1, higher is better."""
+    """Cosine of the CLIP features of image and prompt, -1..1, higher is better."""
 
-    what = "Does the picture match its prompt? Cosine of their CLIP features."
+    description = "Prompt fidelity: cosine of the CLIP features of image and prompt."
 
     def __init__(self, clip: ClipFeatureExtractor):
         super().__init__()
         self.clip = clip
 
-    def score_images(self, pictures, prompts):
-        return (self.clip.embed_images(pictures) * self.clip.embed_texts(prompts)).sum(1)
+    def score_images(self, images, prompts):
+        return (self.clip.embed_images(images) * self.clip.embed_texts(prompts)).sum(1)

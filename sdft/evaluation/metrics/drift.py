@@ -1,9 +1,8 @@
-"""Drift: how far has a picture moved from what the base model makes of the same prompt and seed?
+"""Drift: distance of an image to the base model's image for the same prompt and seed.
 
-0 cosine distance, and 0 LPIPS, is a base that was not forgotten. What other seeds of the base differ by is the reference:
-a drift of that size is a picture that has nothing left in common with the old one but its prompt. A prompt that leaves much
-open reaches it soon, for a small change gives the same seed another look; `SetDrift` then tells whether all looks together
-are still those of the base.
+A cosine or LPIPS distance of 0 means no forgetting. The reference is the distance between different seeds of the base: at that
+level an image shares only its prompt with the base's image. Underspecified prompts reach it early, since a small weight change
+alters the image of a seed completely; `DistributionDrift` then tells whether all images together still match the base's.
 """
 
 import torch
@@ -15,38 +14,39 @@ from sdft.evaluation.metrics.fid_kid_cmmd import CMMD
 
 
 class BaseDrift(ImageMetric):
-    """1 - cosine (of an `Embedder`), or the perceptual distance, of each picture to its partner in `base`; lower is better.
+    """1 - cosine (with a `FeatureExtractor`) or perceptual distance of each image to its counterpart in `base`; lower is better.
 
-    Pictures come in the order of `base`, which holds `images` of each prompt.
+    Images come in the order of `base`, which holds `images` per prompt.
     """
 
-    what = "How far has it moved from the base of the same seed? Real: other seeds of the base."
+    description = "Distance to the base's image for the same seed. Real: distance between seeds of the base."
     higher_is_better = False
 
     def __init__(self, scorer, base: list[Image.Image], images: int):
         super().__init__()
         self.scorer, self.base, self.images = scorer, base, images
 
-    def score_images(self, pictures, prompts):
+    def score_images(self, images, prompts):
         start = sum(map(len, self.collected_values))
-        return self.between(pictures, self.base[start : start + len(pictures)])
+        return self.compute_distances(images, self.base[start : start + len(images)])
 
-    def between(self, ones, others):
-        assert len(ones) == len(others), "every picture needs its partner"
+    def compute_distances(self, ones, others):
+        """Distance of each pair `[pairs]`."""
+        assert len(ones) == len(others), "every image needs a counterpart"
         if isinstance(self.scorer, FeatureExtractor):
             return (1 - (self.scorer.embed_images(ones) * self.scorer.embed_images(others)).sum(1)).clamp(min=0)
-        return self.scorer.distances(ones, others)
+        return self.scorer.compute_distances(ones, others)
 
     def compute_reference(self):
-        """Of the base's pictures to the next ones of the same prompt."""
+        """Mean distance between consecutive base images of the same prompt."""
         if self.images < 2:
             return None
         starts = range(0, len(self.base), self.images)
         others = [self.base[start + (i + 1) % self.images] for start in starts for i in range(self.images)]
-        return float(torch.as_tensor(self.between(self.base, others)).mean())
+        return float(torch.as_tensor(self.compute_distances(self.base, others)).mean())
 
 
 class DistributionDrift(CMMD):
-    """CMMD of all pictures to all of the base's, 0 or more; lower is better."""
+    """CMMD between all images and all of the base's, 0 or more; lower is better."""
 
-    what = "How far have all pictures together moved from the base's? Real: one half of the base's from the other."
+    description = "Distance between all images and all of the base's. Real: between two halves of the base's images."

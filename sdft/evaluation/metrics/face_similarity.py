@@ -1,4 +1,4 @@
-"""Is there a face, and is it the face of the training pictures? A picture without one is never dropped in silence."""
+"""Face metrics: is there a face, and is it that of the training images? Images without a face are always counted."""
 
 import torch
 from PIL import Image
@@ -9,71 +9,75 @@ from sdft.evaluation.metrics.face_embedding import FaceEmbedder
 
 
 class FaceDetectionRate(ImageMetric):
-    """Share of pictures with a face, 0..1, higher is better; the rest is what homework sheets count as faceless."""
+    """Fraction of images with a face, 0..1, higher is better; homework sheets count the complement as faceless."""
 
-    what = "Share of pictures with a face."
+    description = "Fraction of images with a face."
     number_format = "{:.0%}"
 
-    def __init__(self, face_embedder: FaceEmbedder, real: list[Image.Image]):
+    def __init__(self, face_embedder: FaceEmbedder, references: list[Image.Image]):
         super().__init__()
-        self.face_embedder, self.real = face_embedder, real
+        self.face_embedder, self.references = face_embedder, references
 
-    def score_images(self, pictures, prompts):
-        return torch.tensor([float(face is not None) for face in self.face_embedder.embed_faces(pictures)])
+    def score_images(self, images, prompts):
+        return torch.tensor([float(face is not None) for face in self.face_embedder.embed_faces(images)])
 
     def compute_reference(self):
-        return float(self.score_images(self.real, []).mean())
+        return float(self.score_images(self.references, []).mean())
 
 
 class FacePairMetric(ImageMetric):
-    """A mean over the (picture, training face) pairs of each picture."""
+    """Mean over the pairs of an image's face with every training face; `no_face_value` without a face."""
 
-    faceless = float("nan")
+    no_face_value = float("nan")
 
-    def __init__(self, face_embedder: FaceEmbedder, real: list[Image.Image]):
+    def __init__(self, face_embedder: FaceEmbedder, references: list[Image.Image]):
         super().__init__()
         self.face_embedder = face_embedder
-        faces = [face for face in face_embedder.embed_faces(real) if face is not None]
+        faces = [face for face in face_embedder.embed_faces(references) if face is not None]
         if not faces:
-            raise ValueError(f"no face in any of the {len(real)} training pictures that faces are compared with")
-        self.real = torch.stack(faces)
+            raise ValueError(f"{type(self).__name__}: no face detected in the {len(references)} training images")
+        self.reference_faces = torch.stack(faces)
 
-    def of(self, cosines: Tensor) -> Tensor:
-        """What a pair counts, from its cosine."""
+    def convert_cosines(self, cosines: Tensor) -> Tensor:
+        """Value of each pair, from its cosine."""
         return cosines
 
-    def score_images(self, pictures, prompts):
-        faces = self.face_embedder.embed_faces(pictures)
-        return torch.tensor([self.faceless if f is None else float(self.of(self.real @ f).mean()) for f in faces])
+    def score_images(self, images, prompts):
+        values = [
+            self.no_face_value if face is None else float(self.convert_cosines(self.reference_faces @ face).mean())
+            for face in self.face_embedder.embed_faces(images)
+        ]
+        return torch.tensor(values)
 
     def compute_reference(self):
-        """Among the training faces, without pairs of a face with itself."""
-        if len(self.real) < 2:
+        """Mean over pairs of training faces, without self-pairs."""
+        if len(self.reference_faces) < 2:
             return None
-        return float(mean_excluding_self(self.of((self.real @ self.real.T).clamp(-1, 1))).mean())
+        cosines = (self.reference_faces @ self.reference_faces.T).clamp(-1, 1)
+        return float(mean_excluding_self(self.convert_cosines(cosines)).mean())
 
 
 class FaceSimilarity(FacePairMetric):
-    """Mean cosine of unit face features, -1..1, higher is better; pictures without a face have none."""
+    """Mean cosine of unit face features, -1..1, higher is better; NaN without a face."""
 
-    what = "Is it the face of the training pictures? Mean cosine over pairs."
+    description = "Face similarity to the training images: mean cosine over pairs."
 
 
 class FaceDistance(FacePairMetric):
     """Mean L2 distance of unit face features, 0..2, lower is better: the score of homework sheets (S0-41)."""
 
-    what = "The same as mean L2 distance of unit features, as homework sheets ask it."
+    description = "Face distance to the training images: mean L2 distance of unit features, as in homework sheets."
     higher_is_better = False
 
-    def of(self, cosines):
+    def convert_cosines(self, cosines):
         return (2 - 2 * cosines).clamp(min=0).sqrt()
 
 
 class FaceVerificationRate(FacePairMetric):
-    """Share of pairs at or above the face_embedder's own threshold, 0..1, higher is better; a picture without a face verifies none."""
+    """Fraction of pairs at or above the embedder's threshold, 0..1, higher is better; 0 without a face."""
 
-    what = "Share of pairs of faces that the embedder takes for one person; a faceless picture has none."
-    number_format, faceless = "{:.0%}", 0.0
+    description = "Fraction of face pairs verified as the same person; images without a face count as 0."
+    number_format, no_face_value = "{:.0%}", 0.0
 
-    def of(self, cosines):
+    def convert_cosines(self, cosines):
         return (cosines >= self.face_embedder.threshold).float()

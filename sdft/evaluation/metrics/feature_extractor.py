@@ -1,4 +1,4 @@
-"""A judge is a network; an embedder sees a picture as a unit vector, and remembers what it has seen."""
+"""Scorers wrap a network; feature extractors embed images as unit vectors and cache the result."""
 
 import hashlib
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 class ScorerUnavailableError(ValueError):
-    """What a metric needs is not on this machine; the message says what to fetch, and where to put it."""
+    """A metric's weights or packages are not available; the message says how to obtain them."""
 
 
 class Scorer:
-    """Its network lies on its device only from a question to the next rest: training has it for itself."""
+    """Moves its network to the device on use and back to the CPU in `offload()`, to leave the GPU to training."""
 
     name: str
     model: nn.Module
@@ -29,32 +29,32 @@ class Scorer:
 
 
 class FeatureExtractor(Scorer):
-    """Subclasses say what a batch of pictures looks like to them."""
+    """Subclasses implement `forward_batch`."""
 
     def __init__(self, device: str = "cpu", batch_size: int = 64):
         super().__init__(device, batch_size)
         self.feature_cache: dict[bytes, Tensor] = {}
 
-    def forward_batch(self, pictures: list[Image.Image]) -> Tensor:
-        """Features `[pictures, width]` as the network gives them, on the CPU."""
+    def forward_batch(self, images: list[Image.Image]) -> Tensor:
+        """Raw features `[images, width]` on the CPU."""
         raise NotImplementedError
 
-    def embed_images(self, pictures: list[Image.Image]) -> Tensor:
-        """Unit features `[pictures, width]`."""
-        return F.normalize(self.extract_features(pictures), dim=1)
+    def embed_images(self, images: list[Image.Image]) -> Tensor:
+        """Unit features `[images, width]`."""
+        return F.normalize(self.extract_features(images), dim=1)
 
-    def extract_features(self, pictures: list[Image.Image]) -> Tensor:
-        """Features `[pictures, width]`, of each different picture computed once."""
-        keys = [hash_image(picture) for picture in pictures]
-        unseen = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self.feature_cache}
-        for batch in split_batches(list(unseen), self.batch_size):
-            self.feature_cache |= dict(zip(batch, self.forward_batch([unseen[key] for key in batch]), strict=True))
+    def extract_features(self, images: list[Image.Image]) -> Tensor:
+        """Raw features `[images, width]`, computed once per distinct image."""
+        keys = [hash_image(image) for image in images]
+        uncached = {key: image for key, image in zip(keys, images, strict=True) if key not in self.feature_cache}
+        for batch in split_batches(list(uncached), self.batch_size):
+            self.feature_cache |= dict(zip(batch, self.forward_batch([uncached[key] for key in batch]), strict=True))
         return torch.stack([self.feature_cache[key] for key in keys])
 
 
-def hash_image(picture: Image.Image) -> bytes:
-    """What tells two pictures apart."""
-    return hashlib.blake2b(repr((picture.size, picture.mode)).encode() + picture.tobytes(), digest_size=16).digest()
+def hash_image(image: Image.Image) -> bytes:
+    """Hash of size, mode and pixels."""
+    return hashlib.blake2b(repr((image.size, image.mode)).encode() + image.tobytes(), digest_size=16).digest()
 
 
 def split_batches(items: list, size: int):

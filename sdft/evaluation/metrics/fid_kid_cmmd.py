@@ -1,7 +1,6 @@
-"""How far generated pictures, all together, are from real ones: CMMD, and FID and KID over the features of any feature_extractor.
+"""Distances between the generated and the real image distribution: CMMD, and FID and KID over any feature extractor.
 
-These say something about sets: of few pictures FID is far too high, and only scores of one feature_extractor and one number of
-pictures compare.
+With few images FID is strongly biased upwards; scores are comparable only for the same feature extractor and number of images.
 """
 
 import warnings
@@ -13,67 +12,69 @@ from torchmetrics import Metric
 
 from sdft.evaluation.metrics.feature_extractor import FeatureExtractor
 
-CMMD_SIGMA, DISTANCE_SCALE = 10.0, 1000.0  # of CMMD's paper
+CMMD_SIGMA, DISTANCE_SCALE = 10.0, 1000.0  # from the CMMD paper
 
 
 class DistributionMetric(Metric):
-    """A distance of two sets of features, lower is better; NaN when one of them has fewer than `least` pictures."""
+    """Distance between two sets of features, lower is better; NaN if one has fewer than `min_images` images."""
 
     higher_is_better = False
-    number_format, least = "{:.2f}", 2
-    what, against = "How far are all pictures together from real ones? Real: one half of those from the other.", "base"
+    number_format, min_images = "{:.2f}", 2
+    description = "Distance between all images and real ones. Real: between two halves of the real images."
+    baseline = "base"
 
-    def __init__(self, feature_extractor: FeatureExtractor, real: list[Image.Image]):
-        super().__init__(sync_on_compute=False)  # the first process alone evaluates
-        self.feature_extractor, self.real = feature_extractor, self.seen(feature_extractor, real)
+    def __init__(self, feature_extractor: FeatureExtractor, real_images: list[Image.Image]):
+        super().__init__(sync_on_compute=False)  # only rank 0 evaluates
+        self.feature_extractor = feature_extractor
+        self.real_features = self.extract_features(feature_extractor, real_images)
         self.add_state("generated_features", [], dist_reduce_fx="cat")
 
-    unit = False  # features of unit length, or as the network gives them
+    normalize_features = False  # unit length, or raw network output
 
-    def seen(self, feature_extractor: FeatureExtractor, pictures: list[Image.Image]) -> Tensor:
-        return feature_extractor.embed_images(pictures) if self.unit else feature_extractor.extract_features(pictures)
+    def extract_features(self, feature_extractor: FeatureExtractor, images: list[Image.Image]) -> Tensor:
+        if self.normalize_features:
+            return feature_extractor.embed_images(images)
+        return feature_extractor.extract_features(images)
 
-    def distance(self, one: Tensor, other: Tensor) -> Tensor:
-        """`[n, width]` against `[m, width]`, both at least `least`."""
+    def compute_distance(self, one: Tensor, other: Tensor) -> Tensor:
+        """Distance of `[n, width]` and `[m, width]`, where n and m are at least `min_images`."""
         raise NotImplementedError
 
-    def update(self, pictures: list[Image.Image], prompts: list[str]) -> None:
-        if pictures:
-            self.generated_features.append(self.seen(self.feature_extractor, pictures))
+    def update(self, images: list[Image.Image], prompts: list[str]) -> None:
+        if images:
+            self.generated_features.append(self.extract_features(self.feature_extractor, images))
 
     def compute(self) -> Tensor:
         if not self.generated_features:
-            raise ValueError(f"{type(self).__name__} of no pictures")
+            raise ValueError(f"{type(self).__name__}: no images to score")
         generated_features = torch.cat(self.generated_features)
-        return (
-            self.distance(self.real, generated_features)
-            if min(len(self.real), len(generated_features)) >= self.least
-            else torch.tensor(torch.nan)
-        )
+        if min(len(self.real_features), len(generated_features)) < self.min_images:
+            return torch.tensor(torch.nan)
+        return self.compute_distance(self.real_features, generated_features)
 
     def compute_reference(self) -> float | None:
-        """One half of the real pictures against the other."""
-        if len(self.real) < 4:
+        """Distance between two halves of the real images; None with fewer than four."""
+        if len(self.real_features) < 4:
             return None
-        return float(self.distance(self.real[::2], self.real[1::2]))
+        return float(self.compute_distance(self.real_features[::2], self.real_features[1::2]))
 
 
 class CMMD(DistributionMetric):
     """1000 times the squared maximum mean discrepancy of unit features under exp(-|x - y|^2 / 2 sigma^2) (Jayasumana, 2024)."""
 
-    unit, least = True, 1
+    normalize_features, min_images = True, 1
 
-    def distance(self, one, other):
-        def kernel(a: Tensor, b: Tensor) -> Tensor:
+    def compute_distance(self, one, other):
+        def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
             return (-torch.cdist(a.double(), b.double()).square() / (2 * CMMD_SIGMA**2)).exp().mean()
 
-        return DISTANCE_SCALE * (kernel(one, one) + kernel(other, other) - 2 * kernel(one, other))
+        return DISTANCE_SCALE * (mean_kernel(one, one) + mean_kernel(other, other) - 2 * mean_kernel(one, other))
 
 
 class FID(DistributionMetric):
-    """|mu - mu'|^2 + Tr(S + S' - 2 (S S')^1/2) (Heusel et al., 2017), by torchmetrics; over a CLIP it is CLIP-FID."""
+    """|mu - mu'|^2 + Tr(S + S' - 2 (S S')^1/2) (Heusel et al., 2017), by torchmetrics; with CLIP features this is CLIP-FID."""
 
-    def distance(self, one, other):
+    def compute_distance(self, one, other):
         from torchmetrics.image.fid import FrechetInceptionDistance
 
         metric = FrechetInceptionDistance(PassthroughFeatures(one.shape[1]))
@@ -85,14 +86,14 @@ class FID(DistributionMetric):
 class KID(DistributionMetric):
     """1000 times the squared discrepancy under (x . y / width + 1)^3, unbiased (Binkowski et al., 2018), by torchmetrics.
 
-    The mean over random subsets of at most 100; the same ones each time.
+    Mean over seeded random subsets of at most 100.
     """
 
-    def distance(self, one, other):
+    def compute_distance(self, one, other):
         from torchmetrics.image.kid import KernelInceptionDistance
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says that it keeps all features, which is what it is given
+            warnings.simplefilter("ignore")  # torchmetrics warns that it stores all features, which is intended
             metric = KernelInceptionDistance(
                 PassthroughFeatures(one.shape[1]), subset_size=min(100, len(one), len(other))
             )
@@ -104,7 +105,7 @@ class KID(DistributionMetric):
 
 
 class PassthroughFeatures(nn.Module):
-    """For torchmetrics, which would otherwise compute features itself."""
+    """Identity feature network, so that torchmetrics accepts precomputed features."""
 
     def __init__(self, width: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy: of all captions, is the one nearest to the picture right? (Radford et al., 2021, section 3.1.)"""
+"""Zero-shot accuracy: does the nearest caption have the labels of the prompt? (Radford et al., 2021, section 3.1.)"""
 
 import torch
 
@@ -7,22 +7,23 @@ from sdft.evaluation.metrics.clip import ClipFeatureExtractor
 
 
 class ZeroShotAccuracy(ImageMetric):
-    """Share of pictures whose nearest caption says on `axis`, or on all of them, what the prompt says; 0..1, higher is better."""
+    """Fraction of images whose nearest caption has the prompt's label on `axis`, or on all axes; 0..1, higher is better."""
 
-    what = "Share of pictures whose nearest caption, of all there are, says what was asked."
+    description = "Zero-shot accuracy: fraction of images whose nearest caption has the labels of the prompt."
     number_format = "{:.0%}"
 
-    def __init__(self, clip: ClipFeatureExtractor, answers: dict[str, dict[str, str]], axis: str | None = None):
+    def __init__(self, clip: ClipFeatureExtractor, caption_labels: dict[str, dict[str, str]], axis: str | None = None):
         super().__init__()
-        self.clip, self.answers, self.axis = clip, answers, axis
-        self.captions = list(answers)
+        self.clip, self.caption_labels, self.axis = clip, caption_labels, axis
+        self.captions = list(caption_labels)
         self.features = clip.embed_texts(self.captions)
 
-    def score_images(self, pictures, prompts):
-        nearest = (self.clip.embed_images(pictures) @ self.features.T).argmax(1).tolist()
-        said = [self.says(self.captions[i]) for i in nearest]
-        return torch.tensor([float(s == self.says(p)) for s, p in zip(said, prompts, strict=True)])
+    def score_images(self, images, prompts):
+        nearest = (self.clip.embed_images(images) @ self.features.T).argmax(1).tolist()
+        predicted = [self.get_label(self.captions[i]) for i in nearest]
+        return torch.tensor([float(p == self.get_label(prompt)) for p, prompt in zip(predicted, prompts, strict=True)])
 
-    def says(self, caption: str):
-        answer = self.answers[caption]
-        return answer if self.axis is None else answer[self.axis]
+    def get_label(self, caption: str):
+        """The caption's label on `axis`, or its labels on all axes."""
+        labels = self.caption_labels[caption]
+        return labels if self.axis is None else labels[self.axis]

@@ -1,4 +1,4 @@
-"""The loss curves of a run as a picture: training as it went, validation by timestep quarter."""
+"""Plot the loss curves of a run: training loss, and validation loss by timestep quarter."""
 
 import csv
 from pathlib import Path
@@ -15,12 +15,12 @@ def read_metric_column(folder: Path, column: str) -> tuple[list[int], list[float
 
 
 def smooth_curve(values: list[float]) -> list[float]:
-    """An exponential moving average without its bias towards zero."""
-    average, out = 0.0, []
+    """Bias-corrected exponential moving average."""
+    average, smoothed = 0.0, []
     for n, value in enumerate(values, 1):
         average = EMA_DECAY * average + (1 - EMA_DECAY) * value
-        out.append(average / (1 - EMA_DECAY**n))
-    return out
+        smoothed.append(average / (1 - EMA_DECAY**n))
+    return smoothed
 
 
 def plot_loss_curves(folder: Path, held_out: bool) -> Path:
@@ -29,22 +29,22 @@ def plot_loss_curves(folder: Path, held_out: bool) -> Path:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.6))
-    # given, for a layout that matplotlib finds itself costs a drawing
+    # fixed margins, since automatic layout needs an extra rendering pass
     figure.subplots_adjust(left=0.065, right=0.985, top=0.9, bottom=0.14, wspace=0.15)
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     steps, values = read_metric_column(folder, TRAINING_COLUMN)
     left.plot(steps, values, color="0.75", linewidth=1, marker="." if len(steps) < 30 else None)
     left.plot(steps, smooth_curve(values), color="tab:blue", linewidth=2)
-    left.set(title="training loss, as weighted", xlabel="step")
+    left.set(title="training loss (weighted)", xlabel="step")
     for quarter, colour in enumerate(("tab:blue", "tab:green", "tab:orange", "tab:red"), 1):
         steps, values = read_metric_column(folder, VALIDATION_COLUMN.format(quarter))
         label = ("least noise", "", "", "most noise")[quarter - 1]
-        shown = [value / values[0] for value in values]
-        right.plot(steps, shown, color=colour, label=f"quarter {quarter} {label}".strip(), marker=".")
+        relative = [value / values[0] for value in values]
+        right.plot(steps, relative, color=colour, label=f"quarter {quarter} {label}".strip(), marker=".")
     right.axhline(1, color="0.6", linewidth=1, linestyle=":")
     right.set(
-        title=f"loss at fixed noise, first = 1, {'held-out' if held_out else 'training'} images",
+        title=f"loss at fixed noise relative to the first, {'held-out' if held_out else 'training'} images",
         xlabel="step",
     )
     right.legend(frameon=False, fontsize=8)

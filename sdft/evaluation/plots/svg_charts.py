@@ -1,22 +1,22 @@
-"""Plots as SVG text for pages that stand alone."""
+"""Plots as SVG text for self-contained pages."""
 
 import io
 
 MAX_COLUMNS = 4
-MAX_LABELED_LINES = 8  # lines at most, of which each has its name
-BLUE, GREY, AMBER = "#2563eb", "#98a2b3", "#d97706"  # fine-tuned, axes, real pictures
+MAX_LABELED_LINES = 8  # plots with more lines have no legend
+BLUE, GREY, AMBER = "#2563eb", "#98a2b3", "#d97706"  # fine-tuned, axes, real images
 LINE_COLORS = [BLUE, "#d97706", "#15803d", "#9333ea", "#b42318", "#0e7490"]
 
 
-def plot_small_multiples(panels: dict[str, tuple[list[dict], float | None]], places: list[float], axis: str) -> str:
-    """A small plot for every score: its values with their intervals over `places`, and what real pictures have, dotted."""
+def plot_small_multiples(panels: dict[str, tuple[list[dict], float | None]], positions: list[float], axis: str) -> str:
+    """One small plot per score: its values with intervals over `positions`, and the score of real images as a dotted line."""
     if not panels:
         return ""
     figure, panes = create_figure(-(-len(panels) // MAX_COLUMNS), MAX_COLUMNS, 1.9)
     for axes, (title, (scores, real)) in zip(panes, panels.items(), strict=False):
-        known = [(x, score) for x, score in zip(places, scores, strict=True) if score["value"] is not None]
-        axes.plot([x for x, _ in known], [s["value"] for _, s in known], color=BLUE, marker=".", linewidth=1.6)
-        spans = [(x, s["low"], s["high"]) for x, s in known if s.get("low") is not None]
+        points = [(x, score) for x, score in zip(positions, scores, strict=True) if score["value"] is not None]
+        axes.plot([x for x, _ in points], [s["value"] for _, s in points], color=BLUE, marker=".", linewidth=1.6)
+        spans = [(x, s["low"], s["high"]) for x, s in points if s.get("low") is not None]
         if spans:
             axes.fill_between(*zip(*spans, strict=True), color=BLUE, alpha=0.15, linewidth=0)
         if real is not None:
@@ -26,22 +26,27 @@ def plot_small_multiples(panels: dict[str, tuple[list[dict], float | None]], pla
 
 
 def plot_lines_with_spread(panels: dict[str, dict[str, list[tuple[float, float, list[float]]]]], axis: str) -> str:
-    """A small plot for every score: for each line's name its (place, mean, single values)."""
+    """One small plot per score; `panels` maps titles to lines, and line names to points (position, mean, single values)."""
     rows = -(-len(panels) // MAX_COLUMNS)
     figure, panes = create_figure(rows, min(len(panels), MAX_COLUMNS), 2.2)
     for axes, (title, lines) in zip(panes, panels.items(), strict=False):
-        places = {x for line in lines.values() for x, _, _ in line}
-        alone = not any(len(line) > 1 for line in lines.values())  # settings that share no line with another
-        for colour, (name, line) in zip([BLUE] * len(lines) if alone else LINE_COLORS * 9, lines.items(), strict=False):
+        positions = {x for line in lines.values() for x, _, _ in line}
+        unconnected = not any(len(line) > 1 for line in lines.values())
+        for colour, (name, line) in zip(
+            [BLUE] * len(lines) if unconnected else LINE_COLORS * 9, lines.items(), strict=False
+        ):
             means, dots = [(x, y) for x, y, _ in line], [(x, y) for x, _, values in line for y in values]
             axes.plot(
-                *zip(*means, strict=True), color=colour, linewidth=1.6, label=None if alone else escape_mathtext(name)
+                *zip(*means, strict=True),
+                color=colour,
+                linewidth=1.6,
+                label=None if unconnected else escape_mathtext(name),
             )
-            axes.plot(*zip(*dots, strict=True), ".", color=colour, markersize=7 if alone else 4)
-        if min(places, default=0) > 0 and max(places) / min(places) > 5:
-            axes.set_xscale("log", base=2 if all(float(x).is_integer() for x in places) else 10)
-            if len(places) < 9:
-                axes.set_xticks(sorted(places), [f"{x:g}" for x in sorted(places)])
+            axes.plot(*zip(*dots, strict=True), ".", color=colour, markersize=7 if unconnected else 4)
+        if min(positions, default=0) > 0 and max(positions) / min(positions) > 5:
+            axes.set_xscale("log", base=2 if all(float(x).is_integer() for x in positions) else 10)
+            if len(positions) < 9:
+                axes.set_xticks(sorted(positions), [f"{x:g}" for x in sorted(positions)])
                 axes.minorticks_off()
         style_axes(axes, title, axis)
     if (
@@ -53,7 +58,7 @@ def plot_lines_with_spread(panels: dict[str, dict[str, list[tuple[float, float, 
 
 
 def plot_pareto_scatter(points: dict[str, tuple[float, float]], x: str, y: str, up: bool, log: bool) -> str:
-    """Settings by cost and score, and the Pareto front: those that no other beats in both."""
+    """Settings by cost and score, with the Pareto front; `up` means that a higher score is better."""
     figure, (axes,) = create_figure(1, 1, 3.2, width=5.2)
     for cost, score in points.values():
         axes.plot(cost, score, "o", color=BLUE, markersize=5)
@@ -64,20 +69,20 @@ def plot_pareto_scatter(points: dict[str, tuple[float, float]], x: str, y: str, 
         axes.set_xscale("log")
     axes.margins(x=0.18)
     style_axes(axes, f"{y} {'↑' if up else '↓'}", x)
-    figure.draw_without_rendering()  # lays out, which places depend on
+    figure.draw_without_rendering()  # computes the layout that label positions depend on
     label_points(axes, points)
     return render_svg(figure)
 
 
 def label_points(axes, points: dict[str, tuple[float, float]]) -> list[tuple[float, float]]:
-    """A name at the right of each point, a line lower as long as another name stands there; returns how far off they are."""
-    taken, offsets, line = [], [], 9
+    """Write a name to the right of each point, lower where labels would overlap; return the offsets in points."""
+    occupied, offsets, line = [], [], 9
     for name, point in sorted(points.items(), key=lambda item: -item[1][1]):
         left, middle = axes.transData.transform(point) * 72 / axes.figure.dpi
         right, lower = left + 4 * len(name), 3
-        while any(abs(middle + lower - m) < line and left < r and le < right for m, le, r in taken):
+        while any(abs(middle + lower - m) < line and left < r and le < right for m, le, r in occupied):
             lower -= line
-        taken.append((middle + lower, left, right))
+        occupied.append((middle + lower, left, right))
         offsets.append((6, lower))
         axes.annotate(escape_mathtext(name), point, textcoords="offset points", xytext=offsets[-1], fontsize=7)
     return offsets
@@ -103,7 +108,7 @@ def style_axes(axes, title: str, axis: str) -> None:
 
 
 def escape_mathtext(text: str) -> str:
-    """Dollars would begin a formula."""
+    """Escape dollar signs, which start a formula in matplotlib."""
     return text.replace("$", r"\$")
 
 

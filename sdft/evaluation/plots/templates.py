@@ -1,4 +1,4 @@
-"""Templates of pages, which escape whatever they are given."""
+"""Jinja templates of HTML pages, with autoescaping."""
 
 from functools import cache
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Jobs of a sweep on a Ray cluster."""
+"""Run the jobs of a sweep on a Ray cluster."""
 
 import os
 from dataclasses import dataclass
@@ -10,17 +10,19 @@ from sdft.sweeps.launchers.remote_command import MAX_QUEUED_JOBS, RemoteCommand,
 
 @dataclass
 class Ray:
-    """Jobs on a Ray cluster at `address`, or on one of this machine alone (null), each with `cpus` and its devices' GPUs."""
+    """Jobs on the Ray cluster at `address`, or on a local one (null), each with `cpus` cores and `devices` GPUs."""
 
     address: str | None = None
     cpus: float = 1
     n_jobs: int | None = None
-    writes_logs, shares_terminal = True, False
+    writes_logs, receives_sigint = True, False
 
     def prepare(self, folder: Path, configs: list) -> None:
         require_package("ray")
-        if spread := [cfg.num_nodes for cfg in configs if cfg.num_nodes > 1]:
-            raise ValueError(f"num_nodes={spread[0]}: launcher=ray gives a job one machine; choose launcher=submitit")
+        if multi_node := [cfg.num_nodes for cfg in configs if cfg.num_nodes > 1]:
+            raise ValueError(
+                f"num_nodes={multi_node[0]}: launcher=ray runs a job on one machine; choose launcher=submitit"
+            )
         import ray
 
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -38,8 +40,8 @@ class Ray:
         return RayJob(self.remote.remote(build_remote_command(job)))
 
 
-def run_remote_command(call: RemoteCommand) -> int:
-    return call()
+def run_remote_command(command: RemoteCommand) -> int:
+    return command()
 
 
 class RayJob:
@@ -54,7 +56,7 @@ class RayJob:
         try:
             return ray.get(self.reference)
         except ray.exceptions.RayError as error:
-            print(f"         {str(error).strip().splitlines()[-1]}", flush=True)
+            print(f"           {str(error).strip().splitlines()[-1]}", flush=True)
             return 1
 
     def stop(self) -> None:

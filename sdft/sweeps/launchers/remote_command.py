@@ -1,4 +1,4 @@
-"""A job that runs elsewhere: what is sent there, and what comes back."""
+"""The command of a job on another machine."""
 
 import os
 import subprocess
@@ -9,28 +9,28 @@ from pathlib import Path
 from sdft.distributed import exit_with_parent
 from sdft.sweeps.jobs import LOG_FILE, Job, prepare_job_folder
 
-SAVE_TIMEOUT_SECONDS = 60  # seconds that a job has for it; submitit is told 90 before the end
-MAX_QUEUED_JOBS = 16  # jobs at a time, where a queue sorts them out
+SAVE_TIMEOUT_SECONDS = 60  # to save a checkpoint; submitit signals 90 seconds before the end
+MAX_QUEUED_JOBS = 16  # default number of jobs in a cluster's queue
 
 
 @dataclass
 class RemoteCommand:
-    """A command to be run elsewhere, in the same folder; its output goes to `log`. `RuntimeError` when it fails."""
+    """A command to run remotely in folder `working_dir`; output goes to `log`. Raises `RuntimeError` if it fails."""
 
     command: list[str]
     log: str
-    home: str
+    working_dir: str
 
     def __call__(self) -> int:
-        with open(os.path.join(self.home, self.log), "a") as log:
-            told = {"stdout": log, "stderr": subprocess.STDOUT, "preexec_fn": exit_with_parent(os.getpid())}
-            self.process = subprocess.Popen(self.command, cwd=self.home, **told)
+        with open(os.path.join(self.working_dir, self.log), "a") as log:
+            options = {"stdout": log, "stderr": subprocess.STDOUT, "preexec_fn": exit_with_parent(os.getpid())}
+            self.process = subprocess.Popen(self.command, cwd=self.working_dir, **options)
             if code := self.process.wait():
                 raise RuntimeError(f"exit status {code}")
         return 0
 
     def checkpoint(self):
-        """What submitit sends again when a cluster takes the machine away: it goes on from what the job saves now."""
+        """Called by submitit on preemption: stop the job, which saves a checkpoint, and resubmit it to resume from there."""
         from submitit.helpers import DelayedSubmission
 
         self.process.terminate()
@@ -39,10 +39,9 @@ class RemoteCommand:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        words = [word for word in self.command if not word.startswith("resume=")]
-        return DelayedSubmission(
-            RemoteCommand([*words, *prepare_job_folder(Path(self.home, self.log).parent)], self.log, self.home)
-        )
+        command = [argument for argument in self.command if not argument.startswith("resume=")]
+        command += prepare_job_folder(Path(self.working_dir, self.log).parent)
+        return DelayedSubmission(RemoteCommand(command, self.log, self.working_dir))
 
 
 def build_remote_command(job: Job) -> RemoteCommand:

@@ -1,4 +1,4 @@
-"""Jobs of a sweep on a SLURM cluster, through submitit."""
+"""Run the jobs of a sweep on a SLURM cluster through submitit."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +10,11 @@ from sdft.sweeps.launchers.remote_command import MAX_QUEUED_JOBS, build_remote_c
 
 @dataclass
 class Submitit:
-    """Jobs on a SLURM cluster (`cluster=slurm`), or as it would do it on this machine (`local`).
+    """Jobs on a SLURM cluster (`cluster=slurm`), or in submitit's emulation on this machine (`local`).
 
-    `timeout_min` is each job's time, `slurm` holds more of what `sbatch` takes, such as partition or account. Machines, tasks and
-    GPUs follow from the job's own num_nodes and devices. What the cluster interrupts is sent again, but not what needs longer
-    than `timeout_min`; jobs in the queue outlive the sweep, which finds them again.
+    `timeout_min` is the time limit of a job, `slurm` has further options of `sbatch`, such as partition or account. Nodes, tasks
+    and GPUs follow from the job's num_nodes and devices. Preempted jobs are resubmitted, timed-out ones are not. Queued jobs
+    outlive the sweep; the same command finds them again.
     """
 
     cluster: str = "slurm"
@@ -23,49 +23,49 @@ class Submitit:
     memory_gb: int = 32
     n_jobs: int | None = None
     slurm: dict[str, Any] = field(default_factory=dict)
-    writes_logs, shares_terminal = True, False
+    writes_logs, receives_sigint = True, False
 
     def prepare(self, folder: Path, configs: list) -> None:
         require_package("submitit")
         import submitit
 
-        again = {"slurm_max_num_timeout": 0} if self.cluster == "slurm" else {}
+        no_timeout_requeue = {"slurm_max_num_timeout": 0} if self.cluster == "slurm" else {}
         try:
-            self.executor = submitit.AutoExecutor(folder / "submitit", cluster=self.cluster, **again)
+            self.executor = submitit.AutoExecutor(folder / "submitit", cluster=self.cluster, **no_timeout_requeue)
         except (RuntimeError, ValueError) as error:
-            why = str(error).splitlines()[0]
-            raise ValueError(f"launcher.cluster={self.cluster}: {why}; choose slurm or local") from None
-        shapes = {(cfg.num_nodes, cfg.devices, cfg.accelerator) for cfg in configs}
-        if len(shapes) > 1:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"launcher.cluster={self.cluster}: {reason}; choose slurm or local") from None
+        hardware = {(cfg.num_nodes, cfg.devices, cfg.accelerator) for cfg in configs}
+        if len(hardware) > 1:
             raise ValueError("launcher=submitit: give all jobs the same num_nodes, devices and accelerator")
-        nodes, devices, accelerator = shapes.pop()
+        nodes, devices, accelerator = hardware.pop()
         self.tasks = int(devices) if str(devices).isdigit() else 1
-        wanted = {"timeout_min": self.timeout_min, "cpus_per_task": self.cpus, "mem_gb": self.memory_gb}
+        parameters = {"timeout_min": self.timeout_min, "cpus_per_task": self.cpus, "mem_gb": self.memory_gb}
         if self.cluster == "slurm":
             self.slots = self.n_jobs or MAX_QUEUED_JOBS
-            wanted |= {"nodes": nodes, "tasks_per_node": self.tasks, "slurm_srun_args": ["--kill-on-bad-exit"]}
-            wanted["slurm_additional_parameters"] = dict(self.slurm)
+            parameters |= {"nodes": nodes, "tasks_per_node": self.tasks, "slurm_srun_args": ["--kill-on-bad-exit"]}
+            parameters["slurm_additional_parameters"] = dict(self.slurm)
             self.tasks *= nodes
         else:
             self.slots = self.n_jobs or 1
         if accelerator != "cpu":
-            wanted["gpus_per_node"] = self.tasks // nodes if self.cluster == "slurm" else count_gpus()
-        self.executor.update_parameters(**wanted)
+            parameters["gpus_per_node"] = self.tasks // nodes if self.cluster == "slurm" else count_gpus()
+        self.executor.update_parameters(**parameters)
 
     def start(self, job: Job) -> "SubmittedJob":
-        note = self.executor.folder / f"job-{job.folder.name}"
-        if self.cluster == "slurm" and note.is_file():
+        id_file = self.executor.folder / f"job-{job.folder.name}"
+        if self.cluster == "slurm" and id_file.is_file():
             from submitit import SlurmJob
 
-            queued = SlurmJob(self.executor.folder, note.read_text(), range(self.tasks))
+            queued = SlurmJob(self.executor.folder, id_file.read_text(), range(self.tasks))
             if job.is_finished() or not queued.done(force_check=True):
                 return SubmittedJob(queued, job, self.tasks)
         try:
-            sent = self.executor.submit(build_remote_command(job))
-        except Exception as error:  # submitit's own kinds, which share no base
+            submitted = self.executor.submit(build_remote_command(job))
+        except Exception as error:  # submitit's exceptions have no common base class
             raise ValueError(f"launcher=submitit: {str(error).strip().splitlines()[-1]}; see launcher.slurm") from error
-        note.write_text(sent.job_id)
-        return SubmittedJob(sent, job, self.tasks)
+        id_file.write_text(submitted.job_id)
+        return SubmittedJob(submitted, job, self.tasks)
 
 
 def count_gpus() -> int:
@@ -75,20 +75,20 @@ def count_gpus() -> int:
 
 
 class SubmittedJob:
-    """A job that submitit has sent, of one task or more."""
+    """A job submitted through submitit, with one or more tasks."""
 
-    def __init__(self, sent, job: Job, tasks: int):
-        self.sent, self.job, self.tasks = sent, job, [sent.task(number) for number in range(tasks)]
+    def __init__(self, submitted, job: Job, tasks: int):
+        self.submitted, self.job, self.tasks = submitted, job, [submitted.task(number) for number in range(tasks)]
 
     def exit_code(self) -> int | None:
         if self.job.is_finished():
             return 0
-        if not self.sent.done():
+        if not self.submitted.done():
             return None
         failed = [error for error in (task.exception() for task in self.tasks) if error]
         if failed:
-            print(f"         {type(failed[0]).__name__}: {str(failed[0]).strip().splitlines()[-1]}", flush=True)
+            print(f"           {type(failed[0]).__name__}: {str(failed[0]).strip().splitlines()[-1]}", flush=True)
         return int(bool(failed))
 
     def stop(self) -> None:
-        self.sent.cancel()
+        self.submitted.cancel()

@@ -1,4 +1,4 @@
-"""Checkpoints every so many steps or minutes; training goes on while they are written."""
+"""Periodic checkpoints, every N steps or minutes, written while training continues."""
 
 import time
 from pathlib import Path
@@ -11,28 +11,32 @@ from sdft.runs.metrics_csv import MetricsCsv
 
 
 class PeriodicCheckpoint(Checkpoint):
-    """Every `every` steps, or every `seconds`, which win; with each, how many rows of `metrics` there were.
+    """Save every `seconds` if nonzero, else every `every` steps; store the number of `metrics` rows with each checkpoint.
 
-    Lightning calls these callbacks last.
+    Lightning calls `Checkpoint` callbacks last.
     """
 
     def __init__(self, folder: Path, every: int, seconds: float, metrics: MetricsCsv):
         self.folder, self.every, self.seconds, self.metrics = folder, every, seconds, metrics
 
+    @property
+    def state_key(self) -> str:
+        return "checkpoint"
+
     def on_train_start(self, trainer, module):
-        self.saved, self.since = trainer.global_step, time.monotonic()
+        self.last_step, self.last_time = trainer.global_step, time.monotonic()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         step = trainer.global_step
-        if (batch_idx + 1) % trainer.accumulate_grad_batches or step == self.saved or not self.due(step):
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or step == self.last_step or not self.is_due(step):
             return
-        self.saved, self.since = step, time.monotonic()
+        self.last_step, self.last_time = step, time.monotonic()
         trainer.save_checkpoint(self.folder / format_checkpoint_name(step))
 
-    def due(self, step: int) -> bool:
-        """In all processes alike."""
+    def is_due(self, step: int) -> bool:
+        """Whether to save at this step; all ranks agree."""
         if self.seconds:
-            return bool(processes.all_reduce_max(int(time.monotonic() - self.since >= self.seconds)))
+            return bool(processes.all_reduce_max(int(time.monotonic() - self.last_time >= self.seconds)))
         return bool(self.every) and step % self.every == 0
 
     def on_exception(self, trainer, module, exception):

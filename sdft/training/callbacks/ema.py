@@ -1,4 +1,4 @@
-"""An exponential moving average of what learns: sampled and exported in place of the raw weights, which are kept."""
+"""Exponential moving average (EMA) of the trainable parameters, used for sampling and export; training keeps the raw weights."""
 
 from contextlib import contextmanager
 
@@ -10,7 +10,7 @@ from sdft.training.fsdp import gather_full_tensor, is_sharded, match_placement
 
 
 def has_averaged_weights(optimizer) -> bool:
-    """Whether an optimizer, or its class, keeps averaged weights of its own, as the schedule-free ones do."""
+    """Whether an optimizer (or optimizer class) averages the weights itself, as schedule-free ones do."""
     return hasattr(optimizer, "eval") and hasattr(optimizer, "train")
 
 
@@ -21,7 +21,7 @@ def swap_weights(weights: dict[str, Tensor], values: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def copy_weights(weights: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    """Of sharded weights, whose memory others know, too."""
+    """Copy in place, as FSDP keeps references to the memory of sharded weights."""
     for name, weight in weights.items():
         weight.copy_(values[name])
 
@@ -32,8 +32,12 @@ class EMA(Callback):
     def __init__(self, decay: float):
         self.decay, self.updates, self.average = decay, 0, {}
 
+    @property
+    def state_key(self) -> str:
+        return "ema"
+
     def on_train_start(self, trainer, module):
-        self.steps = trainer.global_step
+        self.last_step = trainer.global_step
         weights = module.get_trainable_parameters()
         if not self.average:
             self.average = {name: p.detach().clone() for name, p in weights.items()}
@@ -42,22 +46,22 @@ class EMA(Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step == self.steps:
-            return  # a micro-batch that only accumulated
-        self.steps = trainer.global_step
+        if trainer.global_step == self.last_step:
+            return  # gradient accumulation: no optimizer step yet
+        self.last_step = trainer.global_step
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.weights], 1 - decay)
 
     @contextmanager
     def apply_averages(self, module):
-        """The averaged weights, these or the optimizer's own, in the model's place; afterwards the raw ones, to the bit."""
+        """Temporarily swap in the EMA (or schedule-free) weights; restore the raw weights exactly."""
         optimizers = [o for o in module.trainer.optimizers if has_averaged_weights(o)]
         weights = module.get_trainable_parameters() if self.average or optimizers else {}
         sharded = any(map(is_sharded, weights.values()))
-        put = copy_weights if sharded else swap_weights
+        set_weights = copy_weights if sharded else swap_weights
         raw = {name: p.detach().clone() if sharded else p.data for name, p in weights.items()}
-        put(weights, self.average or {name: p.detach().clone() for name, p in weights.items()})
+        set_weights(weights, self.average or {name: p.detach().clone() for name, p in weights.items()})
         for optimizer in optimizers:
             optimizer.eval()
         try:
@@ -65,7 +69,7 @@ class EMA(Callback):
         finally:
             for optimizer in optimizers:
                 optimizer.train()
-            put(weights, raw)
+            set_weights(weights, raw)
 
     def state_dict(self):
         return {

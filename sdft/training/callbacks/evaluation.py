@@ -1,4 +1,4 @@
-"""Scores on the way: the protocol at every N steps, the best result kept, and a stop when nothing gets better."""
+"""Evaluation during training: run the protocol every N steps, save the best result, and stop early without improvement."""
 
 import shutil
 from pathlib import Path
@@ -18,19 +18,21 @@ from sdft.training.callbacks.metrics import TrainingMetrics
 from sdft.training.export.modelspec import write_result_metadata
 from sdft.training.fsdp import unshard_model
 
-EVALUATION_SEED_OFFSET = 10_000  # beyond those of the evaluation at the end, which is then no judge of its own choice
+EVALUATION_SEED_OFFSET = (
+    10_000  # disjoint from the final evaluation's seeds, so that selection does not bias its scores
+)
 
 
 class PeriodicEvaluation(Callback):
-    """`monitor` names the score, as `CLIP-I` or `controls/drift`, whose best result is kept in `best/`.
+    """`monitor` names the score that selects the result in `best/`, such as `CLIP-I` or `controls/drift`.
 
-    `before` is the folder of the run that a resumed one goes on from.
+    `previous_run` is the folder of the run that a resumed run continues.
     """
 
     def __init__(
         self,
         folder: Path,
-        exam: Evaluator,
+        evaluator: Evaluator,
         sampling: Sampling,
         resolution: int,
         every: int,
@@ -39,117 +41,131 @@ class PeriodicEvaluation(Callback):
         ema: EMA,
         training_metrics: TrainingMetrics,
         name: str,
-        before: Path | None = None,
+        previous_run: Path | None = None,
     ):
-        self.folder, self.exam, self.sampling, self.resolution = folder, exam, sampling, resolution
+        self.folder, self.evaluator, self.sampling, self.resolution = folder, evaluator, sampling, resolution
         self.every, self.monitor, self.patience = every, monitor, patience
-        self.ema, self.training_metrics, self.name, self.before = ema, training_metrics, name, before
-        self.timeline = EvaluationHistory(folder / "evaluation")
+        self.ema, self.training_metrics, self.name, self.previous_run = ema, training_metrics, name, previous_run
+        self.history = EvaluationHistory(folder / "evaluation")
         self.best: dict | None = None  # step, metric and value
-        self.since = 0  # evaluations since then
-        self.measured: int | None = None  # step
+        self.evaluations_since_best = 0
+        self.last_step: int | None = None  # of the last evaluation
+
+    @property
+    def state_key(self) -> str:
+        return "evaluation"
 
     def on_train_start(self, trainer, module):
         if trainer.global_step == 0:
-            self.measure(trainer, module)
+            self.evaluate(trainer, module)
         elif trainer.is_global_zero:
-            self.take_over()
-            first = self.timeline.entries()[0]
-            if other := [key for key, value in self.asked().items() if first[key] != value]:
+            self.copy_previous_history()
+            first = self.history.read_entries()[0]
+            if changed := [key for key, value in self.describe_images().items() if first[key] != value]:
                 raise ValueError(
-                    f"evaluate_every: the run that is resumed was evaluated with other {', '.join(other)}; "
-                    "give the same words as then, or evaluate_every=0"
+                    f"evaluate_every: {', '.join(changed)} differ from the evaluations of the resumed run; "
+                    "use its options, or evaluate_every=0"
                 )
-            self.exam.build_metrics(self.timeline.load_images(0))
+            self.evaluator.build_metrics(self.history.load_images(0))
         if self.best and self.best["metric"] != self.monitor:
-            self.best, self.since = None, 0
-        self.stop(trainer)
+            self.best, self.evaluations_since_best = None, 0
+        self.stop_without_improvement(trainer)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step % self.every == 0 and trainer.global_step != self.measured:
-            self.measure(trainer, module)
-            self.stop(trainer)
+        if trainer.global_step % self.every == 0 and trainer.global_step != self.last_step:
+            self.evaluate(trainer, module)
+            self.stop_without_improvement(trainer)
 
-    def stop(self, trainer) -> None:
-        if self.patience and self.since >= self.patience:
+    def stop_without_improvement(self, trainer) -> None:
+        if self.patience and self.evaluations_since_best >= self.patience:
             trainer.should_stop = True
 
     def on_train_end(self, trainer, module):
-        if trainer.global_step != self.measured:
-            self.measure(trainer, module)
+        if trainer.global_step != self.last_step:
+            self.evaluate(trainer, module)
 
-    def measure(self, trainer, module) -> None:
-        """Draw, in all processes; score and write down, in the first; compare, in all."""
-        self.measured = step = trainer.global_step
+    def evaluate(self, trainer, module) -> None:
+        """Sample on all ranks, score and record on rank 0, update the best result on all ranks, and log the scores."""
+        self.last_step = step = trainer.global_step
         with self.training_metrics.pause_clock(), self.ema.apply_averages(module):
-            draw = lambda group: self.sampling(module.model, group.prompts, self.resolution)  # noqa: E731
-            pictures = {group.name: draw(group) for group in self.exam.groups}
-            scores = processes.broadcast(self.score(pictures, step) if trainer.is_global_zero else None)
+            images = {
+                group.name: self.sampling(module.model, group.prompts, self.resolution)
+                for group in self.evaluator.groups
+            }
+            scores = processes.broadcast(self.score_images(images, step) if trainer.is_global_zero else None)
             if self.monitor and step:
-                self.compare(step, scores, module)
-        told = {f"scores/{name}": s["value"] for name, s in flatten_scores(scores).items() if s["value"] is not None}
+                self.update_best(step, scores, module)
+        logged = {f"scores/{name}": s["value"] for name, s in flatten_scores(scores).items() if s["value"] is not None}
         for logger in trainer.loggers:
-            logger.log_metrics(told, step)
+            logger.log_metrics(logged, step)
 
-    def score(self, pictures: dict[str, list[Image.Image]], step: int) -> dict:
-        self.timeline.save_images(pictures, step)
+    def score_images(self, images: dict[str, list[Image.Image]], step: int) -> dict:
+        """Save the images of all groups, score them, and write both to the history."""
+        self.history.save_images(images, step)
         if step == 0:
-            self.exam.build_metrics(pictures)
-        scores = self.exam.compute_scores(pictures)
-        self.timeline.write({"step": step, **self.asked(), "scores": scores})
+            self.evaluator.build_metrics(images)
+        scores = self.evaluator.compute_scores(images)
+        self.history.write_entry({"step": step, **self.describe_images(), "scores": scores})
         return scores
 
-    def compare(self, step: int, scores: dict, module) -> None:
-        """Keep the result when its score is the best so far; what could not be computed never is."""
+    def update_best(self, step: int, scores: dict, module) -> None:
+        """Save the result if its score is the best so far; a missing score never is."""
         group, name = split_metric_key(self.monitor)
-        direction = self.exam.metrics[group][name].higher_is_better
+        direction = self.evaluator.metrics[group][name].higher_is_better
         value = scores[group][name]["value"]
-        before = self.best["value"] if self.best else None
-        if orient_score(value, direction) > orient_score(before, direction):
+        best_value = self.best["value"] if self.best else None
+        if orient_score(value, direction) > orient_score(best_value, direction):
             model = unshard_model(module.model)
             if processes.rank() == 0:
                 module.method.save(model, self.folder / BEST, self.name)
                 write_result_metadata(self.folder / BEST, self.folder, module.method.output_kind, step)
-            self.best, self.since = {"step": step, "metric": self.monitor, "value": value}, 0
+            self.best, self.evaluations_since_best = {"step": step, "metric": self.monitor, "value": value}, 0
         else:
-            self.since += 1
+            self.evaluations_since_best += 1
 
-    def take_over(self) -> None:
-        """What the run before has evaluated: the base's pictures among it, which this run cannot make any more."""
-        if self.timeline.entries():
+    def copy_previous_history(self) -> None:
+        """Copy the evaluations of the previous run, including the base's images, which a resumed run cannot sample again."""
+        if self.history.read_entries():
             return
-        before = EvaluationHistory(self.before / "evaluation") if self.before else None
-        if not before or not before.entries():
-            raise ValueError("evaluate_every: the run that is resumed did not evaluate its base; give evaluate_every=0")
-        self.timeline.copy_from(before)
-        if (self.before / BEST).is_dir():
-            shutil.copytree(self.before / BEST, self.folder / BEST, dirs_exist_ok=True)
+        previous = EvaluationHistory(self.previous_run / "evaluation") if self.previous_run else None
+        if not previous or not previous.read_entries():
+            raise ValueError(
+                "evaluate_every: the resumed run has no evaluation of its base model; use evaluate_every=0"
+            )
+        self.history.copy_from(previous)
+        if (self.previous_run / BEST).is_dir():
+            shutil.copytree(self.previous_run / BEST, self.folder / BEST, dirs_exist_ok=True)
 
-    def asked(self) -> dict:
-        """What the pictures of a step are of."""
-        groups = {group.name: group.prompts for group in self.exam.groups}
-        drawn = {name: value for name, value in self.sampling.to_dict().items() if name != "batch_size"}
-        return {"groups": groups, "images": self.exam.images, "sampling": drawn}
+    def describe_images(self) -> dict:
+        """The settings that the images of a step depend on."""
+        groups = {group.name: group.prompts for group in self.evaluator.groups}
+        sampling = {name: value for name, value in self.sampling.to_dict().items() if name != "batch_size"}
+        return {"groups": groups, "images": self.evaluator.images, "sampling": sampling}
 
     def state_dict(self):
-        return {"best": self.best, "since": self.since, "measured": self.measured}
+        return {
+            "best": self.best,
+            "evaluations_since_best": self.evaluations_since_best,
+            "last_step": self.last_step,
+        }
 
     def load_state_dict(self, state):
-        self.best, self.since, self.measured = state["best"], state["since"], state["measured"]
+        self.best, self.last_step = state["best"], state["last_step"]
+        self.evaluations_since_best = state["evaluations_since_best"]
 
 
 def split_metric_key(monitor: str) -> tuple[str, str]:
-    """Group and name of a score."""
+    """Group and name of a score; the group defaults to the prompts."""
     group, slash, name = monitor.rpartition("/")
     return (group, name) if slash else (PROMPTS_GROUP, monitor)
 
 
-def check_checkpoint_metric(monitor: str | None, exam: Evaluator) -> None:
-    """Before anything is trained: does the score exist here?"""
-    exam.build_metrics({group.name: [Image.new("RGB", (8, 8))] for group in exam.groups})
+def check_checkpoint_metric(monitor: str | None, evaluator: Evaluator) -> None:
+    """`ValueError` before training when the evaluator does not compute the score `monitor`."""
+    evaluator.build_metrics({group.name: [Image.new("RGB", (8, 8))] for group in evaluator.groups})
     if monitor is None:
         return
-    there = [format_score_name(group, name) for group, row in exam.metrics.items() for name in row]
-    if format_score_name(*split_metric_key(monitor)) not in there:
-        missing = "".join(f"; {name} not measured: {why}" for name, why in exam.scorers.missing.items())
-        raise ValueError(f"checkpoint_metric={monitor}: choose one of {', '.join(there)}{missing}")
+    available = [format_score_name(group, name) for group, metrics in evaluator.metrics.items() for name in metrics]
+    if format_score_name(*split_metric_key(monitor)) not in available:
+        missing = "".join(f"; {name} not measured: {reason}" for name, reason in evaluator.scorers.missing.items())
+        raise ValueError(f"checkpoint_metric={monitor}: choose one of {', '.join(available)}{missing}")

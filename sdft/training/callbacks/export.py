@@ -1,4 +1,4 @@
-"""What a run leaves for other tools: the method's own files, a card, and a checkpoint to go on from."""
+"""Export at the end of training: the method's own files, a model card, and a last checkpoint to resume from."""
 
 from lightning import Callback
 

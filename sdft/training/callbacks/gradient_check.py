@@ -1,4 +1,4 @@
-"""Stop at the first step when something that should learn gets no gradient."""
+"""Stop after the first step if a trainable layer receives no gradient."""
 
 import re
 
@@ -6,35 +6,39 @@ from lightning import Callback
 
 from sdft.training.fsdp import gather_full_tensor
 
-ADAPTER_TENSOR_PATTERN = re.compile(
-    r"\.(?:lora|hada|lokr)_"
-)  # what stands between a layer's name and its adapter's tensors
+ADAPTER_TENSOR_PATTERN = re.compile(r"\.(?:lora|hada|lokr)_")  # separates a layer's name from its adapter tensors
 
-MAX_ZERO_GRADIENT_STEPS = {"embedding": 50}  # steps: a word is not in every caption
+MAX_ZERO_GRADIENT_STEPS = {"embedding": 50}  # not every caption contains the placeholder token
 
 
 class ZeroGradientCheck(Callback):
-    """A layer whose learned tensors all have a zero gradient at the first step would never move; the run stops and names it."""
+    """`ValueError` naming a layer whose trainable tensors all have a zero gradient at the first step: it would never change."""
 
     def on_train_start(self, trainer, module):
-        self.patience = MAX_ZERO_GRADIENT_STEPS.get(module.method.output_kind, 1) if trainer.global_step == 0 else 0
-        self.moved: set[str] = set()
+        limit = MAX_ZERO_GRADIENT_STEPS.get(module.method.output_kind, 1)
+        self.steps_left = limit if trainer.global_step == 0 else 0
+        self.layers_with_gradient: set[str] = set()
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        if not self.patience:
+        if not self.steps_left:
             return
-        self.patience -= 1
+        self.steps_left -= 1
         layers = set()
         for name, p in module.get_trainable_parameters().items():
-            layer = (
-                ADAPTER_TENSOR_PATTERN.split(name)[0] if ADAPTER_TENSOR_PATTERN.search(name) else name.rsplit(".", 1)[0]
-            )
+            layer = get_layer_name(name)
             layers.add(layer)
-            if layer not in self.moved and p.grad is not None and bool(gather_full_tensor(p.grad).any()):
-                self.moved.add(layer)
-        still = sorted(layers - self.moved)
-        if not still:
-            self.patience = 0
-        elif not self.patience:
-            more = f" and {len(still) - 1} more layers" if len(still) > 1 else ""
-            raise ValueError(f"{still[0]}{more} of {len(layers)} that should learn got no gradient at the first step")
+            if layer not in self.layers_with_gradient and p.grad is not None and bool(gather_full_tensor(p.grad).any()):
+                self.layers_with_gradient.add(layer)
+        missing = sorted(layers - self.layers_with_gradient)
+        if not missing:
+            self.steps_left = 0
+        elif not self.steps_left:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ValueError(f"{missing[0]}{more} of {len(layers)} trainable layers got no gradient at the first step")
+
+
+def get_layer_name(parameter: str) -> str:
+    """The layer that a parameter, or an adapter's tensor, belongs to."""
+    if ADAPTER_TENSOR_PATTERN.search(parameter):
+        return ADAPTER_TENSOR_PATTERN.split(parameter)[0]
+    return parameter.rsplit(".", 1)[0]

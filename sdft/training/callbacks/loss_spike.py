@@ -1,4 +1,4 @@
-"""A loss far above what it was is told while it happens: too high a rate, or pictures that are not like the others."""
+"""Warn about loss spikes as they happen: the learning rate may be too high, or some images unlike the others."""
 
 import math
 from collections import deque
@@ -9,58 +9,65 @@ from lightning import Callback
 from sdft.training.callbacks.metrics import TrainingMetrics
 
 HISTORY_SIZE = 50  # reports
-MIN_HISTORY = 10  # of them, before anything counts as unusual
-MAX_DEVIATIONS = 6  # of the loss's logarithm above its median, as the median absolute deviation estimates them
-MIN_SPIKE_RATIO = 2  # the highest of them, at least: losses of single pictures differ a thousandfold
+MIN_HISTORY = 10  # reports before any loss counts as a spike
+MAX_DEVIATIONS = (
+    6  # of the log loss above its median, in standard deviations estimated from the median absolute deviation
+)
+MIN_SPIKE_RATIO = 2  # to the highest loss of the history: losses of single images vary a thousandfold
 
 
 class LossSpikeWarning(Callback):
-    """Warns once a spike, which is over when a report is usual again. A spike is not remembered as usual."""
+    """Warn once per spike, which ends with the next normal report. Losses of a spike do not enter the history."""
 
     def __init__(self, training_metrics: TrainingMetrics):
-        self.training_metrics, self.usual, self.high, self.seen = training_metrics, deque(maxlen=HISTORY_SIZE), 0, 0
+        self.training_metrics, self.history = training_metrics, deque(maxlen=HISTORY_SIZE)
+        self.spike_length, self.last_step = 0, 0  # in reports; of the last report
+
+    @property
+    def state_key(self) -> str:
+        return "loss_spike"
 
     def on_train_start(self, trainer, module):
-        self.seen = self.training_metrics.last_report_step
+        self.last_step = self.training_metrics.last_report_step
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if self.training_metrics.last_report_step == self.seen:
+        if self.training_metrics.last_report_step == self.last_step:
             return
-        self.seen, loss = self.training_metrics.last_report_step, self.training_metrics.last["loss"]
+        self.last_step, loss = self.training_metrics.last_report_step, self.training_metrics.last["loss"]
         if not 0 < loss < math.inf:
-            return  # no number is another's affair
-        if not self.far_above(loss):
-            self.usual.append(loss)
-            self.high = 0
+            return  # NaN/Inf is reported by NanCheck
+        if not self.is_spike(loss):
+            self.history.append(loss)
+            self.spike_length = 0
             return
-        self.high += 1
-        if self.high == 1:
-            self.tell(trainer, loss)
-        elif self.high == MIN_HISTORY:  # it has stayed there: that is usual from now on
-            self.usual.clear()
-            self.high = 0
+        self.spike_length += 1
+        if self.spike_length == 1:
+            self.warn_spike(trainer, loss)
+        elif self.spike_length == MIN_HISTORY:  # the new level is normal from now on
+            self.history.clear()
+            self.spike_length = 0
 
-    def far_above(self, loss: float) -> bool:
-        if len(self.usual) < MIN_HISTORY:
+    def is_spike(self, loss: float) -> bool:
+        if len(self.history) < MIN_HISTORY:
             return False
-        logs = [math.log(value) for value in self.usual]
-        middle = median(logs)
-        deviation = 1.4826 * median(abs(value - middle) for value in logs)
-        return math.log(loss) > middle + MAX_DEVIATIONS * deviation and loss > MIN_SPIKE_RATIO * max(self.usual)
+        logs = [math.log(value) for value in self.history]
+        center = median(logs)
+        deviation = 1.4826 * median(abs(value - center) for value in logs)
+        return math.log(loss) > center + MAX_DEVIATIONS * deviation and loss > MIN_SPIKE_RATIO * max(self.history)
 
-    def tell(self, trainer, loss: float) -> None:
-        times = loss / median(self.usual)
+    def warn_spike(self, trainer, loss: float) -> None:
+        ratio = loss / median(self.history)
         if trainer.is_global_zero:
             print(
-                f"warning  step {self.seen}: the loss is {loss:.4g}, {times:.1f} times its usual {median(self.usual):.4g}; "
-                "if it stays so, lower lr",
+                f"warning  step {self.last_step}: loss {loss:.4g} is {ratio:.1f} times its median {median(self.history):.4g}; "
+                "if it stays high, lower lr",
                 flush=True,
             )
         for logger in trainer.loggers:
-            logger.log_metrics({"train/spike": times}, self.seen)
+            logger.log_metrics({"train/spike": ratio}, self.last_step)
 
     def state_dict(self):
-        return {"usual": list(self.usual), "high": self.high}
+        return {"history": list(self.history), "spike_length": self.spike_length}
 
     def load_state_dict(self, state):
-        self.usual, self.high = deque(state["usual"], maxlen=HISTORY_SIZE), state["high"]
+        self.history, self.spike_length = deque(state["history"], maxlen=HISTORY_SIZE), state["spike_length"]

@@ -1,58 +1,69 @@
-"""A gradient that is no number changes no weight, and is told with the pictures and timesteps that it came from."""
+"""Report steps skipped for a NaN/Inf loss or gradient, with their images and timesteps."""
 
 from pathlib import Path
 
 from lightning import Callback
 
-MAX_LISTED_SAMPLES = 8  # pictures named at most
+MAX_LISTED_SAMPLES = 8  # images per message
 
 
 class NanCheck(Callback):
-    """`on_nan`: stop ends the run, skip goes on and counts. On a GPU it looks every `every` steps: the weights wait untouched."""
+    """`on_nan`: `stop` ends the run, `skip` counts the skipped steps.
+
+    On a GPU it checks every `every` steps only: the module already skips the update.
+    """
 
     def __init__(self, samples, on_nan: str, every: int, folder: Path):
         self.samples, self.on_nan, self.every, self.folder = samples, on_nan, every, folder
-        self.known = 0
+        self.num_reported = 0  # skipped steps
+
+    @property
+    def state_key(self) -> str:
+        return "nan_check"
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if trainer.global_step % self.every == 0 or module.device.type == "cpu":
-            self.look(trainer, module)
+            self.report_skipped_steps(trainer, module)
 
     def on_train_end(self, trainer, module):
-        self.look(trainer, module)
+        self.report_skipped_steps(trainer, module)
 
-    def look(self, trainer, module) -> None:
-        if module.skipped_steps is None or (count := int(module.skipped_steps)) == self.known:
+    def report_skipped_steps(self, trainer, module) -> None:
+        """Log new skipped steps; `ValueError` with `on_nan=stop`."""
+        if module.skipped_steps is None or (num_skipped := int(module.skipped_steps)) == self.num_reported:
             return
-        told = f"step {int(module.last_skipped_step) + 1}: loss or gradient is no number; {self.batch(int(module.last_skipped_step))}"
+        step = int(module.last_skipped_step)
+        message = f"step {step + 1}: NaN/Inf loss or gradient; {self.describe_samples(step)}"
         if self.on_nan == "stop":
-            raise ValueError(f"{told}; that step changed no weight, {self.kept()}; lower lr, or look at these pictures")
-        if not self.known and trainer.is_global_zero:
-            print(f"warning  {told}; left out, as every one from here on (train/skipped)", flush=True)
-        self.known = count
+            raise ValueError(
+                f"{message}; the weights were not updated, {self.describe_last_checkpoint()}; lower lr, or check these images"
+            )
+        if not self.num_reported and trainer.is_global_zero:
+            print(f"warning  {message}; step skipped, further skips are counted in train/skipped", flush=True)
+        self.num_reported = num_skipped
         for logger in trainer.loggers:
-            logger.log_metrics({"train/skipped": count}, trainer.global_step)
+            logger.log_metrics({"train/skipped": num_skipped}, trainer.global_step)
 
     def state_dict(self):
-        return {"known": self.known}
+        return {"num_reported": self.num_reported}
 
     def load_state_dict(self, state):
-        self.known = state["known"]
+        self.num_reported = state["num_reported"]
 
-    def batch(self, step: int) -> str:
-        """Pictures and timesteps of a step's samples."""
-        samples = self.samples.datasets[0]
-        numbers = samples.plan.sample_numbers(step)
-        shown = [
-            f"{samples.source[samples.plan.image_index(number)].name} at timestep {int(samples.timestep(number))}"
+    def describe_samples(self, step: int) -> str:
+        """Image names and timesteps of a step's samples."""
+        dataset = self.samples.datasets[0]
+        numbers = dataset.plan.sample_numbers(step)
+        listed = [
+            f"{dataset.source[dataset.plan.image_index(number)].name} at timestep {int(dataset.draw_timestep(number))}"
             for number in numbers[:MAX_LISTED_SAMPLES]
         ]
-        return ", ".join(shown) + (
+        return ", ".join(listed) + (
             f" and {len(numbers) - MAX_LISTED_SAMPLES} more" if len(numbers) > MAX_LISTED_SAMPLES else ""
         )
 
-    def kept(self) -> str:
+    def describe_last_checkpoint(self) -> str:
         from sdft.runs.checkpoint_file import find_latest_checkpoint
 
-        found = find_latest_checkpoint(self.folder / "checkpoints")
-        return f"the last checkpoint is {found}" if found else "no checkpoint was saved (save_every=N)"
+        checkpoint = find_latest_checkpoint(self.folder / "checkpoints")
+        return f"the last checkpoint is {checkpoint}" if checkpoint else "no checkpoint was saved (save_every=N)"

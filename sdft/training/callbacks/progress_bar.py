@@ -1,4 +1,4 @@
-"""The progress bar: steps, loss, images a second, time left. Where there is no terminal, a line now and then."""
+"""Progress bar with steps, loss, images per second and remaining time; without a terminal, a line at intervals."""
 
 import time
 
@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sdft.training.callbacks.metrics import TrainingMetrics
 
-LINE_INTERVAL_SECONDS = 30  # seconds
+LINE_INTERVAL_SECONDS = 30
 
 
 class ProgressBar(Callback):
@@ -17,11 +17,11 @@ class ProgressBar(Callback):
 
     def on_train_start(self, trainer, module):
         console = Console(stderr=False)
-        self.line = time.monotonic()
+        self.last_line_time = time.monotonic()
         self.bar = Progress(
             TextColumn("{task.completed}/{task.total}"),
             BarColumn(30),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[metrics]}"),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
             console=console,
@@ -29,13 +29,14 @@ class ProgressBar(Callback):
         )
         self.bar.start()
         self.task = self.bar.add_task(
-            "", total=trainer.max_steps, completed=trainer.global_step, numbers=self.format_metrics()
+            "", total=trainer.max_steps, completed=trainer.global_step, metrics=self.format_metrics()
         )
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.bar.update(self.task, completed=trainer.global_step, numbers=self.format_metrics())
-        if self.bar.disable and trainer.global_rank == 0 and time.monotonic() - self.line > LINE_INTERVAL_SECONDS:
-            self.line = time.monotonic()
+        self.bar.update(self.task, completed=trainer.global_step, metrics=self.format_metrics())
+        is_line_due = time.monotonic() - self.last_line_time > LINE_INTERVAL_SECONDS
+        if self.bar.disable and trainer.global_rank == 0 and is_line_due:
+            self.last_line_time = time.monotonic()
             print(f"{trainer.global_step}/{trainer.max_steps}  {self.format_metrics()}", flush=True)
 
     def format_metrics(self) -> str:

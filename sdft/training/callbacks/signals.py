@@ -1,4 +1,4 @@
-"""A signal ends a run at the next step: saved, and with the exit status that says so."""
+"""Stop a run after a signal: save a checkpoint at the next step and exit with the signal's status."""
 
 import signal
 
@@ -12,7 +12,7 @@ HANDLED_SIGNALS = [
 
 
 class StoppedBySignal(Exception):
-    """`status` is 128 + the signal's number, as shells have it."""
+    """`status` is 128 + the signal's number, as in shells."""
 
     def __init__(self, number: int, step: int):
         super().__init__(f"{signal.Signals(number).name} at step {step}")
@@ -20,38 +20,38 @@ class StoppedBySignal(Exception):
 
 
 class SignalHandler(Callback):
-    """Of several processes all stop when one is told to. In one that nobody launched, a second signal ends it at once."""
+    """If one rank receives a signal, all ranks stop. Without a launcher, a second signal kills the process."""
 
     def __init__(self, folder):
-        self.folder, self.told, self.before = folder, 0, {}
+        self.folder, self.received, self.previous_handlers = folder, 0, {}
 
     def setup(self, trainer, module, stage):
         try:
-            self.before = {number: signal.signal(number, self.handle_signal) for number in HANDLED_SIGNALS}
+            self.previous_handlers = {number: signal.signal(number, self.handle_signal) for number in HANDLED_SIGNALS}
         except ValueError:
-            self.before = {}  # not in the main thread, which alone hears signals
+            self.previous_handlers = {}  # only the main thread can handle signals
 
     def teardown(self, trainer, module, stage):
-        self.forget()
+        self.restore_handlers()
 
     def on_exception(self, trainer, module, exception):
-        self.forget()
+        self.restore_handlers()
 
-    def forget(self) -> None:
-        for number, handler in self.before.items():
+    def restore_handlers(self) -> None:
+        for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
-        self.before = {}
+        self.previous_handlers = {}
 
     def handle_signal(self, number, frame) -> None:
-        if self.told and not processes.is_launched():
-            self.forget()
+        if self.received and not processes.is_launched():
+            self.restore_handlers()
             signal.raise_signal(number)
-        self.told = number
+        self.received = number
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        told = processes.all_reduce_max(self.told)
-        if told and trainer.global_step < trainer.max_steps:
+        received = processes.all_reduce_max(self.received)
+        if received and trainer.global_step < trainer.max_steps:
             trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
-            raise StoppedBySignal(told, trainer.global_step)
+            raise StoppedBySignal(received, trainer.global_step)

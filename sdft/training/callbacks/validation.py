@@ -1,4 +1,4 @@
-"""The loss on the same images, noise and timesteps again and again: what training moved, without the noise of its draws."""
+"""Validation loss at fixed images, noise and timesteps, so that only training changes it."""
 
 import torch
 from lightning import Callback
@@ -8,18 +8,18 @@ from sdft.models.sampling import eval_mode
 from sdft.training.callbacks.ema import EMA
 from sdft.training.callbacks.metrics import NUM_TIMESTEP_QUARTERS, TrainingMetrics
 
-NUM_TRAINING_IMAGES = 4  # where none are held out
+NUM_TRAINING_IMAGES = 4  # without held-out images
 MAX_VALIDATION_IMAGES = 32
-DEFAULT_VALIDATIONS = 10  # in a run, unless told otherwise
+DEFAULT_VALIDATIONS = 10  # per run, with validate_every=null
 TIMESTEP_FRACTIONS = [
     (quarter + 0.5) / NUM_TIMESTEP_QUARTERS for quarter in range(NUM_TIMESTEP_QUARTERS)
-]  # of the timesteps: the middle of each quarter
+]  # of all timesteps: the middle of each quarter
 
 
 class ValidationLoss(Callback):
-    """Mean losses before weighting, over held-out images (at most `MOST`), else over the first `IMAGES` that are trained on.
+    """Mean unweighted loss over at most `MAX_VALIDATION_IMAGES` held-out images, else the first `NUM_TRAINING_IMAGES`.
 
-    Measured at the start, every `every` steps (None: `TIMES` in the run; 0: not at all) and at the end.
+    Measured at the start, every `every` steps (None: `DEFAULT_VALIDATIONS` times per run; 0: never) and at the end.
     """
 
     def __init__(
@@ -31,34 +31,39 @@ class ValidationLoss(Callback):
         ema: EMA,
     ):
         self.samples, self.every = held_out or samples, every
-        self.count = min(MAX_VALIDATION_IMAGES if held_out else NUM_TRAINING_IMAGES, len(self.samples))
+        self.num_images = min(MAX_VALIDATION_IMAGES if held_out else NUM_TRAINING_IMAGES, len(self.samples))
         self.training_metrics, self.ema = training_metrics, ema
         self.first = self.last = float("nan")
-        self.measured: int | None = None  # step
+        self.last_step: int | None = None
+
+    @property
+    def state_key(self) -> str:
+        return "validation"
 
     def on_train_start(self, trainer, module):
         if self.every is None:
             self.every = max(1, trainer.max_steps // DEFAULT_VALIDATIONS)
         if trainer.global_step == 0:
-            self.first = self.measure(trainer, module)
+            self.first = self.measure_loss(trainer, module)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if self.every and trainer.global_step % self.every == 0:
-            self.measure(trainer, module)
+            self.measure_loss(trainer, module)
 
     def on_train_end(self, trainer, module):
-        self.measure(trainer, module)
+        self.measure_loss(trainer, module)
 
     @torch.no_grad()
-    def measure(self, trainer, module) -> float:
-        if self.measured == trainer.global_step:
+    def measure_loss(self, trainer, module) -> float:
+        """Compute and log the loss; once per step."""
+        if self.last_step == trainer.global_step:
             return self.last
-        self.measured = trainer.global_step
+        self.last_step = trainer.global_step
         losses = []
         with self.training_metrics.pause_clock(), self.ema.apply_averages(module), eval_mode(module.model):
-            for index in range(self.count):
+            for index in range(self.num_images):
                 batch = self.samples.collate(
-                    [self.samples.load_fixed_sample(index, share) for share in TIMESTEP_FRACTIONS]
+                    [self.samples.load_fixed_sample(index, fraction) for fraction in TIMESTEP_FRACTIONS]
                 )
                 batch = {key: value.to(module.device) for key, value in batch.items()}
                 with trainer.precision_plugin.forward_context():
@@ -71,7 +76,7 @@ class ValidationLoss(Callback):
         return self.last
 
     def state_dict(self):
-        return {"first": self.first, "last": self.last, "measured": self.measured}
+        return {"first": self.first, "last": self.last, "last_step": self.last_step}
 
     def load_state_dict(self, state):
-        self.first, self.last, self.measured = state["first"], state["last"], state["measured"]
+        self.first, self.last, self.last_step = state["first"], state["last"], state["last_step"]

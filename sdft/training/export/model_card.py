@@ -1,4 +1,4 @@
-"""The model card: what it is, a picture, how to use it, and the command that made it."""
+"""Model card: description, sample images, usage code, and the training command."""
 
 import json
 import shlex
@@ -13,7 +13,12 @@ pipe.load_lora_weights({load_path}, weight_name="pytorch_lora_weights.safetensor
 pipe.load_textual_inversion({load_path}, weight_name="learned_embeds.safetensors")""",
     "pipeline": """pipe = StableDiffusionPipeline.from_pretrained({load_path})""",
 }
-RESULT_DESCRIPTIONS = {"adapter": "A LoRA", "embedding": "A learned word", "pipeline": "A fine-tuned pipeline"}
+RESULT_DESCRIPTIONS = {
+    "adapter": "A LoRA",
+    "embedding": "A textual inversion embedding",
+    "pipeline": "A fine-tuned pipeline",
+}
+METHOD_TAGS = {"FullFineTuning": "sft"}  # by class name; the other tags are the class name in lower case
 
 CARD_TEMPLATE = """---
 {front_matter}
@@ -21,9 +26,9 @@ CARD_TEMPLATE = """---
 
 # {name}
 
-{what} of `{base}` ({prediction}), trained with sdft for {steps} steps at {resolution} px.
+{description} of `{base}` ({prediction}), trained with sdft for {steps} steps at {resolution} px.
 
-![The same prompts and seeds, from the base to the end of training](samples.png)
+![Samples of fixed prompts and seeds, from the base model to the end of training](samples.png)
 {leading_sections}
 ## Use
 
@@ -44,7 +49,7 @@ from diffusers import StableDiffusionPipeline
 
 {reproduction_note}
 {files}{trailing_sections}
-## Made by
+## Training command
 
 ````
 python {command}
@@ -52,19 +57,19 @@ python {command}
 """
 
 FILES_TABLE = """
-| file | opens in |
+| file | format |
 |---|---|
 | `pytorch_lora_weights.safetensors` | diffusers |
-| `{name}-kohya.safetensors` | tools that read the kohya format{dora} |
+| `{name}-kohya.safetensors` | kohya{dora} |
 """
-REPRODUCTION_NOTE = "In fp32 this gives the first picture of the last row above."
+REPRODUCTION_NOTE = "In fp32 this gives the first image of the last row above."
 
 
 @dataclass
 class ModelCard:
-    """What a card tells. What users wrote is data: it stands in quotes, as JSON or as code."""
+    """Contents of a card. User text is untrusted: the card quotes it as JSON or code."""
 
-    result: str  # the folder of the run that it is about: adapter, embedding or pipeline
+    result: str  # output kind: adapter, embedding or pipeline
     name: str
     base: str
     prediction: str
@@ -75,14 +80,15 @@ class ModelCard:
     sampling: object  # steps, guidance_scale, seed, negative_prompt
     command: list[str]
     dora: bool = False
-    scheduler: str = ""  # lines that give the pipeline another
-    load_path: str | None = None  # where the files are loaded from; the result's folder
+    scheduler: str = ""  # code that replaces the pipeline's scheduler
+    load_path: str | None = None  # path or repository of the weights; the result's folder by default
     reproduction_note: str = REPRODUCTION_NOTE
-    front_matter: dict = field(default_factory=dict)  # more of the YAML that hubs read
-    leading_sections: list[str] = field(default_factory=list)  # sections in front of how to use it
-    trailing_sections: list[str] = field(default_factory=list)  # and behind
+    front_matter: dict = field(default_factory=dict)  # further YAML metadata for hubs
+    leading_sections: list[str] = field(default_factory=list)  # before the usage code
+    trailing_sections: list[str] = field(default_factory=list)  # after it
 
-    def text(self) -> str:
+    def render(self) -> str:
+        """The card as Markdown with YAML front matter."""
         base = to_inline_code_text(Path(self.base).name if Path(self.base).expanduser().is_absolute() else self.base)
         front = {
             "library_name": "diffusers",
@@ -90,14 +96,14 @@ class ModelCard:
             "pipeline_tag": "text-to-image",
             "tags": ["stable-diffusion", "text-to-image", self.method],
         } | self.front_matter
-        dora = " (a DoRA: not diffusers)" if self.dora else ""
-        away = self.sampling.negative_prompt
+        dora = " (DoRA: not for diffusers)" if self.dora else ""
+        negative = self.sampling.negative_prompt
         return CARD_TEMPLATE.format(
             front_matter="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None),
             base=base,
             prediction=to_inline_code_text(self.prediction),
             name=self.name,
-            what=RESULT_DESCRIPTIONS[self.result],
+            description=RESULT_DESCRIPTIONS[self.result],
             steps=self.steps,
             resolution=self.resolution,
             use=USAGE_SNIPPETS[self.result].format(base=base, load_path=json.dumps(self.load_path or self.result)),
@@ -105,7 +111,7 @@ class ModelCard:
             sampling_steps=self.sampling.steps,
             guidance_scale=self.sampling.guidance_scale,
             seed=self.sampling.seed,
-            negative=f"    negative_prompt={json.dumps(away, ensure_ascii=False)},\n" if away else "",
+            negative=f"    negative_prompt={json.dumps(negative, ensure_ascii=False)},\n" if negative else "",
             scheduler=self.scheduler,
             reproduction_note=self.reproduction_note,
             files=FILES_TABLE.format(name=self.name, dora=dora) if self.result == "adapter" else "",
@@ -115,9 +121,14 @@ class ModelCard:
         )
 
 
+def get_method_tag(class_name: str) -> str:
+    """The tag of a method by its class name."""
+    return METHOD_TAGS.get(class_name, class_name.lower())
+
+
 def to_inline_code_text(text: str) -> str:
-    """What may stand between backticks, also in a table: one line, no backtick and no bar."""
-    return "".join(mark for mark in str(text) if mark.isprintable() and mark not in "`|")
+    """Text that is safe between backticks, also in a table: one line without backticks or bars."""
+    return "".join(char for char in str(text) if char.isprintable() and char not in "`|")
 
 
 def format_inline_code(text: str) -> str:
@@ -133,7 +144,7 @@ def write_model_card(
         name=name,
         base=module.model.name,
         prediction=module.model.prediction_type,
-        method=type(module.method).__name__.lower(),
+        method=get_method_tag(type(module.method).__name__),
         steps=module.trainer.global_step,
         resolution=resolution,
         prompt=prompts[0],
@@ -142,12 +153,12 @@ def write_model_card(
         dora=getattr(module.method, "use_dora", False),
         scheduler=format_scheduler_code(sampling.create_scheduler(module.model)) if sampling.scheduler else "",
     )
-    (folder / "README.md").write_text(card.text(), encoding="utf-8")
+    (folder / "README.md").write_text(card.render(), encoding="utf-8")
     shutil.copyfile(folder.parent / "samples.png", folder / "samples.png")
 
 
 def format_scheduler_code(scheduler) -> str:
-    """The lines that make a pipeline draw with it, in full."""
-    kind, words = type(scheduler).__name__, json.loads(scheduler.to_json_string())
-    told = {key: value for key, value in words.items() if not key.startswith("_")}
-    return f"from diffusers import {kind}\n\npipe.scheduler = {kind}.from_config({told!r})\n"
+    """Code that gives a pipeline this scheduler with its full configuration."""
+    class_name, config = type(scheduler).__name__, json.loads(scheduler.to_json_string())
+    public = {key: value for key, value in config.items() if not key.startswith("_")}
+    return f"from diffusers import {class_name}\n\npipe.scheduler = {class_name}.from_config({public!r})\n"

@@ -1,4 +1,4 @@
-"""Run folders as training leaves them, without training."""
+"""Write run folders like those of training, without training."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ PROMPTS = ("a handwritten five", "a handwritten six")
 
 def write_run(folder: Path, state: str = "finished", steps=(0, 10, 20), prompts=PROMPTS, **facts) -> Path:
     folder.mkdir(parents=True)
-    told = {
+    run_json = {
         "command": ["train.py", "rank=4", "steps=20"],
         "overrides": ["rank=4", "steps=20"],
         "started": "2026-01-02T03:04:05+0000",
@@ -30,7 +30,7 @@ def write_run(folder: Path, state: str = "finished", steps=(0, 10, 20), prompts=
         "validation_loss": [0.2, 0.1],
         **facts,
     }
-    (folder / "run.json").write_text(json.dumps(told), encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps(run_json), encoding="utf-8")
     (folder / "config.yaml").write_text("rank: 4\n")
     rows = ["step,validation/loss,train/loss,train/grad_norm,train/lr_unet,scores/CLIP-T"]
     rows += [f"{n},{0.2 - 0.005 * n},{0.3 - 0.01 * n},{0.05},{0.001},{0.1 + n / 100}" for n in range(20)]
@@ -38,9 +38,9 @@ def write_run(folder: Path, state: str = "finished", steps=(0, 10, 20), prompts=
     for n, step in enumerate(steps):
         write_samples(folder / "samples" / f"step-{step:06d}", prompts, 40 * n)
     Image.new("RGB", (64, 64), "teal").save(folder / "data.png")
-    (folder / "data.json").write_text(json.dumps({"pictures": 50, "frequent options": {"five": 3}}))
+    (folder / "data.json").write_text(json.dumps({"images": 50, "frequent words": {"five": 3}}))
     (folder / "evaluation").mkdir()
-    (folder / "evaluation" / "scores.json").write_text(json.dumps(report()))
+    (folder / "evaluation" / "scores.json").write_text(json.dumps(build_scores()))
     (folder / "evaluation" / "report.html").write_text(
         "<!doctype html><title>a report</title><script>alert(1)</script>"
     )
@@ -51,16 +51,16 @@ def write_run(folder: Path, state: str = "finished", steps=(0, 10, 20), prompts=
     return folder
 
 
-def write_samples(place: Path, prompts, shade: int) -> None:
-    place.mkdir(parents=True)
+def write_samples(step_folder: Path, prompts, shade: int) -> None:
+    step_folder.mkdir(parents=True)
     for n, _ in enumerate(prompts):
-        Image.new("RGB", (32, 32), (shade, 100 * n % 256, 90)).save(place / f"{n:03d}.png")
-    told = [{"file": f"{n:03d}.png", "prompt": prompt, "seed": 7} for n, prompt in enumerate(prompts)]
-    (place / "samples.json").write_text(json.dumps(told), encoding="utf-8")
+        Image.new("RGB", (32, 32), (shade, 100 * n % 256, 90)).save(step_folder / f"{n:03d}.png")
+    entries = [{"file": f"{n:03d}.png", "prompt": prompt, "seed": 7} for n, prompt in enumerate(prompts)]
+    (step_folder / "samples.json").write_text(json.dumps(entries), encoding="utf-8")
 
 
-def report() -> dict:
-    metric = {"what": "Does it match?", "number_format": "{:.3f}", "higher_is_better": True, "against": "base"}
+def build_scores() -> dict:
+    metric = {"description": "Does it match?", "number_format": "{:.3f}", "higher_is_better": True, "baseline": "base"}
     states = [("base", 0.4, {}), ("fine-tuned", 0.6, {"value": 0.2, "low": 0.1, "high": 0.3})]
     return {
         "metrics": {"prompts": {"CLIP-T": metric}},

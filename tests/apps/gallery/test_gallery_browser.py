@@ -1,4 +1,4 @@
-"""The gallery in a real browser: no error on its console, and what moves moves."""
+"""The gallery in a real browser: no console errors, and interactive elements work."""
 
 import threading
 
@@ -22,14 +22,14 @@ LOADED = "[...document.images].every(image => image.complete)"
 
 @pytest.fixture(scope="module")
 def browser():
-    opened = Browser()
-    yield opened
-    opened.close()
+    browser = Browser()
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    outputs = tmp_path_factory.mktemp("home") / "outputs"
+    outputs = tmp_path_factory.mktemp("root") / "outputs"
     write_run(outputs / "x" / "one")
     hostile = "<img src=x onerror=document.title='hit'>"
     write_run(
@@ -40,20 +40,20 @@ def outputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(outputs):
-    opened = bind_socket(0)
+    listener = bind_socket(0)
     server = uvicorn.Server(uvicorn.Config(create_app(build_run_index(outputs, None)), log_level="error", ws="none"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    yield f"http://127.0.0.1:{opened.getsockname()[1]}"
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     thread.join(10)
 
 
 @pytest.fixture(autouse=True)
-def quiet(browser):
-    """Nothing that a console calls an error."""
+def no_console_errors(browser):
+    """Fail on console errors."""
     browser.errors = []
-    browser.size(1280, 900)
+    browser.set_viewport(1280, 900)
     yield
     assert browser.errors == []
 
@@ -63,16 +63,16 @@ def quiet(browser):
 )
 @pytest.mark.parametrize("width", [1280, 390])
 def test_no_page_is_wider_than_its_screen(page, width, browser, address):
-    browser.size(width, 800, dark=width == 390, phone=width == 390)
+    browser.set_viewport(width, 800, dark=width == 390, phone=width == 390)
     browser.open(address + page)
-    assert browser.until(LOADED)
-    assert browser.value("document.documentElement.scrollWidth") <= width
-    assert browser.value("document.title") != "hit"
+    assert browser.wait_for(LOADED)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate("document.title") != "hit"
 
 
-def turn(browser, query: str, value, event: str = "input") -> None:
-    """As a hand would."""
-    browser.value(
+def set_value(browser, query: str, value, event: str = "input") -> None:
+    """Set the value of an input and dispatch its event."""
+    browser.evaluate(
         f"{{const node = document.querySelector({query!r}); node.value = {value!r};"
         f"node.dispatchEvent(new Event({event!r}, {{bubbles: true}}))}}"
     )
@@ -80,52 +80,53 @@ def turn(browser, query: str, value, event: str = "input") -> None:
 
 def test_samples_follow_the_slider(browser, address):
     browser.open(f"{address}/run/runs/x/one")
-    assert browser.until("document.querySelectorAll('#samples img').length === 2")
+    assert browser.wait_for("document.querySelectorAll('#samples img').length === 2")
     source = "document.querySelector('#samples img').getAttribute('src')"
-    assert "step-000020" in browser.value(source)
-    turn(browser, "#samples input", 1)
+    assert "step-000020" in browser.evaluate(source)
+    set_value(browser, "#samples input", 1)
     assert (
-        "step-000010" in browser.value(source)
-        and browser.value("document.querySelector('#samples output').value") == "step 10"
+        "step-000010" in browser.evaluate(source)
+        and browser.evaluate("document.querySelector('#samples output').value") == "step 10"
     )
 
 
-def test_the_wipe_moves_with_slider_and_finger(browser, address):
+def test_the_wipe_follows_slider_and_pointer(browser, address):
     browser.open(f"{address}/compare?run=runs/x/one&run=runs/x/two")
     edge = "getComputedStyle(document.querySelectorAll('.stack .over')[1]).clipPath"
-    assert browser.until(LOADED) and browser.value(edge) == "inset(0px 0px 0px 50%)"
-    browser.value(
+    assert browser.wait_for(LOADED) and browser.evaluate(edge) == "inset(0px 0px 0px 50%)"
+    browser.evaluate(
         "{const r = document.querySelector('#wipe input'); r.value = 20; r.dispatchEvent(new Event('input'))}"
     )
-    assert browser.value(edge) == "inset(0px 0px 0px 20%)"
-    box = browser.value("document.querySelector('.stack').getBoundingClientRect().toJSON()")
-    at = {"x": box["x"] + 0.75 * box["width"], "y": box["y"] + 20}
-    browser.call("Input.dispatchMouseEvent", type="mouseMoved", **at)
-    assert browser.until(f"Math.abs(parseFloat({edge}.split(' ')[3]) - 75) < 1")
+    assert browser.evaluate(edge) == "inset(0px 0px 0px 20%)"
+    box = browser.evaluate("document.querySelector('.stack').getBoundingClientRect().toJSON()")
+    position = {"x": box["x"] + 0.75 * box["width"], "y": box["y"] + 20}
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", **position)
+    assert browser.wait_for(f"Math.abs(parseFloat({edge}.split(' ')[3]) - 75) < 1")
 
 
-def test_another_step_is_compared_by_choosing_it(browser, address):
+def test_selecting_a_step_reloads_the_comparison(browser, address):
     browser.open(f"{address}/compare?run=runs/x/one&run=runs/x/two")
-    choose = "{const s = document.querySelector('select'); s.value = '10'; s.dispatchEvent(new Event('change', {bubbles: true}))}"
-    browser.value(choose)
-    assert browser.until(
+    select_step = "{const s = document.querySelector('select'); s.value = '10';"
+    select_step += "s.dispatchEvent(new Event('change', {bubbles: true}))}"
+    browser.evaluate(select_step)
+    assert browser.wait_for(
         "document.querySelector('.stack img').src.includes('step-000010') && document.querySelector('select').value === '10'"
     )
 
 
-def test_curves_are_drawn_and_tell_their_values(browser, address):
+def test_curves_show_values_at_the_pointer(browser, address):
     browser.open(f"{address}/run/runs/x/one")
-    assert browser.until("document.querySelectorAll('.chart svg').length >= 5")
-    box = browser.value("document.querySelector('.chart svg').getBoundingClientRect().toJSON()")
-    browser.value("document.querySelector('.chart svg').scrollIntoView({block: 'center'})")
-    box = browser.value("document.querySelector('.chart svg').getBoundingClientRect().toJSON()")
+    assert browser.wait_for("document.querySelectorAll('.chart svg').length >= 5")
+    box = browser.evaluate("document.querySelector('.chart svg').getBoundingClientRect().toJSON()")
+    browser.evaluate("document.querySelector('.chart svg').scrollIntoView({block: 'center'})")
+    box = browser.evaluate("document.querySelector('.chart svg').getBoundingClientRect().toJSON()")
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=box["x"] + box["width"] - 11, y=box["y"] + 60)
-    assert browser.until("document.querySelector('.chart .key').textContent === 'step 19all timesteps 0.105'")
+    assert browser.wait_for("document.querySelector('.chart .key').textContent === 'step 19all timesteps 0.105'")
 
 
 def test_two_runs_share_a_panel(browser, address):
     browser.open(f"{address}/compare?run=runs/x/one&run=runs/x/two")
-    assert browser.until("document.querySelector('.chart path.s0') && document.querySelector('.chart path.s1')")
+    assert browser.wait_for("document.querySelector('.chart path.s0') && document.querySelector('.chart path.s1')")
 
 
 def test_a_command_is_copied(browser, address):
@@ -133,63 +134,65 @@ def test_a_command_is_copied(browser, address):
     browser.call(
         "Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"], origin=address
     )
-    browser.value("document.querySelector('.copy').click()")
-    assert browser.until("document.querySelector('.copy').textContent === 'Copied'")
-    assert browser.value("navigator.clipboard.readText()") == "python train.py rank=4 steps=20"
+    browser.evaluate("document.querySelector('.copy').click()")
+    assert browser.wait_for("document.querySelector('.copy').textContent === 'Copied'")
+    assert browser.evaluate("navigator.clipboard.readText()") == "python train.py rank=4 steps=20"
 
 
-def test_typing_filters_and_two_choices_lead_to_their_comparison(browser, address):
+def test_typing_filters_and_two_selected_runs_are_compared(browser, address):
     browser.open(address)
-    assert browser.until("document.querySelectorAll('.card').length === 2")
-    browser.value("document.querySelectorAll('.pick input')[0].click()")
-    assert browser.value("document.querySelector('#picks a').href") == ""
-    browser.value("document.querySelectorAll('.pick input')[1].click()")
-    assert "/compare?run=runs%2Fx%2Ftwo&run=runs%2Fx%2Fone" in browser.value("document.querySelector('#picks a').href")
-    turn(browser, "#filter input", "rank=8")
-    assert browser.until("document.querySelectorAll('.card').length === 1 && location.search === '?q=rank%3D8'")
-    assert browser.value("document.querySelector('.pick input').checked")
+    assert browser.wait_for("document.querySelectorAll('.card').length === 2")
+    browser.evaluate("document.querySelectorAll('.pick input')[0].click()")
+    assert browser.evaluate("document.querySelector('#picks a').href") == ""
+    browser.evaluate("document.querySelectorAll('.pick input')[1].click()")
+    assert "/compare?run=runs%2Fx%2Ftwo&run=runs%2Fx%2Fone" in browser.evaluate(
+        "document.querySelector('#picks a').href"
+    )
+    set_value(browser, "#filter input", "rank=8")
+    assert browser.wait_for("document.querySelectorAll('.card').length === 1 && location.search === '?q=rank%3D8'")
+    assert browser.evaluate("document.querySelector('.pick input').checked")
 
 
-def test_a_run_that_goes_on_is_shown_as_it_goes_on(browser, address, outputs):
+def test_the_page_of_a_running_run_updates(browser, address, outputs):
     import json
     import os
     import shutil
     import socket
 
-    folder = write_run(outputs / "x" / "going", state="running", steps=(0,))
+    folder = write_run(outputs / "x" / "running", state="running", steps=(0,))
     (folder / "lock").write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-    browser.open(f"{address}/run/runs/x/going")
-    assert browser.until(
+    browser.open(f"{address}/run/runs/x/running")
+    assert browser.wait_for(
         "document.querySelector('#samples input').max === '0' && document.querySelector('#state progress')"
     )
     write_samples(folder / "samples" / "step-000010", PROMPTS, 80)
     with open(folder / "metrics.csv", "a") as file:
         file.write("20,0.1,0.1,0.1,0.1,0.1\n")
-    told = (
+    updated = (
         "document.querySelector('#samples output').value === 'step 10' && document.querySelector('#state').textContent"
     )
-    assert browser.until(told + ".includes('step 20 of 20')", 20)
+    assert browser.wait_for(updated + ".includes('step 20 of 20')", 20)
     facts = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(facts | {"state": "finished"}))
-    assert browser.until("document.querySelector('#state').dataset.state === 'finished'", 20)
+    assert browser.wait_for("document.querySelector('#state').dataset.state === 'finished'", 20)
     shutil.rmtree(folder)
 
 
-def test_of_a_report_its_own_script_runs_and_no_other(browser, address, outputs):
-    page = (
+def test_only_the_script_of_this_project_runs_in_a_report(browser, address, outputs):
+    script = (
         (get_jinja_environment().loader.get_source(get_jinja_environment(), "report.html")[0])
         .split("<script>")[1]
         .split("</script>")[0]
     )
     body = "<input id=scrub type=range max=1><output id=step></output><button id=play>Play</button>"
     body += "<div class='frame on' data-step=1></div><div class=frame data-step=2></div>"
-    bad = "<script>document.title = 'hit'</script><img src=x onerror=\"document.title = 'hit'\">"
+    injected = "<script>document.title = 'hit'</script><img src=x onerror=\"document.title = 'hit'\">"
     (outputs / "x" / "one" / "evaluation" / "report.html").write_text(
-        f"<title>t</title>{body}<script>{page}</script>{bad}"
+        f"<title>t</title>{body}<script>{script}</script>{injected}"
     )
     browser.open(f"{address}/file/runs/x/one/evaluation/report.html")
-    browser.value("document.getElementById('play').click()")
-    assert browser.until("document.getElementById('step').textContent === 'step 2'")
-    assert browser.value("document.title") == "t" and browser.value("origin") == "null"
+    browser.evaluate("document.getElementById('play').click()")
+    assert browser.wait_for("document.getElementById('step').textContent === 'step 2'")
+    assert browser.evaluate("document.title") == "t" and browser.evaluate("origin") == "null"
     assert browser.errors and all("Content Security Policy" in error for error in browser.errors)
     browser.errors = []

@@ -1,4 +1,4 @@
-"""Only this machine's browser, only reading, only what lies in the runs folder, and no code of anybody else."""
+"""The gallery serves only localhost, is read-only, stays inside the runs folder, and runs no foreign scripts."""
 
 import json
 import os
@@ -38,60 +38,60 @@ def outputs(tmp_path):
 
 
 @pytest.fixture
-def there(outputs):
+def client(outputs):
     return TestClient(create_app(build_run_index(outputs, None)), base_url="http://127.0.0.1:8000")
 
 
-class Strict(Page):
-    """No style but the page's own, no link to elsewhere; what lies in attributes is shown, too."""
+class StrictPage(Page):
+    """Counts styles and external links as code, and attribute texts as visible."""
 
-    runs = ("script", "style")
+    code_tags = ("script", "style")
 
     def handle_starttag(self, tag, attributes):
         super().handle_starttag(tag, attributes)
-        told = dict(attributes)
+        values = dict(attributes)
         self.code += [f"{key}={value}" for key, value in attributes if key == "style"]
         self.code += [value for key, value in attributes if key in ("href", "src") and not value.startswith(("/", "?"))]
-        self.visible_text += " ".join(filter(None, (told.get("alt"), told.get("value"))))
+        self.visible_text += " ".join(filter(None, (values.get("alt"), values.get("value"))))
 
 
 @pytest.mark.parametrize(
     "host", ["evil.com", "127.0.0.1.evil.com", "evil.com:8000", "127.0.0.1:8000@evil.com", "", "0.0.0.0"]
 )
-def test_another_hosts_name_is_refused(host, there):
-    answer = there.get("/", headers={"host": host})
+def test_other_host_names_are_refused(host, client):
+    answer = client.get("/", headers={"host": host})
     assert answer.status_code == 421 and "Runs" not in answer.text
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.1:54321", "localhost:9"])
-def test_this_machine_under_any_port_is_served(host, there):
-    assert there.get("/", headers={"host": host}).status_code == 200
+def test_localhost_is_served_on_any_port(host, client):
+    assert client.get("/", headers={"host": host}).status_code == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
-def test_nothing_but_reading(method, there):
+def test_only_reading_methods_are_allowed(method, client):
     for address in ("/", "/run/runs/x/run", "/file/runs/x/run/config.yaml"):
-        answer = there.request(method, address)
+        answer = client.request(method, address)
         assert answer.status_code == 405 and answer.headers["allow"] == "GET, HEAD"
 
 
-def test_head_is_answered_without_a_body(there):
-    answer = there.head("/file/runs/x/run/config.yaml")
+def test_head_has_no_body(client):
+    answer = client.head("/file/runs/x/run/config.yaml")
     assert answer.status_code == 200 and answer.content == b""
 
 
 @pytest.mark.parametrize(
     "address", [*PAGES, "/nowhere", "/run/runs/no", "/static/gallery.js", "/file/runs/x/run/config.yaml"]
 )
-def test_every_answer_forbids_what_is_not_needed(address, there):
-    told = there.get(address, headers={"origin": "http://evil.com"}).headers
-    assert told["x-content-type-options"] == "nosniff" and told["cross-origin-resource-policy"] == "same-origin"
-    policy = told["content-security-policy"]
+def test_every_response_has_security_headers(address, client):
+    headers = client.get(address, headers={"origin": "http://evil.com"}).headers
+    assert headers["x-content-type-options"] == "nosniff" and headers["cross-origin-resource-policy"] == "same-origin"
+    policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
-    assert not [name for name in told if name.startswith("access-control")]
+    assert not [name for name in headers if name.startswith("access-control")]
 
 
-OUT = [
+FORBIDDEN_PATHS = [
     "runs/../../secret.txt",
     "runs/x/../../../secret.txt",
     "runs/..%2f..%2fsecret.txt",
@@ -117,8 +117,8 @@ OUT = [
 ]
 
 
-@pytest.mark.parametrize("address", OUT)
-def test_no_file_but_those_of_runs_that_are_for_the_eyes(address, there, outputs):
+@pytest.mark.parametrize("address", FORBIDDEN_PATHS)
+def test_only_visible_files_of_runs_are_served(address, client, outputs):
     run = outputs / "x" / "run"
     (run / "link.txt").symlink_to(outputs.parent / "secret.txt")
     (run / "links").symlink_to(outputs.parent)
@@ -126,52 +126,54 @@ def test_no_file_but_those_of_runs_that_are_for_the_eyes(address, there, outputs
     (run / "circle.txt").symlink_to(run / "circle.txt")
     (run / "page.svg").write_text("<svg onload='alert(1)'/>")
     os.mkfifo(run / "pipe.txt")
-    answer = there.get(f"/file/{address}")
+    answer = client.get(f"/file/{address}")
     assert answer.status_code == 404 and "secret" not in answer.text
-    with pytest.raises(OSError):  # whatever a client or server makes of points and slashes
+    with pytest.raises(OSError):  # independent of URL normalization
         from urllib.parse import unquote
 
-        content = there.app.app.routes[6].endpoint.__self__.run_index.content(unquote(address))
+        content = client.app.app.routes[6].endpoint.__self__.run_index.read_file(unquote(address))
         assert address.endswith((".ckpt", ".svg")) and not content.startswith(b"a secret")
         raise FileNotFoundError
 
 
-def test_links_inside_of_the_folder_are_followed(there, outputs):
+def test_links_inside_the_folder_are_followed(client, outputs):
     (outputs / "x" / "run" / "link.txt").symlink_to(outputs / "x" / "run" / "config.yaml")
-    assert there.get("/file/runs/x/run/link.txt").text == "rank: 4\n"
+    assert client.get("/file/runs/x/run/link.txt").text == "rank: 4\n"
 
 
-ELSEWHERE = ["runs/../outside/run", "runs/x/../../outside/run", "runs/x/link", "runs/link/run", "runs/x/.hydra"]
+OUTSIDE_IDS = ["runs/../outside/run", "runs/x/../../outside/run", "runs/x/link", "runs/link/run", "runs/x/.hydra"]
 
 
-@pytest.mark.parametrize("id", ELSEWHERE)
-def test_a_run_elsewhere_is_none(id, there, outputs):
+@pytest.mark.parametrize("id", OUTSIDE_IDS)
+def test_runs_outside_the_folder_are_not_found(id, client, outputs):
     (outputs / "x" / "link").symlink_to(outputs.parent / "outside" / "run")
     (outputs / "link").symlink_to(outputs.parent / "outside")
     for page in ("/run/", "/curves/", "/samples/", "/strip/", "/compare?run="):
-        assert there.get(page + id.replace("..", "%2e%2e")).status_code == 404
-    assert there.get("/").text.count('class="card"') == 1
+        assert client.get(page + id.replace("..", "%2e%2e")).status_code == 404
+    assert client.get("/").text.count('class="card"') == 1
 
 
 @pytest.mark.parametrize("name", ["run.json", "data.json", "metrics.csv", "evaluation/scores.json", "log.txt", "lock"])
-def test_what_a_page_reads_is_not_read_from_elsewhere(name, there, outputs, tmp_path):
+def test_pages_read_no_files_through_links(name, client, outputs, tmp_path):
     run = outputs / "x" / "run"
     facts = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(facts | {"state": "failed"}))
     secret = tmp_path / "secret.json"
-    told = {"a secret": "a secret", "state": "failed", "device": "a secret", "options": {"a secret": 1}}
+    run_json = {"a secret": "a secret", "state": "failed", "device": "a secret", "options": {"a secret": 1}}
     report = json.loads((run / "evaluation/scores.json").read_text().replace("CLIP-T", "a secret"))
     text = (
-        "step,a secret\n1,2\n" if name == "metrics.csv" else json.dumps(told | report | {"host": "a secret", "pid": 1})
+        "step,a secret\n1,2\n"
+        if name == "metrics.csv"
+        else json.dumps(run_json | report | {"host": "a secret", "pid": 1})
     )
     secret.write_text(text)
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(secret)
     for page in ("/", "/run/runs/x/run", "/curves/runs/x/run", "/compare?run=runs/x/run&run=runs/x/run"):
-        assert "a secret" not in there.get(page).text
+        assert "a secret" not in client.get(page).text
 
 
-def test_samples_are_not_read_from_elsewhere(there, outputs, tmp_path):
+def test_samples_are_not_read_through_links(client, outputs, tmp_path):
     samples = outputs / "x" / "run" / "samples"
     for step in (0, 10):
         for file in (samples / f"step-{step:06d}").iterdir():
@@ -185,14 +187,14 @@ def test_samples_are_not_read_from_elsewhere(there, outputs, tmp_path):
         {"file": "000.png", "prompt": "y", "seed": 0},
     ]
     (last / "samples.json").write_text(json.dumps(facts))
-    assert there.get("/strip/runs/x/run").status_code == 204
-    told = there.get("/samples/runs/x/run").json()
-    assert [row["prompt"] for row in told["rows"]] == ["y"]
-    assert there.get(told["rows"][0]["files"][-1]).status_code == 404
+    assert client.get("/strip/runs/x/run").status_code == 204
+    samples_json = client.get("/samples/runs/x/run").json()
+    assert [row["prompt"] for row in samples_json["rows"]] == ["y"]
+    assert client.get(samples_json["rows"][0]["files"][-1]).status_code == 404
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_what_a_run_holds_is_shown_as_text(text, outputs, there):
+def test_hostile_texts_are_escaped(text, outputs, client):
     options = {text: text, "method": text, "rank": 4}
     facts = {"overrides": [text, f"x={text}"], "command": ["train.py", text], "options": options, "warnings": [text]}
     facts |= {"device": text, "commit": text, "started": text, "versions": {text: text}, "best": {"metric": text}}
@@ -202,25 +204,25 @@ def test_what_a_run_holds_is_shown_as_text(text, outputs, there):
     (run / "data.json").write_text(json.dumps({text: text}))
     (run / "<svg onload=alert(1)>.txt").write_text("")
     report = json.loads((run / "evaluation" / "scores.json").read_text())
-    report["metrics"]["prompts"]["CLIP-T"]["what"] = text
+    report["metrics"]["prompts"]["CLIP-T"]["description"] = text
     (run / "evaluation" / "scores.json").write_text(json.dumps(report))
     for address in ("/", "/run/runs/h/run", "/compare?run=runs/h/run", "/compare?run=runs/h/run&run=runs/x/run"):
-        page = Strict(there.get(address).text)
+        page = StrictPage(client.get(address).text)
         assert not page.code, (address, page.code)
         assert text in page.visible_text, address
-    assert there.get("/samples/runs/h/run").json()["rows"][0]["prompt"] == text
+    assert client.get("/samples/runs/h/run").json()["rows"][0]["prompt"] == text
 
 
 @pytest.mark.parametrize("address", PAGES)
-def test_no_page_holds_code_or_style_of_its_own(address, there):
-    assert not Strict(there.get(address).text).code
+def test_pages_have_no_inline_code_or_style(address, client):
+    assert not StrictPage(client.get(address).text).code
 
 
-def test_texts_are_sent_as_texts_and_pages_in_a_box(there, outputs):
+def test_texts_are_sent_as_plain_text_and_reports_are_sandboxed(client, outputs):
     (outputs / "x" / "run" / "notes.md").write_text("<script>alert(1)</script>")
-    assert there.get("/file/runs/x/run/notes.md").headers["content-type"].startswith("text/plain")
-    assert there.get("/file/runs/x/run/run.json").headers["content-type"].startswith("text/plain")
-    policy = there.get("/file/runs/x/run/evaluation/report.html").headers["content-security-policy"]
+    assert client.get("/file/runs/x/run/notes.md").headers["content-type"].startswith("text/plain")
+    assert client.get("/file/runs/x/run/run.json").headers["content-type"].startswith("text/plain")
+    policy = client.get("/file/runs/x/run/evaluation/report.html").headers["content-security-policy"]
     assert policy.startswith("sandbox allow-scripts;") and "allow-same-origin" not in policy
     assert "script-src 'sha256-" in policy and "default-src 'none'" in policy and "img-src data:" in policy
 
@@ -238,28 +240,28 @@ def test_texts_are_sent_as_texts_and_pages_in_a_box(there, outputs):
         ["train.py", "rank=\u202e4"],
     ],
 )
-def test_no_command_is_offered_for_copying_that_runs_another_program(command, outputs, there):
+def test_commands_that_run_other_programs_are_not_copyable(command, outputs, client):
     run = write_run(outputs / "c" / "run", state="running", command=command)
     line, safe = format_command(command)
     assert not safe and line.isprintable()
     (run / "lock").write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-    assert 'class="copy"' not in there.get("/run/runs/c/run").text
+    assert 'class="copy"' not in client.get("/run/runs/c/run").text
 
 
-def test_a_command_is_what_a_shell_would_need():
+def test_commands_are_quoted_for_the_shell():
     command = ["train.py", "-m", "prompts=[a cat,a dog]", "caption_template='{caption} in oil'", "~ema", "rank=4,8"]
     line, safe = format_command(command)
     assert safe and line.startswith("python train.py -m 'prompts=[a cat,a dog]'")
     assert format_command(["train.py", "rank=4", "hydra.run.dir=multirun/x/0"]) == ("python train.py rank=4", True)
 
 
-def test_the_program_tells_its_address_and_listens_to_this_machine_alone(outputs):
-    told = [sys.executable, "-m", "sdft", "gallery", f"folder={outputs}", "multirun=null"]
-    process = subprocess.Popen(told, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_the_app_prints_its_address_and_listens_only_on_localhost(outputs):
+    command = [sys.executable, "-m", "sdft", "gallery", f"folder={outputs}", "multirun=null"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
         address = line.split()[1]
-        assert line.startswith("look     http://127.0.0.1:")
+        assert line.startswith("address  http://127.0.0.1:")
         with urlopen(address, timeout=120) as answer:
             assert b"x/run" in answer.read() or answer.status == 200
         port = int(address.rsplit(":", 1)[1].strip("/"))
@@ -268,24 +270,29 @@ def test_the_program_tells_its_address_and_listens_to_this_machine_alone(outputs
                 socket.create_connection(("127.0.0.2", port), timeout=5)
     finally:
         process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=120)
-    assert process.returncode in (0, 130) and rest == "" and "Traceback" not in errors
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode in (0, 130) and output == "" and "Traceback" not in errors
 
 
-def test_without_its_libraries_it_says_what_to_install(monkeypatch, capsys):
+def test_missing_libraries_are_named_in_the_error(monkeypatch, capsys):
     import sdft.apps.gallery.__main__ as program
 
     monkeypatch.setattr(program, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["gallery"])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # which the program sets: it is as it was for the next test
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # set by the program; restored after the test
     with pytest.raises(SystemExit) as ended:
         program.main()
     assert ended.value.code == 1
-    line = 'error: gallery: needs starlette, which is not installed; pip install -e ".[gallery]"\n'
-    assert capsys.readouterr().err == line
+    err = capsys.readouterr().err
+    assert err.startswith("error: gallery: ") and "starlette" in err and 'pip install -e ".[gallery]"\n' in err
+    assert err.count("\n") == 1
 
 
-def test_the_program_refuses_in_one_line(tmp_path):
-    told = [sys.executable, "-m", "sdft", "gallery", f"folder={tmp_path / 'nowhere'}"]
-    done = subprocess.run(told, cwd=ROOT, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no such folder" in done.stderr
+def test_a_missing_folder_gives_a_one_line_error(tmp_path):
+    command = [sys.executable, "-m", "sdft", "gallery", f"folder={tmp_path / 'nowhere'}"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert (
+        process.returncode == 1
+        and process.stderr.count("\n") == 1
+        and f"folder={tmp_path / 'nowhere'}: " in process.stderr
+    )

@@ -1,4 +1,4 @@
-"""Each metric against numpy, and its edges."""
+"""Each metric against numpy, and edge cases."""
 
 import math
 
@@ -21,86 +21,93 @@ RED, GREEN, BLUE = (Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0),
 GREY = Image.new("RGB", (4, 4), (128, 128, 128))
 
 
-class Eyes(FeatureExtractor):
-    """A scorer whose features of a picture are its mean colour, and of a word the colour it names."""
+class ColourFeatures(FeatureExtractor):
+    """The features of an image are its mean colour, those of a text the colour it names."""
 
-    words = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "reddish": (2, 1, 0)}
-    looked = 0
+    colours = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "reddish": (2, 1, 0)}
+    num_forward_images = 0
 
-    def forward_batch(self, pictures):
-        self.looked += len(pictures)
-        return unit(np.array([mean(p) for p in pictures]))
+    def forward_batch(self, images):
+        self.num_forward_images += len(images)
+        return normalize_rows(np.array([mean_colour(p) for p in images]))
 
     def embed_texts(self, captions):
-        return unit(np.array([self.words[c] for c in captions]))
+        return normalize_rows(np.array([self.colours[c] for c in captions]))
 
 
-class Ruler:
-    """Perceptual distances that are those of mean colours."""
+class ColourDistance:
+    """The perceptual distance is that of the mean colours."""
 
-    def distances(self, ones, others):
-        return torch.tensor([np.abs(mean(a) - mean(b)).sum() / 255 for a, b in zip(ones, others, strict=True)])
+    def compute_distances(self, ones, others):
+        return torch.tensor(
+            [np.abs(mean_colour(a) - mean_colour(b)).sum() / 255 for a, b in zip(ones, others, strict=True)]
+        )
 
-    def pairwise(self, pictures):
-        return torch.stack([self.distances([one] * len(pictures), pictures) for one in pictures])
-
-
-def mean(picture):
-    return np.asarray(picture).reshape(-1, 3).mean(0)
+    def compute_pairwise(self, images):
+        return torch.stack([self.compute_distances([one] * len(images), images) for one in images])
 
 
-def unit(rows):
+def mean_colour(image):
+    return np.asarray(image).reshape(-1, 3).mean(0)
+
+
+def normalize_rows(rows):
     return torch.tensor(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=torch.float32)
 
 
-def noise(count, seed=0):
-    chance = np.random.default_rng(seed)
-    return [Image.fromarray(chance.integers(0, 256, (4, 4, 3), dtype=np.uint8)) for _ in range(count)]
+def create_noise_images(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)) for _ in range(count)]
 
 
-def features(pictures):
-    rows = np.array([mean(p) for p in pictures])
+def compute_features(images):
+    rows = np.array([mean_colour(p) for p in images])
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def test_clip_t_is_the_mean_cosine_of_picture_and_prompt():
-    metric = ClipT(Eyes())
+def test_clip_t_is_the_mean_cosine_of_image_and_prompt():
+    metric = ClipT(ColourFeatures())
     metric.update([RED, GREY], ["red", "red"])
     metric.update([BLUE], ["reddish"])
     assert metric.compute().item() == pytest.approx((1 + 1 / np.sqrt(3) + 0) / 3, abs=1e-6)
 
 
 def test_clip_i_is_the_mean_over_all_pairs():
-    metric = ReferenceSimilarity(Eyes(), [RED, GREEN, GREY])
+    metric = ReferenceSimilarity(ColourFeatures(), [RED, GREEN, GREY])
     metric.update([RED, BLUE], ["", ""])
     pairs = [1, 0, 1 / np.sqrt(3), 0, 0, 1 / np.sqrt(3)]
     assert metric.compute().item() == pytest.approx(np.mean(pairs), abs=1e-6)
 
 
-def test_real_vs_real_leaves_out_pairs_of_a_picture_with_itself():  # pitfall 36
-    metric = ReferenceSimilarity(Eyes(), [RED, GREEN, GREY])
+def test_real_vs_real_excludes_self_pairs():  # pitfall 36
+    metric = ReferenceSimilarity(ColourFeatures(), [RED, GREEN, GREY])
     assert metric.compute_reference() == pytest.approx(np.mean([0, 1 / np.sqrt(3), 1 / np.sqrt(3)]), abs=1e-6)
 
 
-def test_subject_and_leak_are_one_number_read_in_two_directions():
-    made, real = noise(5), noise(7, seed=1)
-    expected = (features(made) @ features(real).T).mean()
-    for metric in (ReferenceSimilarity(Eyes(), real), ClassPreservation(Eyes(), real)):
-        metric.update(made, [""] * 5)
+def test_similarity_and_leakage_are_the_same_number_with_opposite_directions():
+    generated, real = create_noise_images(5), create_noise_images(7, seed=1)
+    expected = (compute_features(generated) @ compute_features(real).T).mean()
+    for metric in (ReferenceSimilarity(ColourFeatures(), real), ClassPreservation(ColourFeatures(), real)):
+        metric.update(generated, [""] * 5)
         assert metric.compute().item() == pytest.approx(expected, abs=1e-5)
-    table = features(real) @ features(real).T
-    assert ReferenceSimilarity(Eyes(), real).compute_reference() == pytest.approx(
+    table = compute_features(real) @ compute_features(real).T
+    assert ReferenceSimilarity(ColourFeatures(), real).compute_reference() == pytest.approx(
         table[~np.eye(7, dtype=bool)].mean(), abs=1e-5
     )
-    assert ReferenceSimilarity(Eyes(), real).higher_is_better and not ClassPreservation(Eyes(), real).higher_is_better
+    assert (
+        ReferenceSimilarity(ColourFeatures(), real).higher_is_better
+        and not ClassPreservation(ColourFeatures(), real).higher_is_better
+    )
 
 
 def test_nearest_is_the_largest_cosine_and_one_for_a_copy():
-    made, real = noise(5), noise(7, seed=1)
-    metric = NearestTrainingImage(Eyes(), real)
-    metric.update(made, [""] * 5)
-    assert metric.compute().item() == pytest.approx((features(made) @ features(real).T).max(1).mean(), abs=1e-5)
-    table = features(real) @ features(real).T
+    generated, real = create_noise_images(5), create_noise_images(7, seed=1)
+    metric = NearestTrainingImage(ColourFeatures(), real)
+    metric.update(generated, [""] * 5)
+    assert metric.compute().item() == pytest.approx(
+        (compute_features(generated) @ compute_features(real).T).max(1).mean(), abs=1e-5
+    )
+    table = compute_features(real) @ compute_features(real).T
     np.fill_diagonal(table, -1)
     assert metric.compute_reference() == pytest.approx(table.max(1).mean(), abs=1e-5)
     metric.reset()
@@ -110,38 +117,40 @@ def test_nearest_is_the_largest_cosine_and_one_for_a_copy():
 
 
 def test_diversity_is_the_mean_over_pairs_of_a_prompt():
-    made, prompts = noise(7), ["a"] * 3 + ["b"] * 3 + ["c"]
-    metric = Diversity(Ruler(), 3)
-    metric.update(made, ["alike"] * 7)
-    pair = lambda i, j: np.abs(mean(made[i]) - mean(made[j])).sum() / 255  # noqa: E731
-    of_a, of_b = (np.mean([pair(s, s + 1), pair(s, s + 2), pair(s + 1, s + 2)]) for s in (0, 3))
-    assert metric.compute().item() == pytest.approx((of_a + of_b) / 2, abs=1e-5)
-    assert math.isnan(metric.per_image_values()[6])  # one alone has none
+    generated, prompts = create_noise_images(7), ["a"] * 3 + ["b"] * 3 + ["c"]
+    metric = Diversity(ColourDistance(), 3)
+    metric.update(generated, ["alike"] * 7)
+    pair_distance = lambda i, j: np.abs(mean_colour(generated[i]) - mean_colour(generated[j])).sum() / 255  # noqa: E731
+    mean_a, mean_b = (
+        np.mean([pair_distance(s, s + 1), pair_distance(s, s + 2), pair_distance(s + 1, s + 2)]) for s in (0, 3)
+    )
+    assert metric.compute().item() == pytest.approx((mean_a + mean_b) / 2, abs=1e-5)
+    assert math.isnan(metric.per_image_values()[6])  # a single image has no pairs
     metric.reset()
     metric.update([RED, RED, RED], ["a"] * 3)
     assert metric.compute() == 0
-    real = [CaptionedImage(picture, caption, "") for picture, caption in zip(made, prompts, strict=True)]
-    assert Diversity(Ruler(), 3, real).compute_reference() == pytest.approx((of_a + of_b) / 2, abs=1e-5)
-    assert Diversity(Ruler(), 3, real[:1]).compute_reference() is None
+    real = [CaptionedImage(image, caption, "") for image, caption in zip(generated, prompts, strict=True)]
+    assert Diversity(ColourDistance(), 3, real).compute_reference() == pytest.approx((mean_a + mean_b) / 2, abs=1e-5)
+    assert Diversity(ColourDistance(), 3, real[:1]).compute_reference() is None
 
 
-@pytest.mark.parametrize("scorer", [Eyes(), Ruler()], ids=["cosine", "perceptual"])
-def test_drift_is_the_distance_to_the_same_seed_of_the_base(scorer):
-    base, made = noise(4), noise(4, seed=1)
+@pytest.mark.parametrize("scorer", [ColourFeatures(), ColourDistance()], ids=["cosine", "perceptual"])
+def test_drift_is_the_distance_to_the_base_image_of_the_same_seed(scorer):
+    base, generated = create_noise_images(4), create_noise_images(4, seed=1)
     metric = BaseDrift(scorer, base, images=2)
-    metric.update(made[:2], ["a", "a"])
-    metric.update(made[2:], ["b", "b"])
+    metric.update(generated[:2], ["a", "a"])
+    metric.update(generated[2:], ["b", "b"])
 
-    def apart(a, b):
-        if scorer is metric.scorer and isinstance(scorer, Ruler):
-            return np.abs(mean(a) - mean(b)).sum() / 255
-        return 1 - (features([a]) @ features([b]).T).item()
+    def expected_distance(a, b):
+        if scorer is metric.scorer and isinstance(scorer, ColourDistance):
+            return np.abs(mean_colour(a) - mean_colour(b)).sum() / 255
+        return 1 - (compute_features([a]) @ compute_features([b]).T).item()
 
     assert metric.compute().item() == pytest.approx(
-        np.mean([apart(a, b) for a, b in zip(made, base, strict=True)]), abs=1e-5
+        np.mean([expected_distance(a, b) for a, b in zip(generated, base, strict=True)]), abs=1e-5
     )
     assert metric.compute_reference() == pytest.approx(
-        np.mean([apart(base[0], base[1]), apart(base[2], base[3])]), abs=1e-5
+        np.mean([expected_distance(base[0], base[1]), expected_distance(base[2], base[3])]), abs=1e-5
     )
     metric.reset()
     metric.update(base, ["a", "a", "b", "b"])
@@ -149,113 +158,116 @@ def test_drift_is_the_distance_to_the_same_seed_of_the_base(scorer):
     assert not metric.higher_is_better and BaseDrift(scorer, base, images=1).compute_reference() is None
 
 
-def test_zero_shot_counts_each_axis_alone():
-    answers = {
+def test_zero_shot_accuracy_per_axis():
+    labels = {
         "red": {"hue": "warm", "name": "red"},
         "green": {"hue": "cold", "name": "green"},
         "blue": {"hue": "cold", "name": "blue"},
     }
-    shares = {}
+    accuracies = {}
     for axis in ("hue", "name"):
-        metric = ZeroShotAccuracy(Eyes(), answers, axis)
+        metric = ZeroShotAccuracy(ColourFeatures(), labels, axis)
         metric.update([RED, GREEN, RED, BLUE], ["red", "blue", "green", "blue"])
-        shares[axis] = metric.compute().item()
-    assert shares == {"hue": 0.75, "name": 0.5}
+        accuracies[axis] = metric.compute().item()
+    assert accuracies == {"hue": 0.75, "name": 0.5}
 
 
-EVERY = {
-    "CLIP-T": lambda: ClipT(Eyes()),
-    "CLIP-I": lambda: ReferenceSimilarity(Eyes(), [RED]),
-    "zero-shot": lambda: ZeroShotAccuracy(Eyes(), {"red": {"a": "b"}}, "a"),
-    "nearest": lambda: NearestTrainingImage(Eyes(), [RED]),
-    "DIV": lambda: Diversity(Ruler(), 2),
-    "drift": lambda: BaseDrift(Eyes(), [], 1),
-    "CMMD": lambda: CMMD(Eyes(), [RED]),
-    "FID": lambda: FID(Eyes(), [RED]),
-    "KID": lambda: KID(Eyes(), [RED]),
+METRICS = {
+    "CLIP-T": lambda: ClipT(ColourFeatures()),
+    "CLIP-I": lambda: ReferenceSimilarity(ColourFeatures(), [RED]),
+    "zero-shot": lambda: ZeroShotAccuracy(ColourFeatures(), {"red": {"a": "b"}}, "a"),
+    "nearest": lambda: NearestTrainingImage(ColourFeatures(), [RED]),
+    "DIV": lambda: Diversity(ColourDistance(), 2),
+    "drift": lambda: BaseDrift(ColourFeatures(), [], 1),
+    "CMMD": lambda: CMMD(ColourFeatures(), [RED]),
+    "FID": lambda: FID(ColourFeatures(), [RED]),
+    "KID": lambda: KID(ColourFeatures(), [RED]),
 }
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", METRICS)
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
-def test_a_score_of_nothing_is_an_error_not_a_zero(name):
-    metric = EVERY[name]()
+def test_score_without_images_is_an_error(name):
+    metric = METRICS[name]()
     metric.update([], [])
-    with pytest.raises(ValueError, match="of no pictures"):
+    with pytest.raises(ValueError, match=f"{type(metric).__name__}: "):
         metric.compute()
 
 
 @pytest.mark.parametrize("name", ["CLIP-I", "nearest", "CMMD"])
-def test_one_real_picture_has_nothing_to_be_compared_with(name):
-    assert EVERY[name]().compute_reference() is None
+def test_single_real_image_has_no_reference_score(name):
+    assert METRICS[name]().compute_reference() is None
 
 
-def test_scores_start_anew_after_reset():
-    metric = ClipT(Eyes())
+def test_reset_clears_the_scores():
+    metric = ClipT(ColourFeatures())
     metric.update([RED], ["blue"])
     metric.reset()
     metric.update([RED], ["red"])
     assert metric.compute().item() == pytest.approx(1)
 
 
-def test_a_judge_looks_at_each_picture_once():
-    eyes = Eyes(batch_size=2)
-    made = noise(5)
-    first = eyes.embed_images([*made, made[0], made[0].copy()])
-    assert eyes.looked == 5 and torch.equal(first[0], first[5]) and torch.equal(first[0], first[6])
-    eyes.embed_images(made)
-    assert eyes.looked == 5
-    assert torch.allclose(first[:5], torch.tensor(features(made), dtype=torch.float32), atol=1e-6)
+def test_features_are_computed_once_per_image():
+    extractor = ColourFeatures(batch_size=2)
+    generated = create_noise_images(5)
+    first = extractor.embed_images([*generated, generated[0], generated[0].copy()])
+    assert extractor.num_forward_images == 5 and torch.equal(first[0], first[5]) and torch.equal(first[0], first[6])
+    extractor.embed_images(generated)
+    assert extractor.num_forward_images == 5
+    assert torch.allclose(first[:5], torch.tensor(compute_features(generated), dtype=torch.float32), atol=1e-6)
 
 
 def test_cmmd_is_the_formula_and_zero_for_equal_sets():
-    made, real = noise(5), noise(7, seed=1)
-    metric = CMMD(Eyes(), real)
-    metric.update(made[:2], ["", ""])
-    metric.update(made[2:], [""] * 3)
-    a, b = features(real), features(made)
-    k = lambda x, y: np.mean([math.exp(-((p - q) ** 2).sum() / 200) for p in x for q in y])  # noqa: E731
-    assert metric.compute().item() == pytest.approx(1000 * (k(a, a) + k(b, b) - 2 * k(a, b)), abs=1e-5)
+    generated, real = create_noise_images(5), create_noise_images(7, seed=1)
+    metric = CMMD(ColourFeatures(), real)
+    metric.update(generated[:2], ["", ""])
+    metric.update(generated[2:], [""] * 3)
+    a, b = compute_features(real), compute_features(generated)
+    kernel = lambda x, y: np.mean([math.exp(-((p - q) ** 2).sum() / 200) for p in x for q in y])  # noqa: E731
+    assert metric.compute().item() == pytest.approx(1000 * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)), abs=1e-5)
     metric.reset()
     metric.update(real, [""] * 7)
     assert metric.compute().item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", [FID, KID])
-def test_a_single_picture_has_no_covariance(kind):
-    metric = kind(Eyes(), noise(5))
-    metric.update(noise(1), [""])
+def test_single_image_has_no_covariance(kind):
+    metric = kind(ColourFeatures(), create_noise_images(5))
+    metric.update(create_noise_images(1), [""])
     assert metric.compute().isnan()
 
 
-def test_set_drift_is_cmmd_to_the_base():
-    base, made = noise(6), noise(6, seed=1)
-    found = []
-    for metric in (DistributionDrift(Eyes(), base), CMMD(Eyes(), base)):
-        metric.update(made, [""] * 6)
-        found.append(metric.compute().item())
-    assert found[0] == found[1] > 0
+def test_distribution_drift_is_cmmd_to_the_base():
+    base, generated = create_noise_images(6), create_noise_images(6, seed=1)
+    values = []
+    for metric in (DistributionDrift(ColourFeatures(), base), CMMD(ColourFeatures(), base)):
+        metric.update(generated, [""] * 6)
+        values.append(metric.compute().item())
+    assert values[0] == values[1] > 0
 
 
 def test_fid_is_the_formula():
-    made, real = noise(20), noise(30, seed=1)
-    metric = FID(Eyes(), real)
-    metric.update(made, [""] * 20)
-    a, b = features(real).astype(np.float32).astype(float), features(made).astype(np.float32).astype(float)
+    generated, real = create_noise_images(20), create_noise_images(30, seed=1)
+    metric = FID(ColourFeatures(), real)
+    metric.update(generated, [""] * 20)
+    a, b = (
+        compute_features(real).astype(np.float32).astype(float),
+        compute_features(generated).astype(np.float32).astype(float),
+    )
     covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     roots = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).astype(complex)).real.sum()
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + sum(map(np.trace, covariances)) - 2 * roots
     assert metric.compute().item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_kid_is_the_formula_when_a_subset_is_all_of_them_and_repeats():
-    made, real = noise(9), noise(9, seed=1)
-    metric = KID(Eyes(), real)
-    metric.update(made, [""] * 9)
-    a, b = features(real), features(made)
-    k = lambda x, y: (x @ y.T / 3 + 1) ** 3  # noqa: E731
-    off = ~np.eye(9, dtype=bool)
-    expected = 1000 * (k(a, a)[off].mean() + k(b, b)[off].mean() - 2 * k(a, b).mean())
+def test_kid_is_the_formula_for_full_subsets_and_keeps_the_rng_state():
+    generated, real = create_noise_images(9), create_noise_images(9, seed=1)
+    metric = KID(ColourFeatures(), real)
+    metric.update(generated, [""] * 9)
+    a, b = compute_features(real), compute_features(generated)
+    kernel = lambda x, y: (x @ y.T / 3 + 1) ** 3  # noqa: E731
+    off_diagonal = ~np.eye(9, dtype=bool)
+    expected = 1000 * (kernel(a, a)[off_diagonal].mean() + kernel(b, b)[off_diagonal].mean() - 2 * kernel(a, b).mean())
     before = torch.get_rng_state()
     assert metric.compute().item() == pytest.approx(expected, abs=1e-3)
     assert torch.equal(torch.get_rng_state(), before)

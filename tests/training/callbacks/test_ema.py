@@ -1,4 +1,4 @@
-"""The average moves on optimizer steps only, is what is sampled and exported, and leaves the raw weights alone."""
+"""The EMA is updated on optimizer steps only, replaces the raw weights temporarily, and is checkpointed."""
 
 import torch
 from torch import nn
@@ -18,49 +18,49 @@ class Module(nn.Module):
         return {"weight": self.weight}
 
 
-def trainer(step: int):
+def make_trainer(step: int):
     return type("Trainer", (), {"global_step": step})()
 
 
-def test_the_average_is_that_of_the_formula():  # pitfall 17
+def test_the_average_follows_the_formula():  # pitfall 17
     module, ema = Module(), EMA(0.5)
-    ema.on_train_start(trainer(0), module)
+    ema.on_train_start(make_trainer(0), module)
     reference = torch.zeros(3)
     for step in range(1, 30):
         module.weight.data = torch.full((3,), float(step))
-        ema.on_train_batch_end(trainer(step), module, None, None, 0)
+        ema.on_train_batch_end(make_trainer(step), module, None, None, 0)
         decay = min(0.5, (1 + step) / (10 + step))
         reference = decay * reference + (1 - decay) * module.weight.data
     assert torch.allclose(ema.average["weight"], reference) and ema.updates == 29
 
 
-def test_micro_batches_do_not_move_it():
+def test_micro_batches_do_not_update_it():
     module, ema = Module(), EMA(0.5)
-    ema.on_train_start(trainer(0), module)
+    ema.on_train_start(make_trainer(0), module)
     module.weight.data += 1
-    ema.on_train_batch_end(trainer(0), module, None, None, 0)
+    ema.on_train_batch_end(make_trainer(0), module, None, None, 0)
     assert not ema.average["weight"].any() and ema.updates == 0
 
 
-def test_raw_weights_come_back():
+def test_raw_weights_are_restored():
     module, ema = Module(), EMA(0.9)
-    ema.on_train_start(trainer(0), module)
+    ema.on_train_start(make_trainer(0), module)
     module.weight.data += 1
     with ema.apply_averages(module):
         assert not module.weight.any()
     assert module.weight.tolist() == [1, 1, 1]
 
 
-def test_its_state_is_saved_with_its_count():
+def test_average_and_update_count_are_checkpointed():
     module, ema, other = Module(), EMA(0.9), EMA(0.9)
-    ema.on_train_start(trainer(0), module)
+    ema.on_train_start(make_trainer(0), module)
     module.weight.data += 1
-    ema.on_train_batch_end(trainer(1), module, None, None, 0)
+    ema.on_train_batch_end(make_trainer(1), module, None, None, 0)
     other.load_state_dict(ema.state_dict())
     assert torch.equal(other.average["weight"], ema.average["weight"]) and other.updates == 1
 
 
-def test_weights_that_the_optimizer_averages_are_shown_and_the_raw_ones_come_back_to_the_bit():
+def test_schedule_free_averages_are_applied_and_raw_weights_restored_bit_exactly():
     from schedulefree import AdamWScheduleFree
 
     module = Module()

@@ -1,4 +1,4 @@
-"""A signal ends a run at its next step, saved, with the status that says so."""
+"""A signal stops a run at its next step, with a checkpoint and the signal's exit status."""
 
 import json
 import os
@@ -9,74 +9,74 @@ import time
 
 import pytest
 import torch
-from conftest import QUICK_OVERRIDES, ROOT, trained
+from conftest import QUICK_OVERRIDES, ROOT, run_training
 from safetensors.torch import load_file
 
 from sdft.training.callbacks.signals import SignalHandler
 
 ADAPTER = "adapter/pytorch_lora_weights.safetensors"
-WORDS = [*QUICK_OVERRIDES, "batch_size=1", "data.per_digit=2", "log_every=1000", "validate_every=0", "ema=0.9"]
+OVERRIDES = [*QUICK_OVERRIDES, "batch_size=1", "data.per_digit=2", "log_every=1000", "validate_every=0", "ema=0.9"]
 
 
-def started(place, *words: str) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "train.py"), *WORDS, *words, f"hydra.run.dir={place}"]
-    return subprocess.Popen(command, cwd=place.parent, stdout=subprocess.PIPE, text=True)
+def start_run(folder, *overrides: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "train.py"), *OVERRIDES, *overrides, f"hydra.run.dir={folder}"]
+    return subprocess.Popen(command, cwd=folder.parent, stdout=subprocess.PIPE, text=True)
 
 
-def stepping(place) -> None:
+def wait_for_checkpoint(folder) -> None:
     deadline = time.monotonic() + 120
-    while not list(place.glob("checkpoints/step-*.ckpt")):
+    while not list(folder.glob("checkpoints/step-*.ckpt")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def same(one, other) -> bool:
-    """To the bit; the order of what a file's header tells is its library's."""
-    ours, theirs = load_file(one / ADAPTER), load_file(other / ADAPTER)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+def are_adapters_equal(one, other) -> bool:
+    """Whether the tensors are bit-identical; the order of header entries may differ."""
+    first, second = load_file(one / ADAPTER), load_file(other / ADAPTER)
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_signals_are_heard_by_a_run_alone_and_given_back(number, tmp_path, monkeypatch):
-    heard, before = [], signal.getsignal(number)
+def test_signals_are_handled_only_during_a_run(number, tmp_path, monkeypatch):
+    handlers, previous = [], signal.getsignal(number)
     monkeypatch.setattr(
         "sdft.training.callbacks.signals.SignalHandler.on_train_start",
-        lambda *_: heard.append(signal.getsignal(number)),
+        lambda *_: handlers.append(signal.getsignal(number)),
         raising=False,
     )
-    trained(tmp_path, "steps=1", "sample_every=0", "prompts=[a]")
-    assert heard[0].__func__ is SignalHandler.handle_signal and signal.getsignal(number) is before
+    run_training(tmp_path, "steps=1", "sample_every=0", "prompts=[a]")
+    assert handlers[0].__func__ is SignalHandler.handle_signal and signal.getsignal(number) is previous
 
 
-OTHERS = [pytest.param(*pair, marks=pytest.mark.slow) for pair in ((signal.SIGINT, 130), (signal.SIGUSR1, 138))]
+OTHER_SIGNALS = [pytest.param(*pair, marks=pytest.mark.slow) for pair in ((signal.SIGINT, 130), (signal.SIGUSR1, 138))]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), *OTHERS])
-def test_a_signal_saves_and_ends_with_its_status_and_the_run_goes_on(tmp_path, number, status):
-    one = started(tmp_path / "one", "steps=60", "save_every=5", "checkpoints_total_limit=1")
-    stepping(tmp_path / "one")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), *OTHER_SIGNALS])
+def test_a_signal_saves_a_checkpoint_and_exits_with_its_status_and_the_run_resumes(tmp_path, number, status):
+    one = start_run(tmp_path / "one", "steps=60", "save_every=5", "checkpoints_total_limit=1")
+    wait_for_checkpoint(tmp_path / "one")
     one.send_signal(number)
-    told = one.communicate(timeout=60)[0]
+    output = one.communicate(timeout=60)[0]
     record = json.loads((tmp_path / "one" / "run.json").read_text())
-    assert one.returncode == status and f"stopped  by {signal.Signals(number).name} at step" in told
+    assert one.returncode == status and f"by {signal.Signals(number).name} at step" in output
     assert record["state"] == "stopped" and 5 <= record["stopped_at"] < 60
     assert (tmp_path / "one" / "checkpoints" / "last.ckpt").is_file() and not (tmp_path / "one" / "adapter").exists()
     if number == signal.SIGTERM:
-        again = [sys.executable, str(ROOT / "train.py"), "resume=one"]
-        subprocess.run(again, cwd=tmp_path, check=True, timeout=120, stdout=subprocess.DEVNULL)
-        started(tmp_path / "whole", "steps=60").communicate(timeout=120)
-        assert same(tmp_path / "one", tmp_path / "whole")
+        resume = [sys.executable, str(ROOT / "train.py"), "resume=one"]
+        subprocess.run(resume, cwd=tmp_path, check=True, timeout=120, stdout=subprocess.DEVNULL)
+        start_run(tmp_path / "uninterrupted", "steps=60").communicate(timeout=120)
+        assert are_adapters_equal(tmp_path / "one", tmp_path / "uninterrupted")
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_go_on(tmp_path):
-    both = ["devices=2", "strategy=ddp", "steps=40"]
-    one = started(tmp_path / "one", *both, "save_every=5", "checkpoints_total_limit=1")
-    stepping(tmp_path / "one")
+def test_two_processes_stop_together_and_resume(tmp_path):
+    overrides = ["devices=2", "strategy=ddp", "steps=40"]
+    one = start_run(tmp_path / "one", *overrides, "save_every=5", "checkpoints_total_limit=1")
+    wait_for_checkpoint(tmp_path / "one")
     os.kill(one.pid, signal.SIGTERM)
     one.communicate(timeout=90)
     assert one.returncode == 143
     assert json.loads((tmp_path / "one" / "run.json").read_text())["state"] == "stopped"
-    for name, more in {"two": [f"resume={tmp_path / 'one'}"], "whole": []}.items():
-        assert started(tmp_path / name, *both, *more).wait(300) == 0
-    assert same(tmp_path / "two", tmp_path / "whole")
+    for name, more in {"two": [f"resume={tmp_path / 'one'}"], "uninterrupted": []}.items():
+        assert start_run(tmp_path / name, *overrides, *more).wait(300) == 0
+    assert are_adapters_equal(tmp_path / "two", tmp_path / "uninterrupted")

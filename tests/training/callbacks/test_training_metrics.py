@@ -1,4 +1,4 @@
-"""Speed leaves out what is not training, and names its device."""
+"""Losses by timestep quarter, speed without pauses, and the device name."""
 
 import time
 
@@ -9,7 +9,7 @@ from sdft.training.callbacks.metrics import TrainingMetrics
 from sdft.training.run_summary import format_device
 
 
-class Reports:
+class RecordingLogger:
     def __init__(self):
         self.rows = []
 
@@ -18,50 +18,50 @@ class Reports:
 
 
 @pytest.fixture
-def running(tiny):
-    """(training_metrics, trainer, module) of a run that reports every second step."""
-    logger = Reports()
+def training(tiny):
+    """(training_metrics, trainer, module) of a run that reports every other step."""
+    logger = RecordingLogger()
     optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.5, "name": "unet"}])
     strategy = type("Strategy", (), {"reduce": lambda self, t, reduce_op: t})()
-    facts = {
+    attributes = {
         "global_step": 0,
         "world_size": 1,
         "accumulate_grad_batches": 1,
         "loggers": [logger],
         "optimizers": [optimizer],
     }
-    trainer = type("Trainer", (), facts | {"strategy": strategy})()
+    trainer = type("Trainer", (), attributes | {"strategy": strategy})()
     module = type("Module", (), {"model": tiny(), "device": torch.device("cpu"), "grad_norm": torch.tensor(0.25)})()
     training_metrics = TrainingMetrics(every=2)
     training_metrics.on_train_start(trainer, module)
     return training_metrics, trainer, module
 
 
-def step(training_metrics, trainer, module, losses, timesteps):
+def run_step(training_metrics, trainer, module, losses, timesteps):
     trainer.global_step += 1
     outputs = {"losses": torch.tensor(losses), "timestep": torch.tensor(timesteps)}
     weights = {"weight": torch.ones(len(losses)), "sample_weight": torch.ones(len(losses))}
     training_metrics.on_train_batch_end(trainer, module, outputs, weights, trainer.global_step - 1)
 
 
-def test_loss_by_timestep_quarter_and_over_all(running):
-    training_metrics, trainer, module = running
-    step(training_metrics, trainer, module, [1.0, 2.0], [0, 249])
+def test_loss_overall_and_by_timestep_quarter(training):
+    training_metrics, trainer, module = training
+    run_step(training_metrics, trainer, module, [1.0, 2.0], [0, 249])
     assert not trainer.loggers[0].rows
-    step(training_metrics, trainer, module, [3.0, 6.0], [250, 999])
-    ((at, row),) = trainer.loggers[0].rows
-    assert at == 2
+    run_step(training_metrics, trainer, module, [3.0, 6.0], [250, 999])
+    ((step, row),) = trainer.loggers[0].rows
+    assert step == 2
     assert row["train/loss"] == pytest.approx(3) and row["train/grad_norm"] == 0.25 and row["train/lr_unet"] == 0.5
     assert [row.get(f"train/loss_quarter_{q}") for q in (1, 2, 3, 4)] == [1.5, 3, None, 6]
 
 
-def test_pauses_do_not_count_as_training_time(running):  # pitfall 35
-    training_metrics, trainer, module = running
-    step(training_metrics, trainer, module, [1.0], [0])
+def test_pauses_do_not_count_as_training_time(training):  # pitfall 35
+    training_metrics, trainer, module = training
+    run_step(training_metrics, trainer, module, [1.0], [0])
     with training_metrics.pause_clock():
         time.sleep(0.5)
     time.sleep(0.05)
-    step(training_metrics, trainer, module, [1.0], [0])
+    run_step(training_metrics, trainer, module, [1.0], [0])
     assert training_metrics.last["images_per_second"] > 2 / 0.3
 
 
