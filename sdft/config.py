@@ -110,7 +110,7 @@ def check_secret(key: str, value) -> None:
 def check_known_targets(cfg: DictConfig, source: Path) -> None:
     """Raise `ValueError` if a config from another folder has a `_target_` that no file of `conf/` uses."""
     files = CONF.rglob("*.yaml")
-    allowed = {name for file in files for name in re.findall(r"_target_: *(\S+)", file.read_text(encoding="utf-8"))}
+    allowed = {name for file in files for name in re.findall(r"_target_: *([\w.]+)", file.read_text(encoding="utf-8"))}
     for path, node in iterate_targets(cfg):
         if node._target_ not in allowed:
             raise ValueError(f"{source}: {path}._target_={node._target_} is not used in conf/; refusing to run it")

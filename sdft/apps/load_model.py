@@ -13,7 +13,7 @@ from sdft.distributed import select_device
 from sdft.evaluation.request import find_newest_run, read_run_config
 from sdft.evaluation.variants import BEST, find_result_folder, load_checkpoint_weights, select_checkpoints
 from sdft.lora.file import check_weight_count, find_lora_file
-from sdft.lora.scaling import load_adapters
+from sdft.lora.scaling import load_adapters, set_adapter_scales
 from sdft.methods.base import Method
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.hashing import hash_weights
@@ -156,8 +156,9 @@ def open_model(app_cfg: DictConfig, base_only: bool = False, compute_digest: boo
     digest = hash_weights(model) if compute_digest else None
     if request.is_adapter_checkpoint:
         load_checkpoint_weights(model, request.method, request.result, request.cfg.get("seed", 0))
-        scale_checkpoint_adapter(model, request.weights)
-        names = ["default"]
+        names = ["default"] if request.weights else []
+        if names:
+            set_adapter_scales(model, dict(zip(names, request.weights, strict=True)))
     else:
         with name_option_in_errors("run" if request.run else "adapters"):
             names = load_adapters(model, request.adapters, request.weights if request.adapters else [])
@@ -167,15 +168,6 @@ def open_model(app_cfg: DictConfig, base_only: bool = False, compute_digest: boo
         precision.configure_tf32()
         model.compute_dtype = precision.dtype
     return LoadedModel(model, request.cfg, request.run, request.adapters, request.weights, names, digest)
-
-
-def scale_checkpoint_adapter(model: StableDiffusion, weights: list[float]) -> None:
-    """Scale the adapter of a checkpoint by its weight."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for layer in (module for module in model.modules() if isinstance(module, BaseTunerLayer)):
-        if weights and weights[0] != 1:
-            layer.scale_layer(weights[0])
 
 
 @contextmanager

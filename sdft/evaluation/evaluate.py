@@ -5,20 +5,18 @@ import json
 import os
 from pathlib import Path
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 
 import sdft.distributed as processes
-from sdft.data.dataset import EvaluationSpec, ImageDataset
-from sdft.data.prompts import read_prompts
 from sdft.data.transforms import apply_caption_template, split_validation
 from sdft.distributed import select_device
-from sdft.evaluation.evaluator import Evaluator, Scorers
-from sdft.evaluation.plots.image_grid import build_labeled_grid
-from sdft.evaluation.protocol import EvaluationProtocol, PromptGroup, extract_token_and_class
+from sdft.evaluation.evaluator import Evaluator
+from sdft.evaluation.protocol import build_prompt_groups, build_protocol, select_evaluation_spec
 from sdft.evaluation.report import write_report
+from sdft.evaluation.report_images import build_comparison_image
+from sdft.evaluation.scorers import Scorers
 from sdft.evaluation.statistics import (
     compute_paired_difference,
     format_score,
@@ -26,18 +24,12 @@ from sdft.evaluation.statistics import (
     get_result_state,
     to_json_number,
 )
-from sdft.evaluation.variants import BASE, ModelVariant, scale_adapters
-from sdft.models.image_cache import (
-    collect_image_settings,
-    format_folder_name,
-    format_image_name,
-    generate_missing_images,
-)
+from sdft.evaluation.variant_images import generate_variant_images
+from sdft.evaluation.variants import ModelVariant
 from sdft.models.sampling import Sampling
 from sdft.runs.files import atomic_write
 
 SCORES_SCHEMA_VERSION = 1  # of scores.json
-BASE_IMAGE_CACHE = Path("outputs/cache/images")  # base-model images, shared by all runs
 METRIC_FIELDS = ("number_format", "higher_is_better", "description", "baseline")  # in scores.json
 
 
@@ -74,72 +66,6 @@ def evaluate(folder: Path, cfg: DictConfig, states: list[ModelVariant], scorers:
     write_report(folder, report, evaluator, files)
     print(f"report   {folder / 'report.html'}")
     return report
-
-
-def build_protocol(cfg: DictConfig) -> EvaluationProtocol:
-    """The configured protocol, with {token} and {class} taken from a DreamBooth run's prompts where unset."""
-    token, noun = extract_token_and_class(cfg.get("instance_prompt"), cfg.get("class_prompt"))
-    placeholders = {"placeholder_token": cfg.get("placeholder_token") or token, "class_noun": noun}
-    unset = {key: value for key, value in placeholders.items() if value and not cfg.protocol.get(key)}
-    return instantiate(cfg.protocol, **unset)
-
-
-def build_prompt_groups(
-    cfg: DictConfig, protocol: EvaluationProtocol, evaluation_spec: EvaluationSpec | None, source: ImageDataset
-) -> list[PromptGroup]:
-    class_prompts = [cfg.prior.prompt] if cfg.get("prior") else []
-    return protocol.build_groups(evaluation_spec, read_prompts(cfg.prompts) or source.prompts(), class_prompts)
-
-
-def select_evaluation_spec(evaluation_spec: EvaluationSpec | None, groups: list[PromptGroup]) -> EvaluationSpec | None:
-    """The dataset's evaluation spec if it has labels for all scoring prompts, else None."""
-    if evaluation_spec and set(groups[0].scoring_prompts) <= set(evaluation_spec.caption_labels):
-        return evaluation_spec
-    return None
-
-
-def generate_variant_images(
-    folder: Path,
-    cfg: DictConfig,
-    states: list[ModelVariant],
-    groups: list[PromptGroup],
-    sampling: Sampling,
-    device: str,
-):
-    """Yield every state with its files by group. The model is reloaded only to replace another variant's weights."""
-    model, loaded = None, BASE
-    for state in states:
-        if model is None or loaded not in (BASE, state.source):
-            torch.manual_seed(cfg.seed)
-            model, loaded = instantiate(cfg.model), BASE
-        if loaded != state.source:
-            state.load(model)
-            loaded = state.source
-        model.to(device)
-        model.compute_dtype = instantiate(cfg.precision).dtype if cfg.get("precision") else torch.float32
-        with scale_adapters(model, state.scale):
-            yield state, generate_group_images(folder, state, groups, sampling, model, cfg.resolution)
-
-
-def generate_group_images(
-    folder: Path, state: ModelVariant, groups: list[PromptGroup], sampling: Sampling, model, resolution: int
-) -> dict[str, list[Path]]:
-    """Image files of every group, prompt by prompt; only missing ones are generated."""
-    settings = collect_image_settings(model, sampling, resolution)
-    parent = BASE_IMAGE_CACHE if state.source == BASE else folder / "images"
-    requests = {group.name: sampling.requests(group.prompts) for group in groups}
-    by_name = {format_image_name(*request): request for listed in requests.values() for request in listed}
-    paths = generate_missing_images(
-        by_name,
-        sampling,
-        model,
-        resolution,
-        parent / format_folder_name(state.label, settings),
-        settings,
-        f"generate {state.label}",
-    )
-    files = dict(zip(by_name, paths, strict=True))
-    return {name: [files[format_image_name(*request)] for request in listed] for name, listed in requests.items()}
 
 
 def load_images(files: dict[str, list[Path]]) -> dict[str, list[Image.Image]]:
@@ -197,22 +123,6 @@ def compute_score_differences(base: dict, scores: dict, images: int) -> dict:
         for group, rows in scores.items()
     }
     return {group: {name: gain for name, gain in rows.items() if gain} for group, rows in differences.items()}
-
-
-def build_comparison_image(
-    files: dict[str, dict[str, list[Path]]], group: PromptGroup, sampling: Sampling, most: int = 4
-) -> Image.Image:
-    """One column per prompt (at most ten), one row per state and image (at most `most`), the base first."""
-    count = min(most, sampling.images)
-    rows = [
-        (
-            f"{label} {i + 1}" if count > 1 else label,
-            [Image.open(path) for path in state_files[group.name][i :: sampling.images][:10]],
-        )
-        for label, state_files in files.items()
-        for i in range(count)
-    ]
-    return build_labeled_grid(rows, group.prompts[:10], tile=96)
 
 
 def format_runs_table(reports: dict[Path, dict]) -> str:

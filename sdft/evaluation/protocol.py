@@ -4,7 +4,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from sdft.data.dataset import EvaluationSpec
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from sdft.data.dataset import EvaluationSpec, ImageDataset
 from sdft.data.prompts import read_prompts
 
 PROMPTS_GROUP, CLASS_GROUP, CONTROLS_GROUP = "prompts", "class", "controls"
@@ -94,3 +97,25 @@ def extract_token_and_class(instance: str | None, class_prompt: str | None) -> t
         return None, noun
     class_terms = class_prompt.split()
     return " ".join(term for term in instance.split() if term not in class_terms) or None, noun
+
+
+def build_protocol(cfg: DictConfig) -> EvaluationProtocol:
+    """The configured protocol, with {token} and {class} taken from a DreamBooth run's prompts where unset."""
+    token, noun = extract_token_and_class(cfg.get("instance_prompt"), cfg.get("class_prompt"))
+    placeholders = {"placeholder_token": cfg.get("placeholder_token") or token, "class_noun": noun}
+    unset = {key: value for key, value in placeholders.items() if value and not cfg.protocol.get(key)}
+    return instantiate(cfg.protocol, **unset)
+
+
+def build_prompt_groups(
+    cfg: DictConfig, protocol: EvaluationProtocol, evaluation_spec: EvaluationSpec | None, source: ImageDataset
+) -> list[PromptGroup]:
+    class_prompts = [cfg.prior.prompt] if cfg.get("prior") else []
+    return protocol.build_groups(evaluation_spec, read_prompts(cfg.prompts) or source.prompts(), class_prompts)
+
+
+def select_evaluation_spec(evaluation_spec: EvaluationSpec | None, groups: list[PromptGroup]) -> EvaluationSpec | None:
+    """The dataset's evaluation spec if it has labels for all scoring prompts, else None."""
+    if evaluation_spec and set(groups[0].scoring_prompts) <= set(evaluation_spec.caption_labels):
+        return evaluation_spec
+    return None

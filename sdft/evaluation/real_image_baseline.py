@@ -10,7 +10,7 @@ from sdft.config import check_config
 from sdft.data.image_folder import ImageFolder
 from sdft.data.images import IMAGE_SUFFIXES
 from sdft.distributed import select_device
-from sdft.evaluation.metrics.base import ImageMetric
+from sdft.evaluation.metrics.base import EvaluationData
 from sdft.evaluation.metrics.clip_i import ReferenceSimilarity
 from sdft.runs.files import atomic_write
 
@@ -30,16 +30,15 @@ def score_real_images(cfg: DictConfig) -> dict[str, dict[str, float]]:
     rows = {}
     for name, folder in subjects.items():
         source = ImageFolder(str(folder), caption=name)
-        images = [source[index].image for index in range(len(source))]
-        feature_extractors = {"CLIP-I": scorers.clip, "DINO": scorers.dino}
-        metrics: dict[str, ImageMetric] = {
-            key: ReferenceSimilarity(extractor, images) for key, extractor in feature_extractors.items() if extractor
-        }
-        rows[name] = {key: metric.compute_reference() for key, metric in metrics.items()}
+        data = EvaluationData(training_images=[source[index] for index in range(len(source))])
+        rows[name] = {}
+        for key, extractor in {"CLIP-I": scorers.clip, "DINO": scorers.dino}.items():
+            if extractor:
+                rows[name][key] = ReferenceSimilarity().build(key, extractor, data)[key].compute_reference()
     rows["mean"] = {key: sum(row[key] for row in rows.values()) / len(subjects) for key in rows[next(iter(rows))]}
     with atomic_write(BASELINE_PATH) as file:
         file.write_text(
-            json.dumps({"judges": scorers.get_model_names(), "scores": rows}, indent=1, ensure_ascii=False) + "\n",
+            json.dumps({"scorers": scorers.get_model_names(), "scores": rows}, indent=1, ensure_ascii=False) + "\n",
             encoding="utf-8",
         )
     print(f"{'real photographs':<30}" + "".join(f"{key:>10}" for key in rows["mean"]))

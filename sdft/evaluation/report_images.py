@@ -8,8 +8,10 @@ from PIL import Image
 
 from sdft.evaluation.evaluator import Evaluator
 from sdft.evaluation.metrics.memorization import NearestTrainingImage
-from sdft.evaluation.protocol import PROMPTS_GROUP
+from sdft.evaluation.plots.image_grid import build_labeled_grid
+from sdft.evaluation.protocol import PROMPTS_GROUP, PromptGroup
 from sdft.evaluation.statistics import format_score, format_score_name
+from sdft.models.sampling import Sampling
 from sdft.runs.evaluation_history import EvaluationHistory
 
 MAX_EMBEDDED_SIZE = 224  # pixels of an image embedded in the page
@@ -105,6 +107,22 @@ def build_frame(report: dict, entry: dict, files: dict[str, list[Path]], images:
         if name in report["metrics"].get(group, {})
     ]
     return {"step": entry["step"], "images": captioned, "chips": chips}
+
+
+def build_comparison_image(
+    files: dict[str, dict[str, list[Path]]], group: PromptGroup, sampling: Sampling, most: int = 4
+) -> Image.Image:
+    """One column per prompt (at most ten), one row per state and image (at most `most`), the base first."""
+    count = min(most, sampling.images)
+    rows = [
+        (
+            f"{label} {i + 1}" if count > 1 else label,
+            [Image.open(path) for path in state_files[group.name][i :: sampling.images][:10]],
+        )
+        for label, state_files in files.items()
+        for i in range(count)
+    ]
+    return build_labeled_grid(rows, group.prompts[:10], tile=96)
 
 
 def encode_data_uri(source: Path | Image.Image, largest: int = MAX_EMBEDDED_SIZE) -> str:

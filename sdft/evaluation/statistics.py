@@ -4,9 +4,8 @@ import math
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from sdft.evaluation.metrics.base import ImageMetric
+from sdft.evaluation.metrics.base import ImageMetric, Metric
 from sdft.evaluation.protocol import PROMPTS_GROUP
 
 FINE_TUNED_LABEL = "fine-tuned"  # label of a run's result
@@ -50,7 +49,7 @@ def summarize_metric(metric: Metric, images: int) -> dict:
     """A score in the format of `scores.json`: `value`; for an `ImageMetric` also interval, counts and single values."""
     score = {"value": to_json_number(float(metric.compute()))}
     if isinstance(metric, ImageMetric):
-        values = metric.per_image_values()
+        values = metric.collect()
         low, high = bootstrap_interval(values, images) or (None, None)
         score |= {
             "low": to_json_number(low),

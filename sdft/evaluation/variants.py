@@ -1,7 +1,6 @@
 """Model variants to evaluate: the base, a run's result at any adapter scale, a checkpoint, or an external file."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,19 +123,3 @@ def load_checkpoint_weights(model: StableDiffusion, method: Method, file: Path, 
         if parameter.requires_grad:
             parameter.data = saved[name].to(parameter.device)
     model.requires_grad_(False).eval()
-
-
-@contextmanager
-def scale_adapters(model: StableDiffusion, scale: float):
-    """Multiply the scaling of all LoRA layers by `scale` inside the context, then restore it."""
-    from peft.tuners.lora import LoraLayer
-
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    originals = [dict(layer.scaling) for layer in layers]
-    for layer in layers:
-        layer.scaling.update({name: value * scale for name, value in layer.scaling.items()})
-    try:
-        yield
-    finally:
-        for layer, scaling in zip(layers, originals, strict=True):
-            layer.scaling.update(scaling)

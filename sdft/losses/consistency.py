@@ -1,14 +1,14 @@
 """Latent consistency distillation: predict the end of the sampling path from any point on it (Luo et al., 2023).
 
-The teacher is the model with its adapter disabled, the student the same with it enabled: no weights are duplicated (LCM-LoRA).
+With LCM-LoRA the student is the model, and the teacher the same without its adapter: no weights are duplicated.
 """
 
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdft.losses.diffusion import add_noise, check_terminal_snr, check_unmasked_weight, compute_masked_mean
 
@@ -19,13 +19,15 @@ SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0  # as fixed in the LCM scheduler
 class LatentConsistencyLoss:
     """The teacher takes a guided DDIM step; the pseudo-Huber distance of the student's predictions at both ends is the loss.
 
-    `solver_steps` is the number of steps of the whole path; each sample draws a guidance scale from `guidance_range`.
+    `solver_steps` is the number of steps of the whole path; each sample draws a guidance scale from `guidance_range`. `teacher`
+    maps (model, noisy latents, timesteps, context) to the teacher's output; `DiffusionModule` sets it to that of the method.
     """
 
     guidance_range: list[float] = field(default_factory=lambda: [4.0, 16.0])
     solver_steps: int = 50
     huber_c: float = 0.001
     unmasked_weight: float = 0.0
+    teacher: Callable[..., Tensor] | None = field(default=None, init=False)
     is_distillation: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -70,10 +72,8 @@ class LatentConsistencyLoss:
     ) -> Tensor:
         """The result `[batch, 4, h, w]` of the teacher's guided DDIM step from `noisy`."""
         unconditional_context = model.unconditional_embedding.to(context).expand_as(context)
-        with disable_adapter(model.unet):
-            both = model.predict(
-                noisy.repeat(2, 1, 1, 1), late.repeat(2), torch.cat([context, unconditional_context])
-            ).float()
+        contexts = torch.cat([context, unconditional_context])
+        both = self.teacher(model, noisy.repeat(2, 1, 1, 1), late.repeat(2), contexts).float()
         conditional, unconditional = both.chunk(2)
         low, high = self.guidance_range
         scale = (low + guidance * (high - low))[:, None, None, None]
@@ -89,18 +89,3 @@ def predict_clean_latents(model, noisy: Tensor, timesteps: Tensor, context: Tens
     scaled = TIMESTEP_SCALING * timesteps[:, None, None, None]
     skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
     return skip * noisy + scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5 * clean
-
-
-@contextmanager
-def disable_adapter(module: nn.Module):
-    """Run `module` without its adapter. peft's own switch would also reset `requires_grad` within a step."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
-    for layer in layers:
-        layer._disable_adapters = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import ClassVar
 
+from sdft.lora.scaling import disable_adapters
 from sdft.methods.lora import LoRA
 
 
@@ -35,3 +36,9 @@ class LCMLoRA(LoRA):
     def prepare(self, model):
         model.cache_unconditional_embedding()
         super().prepare(model)
+
+    @staticmethod
+    def predict_as_teacher(model, noisy, timesteps, context):
+        """The UNet's output without the adapter, `[batch, 4, h, w]`."""
+        with disable_adapters(model.unet):
+            return model.predict(noisy, timesteps, context)

@@ -51,6 +51,8 @@ class DiffusionModule(LightningModule):
         self.num_base_parameters = sum(p.numel() for p in model.parameters())  # before the method adds its own
         torch.manual_seed(seed)
         method.prepare(model)
+        if objective.is_distillation:
+            objective.teacher = method.predict_as_teacher
         self.model, self.method, self.objective = model, method, objective
         self.optimizer, self.schedule, self.lr, self.max_grad_norm = optimizer, schedule, lr, max_grad_norm
         self.seed, self.smoothness = seed, smoothness

@@ -29,17 +29,20 @@ def image() -> Image.Image:
     return InkedDigits(1)[3].image
 
 
-@pytest.fixture(scope="module")
-def adapter(model, tmp_path_factory) -> Path:
-    """A LoRA with random weights."""
+@pytest.fixture(scope="module", params=[False, True], ids=["lora", "dora"])
+def adapter(request, tmp_path_factory) -> Path:
+    """A LoRA or DoRA with random weights."""
     from sdft.methods.lora import LoRA
 
-    folder, method, other = tmp_path_factory.mktemp("lora"), LoRA(2, 2), load_stable_diffusion("tiny-sd")
+    folder, method = tmp_path_factory.mktemp("lora"), LoRA(2, 2, use_dora=request.param)
+    other = load_stable_diffusion("tiny-sd")
     torch.manual_seed(1)
     method.prepare(other)
     for name, weight in other.named_parameters():
         if "lora_B" in name:
             weight.data = torch.randn_like(weight) * 0.3
+        if "lora_magnitude_vector" in name:
+            weight.data = weight * 1.2
     method.save(other, folder, "lora")
     return folder
 
@@ -133,7 +136,7 @@ def test_strips_show_each_image_with_and_without_the_adapter(model, adapter, ima
     tiles = {label: Image.open(tmp_path / "out" / f"001-ä-b-{label}.png") for label in labels}
     assert (
         compute_max_difference(tiles["before"], image) == 0
-        and compute_max_difference(tiles["without-lora"], transfer(model, image)) <= 1
+        and compute_max_difference(tiles["without-lora"], transfer(model, image)) == 0
     )
     assert (
         compute_max_difference(tiles["after"], tiles["without-lora"]) > 20
@@ -141,7 +144,9 @@ def test_strips_show_each_image_with_and_without_the_adapter(model, adapter, ima
     )
     assert Image.open(tmp_path / "out" / "000-wide-after.png").size == (48, 24)
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
-    assert settings["strength"] == 0.5 and settings["made"][1]["size"] == [32, 32] and Image.open(sheet).width > 4 * 256
+    assert (
+        settings["strength"] == 0.5 and settings["results"][1]["size"] == [32, 32] and Image.open(sheet).width > 4 * 256
+    )
 
 
 @pytest.mark.parametrize("fault", ["pickle", "code", "width", "pixels", "nothing", "hub"])
@@ -233,13 +238,13 @@ def test_command_uses_the_runs_trigger_words_and_requires_a_prompt_without_run(
     Image.new("RGB", (40, 30), "navy").save(tmp_path / "a.png")
     net = save_controlnet(model.unet, tmp_path / "net")
     overrides = [f"images={tmp_path / 'a.png'}", f"run={run}", f"folder={tmp_path / 'out'}", "steps=2"]
-    monkeypatch.setattr(sys, "argv", ["stylise", *overrides, f"controlnet={net}"])
+    monkeypatch.setattr(sys, "argv", ["stylize", *overrides, f"controlnet={net}"])
     main()
     out = capsys.readouterr().out
     assert 'prompt   "handwritten, neon, light" · strength 0.5 · controlnet_scale 0.5' in out
     assert f"images   {tmp_path / 'out' / 'strips.png'}" in out
     assert {"000-a-edges.png", "000-a-without-lora.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
-    monkeypatch.setattr(sys, "argv", ["stylise", overrides[0], "model=tiny", "controlnet=none"])
+    monkeypatch.setattr(sys, "argv", ["stylize", overrides[0], "model=tiny", "controlnet=none"])
     with pytest.raises(SystemExit):
         main()
     error = capsys.readouterr().err

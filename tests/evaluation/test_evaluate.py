@@ -3,7 +3,9 @@
 import json
 from shutil import copytree
 
+import numpy as np
 import pytest
+import torch
 from conftest import compose_config
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
@@ -11,6 +13,7 @@ from omegaconf import open_dict
 from PIL import Image
 
 from sdft.evaluation.evaluate import evaluate, format_runs_table
+from sdft.evaluation.metrics.base import ImageMetric
 from sdft.evaluation.request import build_evaluation_jobs, find_newest_run
 from sdft.models.sampling import Sampling
 
@@ -124,6 +127,18 @@ def test_adapter_scales_and_checkpoints_in_one_report(run):
     assert 'id="strength"' in page and 'id="timeline"' in page and page.count('class="frame') == 3
 
 
+def test_a_dora_at_scale_zero_is_the_base(shared_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = copytree(shared_run(*OVERRIDES, "method.use_dora=true")[1], tmp_path / "run")
+    (report,) = run_evaluation(f"run={folder}", "images=1", "sampling.steps=2", "adapter_scales=[0,1]")
+    base, off, full = report["states"]
+    assert [state["label"] for state in report["states"]] == ["base", "fine-tuned × 0", "fine-tuned"]
+    assert off["scores"] == base["scores"] != full["scores"]
+    files = [sorted((folder / "evaluation" / state["image_folder"]).glob("*.png")) for state in (base, off, full)]
+    for base_image, off_image, full_image in zip(*files, strict=True):
+        assert Image.open(off_image).tobytes() == Image.open(base_image).tobytes() != Image.open(full_image).tobytes()
+
+
 ONE_PROMPT = ["prompts=[a handwritten one]", "images=1", "sampling.steps=2"]
 
 
@@ -199,6 +214,56 @@ def test_table_of_several_runs(run, capsys):
     reports = run_evaluation(f"run=[{folders[0]},{folders[1]}]", *ONE_PROMPT)
     lines = format_runs_table(dict(zip([f / "evaluation" for f in folders], reports, strict=True))).splitlines()
     assert [line.split()[0] for line in lines] == ["run", "rank1", "rank2"] and "CLIP-T" in lines[0]
+
+
+class MeanBrightness(ImageMetric):
+    """A metric that a user adds."""
+
+    description = "Mean brightness, 0..1."
+
+    def __init__(self, scorer: str | None = None, limit: float = 1.0):
+        super().__init__(scorer)
+        self.limit = limit
+
+    def score_images(self, images, prompts):
+        return torch.tensor([min(self.limit, float(np.asarray(image).mean()) / 255) for image in images])
+
+
+BRIGHTNESS = "{_target_: test_evaluate.MeanBrightness, limit: 0.5}"
+
+
+def test_metrics_are_added_and_removed_by_config(trained_run):
+    overrides = [
+        f"run={trained_run}",
+        *ONE_PROMPT,
+        f"+metrics.concept.brightness={BRIGHTNESS}",
+        "metrics.control.DIV=null",
+    ]
+    (report,) = run_evaluation(*overrides)
+    scores = report["states"][1]["scores"]
+    assert (
+        list(scores["prompts"])[-2:] == ["brightness", "CMMD"] and 0 < scores["prompts"]["brightness"]["value"] <= 0.5
+    )
+    assert report["metrics"]["prompts"]["brightness"]["description"] == "Mean brightness, 0..1."
+    assert set(scores["controls"]) == CONTROL_METRICS - {"DIV"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (f"+metrics.concept.brightness={BRIGHTNESS[:-1]}, scorer: clib}}", "metrics.concept.brightness.scorer=clib: "),
+        (
+            f"+metrics.concept.brightness={BRIGHTNESS[:-1]}, max: 1}}",
+            "metrics.concept.brightness.max=1: MeanBrightness ",
+        ),
+        ("+metrics.control.other={_target_: builtins.dict}", "metrics.control.other: "),
+        ("metrics.distribution_metrics=[FDD]", "metrics.distribution_metrics=FDD: .*CMMD, FID, KID"),
+        ("metrics.feature_extractor=dino", "metrics.feature_extractor=dino: .*metrics.dino=FOLDER"),
+    ],
+)
+def test_invalid_metrics_are_rejected(trained_run, override, message):
+    with pytest.raises((ValueError, InstantiationException), match=message):
+        run_evaluation(f"run={trained_run}", *ONE_PROMPT, override)
 
 
 def test_metrics_with_missing_weights_are_reported_and_skipped(trained_run):

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from test_module import build_batch, build_module
 from test_training_run import assert_tensors_equal, load_adapter, max_pixel_difference
 
-from sdft.losses.consistency import LatentConsistencyLoss, disable_adapter, predict_clean_latents
+from sdft.lora.scaling import disable_adapters
+from sdft.losses.consistency import LatentConsistencyLoss, predict_clean_latents
 from sdft.losses.diffusion import add_noise
 from sdft.methods.lcm_lora import LCMLoRA
 from sdft.training.module import DiffusionModule
@@ -22,10 +23,17 @@ KINDS = ["epsilon", "v_prediction"]
 SMALL_RUN = ["data.per_digit=2", "data.digits=[0,1]", "cache=ram", "rank=2", "prompts=[a handwritten three in red ink]"]
 
 
+def build_loss(**options) -> LatentConsistencyLoss:
+    """The loss with the teacher of LCM-LoRA."""
+    loss = LatentConsistencyLoss(**options)
+    loss.teacher = LCMLoRA.predict_as_teacher
+    return loss
+
+
 def build_lcm_module(model) -> DiffusionModule:
     """A module with a nonzero adapter."""
     module = build_module(model, LCMLoRA(4, 4, unet_targets=["to_q", "conv1"]), seed=1)
-    module.objective = LatentConsistencyLoss()
+    module.objective = build_loss()
     for name, weight in module.get_trainable_parameters().items():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.05)
@@ -57,7 +65,7 @@ def test_the_teacher_step_is_a_ddim_step_with_guidance(tiny, kind):
     model.cache_unconditional_embedding()
     context = model.condition(model.tokenize(["a handwritten two", "a handwritten five"]))
     noisy, late, early = torch.randn(2, 4, 8, 8), torch.tensor([999, 499]), torch.tensor([979, 479])
-    result = LatentConsistencyLoss([2.0, 6.0]).take_teacher_step(
+    result = build_loss(guidance_range=[2.0, 6.0]).take_teacher_step(
         model, noisy, late, early, context, torch.tensor([0.25, 1.0])
     )
     reference = DDIMScheduler.from_config(model.scheduler.config, clip_sample=False, timestep_spacing="trailing")
@@ -98,9 +106,9 @@ def test_a_perfect_model_of_a_single_image_has_no_loss(tiny, kind):
 
     context, draws = model.unconditional_embedding.expand(2, -1, -1), make_batch(model)
     model.predict = predict
-    assert LatentConsistencyLoss()(model, image.expand(2, -1, -1, -1), context, draws).max() < 1e-4
+    assert build_loss()(model, image.expand(2, -1, -1, -1), context, draws).max() < 1e-4
     model.predict = lambda *inputs: predict(*inputs, error=0.3)
-    assert LatentConsistencyLoss()(model, image.expand(2, -1, -1, -1), context, draws).max() > 1e-3
+    assert build_loss()(model, image.expand(2, -1, -1, -1), context, draws).max() > 1e-3
 
 
 def test_the_teacher_is_the_model_without_its_adapter(tiny):
@@ -110,12 +118,12 @@ def test_the_teacher_is_the_model_without_its_adapter(tiny):
     context = base.unconditional_embedding.expand(2, -1, -1)
     trainable = [p.requires_grad for p in model.parameters()]
     args = (noisy, timesteps, timesteps - 20, context, torch.ones(2))
-    assert torch.equal(*(LatentConsistencyLoss().take_teacher_step(m, *args) for m in (model, base)))
+    assert torch.equal(*(build_loss().take_teacher_step(m, *args) for m in (model, base)))
     with torch.no_grad():
         args = (noisy, timesteps, context)
         expected = predict_clean_latents(base, *args)
         assert not torch.allclose(predict_clean_latents(model, *args), expected, atol=1e-2)
-        with disable_adapter(model.unet):
+        with disable_adapters(model.unet):
             assert torch.equal(predict_clean_latents(model, *args), expected)
     assert [p.requires_grad for p in model.parameters()] == trainable and any(trainable)
 
@@ -135,7 +143,7 @@ def test_every_adapter_layer_has_a_gradient_with_and_without_checkpointing(tiny,
     gradients = []
     for checkpointing in (False, True):
         module = build_module(tiny(), LCMLoRA(4, 4), checkpointing=checkpointing, compute_dtype=compute_dtype)
-        module.objective = LatentConsistencyLoss()
+        module.objective = build_loss()
         with torch.autocast("cpu", compute_dtype, enabled=compute_dtype is not torch.float32):
             loss = module.training_step(make_batch(module.model), 0)["loss"]
         loss.backward()

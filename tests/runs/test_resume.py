@@ -244,7 +244,7 @@ def test_a_second_run_in_a_folder_names_the_first(tmp_path):
         f"hydra.run.dir={tmp_path / 'a'}",
     ]
     first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    while "writes" not in (line := first.stdout.readline()):
+    while str(tmp_path / "a") not in (line := first.stdout.readline()):
         assert first.poll() is None, line
     resume = [sys.executable, str(ROOT / "train.py"), f"resume={tmp_path / 'a'}"]
     second = subprocess.run(resume, cwd=tmp_path, capture_output=True, text=True, timeout=120)

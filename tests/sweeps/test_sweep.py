@@ -120,7 +120,7 @@ def test_concurrent_jobs_split_the_cores_and_write_logs(fake_train_script, tmp_p
     assert len(list(tmp_path.glob("multirun/lora/*/*/log.txt"))) == 3
 
 
-def test_each_job_has_its_own_gpus(monkeypatch):
+def test_concurrent_jobs_use_separate_gpus(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     gpus = lambda *ids: {"CUDA_VISIBLE_DEVICES": ",".join(ids)}  # noqa: E731

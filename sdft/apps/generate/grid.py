@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import sdft.apps.generate.png_metadata as metadata
-from sdft.apps.generate.adapter_scales import multiply_adapter_scales
 from sdft.apps.generate.axes import Axis
 from sdft.apps.load_model import LoadedModel, ModelRequest, open_model, resolve_model
+from sdft.lora.scaling import scale_adapters
 from sdft.models.cpu_threads import choose_num_threads
 from sdft.models.image_cache import slugify
 from sdft.models.loading import load_stable_diffusion
@@ -169,7 +169,7 @@ class ImageGrid:
             batch = cells[start : start + size]
             prompts = [(cell.prompt, cell.seed) for cell in batch]
             prompts = prompts * size if self.batch_position else prompts
-            with multiply_adapter_scales(loaded.model, scales):
+            with scale_adapters(loaded.model, scales):
                 images = list(sampling.sample_images(loaded.model, prompts, self.size))
             for number, cell in enumerate(batch):
                 position = self.batch_position[1] if self.batch_position else number

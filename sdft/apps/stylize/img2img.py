@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from sdft.apps.stylize.controlnet import detect_edges
 from sdft.data.images import IMAGE_SUFFIXES, decode_image, pixels_to_image, resize_and_crop
 from sdft.evaluation.plots.image_grid import load_font, wrap_text
-from sdft.evaluation.variants import scale_adapters
+from sdft.lora.scaling import find_adapter_layers, scale_adapters
 from sdft.models.cpu_threads import limit_threads
 from sdft.models.image_cache import slugify
 from sdft.models.sampling import build_prompt_inputs, eval_mode, move_to_device
@@ -122,7 +122,7 @@ def stylize_images(
     from rich.console import Console
     from rich.progress import track
 
-    scales = sorted({0.0, *transfer.adapter_scales}) if has_adapter(model) else [1.0]
+    scales = sorted({0.0, *transfer.adapter_scales}) if find_adapter_layers(model) else [1.0]
     console, rows, entries = Console(), [], []
     for number, file in enumerate(
         track(files, "stylize", console=console, disable=not console.is_terminal, transient=True)
@@ -136,18 +136,12 @@ def stylize_images(
         for label, tile in strip.items():
             save_strip_image(tile, folder / f"{stem}-{slugify(label)}.png")
         rows.append(strip)
-        entries.append({"file": stem, "size": list(image.size), "pictures": list(strip)})
+        entries.append({"file": stem, "size": list(image.size), "images": list(strip)})
     save_strip_image(draw_strips(rows), folder / "strips.png")
     with atomic_write(folder / "settings.json") as partial:
-        text = json.dumps(metadata | asdict(transfer) | {"made": entries}, indent=1, ensure_ascii=False)
+        text = json.dumps(metadata | asdict(transfer) | {"results": entries}, indent=1, ensure_ascii=False)
         partial.write_text(text + "\n", encoding="utf-8")
     return folder / "strips.png"
-
-
-def has_adapter(model: StableDiffusion) -> bool:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def format_strip_label(scale: float, several: bool) -> str:

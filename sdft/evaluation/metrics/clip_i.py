@@ -4,34 +4,30 @@ On images of the class, or of anything but the subject, the same number is PRES:
 is better.
 """
 
-from PIL import Image
-
-from sdft.evaluation.metrics.base import ImageMetric, mean_excluding_self
-from sdft.evaluation.metrics.feature_extractor import FeatureExtractor
+from sdft.evaluation.metrics.base import ImageMetric, list_images, mean_excluding_self
 
 
 class ReferenceSimilarity(ImageMetric):
-    """Mean cosine to the features of all `references`, -1..1; higher is more similar."""
+    """Mean cosine to the features of all training images, -1..1; higher is more similar. The scorer is a feature extractor."""
 
     description = "Similarity to the training images: mean cosine to all of them."
 
-    def __init__(self, feature_extractor: FeatureExtractor, references: list[Image.Image]):
-        super().__init__()
-        self.feature_extractor = feature_extractor
-        self.reference_features = feature_extractor.embed_images(references)
+    def setup(self, scorer, data):
+        super().setup(scorer, data)
+        self.reference_features = scorer.embed_images(list_images(data.training_images))
 
     def score_images(self, images, prompts):
-        return (self.feature_extractor.embed_images(images) @ self.reference_features.T).mean(1)
+        return (self.scorer.embed_images(images) @ self.reference_features.T).mean(1)
 
     def compute_reference(self):
-        """Mean cosine among the references, without self-pairs."""
+        """Mean cosine among the training images, without self-pairs."""
         if len(self.reference_features) < 2:
             return None
         return float(mean_excluding_self(self.reference_features @ self.reference_features.T).mean())
 
 
 class ClassPreservation(ReferenceSimilarity):
-    """PRES: mean cosine between the subject's references and images that should not show it; -1..1, lower is better."""
+    """PRES: mean cosine between the subject's images and images that should not show it; -1..1, lower is better."""
 
     description = "Leakage of the training images: mean cosine to all of them."
     higher_is_better = False

@@ -4,19 +4,26 @@ import math
 
 import torch
 
-from sdft.data.dataset import CaptionedImage
-from sdft.evaluation.metrics.base import ImageMetric, mean_excluding_self
+from sdft.evaluation.metrics.base import ImageMetric, list_images, mean_excluding_self
+
+MAX_REAL_IMAGES = 64  # compared pairwise
 
 
 class Diversity(ImageMetric):
-    """Mean distance of an image to the others of its prompt; 0 if all are equal, higher is better, NaN for a single image."""
+    """Mean distance of an image to the others of its prompt; 0 if all are equal, higher is better, NaN for a single image.
+
+    The scorer is a perceptual distance.
+    """
 
     description = "Diversity: mean perceptual distance between images of one prompt; too low if below real images."
     baseline = "real"
 
-    def __init__(self, perceptual, images: int, real_images: list[CaptionedImage] = ()):
-        super().__init__()
-        self.perceptual, self.images, self.real_images = perceptual, images, list(real_images)
+    def __init__(self, scorer: str = "perceptual"):
+        super().__init__(scorer)
+
+    def setup(self, scorer, data):
+        super().setup(scorer, data)
+        self.images, self.real_images = data.images, data.real_images[:MAX_REAL_IMAGES]
 
     def score_images(self, images, prompts):
         """Images are grouped by position, `images` per prompt: distinct prompts may have the same scoring prompt."""
@@ -28,12 +35,12 @@ class Diversity(ImageMetric):
         for group in dict.fromkeys(groups):
             members = [i for i, other in enumerate(groups) if other == group]
             if len(members) > 1:
-                pairwise = self.perceptual.compute_pairwise([images[i] for i in members]).double()
+                pairwise = self.scorer.compute_pairwise([images[i] for i in members]).double()
                 distances[members] = mean_excluding_self(pairwise)
         return distances
 
     def compute_reference(self):
         """Diversity of real images with the same caption."""
-        captions, images = [s.caption for s in self.real_images], [s.image for s in self.real_images]
-        value = float(self.compute_group_distances(captions, images).nanmean())
+        captions = [sample.caption for sample in self.real_images]
+        value = float(self.compute_group_distances(captions, list_images(self.real_images)).nanmean())
         return None if math.isnan(value) else value

@@ -6,7 +6,6 @@ alters the image of a seed completely; `DistributionDrift` then tells whether al
 """
 
 import torch
-from PIL import Image
 
 from sdft.evaluation.metrics.base import ImageMetric
 from sdft.evaluation.metrics.feature_extractor import FeatureExtractor
@@ -14,20 +13,20 @@ from sdft.evaluation.metrics.fid_kid_cmmd import CMMD
 
 
 class BaseDrift(ImageMetric):
-    """1 - cosine (with a `FeatureExtractor`) or perceptual distance of each image to its counterpart in `base`; lower is better.
+    """1 - cosine (with a feature extractor) or perceptual distance of each image to the base's; lower is better.
 
-    Images come in the order of `base`, which holds `images` per prompt.
+    Images come in the order of the base's, which are `images` per prompt.
     """
 
     description = "Distance to the base's image for the same seed. Real: distance between seeds of the base."
     higher_is_better = False
 
-    def __init__(self, scorer, base: list[Image.Image], images: int):
-        super().__init__()
-        self.scorer, self.base, self.images = scorer, base, images
+    def setup(self, scorer, data):
+        super().setup(scorer, data)
+        self.base, self.images = data.base_images, data.images
 
     def score_images(self, images, prompts):
-        start = sum(map(len, self.collected_values))
+        start = sum(map(len, self.collected))
         return self.compute_distances(images, self.base[start : start + len(images)])
 
     def compute_distances(self, ones, others):
@@ -50,3 +49,6 @@ class DistributionDrift(CMMD):
     """CMMD between all images and all of the base's, 0 or more; lower is better."""
 
     description = "Distance between all images and all of the base's. Real: between two halves of the base's images."
+
+    def select_references(self, data):
+        return data.base_images

@@ -1,41 +1,47 @@
 """Face metrics: is there a face, and is it that of the training images? Images without a face are always counted."""
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from sdft.evaluation.metrics.base import ImageMetric, mean_excluding_self
-from sdft.evaluation.metrics.face_embedding import FaceEmbedder
+from sdft.evaluation.metrics.base import ImageMetric, list_images, mean_excluding_self
+from sdft.evaluation.metrics.feature_extractor import ScorerUnavailableError
 
 
-class FaceDetectionRate(ImageMetric):
+class FaceMetric(ImageMetric):
+    """The scorer is a `FaceEmbedder`."""
+
+    def __init__(self, scorer: str = "faces"):
+        super().__init__(scorer)
+
+
+class FaceDetectionRate(FaceMetric):
     """Fraction of images with a face, 0..1, higher is better; homework sheets count the complement as faceless."""
 
     description = "Fraction of images with a face."
     number_format = "{:.0%}"
 
-    def __init__(self, face_embedder: FaceEmbedder, references: list[Image.Image]):
-        super().__init__()
-        self.face_embedder, self.references = face_embedder, references
+    def setup(self, scorer, data):
+        super().setup(scorer, data)
+        self.references = list_images(data.training_images)
 
     def score_images(self, images, prompts):
-        return torch.tensor([float(face is not None) for face in self.face_embedder.embed_faces(images)])
+        return torch.tensor([float(face is not None) for face in self.scorer.embed_faces(images)])
 
     def compute_reference(self):
         return float(self.score_images(self.references, []).mean())
 
 
-class FacePairMetric(ImageMetric):
+class FacePairMetric(FaceMetric):
     """Mean over the pairs of an image's face with every training face; `no_face_value` without a face."""
 
     no_face_value = float("nan")
 
-    def __init__(self, face_embedder: FaceEmbedder, references: list[Image.Image]):
-        super().__init__()
-        self.face_embedder = face_embedder
-        faces = [face for face in face_embedder.embed_faces(references) if face is not None]
+    def setup(self, scorer, data):
+        super().setup(scorer, data)
+        faces = [face for face in scorer.embed_faces(list_images(data.training_images)) if face is not None]
         if not faces:
-            raise ValueError(f"{type(self).__name__}: no face detected in the {len(references)} training images")
+            count = len(data.training_images)
+            raise ScorerUnavailableError(f"no face detected in the {count} training images", "face scores")
         self.reference_faces = torch.stack(faces)
 
     def convert_cosines(self, cosines: Tensor) -> Tensor:
@@ -45,7 +51,7 @@ class FacePairMetric(ImageMetric):
     def score_images(self, images, prompts):
         values = [
             self.no_face_value if face is None else float(self.convert_cosines(self.reference_faces @ face).mean())
-            for face in self.face_embedder.embed_faces(images)
+            for face in self.scorer.embed_faces(images)
         ]
         return torch.tensor(values)
 
@@ -79,5 +85,10 @@ class FaceVerificationRate(FacePairMetric):
     description = "Fraction of face pairs verified as the same person; images without a face count as 0."
     number_format, no_face_value = "{:.0%}", 0.0
 
+    def setup(self, scorer, data):
+        super().setup(scorer, data)
+        if scorer.threshold is None:
+            raise ScorerUnavailableError(f"no default threshold for {scorer.name}; set metrics.face_threshold")
+
     def convert_cosines(self, cosines):
-        return (cosines >= self.face_embedder.threshold).float()
+        return (cosines >= self.scorer.threshold).float()

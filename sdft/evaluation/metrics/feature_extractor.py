@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 
 class ScorerUnavailableError(ValueError):
-    """A metric's weights or packages are not available; the message says how to obtain them."""
+    """Weights, packages or data for a score are missing; the message says how to obtain them.
+
+    `name` is what cannot be measured, if it is not the one metric or scorer that raised this.
+    """
+
+    def __init__(self, reason: str, name: str | None = None):
+        super().__init__(reason)
+        self.name = name
 
 
 class Scorer:

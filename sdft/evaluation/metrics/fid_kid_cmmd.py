@@ -8,51 +8,49 @@ import warnings
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchmetrics import Metric
 
-from sdft.evaluation.metrics.feature_extractor import FeatureExtractor
+from sdft.evaluation.metrics.base import EvaluationData, Metric, list_images
+from sdft.evaluation.metrics.feature_extractor import ScorerUnavailableError
 
 CMMD_SIGMA, DISTANCE_SCALE = 10.0, 1000.0  # from the CMMD paper
 
 
 class DistributionMetric(Metric):
-    """Distance between two sets of features, lower is better; NaN if one has fewer than `min_images` images."""
+    """Distance between two sets of features, lower is better; NaN if one has fewer than `min_images` images.
+
+    The scorer is a feature extractor.
+    """
 
     higher_is_better = False
     number_format, min_images = "{:.2f}", 2
     description = "Distance between all images and real ones. Real: between two halves of the real images."
-    baseline = "base"
-
-    def __init__(self, feature_extractor: FeatureExtractor, real_images: list[Image.Image]):
-        super().__init__(sync_on_compute=False)  # only rank 0 evaluates
-        self.feature_extractor = feature_extractor
-        self.real_features = self.extract_features(feature_extractor, real_images)
-        self.add_state("generated_features", [], dist_reduce_fx="cat")
-
     normalize_features = False  # unit length, or raw network output
 
-    def extract_features(self, feature_extractor: FeatureExtractor, images: list[Image.Image]) -> Tensor:
-        if self.normalize_features:
-            return feature_extractor.embed_images(images)
-        return feature_extractor.extract_features(images)
+    def setup(self, scorer, data):
+        super().setup(scorer, data)
+        if not (references := self.select_references(data)):
+            raise ScorerUnavailableError("no real images to compare with")
+        self.real_features = self.measure(references, [])
+
+    def select_references(self, data: EvaluationData) -> list[Image.Image]:
+        """The images to compare with."""
+        return list_images(data.real_images)
+
+    def measure(self, images, prompts):
+        """Features `[images, width]`."""
+        return self.scorer.embed_images(images) if self.normalize_features else self.scorer.extract_features(images)
 
     def compute_distance(self, one: Tensor, other: Tensor) -> Tensor:
         """Distance of `[n, width]` and `[m, width]`, where n and m are at least `min_images`."""
         raise NotImplementedError
 
-    def update(self, images: list[Image.Image], prompts: list[str]) -> None:
-        if images:
-            self.generated_features.append(self.extract_features(self.feature_extractor, images))
-
-    def compute(self) -> Tensor:
-        if not self.generated_features:
-            raise ValueError(f"{type(self).__name__}: no images to score")
-        generated_features = torch.cat(self.generated_features)
+    def compute(self):
+        generated_features = self.collect()
         if min(len(self.real_features), len(generated_features)) < self.min_images:
             return torch.tensor(torch.nan)
         return self.compute_distance(self.real_features, generated_features)
 
-    def compute_reference(self) -> float | None:
+    def compute_reference(self):
         """Distance between two halves of the real images; None with fewer than four."""
         if len(self.real_features) < 4:
             return None

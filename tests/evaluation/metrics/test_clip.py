@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sdft.data.digits import Digits, InkedDigits
+from sdft.evaluation.metrics.base import EvaluationData
 from sdft.evaluation.metrics.clip import ClipFeatureExtractor
 from sdft.evaluation.metrics.zero_shot import ZeroShotAccuracy
 from sdft.evaluation.metrics_config import MetricsConfig
@@ -26,11 +27,10 @@ def test_features_are_unit_vectors_for_any_batch_size(scorer):
 
 def test_zero_shot_accuracy_on_real_images(scorer):  # pitfall 36
     source = Digits(digits=list(range(10)), per_digit=12)
-    labels = source.evaluation_spec().caption_labels
+    metrics = ZeroShotAccuracy().build("zero-shot", scorer, EvaluationData(evaluation_spec=source.evaluation_spec()))
     for axis, minimum in (("style", 0.99), ("digit", 0.93)):
-        metric = ZeroShotAccuracy(scorer, labels, axis)
-        metric.update([source[i].image for i in range(len(source))], source.captions())
-        assert metric.compute() >= minimum
+        metrics[axis].update([source[i].image for i in range(len(source))], source.captions())
+        assert metrics[axis].compute() >= minimum
 
 
 def test_text_encoder_is_that_of_tiny_sd(scorer):

@@ -8,7 +8,9 @@ from PIL import Image
 pytest.importorskip("cv2")
 from onnx import TensorProto, helper, numpy_helper, save_model
 
+from sdft.data.dataset import CaptionedImage
 from sdft.data.digits import Digits
+from sdft.evaluation.metrics.base import EvaluationData
 from sdft.evaluation.metrics.face_embedding import DetectedFace, FaceEmbedder, load_cascade_detector
 from sdft.evaluation.metrics.face_similarity import (
     FaceDetectionRate,
@@ -43,6 +45,11 @@ def people(photographs):
     portrait = Image.open(photographs / "astronaut.jpg").convert("RGB")
     faces = [portrait, portrait.transpose(Image.Transpose.FLIP_LEFT_RIGHT), portrait.point(lambda v: v * 0.7)]
     return faces, [Image.open(photographs / "coffee.jpg"), Digits()[0].image]
+
+
+def set_up(metric, scorer, training_images):
+    metric.setup(scorer, EvaluationData(training_images=[CaptionedImage(image, "", "") for image in training_images]))
+    return metric
 
 
 def test_cascade_detects_the_face(people):
@@ -97,7 +104,7 @@ def test_scores_are_means_over_pairs_and_images_without_a_face_count(embedder, p
     b = torch.stack([scorer.embed_faces([p])[0] for p in real]).numpy()
     cosines, metrics = a @ b.T, {}
     for kind in (FaceDetectionRate, FaceSimilarity, FaceDistance, FaceVerificationRate):
-        metric = kind(scorer, real)
+        metric = set_up(kind(), scorer, real)
         metric.update(generated, [""] * 4)
         metrics[kind] = metric
     value = {kind: metric.compute().item() for kind, metric in metrics.items()}
@@ -105,7 +112,7 @@ def test_scores_are_means_over_pairs_and_images_without_a_face_count(embedder, p
     assert value[FaceSimilarity] == pytest.approx(cosines.mean(), abs=1e-5)
     assert value[FaceDistance] == pytest.approx(np.sqrt(np.maximum(0, 2 - 2 * cosines)).mean(), abs=1e-4)  # S0-41
     assert value[FaceVerificationRate] == pytest.approx((cosines >= 0.9).mean(1).sum() / 4, abs=1e-5)
-    similarities = metrics[FaceSimilarity].per_image_values()
+    similarities = metrics[FaceSimilarity].collect()
     assert similarities.isfinite().sum() == 2 and len(similarities) == 4
     table = b @ b.T
     off = ~np.eye(3, dtype=bool)
@@ -120,13 +127,19 @@ def test_scores_are_means_over_pairs_and_images_without_a_face_count(embedder, p
 def test_images_without_any_face_count_but_have_no_similarity(embedder, people):
     scorer = FaceEmbedder(str(embedder[0]), threshold=0.9)
     digits = [Digits()[i].image.resize((128, 128)) for i in range(4)]
-    metrics = {kind: kind(scorer, people[0]) for kind in (FaceDetectionRate, FaceSimilarity, FaceVerificationRate)}
+    metrics = {
+        kind: set_up(kind(), scorer, people[0]) for kind in (FaceDetectionRate, FaceSimilarity, FaceVerificationRate)
+    }
     for metric in metrics.values():
         metric.update(digits, [""] * 4)
     assert metrics[FaceDetectionRate].compute() == 0 and metrics[FaceVerificationRate].compute() == 0
     assert metrics[FaceSimilarity].compute().isnan()
-    with pytest.raises(ValueError, match="FaceSimilarity: .* 4 training images"):
-        FaceSimilarity(scorer, digits)
+    for kind in (FaceSimilarity, FaceVerificationRate):
+        with pytest.raises(ScorerUnavailableError, match="no face .* 4 training images") as error:
+            set_up(kind(), scorer, digits)
+        assert error.value.name == "face scores"
+    with pytest.raises(ScorerUnavailableError, match="small; set metrics.face_threshold"):
+        set_up(FaceVerificationRate(), FaceEmbedder(str(embedder[0])), people[0])
 
 
 def test_missing_files_are_reported_and_sface_has_a_threshold(embedder, tmp_path):

@@ -1,0 +1,64 @@
+"""Generate the images of every model variant, prompt by prompt; existing ones are reused."""
+
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from sdft.evaluation.protocol import PromptGroup
+from sdft.evaluation.variants import BASE, ModelVariant
+from sdft.lora.scaling import scale_adapters
+from sdft.models.image_cache import (
+    collect_image_settings,
+    format_folder_name,
+    format_image_name,
+    generate_missing_images,
+)
+from sdft.models.sampling import Sampling
+
+BASE_IMAGE_CACHE = Path("outputs/cache/images")  # base-model images, shared by all runs
+
+
+def generate_variant_images(
+    folder: Path,
+    cfg: DictConfig,
+    states: list[ModelVariant],
+    groups: list[PromptGroup],
+    sampling: Sampling,
+    device: str,
+):
+    """Yield every state with its files by group. The model is reloaded only to replace another variant's weights."""
+    model, loaded = None, BASE
+    for state in states:
+        if model is None or loaded not in (BASE, state.source):
+            torch.manual_seed(cfg.seed)
+            model, loaded = instantiate(cfg.model), BASE
+        if loaded != state.source:
+            state.load(model)
+            loaded = state.source
+        model.to(device)
+        model.compute_dtype = instantiate(cfg.precision).dtype if cfg.get("precision") else torch.float32
+        with scale_adapters(model, state.scale):
+            yield state, generate_group_images(folder, state, groups, sampling, model, cfg.resolution)
+
+
+def generate_group_images(
+    folder: Path, state: ModelVariant, groups: list[PromptGroup], sampling: Sampling, model, resolution: int
+) -> dict[str, list[Path]]:
+    """Image files of every group, prompt by prompt; only missing ones are generated."""
+    settings = collect_image_settings(model, sampling, resolution)
+    parent = BASE_IMAGE_CACHE if state.source == BASE else folder / "images"
+    requests = {group.name: sampling.requests(group.prompts) for group in groups}
+    by_name = {format_image_name(*request): request for listed in requests.values() for request in listed}
+    paths = generate_missing_images(
+        by_name,
+        sampling,
+        model,
+        resolution,
+        parent / format_folder_name(state.label, settings),
+        settings,
+        f"generate {state.label}",
+    )
+    files = dict(zip(by_name, paths, strict=True))
+    return {name: [files[format_image_name(*request)] for request in listed] for name, listed in requests.items()}
