@@ -1,4 +1,4 @@
-"""Ship the top-level `conf/` and `sweeps/` inside the wheel, as `sdft/conf` and `sdft/conf/sweeps`; all else is in pyproject.toml."""
+"""Ship the top-level `conf/` and `sweeps/` inside the wheel, as `sdft/conf` and `sdft/conf/sweeps`."""
 
 from setuptools import find_packages, setup
 

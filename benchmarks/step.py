@@ -70,20 +70,20 @@ def measure_steps(overrides: list[str], rounds: int, per: int, warm: int) -> dic
 
     build_trainer, training_run.build_trainer = training_run.build_trainer, build_with_timer
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        cfg = compose_config([*overrides, f"steps={warm + rounds * per}"], Path(folder))
+        cfg, invocation = compose_config([*overrides, f"steps={warm + rounds * per}"], Path(folder))
         compiled = cfg.compile != "off"
-        training_run.train(cfg)
+        training_run.train(cfg, invocation)
     results["batch"] = cfg.batch_size
     return results
 
 
 def compose_config(overrides: list[str], folder: Path):
-    """The checked config of a run in `folder`; noise images are generated if `overrides` use them."""
+    """The checked config of a run in `folder`, and how it is started; noise images are generated if `overrides` use them."""
     from hydra import compose, initialize_config_dir
-    from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
     from sdft.config import check_config
+    from sdft.runs.invocation import Invocation
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         run_folder = f"hydra.runtime.output_dir={folder}/run"
@@ -91,11 +91,11 @@ def compose_config(overrides: list[str], folder: Path):
     if "data.path=noise" in overrides:
         generate_images(folder / "noise", 64, cfg.resolution)
     (folder / "run").mkdir()
-    HydraConfig.instance().set_config(cfg)
+    invocation = Invocation(folder / "run", choices=dict(cfg.hydra.runtime.choices))
     with open_dict(cfg):
         cfg.pop("hydra")
     check_config(cfg)
-    return cfg
+    return cfg, invocation
 
 
 def find_peak_flops(device: str) -> float | None:

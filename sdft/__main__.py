@@ -4,8 +4,9 @@ import sys
 from importlib import import_module
 
 PROGRAMS = {
-    "compare": "sdft.sweeps.compare",
+    "compare": "sdft.apps.compare",
     "convert": "sdft.apps.lora.convert",
+    "evaluate": "sdft.apps.evaluate",
     "extract": "sdft.apps.lora.extract",
     "gallery": "sdft.apps.gallery.__main__",
     "generate": "sdft.apps.generate.__main__",
@@ -17,6 +18,7 @@ PROGRAMS = {
     "resize": "sdft.apps.lora.resize",
     "show": "sdft.apps.lora.show",
     "stylize": "sdft.apps.stylize.__main__",
+    "train": "sdft.apps.train",
     "wandb_report": "sdft.apps.wandb_report.__main__",
 }
 
@@ -31,7 +33,7 @@ def main() -> None:
     if name not in PROGRAMS:
         sys.exit(f"error: {name}: unknown program; choose {', '.join(PROGRAMS)}")
     del sys.argv[1]
-    import_module(PROGRAMS[name]).main()
+    import_module(PROGRAMS[name]).main(name)
 
 
 if __name__ == "__main__":

@@ -51,16 +51,9 @@ def build_cluster_environment():
 
 
 def prepare_launched_process() -> None:
-    """Make a launched process end with its launcher, and only rank 0 use the run folder. Call it before anything else."""
-    if not is_launched():
-        return
+    """Make a launched process end with its launcher. Call it before anything else."""
     if "TORCHELASTIC_RUN_ID" in os.environ and (set_death_signal := exit_with_parent(os.getppid())):
         set_death_signal()
-    if get_process_info().rank:
-        arguments = [argument for argument in sys.argv[1:] if not argument.startswith("hydra.run.dir=")]
-        overrides = (i for i, a in enumerate(arguments) if a[:1] in ("+", "~") or ("=" in a and a[0] != "-"))
-        first = next(overrides, len(arguments))  # insert here: a flag before it may take a value
-        sys.argv[1:] = [*arguments[:first], "hydra.run.dir=.", "hydra.output_subdir=null", *arguments[first:]]
 
 
 def exit_with_parent(parent: int) -> Callable[[], None] | None:
@@ -82,8 +75,11 @@ def count_cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def launch_processes(count: int, folder) -> int:
-    """Run this command in `count` local processes with one run folder; returns the exit status of the first failure, or 0."""
+def launch_processes(count: int, folder, command: list[str]) -> int:
+    """Run the Python program and arguments `command` in `count` processes on this machine, with run folder `folder`.
+
+    Returns the first failing exit status, or 0.
+    """
     import logging
     import uuid
 
@@ -102,7 +98,7 @@ def launch_processes(count: int, folder) -> int:
         options["signals_to_handle"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # forwarded to all ranks
     config = LaunchConfig(1, 1, count, **rendezvous, **options)
     try:
-        elastic_launch(config, sys.executable)("-u", *sys.argv)
+        elastic_launch(config, sys.executable)("-u", *command)
     except ChildFailedError as error:
         # a killed process is the cause; the others may have failed because of it
         first = min(error.failures.values(), key=lambda failure: (failure.exitcode > 0, failure.timestamp))

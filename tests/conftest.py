@@ -15,7 +15,6 @@ ROOT = Path(__file__).parent.parent
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
-from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from omegaconf import DictConfig, open_dict  # noqa: E402
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -54,16 +53,20 @@ def compose_config(*overrides: str, config: str = "train") -> DictConfig:
 def run_training(home: Path, *overrides: str, name: str = "run"):
     """Train in the folder `home/name`, with `home` as the working directory; return (module, folder)."""
     from sdft.config import check_config
+    from sdft.runs.invocation import Invocation
     from sdft.training.training_run import train
 
     folder = home / name
     (folder / ".hydra").mkdir(parents=True, exist_ok=f"resume={folder}" in overrides)
     cfg = compose_config(*QUICK_OVERRIDES, *overrides, f"hydra.runtime.output_dir={folder}")
-    HydraConfig.instance().set_config(cfg)
+    hydra_config = cfg.hydra
     with open_dict(cfg):
         cfg.pop("hydra")
     check_config(cfg)
-    return train(cfg), folder
+    invocation = Invocation(
+        folder, overrides=tuple(hydra_config.overrides.task), choices=dict(hydra_config.runtime.choices)
+    )
+    return train(cfg, invocation).module, folder
 
 
 @pytest.fixture

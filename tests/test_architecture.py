@@ -59,9 +59,9 @@ def test_files_and_functions_are_short():
         if (lines := len(text.splitlines())) > MAX_FILE:
             long[name] = lines
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                if (lines := node.end_lineno - node.lineno + 1) > MAX_FUNCTION:
-                    long[f"{name}:{node.name}"] = lines
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            if is_function and (lines := node.end_lineno - node.lineno + 1) > MAX_FUNCTION:
+                long[f"{name}:{node.name}"] = lines
     assert not long
 
 
@@ -69,7 +69,8 @@ def private_accesses(file: Path):
     """`path: expression` of every private name that is not this package's own."""
     tree, where = parse(file), file.relative_to(ROOT).as_posix()
     own = {
-        node.attr for node in ast.walk(tree)
+        node.attr
+        for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_self(node.value)
     } | {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     for node in ast.walk(tree):
@@ -80,7 +81,8 @@ def private_accesses(file: Path):
             if any(map(is_private, names)):
                 yield f"{where}: {ast.unparse(node)}"
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr", "delattr"):
-            if isinstance(node.args[1], ast.Constant) and is_private(str(node.args[1].value)):
+            name = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
+            if is_private(str(name)):
                 yield f"{where}: {ast.unparse(node)}"
 
 
@@ -97,7 +99,9 @@ def test_dependencies_are_used_through_public_names():
     assert used == set(THIRD_PARTY_PRIVATE) and len(used) <= 8
 
 
-@pytest.mark.parametrize("pattern", [r"sys\.meta_path", r"sys\.modules\[[^\]]*\] *=", r"MetaPathFinder", r"sys\.modules\.update"])
+@pytest.mark.parametrize(
+    "pattern", [r"sys\.meta_path", r"sys\.modules\[[^\]]*\] *=", r"MetaPathFinder", r"sys\.modules\.update"]
+)
 def test_no_other_package_is_hidden_or_replaced(pattern):
     assert not [file for file in MODULES if re.search(pattern, file.read_text(encoding="utf-8"))]
 

@@ -1,6 +1,5 @@
 """Self-contained `report.html` of an evaluation; needs neither other files nor network."""
 
-import shlex
 from pathlib import Path
 
 from sdft.evaluation.evaluator import Evaluator
@@ -19,6 +18,7 @@ from sdft.evaluation.report_images import (
 from sdft.evaluation.statistics import format_score, format_score_name
 from sdft.evaluation.variants import BEST
 from sdft.runs.files import atomic_write, read_json
+from sdft.runs.metadata import format_command_line
 
 MAX_TILE_SIZE, MIN_TILE_SIZE, PAGE_WIDTH = 124, 72, 1020  # pixels of an image, and of a row of images
 BAR_RANGE = (12, 158)  # x coordinates of the marks of a score, in pixels
@@ -188,7 +188,7 @@ def collect_provenance(run: Path, report: dict) -> list[tuple[str, str]]:
     """Facts about the run from its `run.json`, if there is one."""
     facts = []
     if record := read_json(run / "run.json"):
-        command, batch = shlex.join(["python", *record["command"]]), record["batch"]
+        command, batch = format_command_line(record["command"]), record["batch"]
         versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
         factors = " × ".join(str(batch[key]) for key in ("size", "gradient_accumulation_steps", "processes"))
         steps = f"{record['steps']} of batch {factors}"

@@ -2,8 +2,8 @@
 
 import json
 import platform
+import shlex
 import subprocess
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from sdft.distributed import rank
 from sdft.runs.files import atomic_write, read_json
+from sdft.runs.invocation import Invocation
 
 LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-core", "open-clip-torch", "wandb")
 
@@ -22,15 +23,15 @@ class RunRecord:
     def __init__(self, folder: Path):
         self.folder, self.metadata = folder, {}
 
-    def start(self, plan: dict, cfg, overrides: list[str], previous: dict | None = None, **resume_info) -> None:
+    def start(self, plan: dict, cfg, invocation: Invocation, previous: dict | None = None, **resume_info) -> None:
         """Write both files. A resumed run passes its `previous` metadata, and `resume_info` to append to `resumed`."""
         with atomic_write(self.folder / "config.yaml") as partial:
             OmegaConf.save(cfg, partial)
         previous = previous or {}
         resume_entry = {"when": format_now(), "commit_before": previous.get("commit")} | resume_info
         self.metadata = {
-            "command": get_command_line(),
-            "overrides": overrides,
+            "command": list(invocation.command),
+            "overrides": list(invocation.overrides),
             "started": previous.get("started", format_now()),
             "resumed": [
                 *previous.get("resumed", []),
@@ -58,6 +59,11 @@ def format_now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
+def format_command_line(command: list[str]) -> str:
+    """The command of a `run.json` as typed in a shell: `python train.py …` or `sdft train …`."""
+    return shlex.join([*(["python"] if command[0].endswith(".py") else []), *command])
+
+
 def mark_failed(folder: Path, status: int) -> int:
     """Return `status`; if it is an error, set the state of an unfinished run to failed."""
     file = folder / "run.json"
@@ -66,11 +72,6 @@ def mark_failed(folder: Path, status: int) -> int:
             text = json.dumps(metadata | {"state": "failed"}, indent=2, ensure_ascii=False)
             partial.write_text(text + "\n", encoding="utf-8")
     return status
-
-
-def get_command_line() -> list[str]:
-    """Command line of this process, without the folder of the program."""
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def read_commit(changes: Path) -> str | None:

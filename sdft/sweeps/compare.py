@@ -1,13 +1,11 @@
 """Compare finished runs: sdft compare FOLDER…   Scores and costs per setting, the best and the cheapest sufficient one."""
 
 import csv
-import sys
 from pathlib import Path
 
 import torch
 
 from sdft.evaluation.statistics import bootstrap_interval, format_score, orient_score
-from sdft.runs.files import read_json
 from sdft.sweeps.compare_page import write_compare_page
 from sdft.sweeps.results import (
     COST_FORMATS,
@@ -179,48 +177,3 @@ def write_runs_table(runs: list[FinishedRun], file: Path) -> None:
         writer.writerow(["folder", *options, *names])
         for run in runs:
             writer.writerow([run.folder, *[run.options.get(o) for o in options], *[run.value(n) for n in names]])
-
-
-def job_sort_key(file: Path) -> tuple[int, str]:
-    """Sort jobs by number, runs by name."""
-    name = file.parent.name
-    return (int(name), "") if name.isdigit() else (0, name)
-
-
-def main() -> None:
-    """sdft compare FOLDER… [metric=CLIP-I]: one folder of runs, results in it, or several, results in outputs/comparison/."""
-    options = [argument for argument in sys.argv[1:] if "=" in argument]
-    metric = next((option.removeprefix("metric=") for option in options if option.startswith("metric=")), None)
-    paths = [argument for argument in sys.argv[1:] if "=" not in argument]
-    folders = [Path(path) for path in paths]
-    runs = [
-        file.parent
-        for folder in folders
-        for file in sorted(folder.glob("run.json")) or sorted(folder.glob("*/run.json"), key=job_sort_key)
-    ]
-    try:
-        if not runs:
-            raise ValueError(
-                f"{' '.join(paths) or 'no folder'}: no run.json; give run folders, or a folder of run folders"
-            )
-        single = len(folders) == 1 and not (folders[0] / "run.json").is_file()
-        output = folders[0] if single else Path("outputs/comparison")
-        if invalid := [option for option in options if not option.startswith("metric=")]:
-            raise ValueError(f"{invalid[0]}: not an option; give folders and, optionally, metric=NAME")
-        if empty := [str(folder) for folder in folders if not any(run.is_relative_to(folder) for run in runs)]:
-            raise ValueError(f"{empty[0]}: no run.json; give run folders, or a folder of run folders")
-        states = {run: read_json(run / "run.json").get("state") for run in runs}
-        for run, state in states.items():
-            if state != "finished":
-                print(f"skipped    {run}: {state}")
-        finished = [run for run, state in states.items() if state == "finished"]
-        if not finished:
-            raise ValueError("no finished run in the given folders")
-        compare_runs(finished, output, metric)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,8 @@
 """Run the jobs of a sweep: each a fresh process with a single-run command line, as many at a time as the launcher has slots."""
 
-import os
 import shutil
-import signal
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +12,7 @@ from sdft.runs.files import read_json
 
 LOG_FILE = "log.txt"
 POLL_SECONDS = 0.2
+PROGRAM = (sys.executable, "train.py")  # what a job runs, without its overrides
 
 
 @dataclass(eq=False)
@@ -22,6 +20,7 @@ class Job:
     folder: Path
     overrides: list[str]
     label: str
+    program: tuple[str, ...] = PROGRAM
 
     def state(self) -> str | None:
         """The state in its `run.json`."""
@@ -35,8 +34,7 @@ class Job:
         resume = prepare_job_folder(self.folder)
         flags = [text for text in self.overrides if text.startswith("-")]  # must precede all overrides
         overrides = [text for text in self.overrides if text not in flags]
-        program = os.path.abspath(sys.argv[0])
-        return [sys.executable, program, *flags, *overrides, *resume, f"hydra.run.dir={self.folder}"]
+        return [*self.program, *flags, *overrides, *resume, f"hydra.run.dir={self.folder}"]
 
 
 def prepare_job_folder(folder: Path) -> list[str]:
@@ -108,12 +106,11 @@ class JobList:
         return "failed"
 
 
-def run_jobs(source: JobSource, launcher: Launcher) -> None:
-    """Start jobs while `source` has some and slots are free, and record how each ended."""
+def run_jobs(source: JobSource, launcher: Launcher, program: tuple[str, ...]) -> None:
+    """Start jobs of `program` while `source` has some and slots are free, and record how each ended."""
     running: dict[Job, JobHandle] = {}
     try:
-        with exit_on_sigterm():
-            run_until_done(source, launcher, running)
+        run_until_done(source, launcher, program, running)
     except (KeyboardInterrupt, SystemExit) as end:
         if launcher.receives_sigint and running:
             print("stopping: jobs save a checkpoint; press Ctrl-C again to end them at once", flush=True)
@@ -125,26 +122,15 @@ def run_jobs(source: JobSource, launcher: Launcher) -> None:
         raise
 
 
-@contextmanager
-def exit_on_sigterm():
-    """Let SIGTERM end a sweep as Ctrl-C does, with exit status 143."""
-    try:
-        previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    except ValueError:  # only the main thread may set signal handlers
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def run_until_done(source: JobSource, launcher: Launcher, running: dict[Job, JobHandle]) -> None:
+def run_until_done(
+    source: JobSource, launcher: Launcher, program: tuple[str, ...], running: dict[Job, JobHandle]
+) -> None:
     stopped: set[Job] = set()
     while True:
         while len(running) < launcher.slots and (job := source.next_job()):
             log = f", log in {job.folder / LOG_FILE}" if launcher.writes_logs else ""
             print(f"job        {format_job_number(job, source)}: {job.label}{log}", flush=True)
+            job.program = program
             running[job] = launcher.start(job)
         if not running:
             return

@@ -28,7 +28,7 @@ from sdft.sweeps.grid import (
     search_space_corners,
     varying_overrides,
 )
-from sdft.sweeps.jobs import Job, JobList, JobSource, Launcher, run_jobs
+from sdft.sweeps.jobs import PROGRAM, Job, JobList, JobSource, Launcher, run_jobs
 from sdft.sweeps.results import COST_FORMATS
 
 SWEEPS_FOLDER = (
@@ -41,8 +41,10 @@ OPTION_TYPES = {"n_jobs": int | None, "trials": int | None, "sampler": str, "pru
 SAMPLER_BY_METHOD = {"grid": None, "bayes": "tpe", "random": "random"}  # method of `wandb sweep` -> Optuna sampler
 
 
-def run_sweep(name: str | None, overrides: list[str]) -> int:
-    """Run the jobs of `sweeps/NAME.yaml` (if given), whose parameters `overrides` replace and extend; returns the exit code.
+def run_sweep(name: str | None, overrides: list[str], program: tuple[str, ...] = PROGRAM) -> int:
+    """Run the jobs of `sweeps/NAME.yaml` (if given), whose parameters `overrides` replace and extend, each by `program`.
+
+    Returns the exit code.
 
     Jobs write to `multirun/NAME/STAMP/0`, `1` and so on. A failed job does not stop the others. The same command resumes the
     sweep: only missing and failed jobs run.
@@ -52,10 +54,10 @@ def run_sweep(name: str | None, overrides: list[str]) -> int:
     parameters = file.get("parameters", {})
     is_search = SAMPLER_BY_METHOD[file.get("method", "grid")] or any(is_range_override(text) for text in overrides)
     run = run_search if is_search else run_grid
-    return run(name, file, parameters, overrides, options)
+    return run(name, file, parameters, overrides, options, program)
 
 
-def run_grid(name: str | None, file: dict, parameters: dict, overrides: list[str], options: DictConfig) -> int:
+def run_grid(name: str | None, file: dict, parameters: dict, overrides: list[str], options: DictConfig, program) -> int:
     """Run every combination of the values."""
     if unused := [key for key in ("trials", "objectives") if options[key] is not None]:
         value = options[unused[0]]
@@ -74,12 +76,14 @@ def run_grid(name: str | None, file: dict, parameters: dict, overrides: list[str
     done = [job for job in jobs if job.is_finished()]
     print_finished_jobs(len(done), len(jobs), folder)
     source = JobList([job for job in jobs if job not in done], len(jobs))
-    run_jobs(source, launcher)
+    run_jobs(source, launcher, program)
     finished = [job.folder for job in jobs if job.is_finished()]
     return finish_sweep(folder, name, finished, target_metric(file), source, lock)
 
 
-def run_search(name: str | None, file: dict, parameters: dict, overrides: list[str], options: DictConfig) -> int:
+def run_search(
+    name: str | None, file: dict, parameters: dict, overrides: list[str], options: DictConfig, program
+) -> int:
     """Run `trials` jobs with values that Optuna samples."""
     if find_spec("optuna") is None:
         raise ValueError('a range of values: needs optuna, which is not installed; pip install "sdft[sweeps]"')
@@ -107,7 +111,7 @@ def run_search(name: str | None, file: dict, parameters: dict, overrides: list[s
     fixed = [*fixed, f"sweep={folder.name}"]
     source = OptunaSearch(folder, space, fixed, objectives, trials, sampler, options.prune, configs[0].seed)
     print_finished_jobs(source.completed, trials, folder)
-    run_jobs(source, launcher)
+    run_jobs(source, launcher, program)
     print("\n".join(source.summary_lines()))
     return finish_sweep(folder, name, source.finished_folders(), next(iter(objectives)), source, lock)
 
@@ -149,7 +153,7 @@ def split_sweep_overrides(overrides: list[str]) -> tuple[DictConfig, list[str]]:
     from sdft.config import check_config, check_option_types
     from sdft.sweeps.optuna_search import SAMPLERS
 
-    with initialize_config_dir(str(SWEEPS_FOLDER.parent / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         keys = {*compose("sweep"), "launcher"}
         sweep_overrides = [text for text in overrides if text.split("=", 1)[0].split(".")[0].lstrip("+") in keys]
         cfg = compose("sweep", [f"++{text}" if text.startswith(SLURM_KEY_PREFIX) else text for text in sweep_overrides])
@@ -186,16 +190,14 @@ def target_metric(file: dict) -> str | None:
 def compose_job_configs(combinations: list[list[str]]) -> list[DictConfig]:
     """Compose and check every job's config, so that an invalid one is rejected before any job runs."""
     from hydra import compose, initialize_config_dir
-    from hydra.core.hydra_config import HydraConfig
 
     from sdft.config import check_config
 
     configs = []
-    with initialize_config_dir(str(SWEEPS_FOLDER.parent / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         for combination in combinations:
             overrides = [text for text in combination if not text.startswith("-")]
             cfg = compose("train", [*overrides, "hydra.runtime.output_dir=here"], return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)
             with open_dict(cfg):
                 cfg.pop("hydra")
             check_config(cfg)

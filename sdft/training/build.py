@@ -1,68 +1,47 @@
 """Build the objects of a run from its config."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from sdft.data.dataset import ImageDataset
-from sdft.runs.metadata import get_command_line
+from sdft.runs.invocation import Invocation
+from sdft.training.datasets import RunDatasets
+from sdft.training.inputs import RunInputs
 from sdft.training.optimizers import check_optimizer
+from sdft.training.run_setup import COMPONENTS
 
-COMPONENTS = (
-    "method",
-    "objective",
-    "smoothness",
-    "schedule",
-    "precision",
-    "strategy",
-    "sampling",
-    "dataset",
-    "training",
-)
 LIGHT_COMPONENTS = (*COMPONENTS, "metrics", "prior", "protocol")
 
 
-def build_components(cfg: DictConfig) -> dict:
-    """Instantiate the components that need neither images nor weights, so that their errors come first."""
+def build_components(cfg: DictConfig, choices: Mapping[str, str]) -> dict:
+    """Instantiate the components that need neither images nor weights, so that their errors come first.
+
+    `choices` names the selected file of each config group.
+    """
     parts = {key: instantiate(cfg[key]) for key in LIGHT_COMPONENTS}
     check_optimizer(cfg.optimizer)
-    check_compatibility(cfg, parts)
+    check_compatibility(cfg, parts, choices)
     return parts
 
 
-def check_compatibility(cfg: DictConfig, parts: dict) -> None:
+def check_compatibility(cfg: DictConfig, parts: dict, choices: Mapping[str, str]) -> None:
     """`ValueError` for components that cannot be combined."""
-    method, name = parts["method"], HydraConfig.get().runtime.choices.get("method")
+    method, name = parts["method"], choices.get("method")
     if method.is_distillation and not parts["objective"].is_distillation:
         raise ValueError(f"method={name}: supports objective=consistency only; leave the objective unset")
     if parts["objective"].is_distillation and not method.is_distillation:
         raise ValueError(f"objective=consistency: method={name} has no teacher; choose method=lcm_lora")
     if method.is_distillation and parts["prior"]:
-        raise ValueError(
-            f"prior={HydraConfig.get().runtime.choices.prior}: not available with distillation; set prior=none"
-        )
+        raise ValueError(f"prior={choices['prior']}: not available with distillation; set prior=none")
     if cfg.smooth_diffusion_weight and parts["strategy"].name == "fsdp":
         raise ValueError(
             f"smooth_diffusion_weight={cfg.smooth_diffusion_weight}: strategy=fsdp does not support second derivatives; "
             "use strategy=ddp"
         )
-
-
-def build_training_dataset(
-    parts: dict, model, source: ImageDataset, class_source: ImageDataset | None, samples_per_step: int
-):
-    """The training dataset: single images, or pairs of a training image and a class image."""
-    from sdft.data.prior_preservation import PriorPreservationDataset
-
-    dataset = parts["dataset"].build_dataset(source, model, samples_per_step=samples_per_step)
-    if class_source is None:
-        return dataset
-    class_dataset = parts["dataset"].build_dataset(class_source, model, "class ")
-    return PriorPreservationDataset(dataset, class_dataset, parts["prior"].weight)
 
 
 def build_module(cfg: DictConfig, parts: dict, model):
@@ -105,27 +84,24 @@ def disable_fused(optimizer: partial) -> partial:
 def build_trainer(
     cfg: DictConfig,
     parts: dict,
-    dataset,
-    validation_dataset,
+    datasets: RunDatasets,
     folder: Path,
-    prompts: list[str],
-    steps: int,
+    inputs: RunInputs,
     evaluator,
-    previous_run,
-    checkpoint: Path | None,
+    invocation: Invocation,
 ):
-    """Lightning's trainer with the project's callbacks and loggers.
-
-    Without `validation_dataset`, validation uses some of the training images. `evaluator` runs during training; `previous_run` is
-    the resumed run in this folder, `checkpoint` the file to resume from.
-    """
+    """Lightning's trainer with the project's callbacks and loggers; `evaluator` runs during training."""
     from sdft.runs.metrics_csv import MetricsCsv
     from sdft.training.async_checkpoint import AsyncCheckpointIO
     from sdft.training.trainer import build_lightning_trainer
 
     training = parts["training"]
+    previous_run, checkpoint = inputs.previous_run, inputs.checkpoint
     is_resumed_wandb_run = previous_run and "wandb" in str(cfg.logger)
-    logger = instantiate(cfg.logger, **(previous_run.build_wandb_options() if is_resumed_wandb_run else {}))
+    logger_options = previous_run.build_wandb_options() if is_resumed_wandb_run else {}
+    if cfg.logger and "folder" in cfg.logger:
+        logger_options |= {"folder": cfg.logger.folder or str(folder)}
+    logger = instantiate(cfg.logger, **logger_options)
     devices, metrics_csv = parts["strategy"].trainer_kwargs(), MetricsCsv(folder)
     if not checkpoint:
         metrics_csv.truncate(0)
@@ -133,12 +109,10 @@ def build_trainer(
     return build_lightning_trainer(
         **devices | {"plugins": plugins},
         precision=parts["precision"].lightning_precision,
-        max_steps=steps,
+        max_steps=inputs.steps,
         accumulate_grad_batches=training.gradient_accumulation_steps,
         logger=[metrics_csv, *([logger] if logger else [])],
-        callbacks=build_callbacks(
-            cfg, parts, dataset, validation_dataset, folder, prompts, evaluator, metrics_csv, checkpoint
-        ),
+        callbacks=build_callbacks(cfg, parts, datasets, folder, inputs, evaluator, metrics_csv, invocation),
         log_every_n_steps=training.log_every,
         enable_checkpointing=True,
         default_root_dir=folder,
@@ -148,13 +122,12 @@ def build_trainer(
 def build_callbacks(
     cfg: DictConfig,
     parts: dict,
-    dataset,
-    validation_dataset,
+    datasets: RunDatasets,
     folder: Path,
-    prompts: list[str],
+    inputs: RunInputs,
     evaluator,
     metrics_csv,
-    checkpoint: Path | None,
+    invocation: Invocation,
 ) -> list:
     """The callbacks in execution order; Lightning moves checkpoint callbacks to the end."""
     from sdft.training.callbacks.checkpoint import PeriodicCheckpoint
@@ -173,21 +146,21 @@ def build_callbacks(
     training = parts["training"]
     ema, training_metrics = EMA(training.ema), TrainingMetrics(training.log_every)
     sample_images = SampleImageWriter(
-        folder, parts["sampling"], prompts, cfg.resolution, training.sample_every, ema, training_metrics
+        folder, parts["sampling"], inputs.prompts, cfg.resolution, training.sample_every, ema, training_metrics
     )
     callbacks = [
-        NanCheck(dataset, training.on_nan, training.log_every, folder),
+        NanCheck(datasets.training, training.on_nan, training.log_every, folder),
         training_metrics,
         LossSpikeWarning(training_metrics),
         ProgressBar(training_metrics),
         ZeroGradientCheck(),
         *([ema] if training.ema else []),
-        ValidationLoss(dataset, validation_dataset, training.validate_every, training_metrics, ema),
+        ValidationLoss(datasets.training, datasets.validation, training.validate_every, training_metrics, ema),
         sample_images,
-        ResultExport(sample_images, cfg.name, get_command_line()),
+        ResultExport(sample_images, cfg.name, list(invocation.command)),
     ]
     if evaluator:
-        evaluation = build_evaluation_callback(cfg, parts, folder, evaluator, ema, training_metrics, checkpoint)
+        evaluation = build_evaluation_callback(cfg, parts, folder, evaluator, ema, training_metrics, inputs.checkpoint)
         callbacks.insert(-1, evaluation)
     interval = training.get_save_interval_steps(), training.get_save_interval_seconds()
     checkpoints = PeriodicCheckpoint(folder / "checkpoints", *interval, metrics_csv)

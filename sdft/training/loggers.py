@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def build_wandb_logger(
-    folder: str,
+    folder: str | None,
     name: str,
     project: str = "sdft",
     group: str | None = None,
@@ -54,7 +54,7 @@ def is_logged_in() -> bool:
         return False
 
 
-def build_tensorboard_logger(folder: str):
+def build_tensorboard_logger(folder: str | None):
     if find_spec("tensorboard") is None:
         raise ValueError("logger=tensorboard: not installed; pip install tensorboard")
     from lightning.pytorch.loggers import TensorBoardLogger

@@ -1,16 +1,18 @@
 """Start of a run: check the options, print the summary, and write the first files."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from sdft.config import check_option_types, check_required_nodes
 from sdft.data.dataset_report import build_dataset_report, draw_contact_sheet
+from sdft.runs.metadata import RunRecord
+from sdft.runs.reproduce import check_reproducible
 from sdft.runs.resume import PreviousRun
-from sdft.training.build import COMPONENTS
-from sdft.training.run_summary import print_run_summary
+from sdft.training.memory_estimate import StepSpec, build_step_spec
+from sdft.training.run_summary import collect_run_summary, print_run_summary
 
 OPTION_TYPES = {
     "name": str,
@@ -23,6 +25,17 @@ OPTION_TYPES = {
     "allow_config_change": bool,
     "reproduce": str | None,
 }
+COMPONENTS = (
+    "method",
+    "objective",
+    "smoothness",
+    "schedule",
+    "precision",
+    "strategy",
+    "sampling",
+    "dataset",
+    "training",
+)
 REQUIRED_NODES = (*COMPONENTS, "model", "data", "optimizer")
 GROUP_OPTIONS = ("method", "model", "data", "optimizer", "schedule", "precision", "strategy")
 
@@ -35,6 +48,8 @@ def check_options(cfg: DictConfig) -> None:
         raise ValueError("model=none: accepted by evaluate.py only; choose a model")
     check_option_types(cfg, OPTION_TYPES)
     check_required_nodes(cfg, REQUIRED_NODES)
+    if cfg.reproduce:
+        check_reproducible(cfg)
 
 
 def load_resume_step(cfg: DictConfig, checkpoint: Path | None, steps: int, previous_run: PreviousRun | None) -> int:
@@ -49,43 +64,44 @@ def load_resume_step(cfg: DictConfig, checkpoint: Path | None, steps: int, previ
     return resume_step
 
 
-def start_run(
-    record,
-    summary: dict,
-    cfg,
-    source_description: str,
-    dataset,
-    model,
-    trainer,
-    options: dict,
-    previous_run: PreviousRun | None,
-    resume_step: int,
-) -> None:
-    """Report the run and its data on the terminal, in the run folder and to the loggers."""
-    hydra_config = HydraConfig.get()
+def collect_summary(module, dataset, parts: dict, cfg: DictConfig, trainer, inputs, scorers) -> tuple[StepSpec, dict]:
+    """What one step computes, and the summary of the run."""
+    step = build_step_spec(dataset, parts["training"], parts["sampling"], cfg.resolution, trainer)
+    summary = collect_run_summary(module, dataset, parts["training"], parts["schedule"], trainer, step)
+    missing_scorers = scorers.missing if scorers else {}
+    summary["warnings"] += [f"{name} not measured: {reason}" for name, reason in missing_scorers.items()]
+    return step, summary | {"digests": inputs.digests}
+
+
+def start_run(run, summary: dict, folder: Path, inputs) -> RunRecord:
+    """Report the run and its data on the terminal, in the run folder and to the loggers; rank 0 only."""
+    record, trainer, cfg = RunRecord(folder), run.trainer, run.cfg
+    if not trainer.is_global_zero:
+        return record
     from sdft.training.callbacks.sample_images import log_image_sheet
 
+    dataset, model = run.datasets.training.datasets[0], inputs.model
     dataset_report = build_dataset_report(
         dataset.source, dataset.sizes, dataset.plan.steps_per_epoch, model.tokenizer, model.max_prompt_tokens
     )
     summary["warnings"] += dataset_report.warnings
-    headline = f"{format_title(hydra_config.runtime.choices, cfg)} · {source_description}"
-    print_run_summary(summary, headline, dataset_report.lines, record.folder)
-    summary |= get_wandb_run_info(trainer.loggers, cfg) | {"options": options}
-    overrides = list(hydra_config.overrides.task)
-    if previous_run:
+    headline = f"{format_title(run.invocation.choices, cfg)} · {run.source.describe()}"
+    print_run_summary(summary, headline, dataset_report.lines, folder)
+    summary |= get_wandb_run_info(trainer.loggers, cfg) | {"options": run.options}
+    if previous_run := inputs.previous_run:
         changed = previous_run.changed
-        print(f"resume     from step {resume_step} of {trainer.max_steps}", flush=True)
+        print(f"resume     from step {inputs.resume_step} of {trainer.max_steps}", flush=True)
         for name, (old, new) in changed.items():
             print(f"changed    {name} from {old} to {new}", flush=True)
-        record.start(summary, cfg, overrides, previous_run.record, step=resume_step, changed=changed)
+        record.start(summary, cfg, run.invocation, previous_run.record, step=inputs.resume_step, changed=changed)
     else:
-        record.start(summary, cfg, overrides)
-    dataset_report.write(record.folder)
+        record.start(summary, cfg, run.invocation)
+    dataset_report.write(folder)
     sheet = draw_contact_sheet(dataset.source, dataset.sizes)
-    sheet.save(record.folder / "data.png")
+    sheet.save(folder / "data.png")
     for logger in trainer.loggers:
         log_image_sheet(logger, "data", sheet, 0)
+    return record
 
 
 def get_wandb_run_info(loggers: list, cfg: DictConfig) -> dict:
@@ -96,9 +112,9 @@ def get_wandb_run_info(loggers: list, cfg: DictConfig) -> dict:
     return {"wandb": {"id": runs[0].id, "project": cfg.logger.project, "name": cfg.name, "mode": cfg.logger.mode}}
 
 
-def format_title(choices, cfg: DictConfig) -> str:
+def format_title(choices: Mapping[str, str], cfg: DictConfig) -> str:
     rank = f" rank {cfg.rank} α {cfg.alpha:g}" if "rank" in cfg else ""
-    return f"{choices.method}{rank} · {choices.model}"
+    return f"{choices['method']}{rank} · {choices['model']}"
 
 
 def flatten_options(cfg: DictConfig, choices) -> dict:

@@ -9,18 +9,17 @@ import io
 import os
 import random
 import re
-import runpy
 import shlex
 import sys
 from copy import deepcopy
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, run_training
 from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 from test_entry_point import run_forked_program
 
@@ -145,11 +144,13 @@ def run_program(tmp_path_factory):
 
 def patch_programs(home: Path, patch: pytest.MonkeyPatch):
     """Patch the programs to stop before they load weights; returns the function of the fixture `run_program`."""
-    import sdft.cli.entry_point
+    import sdft.cli.errors
+    import sdft.cli.overrides
     import sdft.distributed
     import sdft.evaluation.evaluate
     import sdft.models.loading
-    import sdft.training.training_run
+    import sdft.training.inputs
+    from sdft.runs.invocation import Invocation
 
     def accept(*_, **__):
         raise Accepted
@@ -162,13 +163,12 @@ def patch_programs(home: Path, patch: pytest.MonkeyPatch):
         "load_pretrained",
         lambda name, *options: deepcopy(model) if name == tiny else real(name, *options),
     )
-    patch.setattr(sdft.training.training_run, "load_resume_step", accept)
+    patch.setattr(sdft.training.inputs, "load_resume_step", accept)
     patch.setattr(sdft.distributed, "launch_processes", accept)
     patch.setattr(sdft.evaluation.evaluate, "select_device", accept)
-    patch.setattr(sdft.cli.entry_point, "hydra_main", lambda config: lambda task: task)
     patch.setattr(yaml, "load", cache_yaml_load(yaml.load))
     patch.setattr(sys, "argv", sys.argv)
-    tasks = {name: runpy.run_path(str(ROOT / f"{name}.py"))["main"] for name in ("train", "evaluate")}
+    tasks = {name: import_module(f"sdft.apps.{name}").main.__wrapped__ for name in ("train", "evaluate")}
     (home / "photos").mkdir()
     write_image(home / "photos" / "a.png")
 
@@ -177,16 +177,16 @@ def patch_programs(home: Path, patch: pytest.MonkeyPatch):
         errors, environment = io.StringIO(), dict(os.environ)
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
-                with sdft.cli.entry_point.report_errors_in_one_line(False):
-                    overrides = sdft.cli.entry_point.parse_overrides(sys.argv[1:])
+                with sdft.cli.errors.report_errors_in_one_line(False):
+                    overrides = sdft.cli.overrides.parse_overrides(sys.argv[1:])
                     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
                         cfg = compose(
                             config, [*overrides, f"hydra.runtime.output_dir={home}"], return_hydra_config=True
                         )
-                        HydraConfig.instance().set_config(cfg)
+                        invocation = Invocation(home, choices=dict(cfg.hydra.runtime.choices))
                     with open_dict(cfg):
                         cfg.pop("hydra")
-                    tasks[config](cfg)
+                    tasks[config](cfg, *([invocation] if config == "train" else []))
         except Accepted:
             return None
         except SystemExit as end:
@@ -435,7 +435,8 @@ SWEEP_CASES = [
 
 @pytest.mark.parametrize(("overrides", "part"), SWEEP_CASES, ids=str)
 def test_invalid_sweeps_are_rejected_before_any_job_runs(fake_train_script, tmp_path, capsys, overrides, part):
-    from sdft.cli.entry_point import parse_overrides, report_errors_in_one_line
+    from sdft.cli.errors import report_errors_in_one_line
+    from sdft.cli.overrides import parse_overrides
     from sdft.sweeps.sweep import run_sweep
 
     with pytest.raises(SystemExit), report_errors_in_one_line(False):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sdft.cli.entry_point import format_error, is_user_error
+from sdft.cli.errors import format_error, is_user_error
 from sdft.data.image_folder import ImageFolder
 
 NAMES = ["a.png", "b.png", "sub/c.png"]

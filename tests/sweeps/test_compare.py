@@ -9,8 +9,9 @@ import sys
 import pytest
 from conftest import ROOT
 
+from sdft.apps.compare import main
 from sdft.evaluation.plots.svg_charts import create_figure, label_points, plot_pareto_scatter
-from sdft.sweeps.compare import compare_runs, main, recommend_setting, seed_differences
+from sdft.sweeps.compare import compare_runs, recommend_setting, seed_differences
 from sdft.sweeps.compare_page import plot_by_option
 from sdft.sweeps.optuna_search import objective_directions
 from sdft.sweeps.results import FinishedRun, comparable_metrics, group_by_setting, metric_info, read_finished_run

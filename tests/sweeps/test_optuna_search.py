@@ -108,7 +108,7 @@ def test_equal_searches_propose_equal_options(search, tmp_path):
 
 
 def test_a_killed_search_resumes(fake_train_script, tmp_path):
-    program = "import sys; from sdft.sweeps.sweep import run_sweep; sys.argv = ['train.py']; "
+    program = "import sys; from sdft.sweeps.sweep import run_sweep; "
     program += f"sys.exit(run_sweep(None, {OVERRIDES}))"
     killed = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"NAP": "1.5"})
     deadline = time.monotonic() + 90

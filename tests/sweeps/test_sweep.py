@@ -84,7 +84,7 @@ def test_a_failed_job_does_not_stop_others_and_is_rerun(fake_train_script, tmp_p
 
 
 def test_a_killed_sweep_resumes(fake_train_script, tmp_path):
-    program = "import sys; from sdft.sweeps.sweep import run_sweep; sys.argv = ['train.py']; "
+    program = "import sys; from sdft.sweeps.sweep import run_sweep; "
     program += "sys.exit(run_sweep(None, ['rank=1,2,4', 'seed=0']))"
     killed = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"NAP": "1.5"})
     deadline = time.monotonic() + 60
@@ -102,8 +102,8 @@ def test_a_killed_sweep_resumes(fake_train_script, tmp_path):
 
 
 def test_sigterm_stops_a_sweep_and_its_jobs(fake_train_script, tmp_path):
-    program = "import sys; from sdft.sweeps.sweep import run_sweep; sys.argv = ['train.py']; "
-    program += "sys.exit(run_sweep(None, ['rank=1,2', 'seed=0']))"
+    program = "import sys\nfrom sdft.cli.entry_point import exit_on_sigterm\nfrom sdft.sweeps.sweep import run_sweep\n"
+    program += "with exit_on_sigterm():\n    sys.exit(run_sweep(None, ['rank=1,2', 'seed=0']))"
     process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"NAP": "60"})
     deadline = time.monotonic() + 60
     while not (tmp_path / "ran.txt").exists() or not fake_train_script():

@@ -91,7 +91,7 @@ def test_a_sweep_logs_tables_page_and_verdict(fake_wandb_jobs, tmp_path, monkeyp
 
 
 def test_a_sweep_that_was_not_logged_to_wandb_does_not_import_it(fake_train_script, tmp_path):
-    program = "import sys; from sdft.sweeps.sweep import run_sweep; sys.argv = ['train.py']; "
+    program = "import sys; from sdft.sweeps.sweep import run_sweep; "
     program += "run_sweep(None, ['rank=1', 'seed=0']); "
     program += "sys.exit('wandb' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)

@@ -2,9 +2,10 @@
 
 import math
 import re
-import shlex
 from dataclasses import dataclass, field
 from datetime import datetime
+
+from sdft.runs.metadata import format_command_line
 
 FINAL_STATES = ("finished", "failed", "stopped")
 RUN_STATES = ("running", *FINAL_STATES, "broken")
@@ -13,6 +14,7 @@ SAFE_ARGUMENT = re.compile(
     r"-m|--multirun|[~+]{0,2}(?!hydra)\w[\w.@/-]*=.*|~\w[\w.@/-]*", re.DOTALL
 )  # overrides of train.py
 
+TRAIN_PROGRAMS = (["train.py"], ["sdft", "train"])
 RUN_DIR_OVERRIDE = "hydra.run.dir="  # added to jobs of a sweep
 
 
@@ -121,7 +123,10 @@ def format_command(command: list[str]) -> tuple[str, bool]:
     Run folders are untrusted, and users run what they copy.
     """
     command = [part for part in command if not part.startswith(RUN_DIR_OVERRIDE)]
-    line = shlex.join(["python", *command])
-    is_train_command = line.isprintable() and command[:1] == ["train.py"]
-    is_safe = is_train_command and all(SAFE_ARGUMENT.fullmatch(part) and "_target_" not in part for part in command[1:])
+    line = format_command_line(command) if command else ""
+    size = next((len(program) for program in TRAIN_PROGRAMS if command[: len(program)] == program), 0)
+    is_train_command = line.isprintable() and size > 0
+    is_safe = is_train_command and all(
+        SAFE_ARGUMENT.fullmatch(part) and "_target_" not in part for part in command[size:]
+    )
     return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in line), is_safe

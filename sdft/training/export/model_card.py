@@ -1,10 +1,11 @@
 """Model card: description, sample images, usage code, and the training command."""
 
 import json
-import shlex
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from sdft.runs.metadata import format_command_line
 
 USAGE_SNIPPETS = {
     "adapter": """pipe = StableDiffusionPipeline.from_pretrained({base!r})
@@ -52,7 +53,7 @@ from diffusers import StableDiffusionPipeline
 ## Training command
 
 ````
-python {command}
+{command}
 ````
 """
 
@@ -117,7 +118,7 @@ class ModelCard:
             files=FILES_TABLE.format(name=self.name, dora=dora) if self.result == "adapter" else "",
             leading_sections="".join(f"\n{section}\n" for section in self.leading_sections),
             trailing_sections="".join(f"\n{section}\n" for section in self.trailing_sections),
-            command=shlex.join(self.command).replace("````", ""),
+            command=format_command_line(self.command).replace("````", ""),
         )
 
 

@@ -1,0 +1,83 @@
+"""Check the form of flags and overrides before Hydra reads them, with errors that name the override."""
+
+import argparse
+
+from hydra.errors import HydraException
+
+from sdft.config import CONF
+
+MULTIRUN_FLAGS = ("-m", "--multirun")
+INFO_FLAGS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version")  # print and exit
+
+
+class FlagParser(argparse.ArgumentParser):
+    """A parser whose errors are `ValueError`s."""
+
+    def error(self, message: str):
+        raise ValueError(f"{message}; options are KEY=VALUE, and --help lists them")
+
+
+def build_flag_parser() -> FlagParser:
+    """Hydra's flags."""
+    parser = FlagParser(add_help=False)
+    parser.add_argument("overrides", nargs="*")
+    for flags in (
+        "--help -h",
+        "--hydra-help",
+        "--version",
+        "--resolve",
+        "--run -r",
+        "--multirun -m",
+        "--shell-completion -sc",
+    ):
+        parser.add_argument(*flags.split(), action="store_true")
+    for flags in ("--package -p", "--config-path -cp", "--config-name -cn", "--config-dir -cd", "--experimental-rerun"):
+        parser.add_argument(*flags.split())
+    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+    info = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
+    parser.add_argument("--info", "-i", const="all", nargs="?", choices=info)
+    return parser
+
+
+def parse_overrides(arguments: list[str]) -> list[str]:
+    """Return the arguments that are not flags; `ValueError` for flags that Hydra would answer with a page or a traceback."""
+    parsed = build_flag_parser().parse_args(arguments)
+    if parsed.experimental_rerun is not None:
+        raise ValueError(
+            f"--experimental-rerun={parsed.experimental_rerun}: reads a pickle, which can execute code; "
+            "give the overrides instead"
+        )
+    if parsed.resolve and not (parsed.cfg or parsed.help):
+        raise ValueError("--resolve: only with --cfg job")
+    modes = {"--run": parsed.run, "--multirun": parsed.multirun, "--cfg": parsed.cfg, "--info": parsed.info}
+    if len(selected := [flag for flag, value in modes.items() if value]) > 1:
+        raise ValueError(f"{' '.join(selected)}: mutually exclusive; give one of them")
+    for override in parsed.overrides:
+        check_override(override)
+    return parsed.overrides
+
+
+def check_override(text: str) -> None:
+    """Check the form KEY=VALUE and the name of a group's choice; Hydra's own errors do not name the override."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        override = OverridesParser.create().parse_override(text)
+        value = override.value()
+    except HydraException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{text!r}: not KEY=VALUE; quote values with punctuation, as 'KEY=\"a: b\"' ({reason})"
+        ) from None
+    key = override.key_or_group
+    groups = {folder.name: folder for folder in CONF.iterdir() if folder.is_dir()}
+    if not key:
+        raise ValueError(f"{text!r}: not KEY=VALUE; --help lists the options")
+    if key == "hydra.mode":
+        raise ValueError(f"{text}: Hydra's own sweeps run all jobs in one process; use -m")
+    is_group = key in groups or key == "hydra" or "/" in key
+    if not is_group or override.is_sweep_override() or isinstance(value, str | list | dict):
+        return
+    if not (override.is_delete() and value is None):
+        names = sorted(file.stem for file in groups[key].glob("*.yaml")) if key in groups else ["a name"]
+        raise ValueError(f"{text}: choose {', '.join(names)}")

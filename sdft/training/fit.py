@@ -1,0 +1,52 @@
+"""Train: kernels for the device, Lightning's fit, and the outcome in `run.json`."""
+
+from pathlib import Path
+
+import sdft.distributed as processes
+from sdft.data.datamodule import TrainingDataModule
+from sdft.models.cpu_threads import limit_threads
+from sdft.runs.invocation import ExitStatus
+from sdft.runs.metadata import RunRecord
+from sdft.training.callbacks.signals import StoppedBySignal
+from sdft.training.compile import compile_blocks, set_channels_last, should_compile
+from sdft.training.finish import close_loggers, collect_training_results
+from sdft.training.memory_estimate import StepSpec
+
+
+def apply_memory_format_and_compile(module, dataset, compile: str, device, steps: int) -> None:
+    """Use channels-last on a GPU and compile the UNet's blocks if `compile` asks for it.
+
+    Call it when the trainable parameters are known.
+    """
+    unet = module.model.unet
+    if device.type == "cuda":
+        set_channels_last(unet)
+    if should_compile(compile, device, steps):
+        num_blocks = compile_blocks(unet, shapes=len({size for part in dataset.datasets for size in part.sizes}))
+        if processes.rank() == 0:
+            print(f"compile    {num_blocks} blocks; the first steps wait for the compiler", flush=True)
+
+
+def fit_and_record(
+    module, dataset, trainer, training, checkpoint: Path | None, record: RunRecord, step: StepSpec, options: dict
+) -> None:
+    """Train, and record the outcome (trained, stopped or failed) in `run.json`."""
+    try:
+        num_trainable = sum(p.numel() for p in module.get_trainable_parameters().values())
+        for logger in trainer.loggers:
+            logger.log_hyperparams(options | {"trainable": num_trainable})
+        data = TrainingDataModule(dataset, training.batch_size, training.workers)
+        with limit_threads(module.model.unet, step.latent_shape):
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    except StoppedBySignal as stop:
+        record.end("stopped", stopped_at=stop.step)
+        if processes.rank() == 0:
+            print(f"stopped    by {stop}; resume with resume={record.folder}", flush=True)
+        close_loggers(stop.status)
+        processes.barrier()
+        raise ExitStatus(stop.status) from None
+    except BaseException:
+        record.end("failed")
+        raise
+    processes.barrier()  # rank 0 writes the files that the others read
+    record.end("trained", **collect_training_results(trainer, record.folder / module.method.output_kind))
