@@ -103,6 +103,7 @@ def test_overfitting_lowers_diversity_and_raises_memorization(run):  # S3-40
 
 def test_consistency_distillation_matches_thirty_steps_in_four(run):
     from sdft.data.digits import InkedDigits
+    from sdft.evaluation.metrics.base import EvaluationData
     from sdft.evaluation.metrics.zero_shot import ZeroShotAccuracy
     from sdft.models.loading import load_stable_diffusion
     from sdft.models.sampling import Sampling
@@ -110,7 +111,8 @@ def test_consistency_distillation_matches_thirty_steps_in_four(run):
     overrides = ["experiment=digits_lcm", "model.weights=pretrained", "batch_size=16", "sampling.steps=4", "steps=250"]
     module, _ = run(*overrides, "sample_every=0", "ema=0.99", "log_every=10")
     evaluation_spec = InkedDigits().evaluation_spec()
-    metric = ZeroShotAccuracy(ClipFeatureExtractor("tiny-clip"), evaluation_spec.caption_labels, "digit")
+    data = EvaluationData(evaluation_spec=evaluation_spec)
+    metric = ZeroShotAccuracy().build("zero-shot", ClipFeatureExtractor("tiny-clip"), data)["digit"]
 
     def score_digits(model, **options) -> float:
         images = Sampling(batch_size=60, **options)(model, evaluation_spec.prompts, 32)

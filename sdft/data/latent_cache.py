@@ -10,7 +10,7 @@ from torch import Tensor
 import sdft.distributed as processes
 from sdft.data.training_samples import TrainingDataset
 from sdft.runs.files import atomic_write
-from sdft.runs.hashing import hash_weights
+from sdft.runs.hashing import hash_weights_on_rank_0
 
 CACHE_DIR = Path("outputs/cache")
 SHARD_SIZE = 256  # entries per file
@@ -104,13 +104,13 @@ def fill_caches(
     """
     settings, unused_parts, jobs = datasets[0].settings, [], []
     if settings.cache != "off" and settings.crop != "random":
-        cache = TensorCache(None if settings.cache == "ram" else CACHE_DIR / "latents" / hash_weights(model.vae))
+        cache = TensorCache(None if settings.cache == "ram" else CACHE_DIR / "latents" / hash_weights_on_rank_0(model.vae))
         jobs.append((cache, list_required_latents(datasets), build_latent_encoder(model), "latents"))
         for dataset in datasets:
             dataset.latents = cache
         unused_parts.append("vae")
     if settings.cache != "off" and text:
-        encoder_id = f"{hash_weights(model.text_encoder)}-{str(model.compute_dtype).removeprefix('torch.')}"
+        encoder_id = f"{hash_weights_on_rank_0(model.text_encoder)}-{str(model.compute_dtype).removeprefix('torch.')}"
         cache = TensorCache(None if settings.cache == "ram" else CACHE_DIR / "text" / encoder_id)
         jobs.append((cache, list_required_contexts(datasets), build_context_encoder(model), "captions"))
         for dataset in datasets:

@@ -9,19 +9,19 @@ import sdft.distributed as processes
 from sdft.models.sampling import ImageSize, Sampling
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import atomic_write, read_json
-from sdft.runs.hashing import hash_file, hash_weights
+from sdft.runs.hashing import hash_file, hash_weights_on_rank_0
 
 MANIFEST_FILE = "manifest.json"
 
 
 def collect_image_settings(model: StableDiffusion, sampling: Sampling, resolution: ImageSize) -> dict:
-    """All settings besides prompt and seed that an image depends on, including adapter scales, which `hash_weights` excludes."""
+    """All settings besides prompt and seed that an image depends on, including adapter scales, which weights exclude. Collective."""
     from peft.tuners.lora import LoraLayer
 
     scales = {name: dict(module.scaling) for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     return {
         **({"adapter": hashlib.sha256(json.dumps(scales).encode()).hexdigest()[:16]} if scales else {}),
-        "model": hash_weights(model),
+        "model": hash_weights_on_rank_0(model),
         "sampler": json.loads(sampling.create_scheduler(model).to_json_string()),
         "steps": sampling.steps,
         "guidance_scale": sampling.guidance_scale,

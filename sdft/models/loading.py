@@ -8,6 +8,7 @@ import torch
 from sdft.models.embedded import ASSETS_FOLDER
 from sdft.models.safetensors_check import check_model_folder, check_no_custom_code
 from sdft.models.stable_diffusion import PREDICTION_TYPES, StableDiffusion, compute_alphas_cumprod
+from sdft.runs.hashing import share_digests
 
 WEIGHT_SOURCES = ("pretrained", "random")
 
@@ -83,7 +84,7 @@ def load_pretrained(name: str, revision: str | None = None, variant: str | None 
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **fp32)
     for network in (unet, vae):
         network.register_to_config(_name_or_path=None)  # keep local paths out of exported configurations
-    return StableDiffusion(
+    model = StableDiffusion(
         unet,
         vae,
         CLIPTextModel.from_pretrained(
@@ -97,6 +98,15 @@ def load_pretrained(name: str, revision: str | None = None, variant: str | None 
         CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         load_scheduler(folder),
     )
+    for name in ("", "vae", "text_encoder"):
+        share_digests(model.get_submodule(name), (name, *describe_files(folder)))
+    return model
+
+
+def describe_files(folder: Path) -> list[tuple[str, int, int]]:
+    """Path, bytes and modification time in nanoseconds of each weights file of a model folder."""
+    files = [(file.resolve(), file.stat()) for file in sorted(folder.rglob("*.safetensors"))]
+    return [(str(path), status.st_size, status.st_mtime_ns) for path, status in files]
 
 
 def download_model(name: str, revision: str | None, variant: str | None) -> Path:

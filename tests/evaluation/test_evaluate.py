@@ -256,7 +256,7 @@ def test_metrics_are_added_and_removed_by_config(trained_run):
             f"+metrics.concept.brightness={BRIGHTNESS[:-1]}, max: 1}}",
             "metrics.concept.brightness.max=1: MeanBrightness ",
         ),
-        ("+metrics.control.other={_target_: builtins.dict}", "metrics.control.other: "),
+        ("+metrics.control.other={_target_: torch.nn.Identity}", "metrics.control.other: "),
         ("metrics.distribution_metrics=[FDD]", "metrics.distribution_metrics=FDD: .*CMMD, FID, KID"),
         ("metrics.feature_extractor=dino", "metrics.feature_extractor=dino: .*metrics.dino=FOLDER"),
     ],

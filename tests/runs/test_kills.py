@@ -30,14 +30,14 @@ import sdft.training.training_run
 train = sys.argv[1]
 replace = os.replace
 
-def die_at(count, early):
+def die_at(pattern, count, early):
     def replace_and_count(*names):
         nonlocal count
-        count -= 1
-        if count == 0 and early:
+        count -= pattern in str(names[1])
+        if count == 0 and early and pattern in str(names[1]):
             os.kill(os.getpid(), 9)
         replace(*names)
-        if count == 0:
+        if count == 0 and pattern in str(names[1]):
             os.kill(os.getpid(), 9)
     return replace_and_count
 
@@ -76,9 +76,9 @@ def start():
     )  # fmt: skip
 
     def run_once(
-        home, overrides, after: float | None = None, file: tuple[int, bool] | None = None, **environment
+        home, overrides, after: float | None = None, file: tuple[str, int, bool] | None = None, **environment
     ) -> int:
-        """Kill it `after` seconds, or at the n-th rename of a file: `file` is (n, before the rename)."""
+        """Kill it `after` seconds, or at the n-th rename to a matching file: `file` is (part of its name, n, before the rename)."""
         request = {"home": str(home), "overrides": overrides, "file": file, "environment": environment}
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
@@ -105,7 +105,30 @@ def is_finished(home) -> bool:
     return read_json(home / "run" / "run.json").get("state") == "finished"
 
 
+KILL_POINTS = {  # part of a file name, which of the writes, and whether it dies before or after the file is in place
+    "caching": ("latents", 1, True),
+    "sampling": ("samples.png", 2, False),
+    "saving": ("step-000006", 1, True),
+    "exporting": ("kohya", 1, False),
+    "evaluating": ("run.json", 2, False),
+}
+
+
 @pytest.mark.slow
+def test_a_run_killed_at_any_stage_resumes_to_the_same_results(start, tmp_path):
+    uninterrupted = tmp_path / "uninterrupted"
+    uninterrupted.mkdir()
+    assert start(uninterrupted, OVERRIDES) == 0, (uninterrupted / "log.txt").read_text()
+    for stage, point in KILL_POINTS.items():
+        home = tmp_path / stage
+        home.mkdir()
+        assert start(home, OVERRIDES, file=point) == -signal.SIGKILL, (home / "log.txt").read_text()
+        assert start(home, get_restart_arguments(home)) == 0, (home / "log.txt").read_text()
+        assert is_finished(home) and (home / "run" / "samples.png").is_file()
+        assert_same_results(uninterrupted / "run", home / "run")
+
+
+@pytest.mark.soak
 def test_twenty_killed_runs_resume_to_the_same_results(start, tmp_path):
     """Kill by time, and at the writes of configs, caches, records, checkpoints, samples and results."""
     uninterrupted = tmp_path / "uninterrupted"
@@ -121,7 +144,7 @@ def test_twenty_killed_runs_resume_to_the_same_results(start, tmp_path):
         for turn in range(5):
             by_file = turn % 2
             kill = (
-                {"file": (rng.randint(1, 12), rng.random() < 0.5)}
+                {"file": ("", rng.randint(1, 12), rng.random() < 0.5)}
                 if by_file
                 else {"after": rng.uniform(0.05, 0.7) * duration}
             )

@@ -43,6 +43,7 @@ class Metric:
 
     def __init__(self, scorer: str | None = "clip"):
         self.scorer_name = scorer
+        self.reset()
 
     def build(self, name: str, scorer, data: EvaluationData) -> dict[str, "Metric"]:
         """Copies of this metric that are set up, by name: one called `name`, unless the data determine others."""

@@ -232,7 +232,7 @@ def test_a_metric_is_copied_for_each_use():
     one, other = (configured.build("CLIP-I", ColourFeatures(), each)["CLIP-I"] for each in data)
     for metric in (one, other):
         metric.update([RED], [""])
-    assert (one.compute(), other.compute()) == (1, 0) and not hasattr(configured, "collected")
+    assert (one.compute(), other.compute()) == (1, 0) and not configured.collected
 
 
 def test_reset_clears_the_scores():
