@@ -13,10 +13,12 @@ import statistics
 import time
 
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
+from sdft.config import CONF
 from sdft.data.digits import Digits
 from sdft.evaluation.evaluator import Evaluator
-from sdft.evaluation.metrics_config import MetricsConfig
 from sdft.evaluation.protocol import EvaluationProtocol
 from sdft.models.loading import load_stable_diffusion
 from sdft.models.sampling import Sampling
@@ -60,7 +62,8 @@ def main():
     print(f"bare pipeline {bare_seconds / len(requests) * 1000:.0f} ms per image, ratio {ratio:.2f}")
 
     start = time.perf_counter()
-    scorers = MetricsConfig("tiny-clip", perceptual="clip", distribution_metrics=["CMMD"]).load_scorers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        scorers = instantiate(compose("train", ["metrics=digits"]).metrics).load_scorers()
     protocol = EvaluationProtocol(controls=["a handwritten one"] * 5, images=20)
     groups = protocol.build_groups(evaluation_spec, [], [])
     evaluator = Evaluator(scorers, protocol, groups, source, evaluation_spec)

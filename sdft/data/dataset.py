@@ -6,6 +6,7 @@ from functools import cached_property
 
 from PIL import Image
 
+from sdft.data.content_index import ContentRecord
 from sdft.data.file_index import FileRecord, map_in_threads
 
 
@@ -35,8 +36,8 @@ class ImageDataset:
     """Base class of datasets; the default of an optional method means "not available"."""
 
     @cached_property
-    def content_cache(self) -> dict:
-        """Results that need decoded images."""
+    def content_cache(self) -> dict[int, ContentRecord]:
+        """Records of the images that have been inspected, by index."""
         return {}
 
     def __len__(self) -> int:
@@ -50,20 +51,33 @@ class ImageDataset:
         """Like `[index]`, but the image may be decoded at lower resolution if it still covers `size`."""
         return self[index]
 
+    def inspect(self, index: int) -> ContentRecord:
+        """Size and digest of an image and its mask; cached."""
+        if index not in self.content_cache:
+            self.content_cache[index] = self.read_record(index)
+        return self.content_cache[index]
+
+    def read_record(self, index: int) -> ContentRecord:
+        """Decode an image for `inspect`; raises `ValueError` like `[index]`."""
+        sample = self[index]
+        parts = [sample.image, *([sample.mask] if sample.mask else [])]
+        content = b"".join(repr(part.size).encode() + part.tobytes() for part in parts)
+        return ContentRecord(*sample.image.size, hashlib.sha256(content).hexdigest())
+
+    def save_records(self) -> None:
+        """Save the records of all images for later runs, if the dataset can."""
+
     def sizes(self) -> list[tuple[int, int]]:
-        """Width and height of each upright image; cached."""
-        if "sizes" not in self.content_cache:
-            self.content_cache["sizes"] = map_in_threads(lambda index: self[index].image.size, range(len(self)))
-        return self.content_cache["sizes"]
+        """Width and height of each upright image."""
+        if missing := [index for index in range(len(self)) if index not in self.content_cache]:
+            map_in_threads(self.inspect, missing)
+            self.save_records()
+        records = [self.content_cache[index] for index in range(len(self))]
+        return [(record.width, record.height) for record in records]
 
     def digest(self, index: int) -> str:
-        """Hash of the content of image and mask; cached."""
-        if index not in self.content_cache:
-            sample = self[index]
-            parts = [sample.image, *([sample.mask] if sample.mask else [])]
-            content = b"".join(repr(part.size).encode() + part.tobytes() for part in parts)
-            self.content_cache[index] = hashlib.sha256(content).hexdigest()
-        return self.content_cache[index]
+        """Hash of the content of image and mask."""
+        return self.inspect(index).digest
 
     def captions(self) -> list[str]:
         """The first caption of each image; decodes no image."""

@@ -1,7 +1,10 @@
 """Captioned images from the Hugging Face hub, or from any folder or file that `datasets` loads."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
+from sdft.data.content_index import ContentIndex, ContentRecord
 from sdft.data.dataset import CaptionedImage, ImageDataset
 from sdft.data.images import to_upright_rgb
 from sdft.data.metadata_tables import parse_captions
@@ -50,6 +53,34 @@ class HuggingFaceDataset(ImageDataset):
 
     def all_captions(self) -> list[list[str]]:
         return self.texts
+
+    @cached_property
+    def content_index(self) -> ContentIndex:
+        return ContentIndex(f"hub {self.name} {self.config} {self.split} {self.image_column} {self.background}")
+
+    @cached_property
+    def encoded_rows(self):
+        """The rows without decoding, if they have encoded images, else None."""
+        import datasets
+
+        if not isinstance(self.rows.features[self.image_column], datasets.Image):
+            return None
+        return self.rows.select_columns(self.image_column).cast_column(self.image_column, datasets.Image(decode=False))
+
+    def read_encoded(self, index: int) -> bytes | None:
+        """The bytes of an image, if the dataset has them."""
+        value = self.encoded_rows[index][self.image_column] if self.encoded_rows is not None else {}
+        if value.get("bytes") is None and value.get("path") and Path(value["path"]).is_file():
+            return Path(value["path"]).read_bytes()
+        return value.get("bytes")
+
+    def read_record(self, index: int) -> ContentRecord:
+        if (encoded := self.read_encoded(index)) is None:
+            return super().read_record(index)
+        return self.content_index.look_up(encoded, lambda _: super(HuggingFaceDataset, self).read_record(index))
+
+    def save_records(self) -> None:
+        self.content_index.save()
 
     def __getitem__(self, index: int) -> CaptionedImage:
         image = to_upright_rgb(self.rows[index][self.image_column], self.background)

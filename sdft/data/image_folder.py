@@ -9,14 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import ImageColor
+from PIL import Image, ImageColor
 
 from sdft.data.dataset import CaptionedImage, ImageDataset
 from sdft.data.file_index import FileRecord, scan_files
-from sdft.data.images import IMAGE_SUFFIXES, decode_image, decode_mask
+from sdft.data.images import IMAGE_SUFFIXES, check_mask_size, decode_image, decode_mask
 from sdft.data.metadata_tables import find_metadata_table, read_metadata_table
 from sdft.data.prompts import read_text
-from sdft.runs.hashing import hash_file
 
 MASK_SUFFIX = ".mask.png"
 ERROR_POLICIES = ("stop", "skip")
@@ -93,13 +92,14 @@ class ImageFolder(ImageDataset):
         files = sorted(file for file in images.values() if file not in link_errors)
         usable, uncaptioned, stems = [], [], set()
         self.masks: dict[Path, Path] = {}
-        records, save_records = scan_files(files, self.decode_file, self.root)
-        for file, record in zip(files, records, strict=True):
+        records, save_records = scan_files([*files, *masks.values()], self.decode_file, self.root)
+        self.mask_records = dict(zip(masks.values(), records[len(files) :], strict=True))
+        for file, record in zip(files, records[: len(files)], strict=True):
             file_captions = captions.get(file) or ([self.caption] if self.caption else [])
             stem = normalize_name(file.relative_to(self.root).with_suffix(""))
             mask = masks.get(stem)
             stems.add(stem)
-            error = record.error or (mask and find_mask_error(mask, (record.width, record.height)))
+            error = record.error or (mask and find_mask_error(mask, self.mask_records[mask], record))
             if error:
                 self.errors.append(error)
             elif not file_captions:
@@ -116,8 +116,9 @@ class ImageFolder(ImageDataset):
         self.texts = [file_captions for _, _, file_captions in usable]
         return save_records
 
-    def decode_file(self, file: Path):
-        return decode_image(file, self.background)
+    def decode_file(self, file: Path) -> Image.Image:
+        """Decode an image or a mask."""
+        return decode_mask(file) if file.name.lower().endswith(MASK_SUFFIX) else decode_image(file, self.background)
 
     def __len__(self):
         return len(self.files)
@@ -133,7 +134,7 @@ class ImageFolder(ImageDataset):
 
     def digest(self, index: int) -> str:
         mask = self.masks.get(self.files[index])
-        return f"{self.records[index].digest} {self.background} {hash_file(mask) if mask else ''}"
+        return f"{self.records[index].digest} {self.background} {self.mask_records[mask].digest if mask else ''}"
 
     def file_records(self) -> dict[str, FileRecord]:
         names = [str(file.relative_to(self.root)) for file in self.files]
@@ -148,8 +149,13 @@ class ImageFolder(ImageDataset):
     def load_image(self, index: int, size: tuple[int, int] | None) -> CaptionedImage:
         file = self.files[index]
         image, mask = decode_image(file, self.background, size), self.masks.get(file)
-        full_size = (self.records[index].width, self.records[index].height)
-        return CaptionedImage(image, self.texts[index][0], str(file), mask and decode_mask(mask, full_size))
+        return CaptionedImage(image, self.texts[index][0], str(file), mask and self.load_mask(index, mask))
+
+    def load_mask(self, index: int, path: Path) -> Image.Image:
+        mask = decode_mask(path)
+        record = self.records[index]
+        check_mask_size(path, mask.size, (record.width, record.height))
+        return mask
 
     def describe(self) -> str:
         masked = f", {len(self.masks)} with masks" if self.masks else ""
@@ -187,9 +193,12 @@ def find_symlink_error(file: Path, root: Path) -> str | None:
     return None
 
 
-def find_mask_error(mask: Path, size: tuple[int, int]) -> str | None:
+def find_mask_error(path: Path, mask: FileRecord, image: FileRecord) -> str | None:
+    """Why a mask cannot be used for its image."""
+    if mask.error:
+        return mask.error
     try:
-        decode_mask(mask, size)
+        check_mask_size(path, (mask.width, mask.height), (image.width, image.height))
     except ValueError as error:
         return str(error)
     return None

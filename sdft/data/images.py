@@ -54,13 +54,17 @@ def to_upright_rgb(image: Image.Image, background: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    """Decode a mask to RGB; raises `ValueError` if it is not of the image's `size` or entirely black."""
-    mask = decode_image(path, "black")
-    if mask.size != size:
+def check_mask_size(path: Path, size: Size, image_size: Size) -> None:
+    """Raise `ValueError` unless a mask has the size of its image."""
+    if size != image_size:
         raise ValueError(
-            f"{path}: {mask.width}x{mask.height} px, but its image has {size[0]}x{size[1]}; use equal sizes"
+            f"{path}: {size[0]}x{size[1]} px, but its image has {image_size[0]}x{image_size[1]}; use equal sizes"
         )
+
+
+def decode_mask(path: Path) -> Image.Image:
+    """Decode a mask to RGB; raises `ValueError` if it is entirely black."""
+    mask = decode_image(path, "black")
     if mask.getextrema() == ((0, 0),) * 3:
         raise ValueError(f"{path}: entirely black, so nothing would be trained on; paint the trained region white")
     return mask

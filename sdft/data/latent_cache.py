@@ -104,14 +104,13 @@ def fill_caches(
     """
     settings, unused_parts, jobs = datasets[0].settings, [], []
     if settings.cache != "off" and settings.crop != "random":
-        cache = TensorCache(None if settings.cache == "ram" else CACHE_DIR / "latents" / hash_weights_on_rank_0(model.vae))
+        cache = open_cache(settings, "latents", model.vae)
         jobs.append((cache, list_required_latents(datasets), build_latent_encoder(model), "latents"))
         for dataset in datasets:
             dataset.latents = cache
         unused_parts.append("vae")
     if settings.cache != "off" and text:
-        encoder_id = f"{hash_weights_on_rank_0(model.text_encoder)}-{str(model.compute_dtype).removeprefix('torch.')}"
-        cache = TensorCache(None if settings.cache == "ram" else CACHE_DIR / "text" / encoder_id)
+        cache = open_cache(settings, "text", model.text_encoder, f"-{str(model.compute_dtype).removeprefix('torch.')}")
         jobs.append((cache, list_required_contexts(datasets), build_context_encoder(model), "captions"))
         for dataset in datasets:
             dataset.contexts = cache
@@ -124,6 +123,13 @@ def fill_caches(
     if counts and processes.rank() == 0:
         print(f"cache    {summary} " + (f"in {CACHE_DIR}/" if is_on_disk else "in memory"), flush=True)
     return unused_parts
+
+
+def open_cache(settings, kind: str, encoder, suffix: str = "") -> TensorCache:
+    """The cache of an encoder's outputs; on disk, its folder is named after the encoder's weights. Collective."""
+    if settings.cache == "ram":
+        return TensorCache(None)
+    return TensorCache(CACHE_DIR / kind / f"{hash_weights_on_rank_0(encoder)}{suffix}")
 
 
 def count_missing_bytes(cache: TensorCache, required: dict[str, tuple], model) -> int:

@@ -4,13 +4,14 @@ Shards are indexed once and then read at random positions, so runs are reproduci
 """
 
 import glob
-import hashlib
 import io
 import json
 import tarfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from sdft.data.content_index import ContentIndex, ContentRecord
 from sdft.data.dataset import CaptionedImage, ImageDataset
 from sdft.data.images import IMAGE_SUFFIXES, decode_image
 from sdft.data.metadata_tables import parse_captions
@@ -84,10 +85,17 @@ class WebDatasetShards(ImageDataset):
             shard.seek(start)
             return shard.read(length)
 
-    def digest(self, index: int) -> str:
-        if index not in self.content_cache:
-            self.content_cache[index] = f"{hashlib.sha256(self.read_member(index)).hexdigest()} {self.background}"
-        return self.content_cache[index]
+    @cached_property
+    def content_index(self) -> ContentIndex:
+        return ContentIndex(f"shards {Path(self.path).expanduser().resolve()} {self.background}")
+
+    def read_record(self, index: int) -> ContentRecord:
+        return self.content_index.look_up(
+            self.read_member(index), lambda key: ContentRecord(*self[index].image.size, f"{key} {self.background}")
+        )
+
+    def save_records(self) -> None:
+        self.content_index.save()
 
     def __getitem__(self, index: int) -> CaptionedImage:
         return self.load_image(index, None)

@@ -15,7 +15,7 @@ MANIFEST_FILE = "manifest.json"
 
 
 def collect_image_settings(model: StableDiffusion, sampling: Sampling, resolution: ImageSize) -> dict:
-    """All settings besides prompt and seed that an image depends on, including adapter scales, which weights exclude. Collective."""
+    """All settings besides prompt and seed that an image depends on; adapter scales are not part of the weights. Collective."""
     from peft.tuners.lora import LoraLayer
 
     scales = {name: dict(module.scaling) for name, module in model.named_modules() if isinstance(module, LoraLayer)}

@@ -98,15 +98,16 @@ def load_pretrained(name: str, revision: str | None = None, variant: str | None 
         CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         load_scheduler(folder),
     )
-    for name in ("", "vae", "text_encoder"):
-        share_digests(model.get_submodule(name), (name, *describe_files(folder)))
+    files = describe_weight_files(folder)
+    for part in ("", "vae", "text_encoder"):
+        share_digests(model.get_submodule(part), (part, files))
     return model
 
 
-def describe_files(folder: Path) -> list[tuple[str, int, int]]:
+def describe_weight_files(folder: Path) -> tuple[tuple[Path, int, int], ...]:
     """Path, bytes and modification time in nanoseconds of each weights file of a model folder."""
     files = [(file.resolve(), file.stat()) for file in sorted(folder.rglob("*.safetensors"))]
-    return [(str(path), status.st_size, status.st_mtime_ns) for path, status in files]
+    return tuple((path, status.st_size, status.st_mtime_ns) for path, status in files)
 
 
 def download_model(name: str, revision: str | None, variant: str | None) -> Path:

@@ -27,6 +27,7 @@ def hash_file(path: Path) -> str | None:
 
 def hash_dataset(source) -> str:
     """SHA-256 of all images and captions, in dataset order, as 16 hexadecimal digits."""
+    source.sizes()  # inspects all images, in threads
     digest = hashlib.sha256()
     for index, captions in enumerate(source.all_captions()):
         digest.update(f"{source.digest(index)} {captions!r}\n".encode())

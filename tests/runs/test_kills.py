@@ -78,7 +78,7 @@ def start():
     def run_once(
         home, overrides, after: float | None = None, file: tuple[str, int, bool] | None = None, **environment
     ) -> int:
-        """Kill it `after` seconds, or at the n-th rename to a matching file: `file` is (part of its name, n, before the rename)."""
+        """Kill it `after` seconds, or at a rename: `file` is (part of the new name, which of them, before it or after)."""
         request = {"home": str(home), "overrides": overrides, "file": file, "environment": environment}
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
