@@ -106,7 +106,7 @@ def build_fake_module(module: DiffusionModule, step: StepSpec, mode: FakeTensorM
     frozen = {p for part in model.parts.values() for p in part.parameters() if not p.requires_grad}
     replaced = {p: mode.empty_like(p, dtype=cast if p in frozen else None) for p in module.parameters()}
     replaced |= {buffer: mode.empty_like(buffer) for buffer in module.buffers()}
-    shared = [module.method, module.optimizer, module.schedule, module._trainer, model.tokenizer, model.scheduler]
+    shared = [module.method, module.optimizer, module.schedule, model.tokenizer, model.scheduler]
     owners = [vars(owner) for owner in (module, module.smoothness) if owner]
     shared_tensors = [value for owner in owners for value in owner.values() if isinstance(value, Tensor)]
     fake_module = copy_with_tensors(module, replaced, [*shared, *shared_tensors])
