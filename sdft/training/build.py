@@ -167,7 +167,7 @@ def build_callbacks(
     from sdft.training.callbacks.oom_checkpoint import OomCheckpoint
     from sdft.training.callbacks.progress_bar import ProgressBar
     from sdft.training.callbacks.sample_images import SampleImageWriter
-    from sdft.training.callbacks.signals import SignalHandler
+    from sdft.training.callbacks.signals import SignalHandler, StopOnSignal
     from sdft.training.callbacks.validation import ValidationLoss
 
     training = parts["training"]
@@ -191,7 +191,8 @@ def build_callbacks(
         callbacks.insert(-1, evaluation)
     interval = training.get_save_interval_steps(), training.get_save_interval_seconds()
     checkpoints = PeriodicCheckpoint(folder / "checkpoints", *interval, metrics_csv)
-    return [*callbacks, OomCheckpoint(folder), SignalHandler(folder), checkpoints]
+    signals = SignalHandler()
+    return [signals, OomCheckpoint(folder), *callbacks, StopOnSignal(signals, folder), checkpoints]
 
 
 def build_evaluation_callback(

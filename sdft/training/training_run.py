@@ -115,7 +115,7 @@ def execute_run(cfg: DictConfig, folder: Path, parts: dict, source):
     if trainer.is_global_zero:
         description, first_dataset = source.describe(), dataset.datasets[0]
         start_run(record, summary, cfg, description, first_dataset, model, trainer, options, previous_run, resume_step)
-    with close_loggers_on_exit(), explain_resource_errors(module, step, cfg, folder, trainer):
+    with close_loggers_on_exit(), explain_resource_errors(cfg, folder, trainer):
         with limit_threads(module.model.unet, step.latent_shape):
             fit_and_record(module, dataset, trainer, training, checkpoint, record, options)
         free_training_memory(module, trainer)
