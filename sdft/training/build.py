@@ -45,6 +45,11 @@ def check_compatibility(cfg: DictConfig, parts: dict) -> None:
         raise ValueError(
             f"prior={HydraConfig.get().runtime.choices.prior}: not available with distillation; set prior=none"
         )
+    if cfg.smooth_diffusion_weight and parts["training"].compile == "regional":
+        raise ValueError(
+            f"smooth_diffusion_weight={cfg.smooth_diffusion_weight}: compile=regional does not support second derivatives; "
+            "use compile=off"
+        )
     if cfg.smooth_diffusion_weight and parts["strategy"].name == "fsdp":
         raise ValueError(
             f"smooth_diffusion_weight={cfg.smooth_diffusion_weight}: strategy=fsdp does not support second derivatives; "

@@ -19,6 +19,7 @@ def shard_model(model: StableDiffusion, mesh) -> None:
     for part in model.parts.values():
         if isinstance(part, FSDPModule) or not any(p.requires_grad for p in part.parameters()):
             continue
+        part.to(memory_format=torch.contiguous_format)  # fully_shard refuses channels-last weights
         for block in list_blocks(part):
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
         fully_shard(part, mesh=mesh, reshard_after_forward=True)  # the default keeps a root gathered after inference
