@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 
 PROCESS_GROUP_TIMEOUT = timedelta(hours=6)  # the other ranks wait while rank 0 evaluates
@@ -94,7 +94,7 @@ def launch_processes(count: int, folder, command: list[str]) -> int:
     rendezvous = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "45")  # seconds for the other ranks to save
     options = {"max_restarts": 0, "monitor_interval": 0.2, "local_addr": "localhost"}
-    if "signals_to_handle" in LaunchConfig.__dataclass_fields__:
+    if any(field.name == "signals_to_handle" for field in fields(LaunchConfig)):
         options["signals_to_handle"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # forwarded to all ranks
     config = LaunchConfig(1, 1, count, **rendezvous, **options)
     try:

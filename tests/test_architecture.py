@@ -14,6 +14,8 @@ MAX_PACKAGES = 12
 MAX_IMPORTS = 12  # of our own modules, imports inside functions counted
 MAX_FILE, MAX_FUNCTION = 250, 50  # lines
 THIRD_PARTY_PRIVATE = {  # accesses to private names of dependencies, each with its reason
+    "sdft/training/fake_tensors.py: from torch.utils._python_dispatch import TorchDispatchMode": "documented extension point without a public alias; torch's own FakeTensorMode is private too and three times as slow",
+    "sdft/training/fake_tensors.py: Tensor._make_wrapper_subclass": "documented extension point without a public alias; a meta tensor must report another device for autocast",
 }
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_args_", "_recursive_"}
 

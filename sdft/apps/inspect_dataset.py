@@ -13,7 +13,8 @@ def main(cfg):
     check_config(cfg)
     from hydra.utils import instantiate
 
-    from sdft.data.dataset_report import build_dataset_report, draw_contact_sheet
+    from sdft.data.contact_sheet import ContactSheet
+    from sdft.data.dataset_report import build_dataset_report
     from sdft.data.transforms import apply_caption_template
     from sdft.models.clip_tokenizer import load_clip_tokenizer
     from sdft.models.embedded import ASSETS_FOLDER
@@ -28,7 +29,7 @@ def main(cfg):
         print(f"warning  {warning}", file=sys.stderr)
     print(f"schedule {plan.steps_per_epoch:g} steps per epoch, batch {cfg.batch_size}")
     if cfg.contact_sheet:
-        draw_contact_sheet(source, sizes).save(cfg.contact_sheet)
+        ContactSheet(source, sizes).draw().save(cfg.contact_sheet)
         print(f"images   {Path(cfg.contact_sheet)}")
 
 

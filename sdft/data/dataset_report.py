@@ -9,17 +9,13 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
-from PIL import Image
-
 from sdft.data.dataset import ImageDataset
 from sdft.data.file_index import FileRecord
-from sdft.data.images import pixels_to_image, resize_and_crop
 
 MAX_HASH_DISTANCE = 3  # bits of 64 in which near-duplicates may differ
 HASH_BANDS = MAX_HASH_DISTANCE + 1  # at least one band is then equal
 MAX_BAND_IMAGES = 200  # larger bands, such as plain skies, are not compared
 MAX_FREQUENT_WORDS, MAX_FREQUENT_TAGS = 12, 100
-MAX_TILES, TILE_HEIGHT = 60, 96  # of the contact sheet; height in pixels
 
 
 @dataclass
@@ -115,31 +111,3 @@ def find_duplicates(records: dict[str, FileRecord]) -> dict[str, list[list[str]]
         "identical images": [names for names in identical.values() if len(names) > 1],
         "near-duplicate images": [list(pair) for pair in sorted(pairs)],
     }
-
-
-def draw_contact_sheet(source: ImageDataset, sizes: list[tuple[int, int]]) -> Image.Image:
-    """Draw some cropped images of each training size, the most common size first."""
-    by_size = defaultdict(list)
-    for index, size in enumerate(sizes):
-        by_size[size].append(index)
-    tiles_per_size = max(1, MAX_TILES // len(by_size))
-    tiles = []
-    for size, indices in sorted(by_size.items(), key=lambda item: -len(item[1])):
-        for index in indices[:: max(1, len(indices) // tiles_per_size)][:tiles_per_size]:
-            tile_size = (round(size[0] * TILE_HEIGHT / size[1]), TILE_HEIGHT)
-            tiles.append(pixels_to_image(resize_and_crop(source.load_image(index, size).image, tile_size)))
-    return arrange_tiles(tiles[:MAX_TILES])
-
-
-def arrange_tiles(tiles: list[Image.Image], width: int = 1200, gap: int = 4) -> Image.Image:
-    """Paste tiles of height `TILE_HEIGHT` in rows on white."""
-    positions, x, y = [], gap, gap
-    for tile in tiles:
-        if x + tile.width + gap > width and x > gap:
-            x, y = gap, y + TILE_HEIGHT + gap
-        positions.append((x, y))
-        x += tile.width + gap
-    sheet = Image.new("RGB", (width, y + TILE_HEIGHT + gap), "white")
-    for position, tile in zip(positions, tiles, strict=True):
-        sheet.paste(tile, position)
-    return sheet

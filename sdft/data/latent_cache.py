@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 import sdft.distributed as processes
+from sdft.data.dataset import CaptionedImage
+from sdft.data.file_index import map_in_threads
 from sdft.data.training_samples import TrainingDataset
 from sdft.runs.files import atomic_write
 from sdft.runs.hashing import hash_weights_on_rank_0
@@ -198,15 +200,25 @@ def list_required_contexts(datasets: list[TrainingDataset]) -> dict[str, tuple]:
 
 def build_latent_encoder(model):
     """Return a function that computes fp32 `mean` and `std` `[4, h/8, w/8]` and `mask` `[1, h/8, w/8]` entries."""
+    recent: dict[tuple, CaptionedImage] = {}  # the last batch, in case the next one needs the flipped image
+
+    def decode(source: tuple) -> CaptionedImage:
+        size, dataset, index = source
+        return recent[source] if source in recent else dataset.source.load_image(index, size)
+
+    def crop(latent: tuple) -> dict[str, Tensor]:
+        size, dataset, index, flip = latent
+        image = dataset.crop_sample(recent[size, dataset, index], size, flip=flip)
+        if not flip:
+            dataset.contact_sheet.add(index, size, image["pixels"])
+        return image
 
     def compute(arguments: list[tuple]) -> list[CacheEntry]:
-        from sdft.data.file_index import map_in_threads
-
-        def decode(latent: tuple) -> dict[str, Tensor]:
-            size, dataset, index, flip = latent
-            return dataset.decode_pixels(index, size, flip=flip)
-
-        images = map_in_threads(decode, arguments)
+        sources = list(dict.fromkeys(latent[:3] for latent in arguments))
+        decoded = dict(zip(sources, map_in_threads(decode, sources), strict=True))
+        recent.clear()
+        recent.update(decoded)
+        images = map_in_threads(crop, arguments)
         mean, std = model.moments(torch.stack([image["pixels"] for image in images]).to(model.vae.device))
         return [
             {"mean": m, "std": s, "mask": image["mask"]}

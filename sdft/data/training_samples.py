@@ -10,7 +10,8 @@ from torch.utils.data import Dataset, default_collate
 
 from sdft.data.batch_sampler import SamplingPlan
 from sdft.data.buckets import Size, choose_bucket, choose_bucket_step
-from sdft.data.dataset import ImageDataset
+from sdft.data.contact_sheet import ContactSheet
+from sdft.data.dataset import CaptionedImage, ImageDataset
 from sdft.data.images import resize_and_crop
 from sdft.data.transforms import ImageSubset
 from sdft.rng import draw_pyramid_noise, make_generator
@@ -126,6 +127,7 @@ class TrainingDataset(Dataset):
         self.sizes, self.keys = settings.choose_target_sizes(source, model.size_multiple), {}
         self.plan, self.datasets = SamplingPlan(settings.seed, self.sizes, samples_per_step), [self]
         self.source = settings.repeat_for_resolutions(source)
+        self.contact_sheet = ContactSheet(self.source, self.sizes)
         self.all_captions = self.source.all_captions()
         ids = model.tokenize([text for texts in self.all_captions for text in texts])
         self.ids, self.empty_ids = ids.split([len(texts) for texts in self.all_captions]), model.tokenize([""])[0]
@@ -176,8 +178,14 @@ class TrainingDataset(Dataset):
     def decode_pixels(
         self, index: int, size: Size, crop_position: tuple[float, float] = CENTER, flip: bool = False
     ) -> dict[str, Tensor]:
+        """Decode an image and crop it with `crop_sample`."""
+        return self.crop_sample(self.source.load_image(index, size), size, crop_position, flip)
+
+    def crop_sample(
+        self, sample: CaptionedImage, size: Size, crop_position: tuple[float, float] = CENTER, flip: bool = False
+    ) -> dict[str, Tensor]:
         """Return `pixels` `[3, h, w]` and the equally cropped `mask` `[1, h/f, w/f]`, 0..1, at latent resolution."""
-        sample, latent_size = self.source.load_image(index, size), self.latent_shape(size)[1:]
+        latent_size = self.latent_shape(size)[1:]
         mask = torch.ones(1, *latent_size)
         if sample.mask is not None:
             mask_pixels = (resize_and_crop(sample.mask, size, crop_position, flip)[:1] + 1) / 2

@@ -1,5 +1,6 @@
 """A fine-tuning method: which weights are trainable, and how they are saved and loaded."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +22,7 @@ class Method:
 
     def get_hyperparameters(self) -> dict:
         """Settings as plain values; resuming a run requires the same."""
-        values = {key: getattr(self, key) for key in self.__dataclass_fields__}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         plain = {k: v if isinstance(v, str | int | float | bool | None) else list(v) for k, v in values.items()}
         return {"name": type(self).__name__, **plain}
 

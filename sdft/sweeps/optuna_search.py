@@ -50,8 +50,9 @@ class OptunaSearch:
         self.folder, self.space, self.fixed, self.objectives = folder, space, fixed, objectives
         self.total, self.prune, self.failed = trials, prune and len(objectives) == 1, []
         self.optuna, self.trials, self.reported, self.pruned_jobs = optuna, {}, {}, set()
+        self.storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
         self.study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal)))),
+            storage=self.storage,
             study_name="sweep",
             load_if_exists=True,
             directions=["maximize" if higher_is_better else "minimize" for higher_is_better in objectives.values()],
@@ -72,7 +73,7 @@ class OptunaSearch:
         """An interrupted job if there is one, else a new one."""
         if self.interrupted:
             frozen = self.interrupted.pop(0)
-            trial = self.optuna.trial.Trial(self.study, frozen._trial_id)
+            trial = self.load_trial(frozen.number)
             job = self.build_job(trial.number, frozen.params)
             self.trials[job] = trial
             if job.is_finished():
@@ -86,6 +87,12 @@ class OptunaSearch:
         job = self.build_job(trial.number, trial.params)
         self.trials[job] = trial
         return job
+
+    def load_trial(self, number: int):
+        """The running trial with this number, to which more scores can be reported."""
+        study_id = self.storage.get_study_id_from_name(self.study.study_name)
+        trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        return self.optuna.trial.Trial(self.study, trial_id)
 
     def build_job(self, number: int, parameters: dict) -> Job:
         sampled = [f"{key}={format_parameter(value)}" for key, value in parameters.items()]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from torch.utils._pytree import tree_map
+from lightning_utilities.core.apply_func import apply_to_collection
 
 from sdft.runs.checkpoint_file import parse_step, prune_checkpoints, read_checkpoint, write_checkpoint
 
@@ -23,7 +23,7 @@ class AsyncCheckpointIO(TorchCheckpointIO):
         path, in_background = Path(path), parse_step(Path(path))
         self.wait()
         if in_background:
-            checkpoint = tree_map(copy_to_cpu, checkpoint)
+            checkpoint = apply_to_collection(checkpoint, torch.Tensor, copy_to_cpu)
         self.pending: Future | None = self.writer.submit(write_and_prune, checkpoint, path, self.total_limit)
         if not in_background:
             self.wait()
@@ -41,8 +41,8 @@ class AsyncCheckpointIO(TorchCheckpointIO):
         self.wait()
 
 
-def copy_to_cpu(value):
-    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+def copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def write_and_prune(checkpoint: dict, path: Path, total_limit: int) -> None:

@@ -37,6 +37,11 @@ def check_compatibility(cfg: DictConfig, parts: dict, choices: Mapping[str, str]
         raise ValueError(f"objective=consistency: method={name} has no teacher; choose method=lcm_lora")
     if method.is_distillation and parts["prior"]:
         raise ValueError(f"prior={choices['prior']}: not available with distillation; set prior=none")
+    if cfg.smooth_diffusion_weight and parts["training"].compile == "regional":
+        raise ValueError(
+            f"smooth_diffusion_weight={cfg.smooth_diffusion_weight}: compile=regional does not support second derivatives; "
+            "use compile=off"
+        )
     if cfg.smooth_diffusion_weight and parts["strategy"].name == "fsdp":
         raise ValueError(
             f"smooth_diffusion_weight={cfg.smooth_diffusion_weight}: strategy=fsdp does not support second derivatives; "
@@ -140,7 +145,7 @@ def build_callbacks(
     from sdft.training.callbacks.oom_checkpoint import OomCheckpoint
     from sdft.training.callbacks.progress_bar import ProgressBar
     from sdft.training.callbacks.sample_images import SampleImageWriter
-    from sdft.training.callbacks.signals import SignalHandler
+    from sdft.training.callbacks.signals import SignalHandler, StopOnSignal
     from sdft.training.callbacks.validation import ValidationLoss
 
     training = parts["training"]
@@ -164,7 +169,8 @@ def build_callbacks(
         callbacks.insert(-1, evaluation)
     interval = training.get_save_interval_steps(), training.get_save_interval_seconds()
     checkpoints = PeriodicCheckpoint(folder / "checkpoints", *interval, metrics_csv)
-    return [*callbacks, OomCheckpoint(folder), SignalHandler(folder), checkpoints]
+    signals = SignalHandler()
+    return [signals, OomCheckpoint(folder), *callbacks, StopOnSignal(signals, folder), checkpoints]
 
 
 def build_evaluation_callback(

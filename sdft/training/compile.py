@@ -7,6 +7,7 @@ sampling and validation, with other shapes and few steps, run eagerly.
 import os
 import shutil
 from importlib.util import find_spec
+from types import MethodType
 
 import torch
 from torch import nn
@@ -39,19 +40,26 @@ def find_missing_compiler(device: torch.device) -> str | None:
 def compile_blocks(unet: nn.Module, shapes: int) -> int:
     """Compile the repeated blocks in place for training; `shapes` is the number of latent sizes. Return the block count."""
     blocks = [module for module in unet.modules() if type(module).__name__ in COMPILED_BLOCKS]
+    forwards = {cls: build_training_forward(cls.forward, shapes) for cls in {type(block) for block in blocks}}
     for block in blocks:
-        block.compile(dynamic=False if shapes == 1 else None)
-        block._compiled_call_impl = use_compiled_when_training(block._compiled_call_impl, block._call_impl)
+        block.forward = MethodType(forwards[type(block)], block)
     return len(blocks)
 
 
-def use_compiled_when_training(compiled, eager):
-    """A function that calls `compiled` when gradients are enabled, else `eager`."""
+def build_training_forward(eager, shapes: int):
+    """A `forward` that is compiled when gradients are enabled, else `eager`."""
+    compiled = torch.compile(eager, dynamic=False if shapes == 1 else None)
 
-    def call(*args, **kwargs):
-        return (compiled if torch.is_grad_enabled() else eager)(*args, **kwargs)
+    def forward(block, *args, **kwargs):
+        return (compiled if torch.is_grad_enabled() else eager)(block, *args, **kwargs)
 
-    return call
+    return forward
+
+
+def remove_compiled_forwards(network: nn.Module) -> None:
+    """Undo `compile_blocks` in a copy of a network."""
+    for module in network.modules():
+        vars(module).pop("forward", None)
 
 
 def set_channels_last(unet: nn.Module) -> None:

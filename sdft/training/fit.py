@@ -16,12 +16,12 @@ from sdft.training.memory_estimate import StepSpec
 def apply_memory_format_and_compile(module, dataset, compile: str, device, steps: int) -> None:
     """Use channels-last on a GPU and compile the UNet's blocks if `compile` asks for it.
 
-    Call it when the trainable parameters are known.
+    Call it when the trainable parameters are known. Compiled blocks have no second derivatives, which `smoothness` requires.
     """
     unet = module.model.unet
     if device.type == "cuda":
         set_channels_last(unet)
-    if should_compile(compile, device, steps):
+    if not module.smoothness and should_compile(compile, device, steps):
         num_blocks = compile_blocks(unet, shapes=len({size for part in dataset.datasets for size in part.sizes}))
         if processes.rank() == 0:
             print(f"compile    {num_blocks} blocks; the first steps wait for the compiler", flush=True)

@@ -3,6 +3,8 @@
 Weights are gathered block by block during forward and backward passes, so all ranks must run the networks together.
 """
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ def shard_model(model: StableDiffusion, mesh) -> None:
     for part in model.parts.values():
         if isinstance(part, FSDPModule) or not any(p.requires_grad for p in part.parameters()):
             continue
+        part.to(memory_format=torch.contiguous_format)  # fully_shard refuses channels-last weights
         for block in list_blocks(part):
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
         fully_shard(part, mesh=mesh, reshard_after_forward=True)  # the default keeps a root gathered after inference
@@ -52,6 +55,7 @@ def unshard_model(model: StableDiffusion) -> StableDiffusion:
     if not any(map(is_sharded, model.parameters())):
         return model
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import FSDPModule
 
     parts = {}
     for name, part in model.parts.items():
@@ -60,7 +64,8 @@ def unshard_model(model: StableDiffusion) -> StableDiffusion:
             state = get_model_state_dict(part, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
             if rank():
                 continue
-            original = type(part).__bases__[1]  # fully_shard derives a class from the original one
+            classes = inspect.getmro(type(part))  # fully_shard derives a class from the original one
+            original = next(cls for cls in classes if not issubclass(cls, FSDPModule))
             build = original.from_config if hasattr(original, "from_config") else original
             with torch.random.fork_rng(devices=[]):
                 parts[name] = build(part.config)

@@ -16,8 +16,8 @@ def load_run_scorers(cfg: DictConfig, parts: dict, device):
 
 def build_intermediate_evaluator(cfg: DictConfig, scorers, source, training_source):
     """The evaluator used during training, with fewer images per prompt than the final evaluation."""
-    from sdft.evaluation.protocol import build_prompt_groups, build_protocol, select_evaluation_spec
     from sdft.evaluation.evaluator import Evaluator
+    from sdft.evaluation.protocol import build_prompt_groups, build_protocol, select_evaluation_spec
     from sdft.training.callbacks.evaluation import check_checkpoint_metric
 
     if scorers is None:

@@ -30,10 +30,10 @@ def build_wandb_logger(
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # no crash reports to W&B
     timeouts = {"init_timeout": START_TIMEOUT, "finish_timeout": FINISH_TIMEOUT, "finish_timeout_raises": True}
     privacy = {"disable_git": True, "disable_code": True, "x_save_requirements": False}  # see run.json instead
-    settings = Settings(silent=True, console="off", mode=mode, **timeouts, **privacy)
-    run = {"group": group, "job_type": job_type, "tags": list(tags)} | ({"id": id, "resume": "allow"} if id else {})
+    settings = Settings(silent=True, console="off", mode=mode, reinit="create_new", **timeouts, **privacy)
+    run = {"group": group, "job_type": job_type, "tags": list(tags), "id": id, "resume": "allow"}
     folder = os.path.abspath(folder)  # W&B's service process may have another working directory
-    return SafeWandbLogger(last_logged_step, name=name, project=project, save_dir=folder, settings=settings, **run)
+    return SafeWandbLogger(last_logged_step, settings, name=name, project=project, dir=folder, **run)
 
 
 def is_logged_in() -> bool:

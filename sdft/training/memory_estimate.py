@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sdft.training.compile import remove_compiled_forwards
 from sdft.training.fake_tensors import FakeTensorMode, copy_with_tensors
 from sdft.training.module import DiffusionModule, enable_gradient_checkpointing
 
@@ -46,7 +47,7 @@ class StepSpec:
     """Settings that determine the memory of a step, besides the module; `sample` is a batch of one with the largest images.
 
     Trainable weights, gradients and optimizer states are sharded over `num_shards` processes; DDP buckets hold a second copy of
-    the gradients. `num_images` images of `resolution` px are sampled at once. `sdft.training.oom_advice` varies the other fields.
+    the gradients. `num_images` images of `resolution` px are sampled at once. The other fields replace options of the module.
     """
 
     sample: dict[str, Tensor]
@@ -106,10 +107,11 @@ def build_fake_module(module: DiffusionModule, step: StepSpec, mode: FakeTensorM
     frozen = {p for part in model.parts.values() for p in part.parameters() if not p.requires_grad}
     replaced = {p: mode.empty_like(p, dtype=cast if p in frozen else None) for p in module.parameters()}
     replaced |= {buffer: mode.empty_like(buffer) for buffer in module.buffers()}
-    shared = [module.method, module.optimizer, module.schedule, module._trainer, model.tokenizer, model.scheduler]
+    shared = [module.method, module.optimizer, module.schedule, model.tokenizer, model.scheduler]
     owners = [vars(owner) for owner in (module, module.smoothness) if owner]
     shared_tensors = [value for owner in owners for value in owner.values() if isinstance(value, Tensor)]
     fake_module = copy_with_tensors(module, replaced, [*shared, *shared_tensors])
+    remove_compiled_forwards(fake_module)
     fake_module.model.compute_dtype = step.compute_dtype or model.compute_dtype
     if step.gradient_checkpointing:
         enable_gradient_checkpointing(fake_module.model)

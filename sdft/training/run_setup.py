@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from sdft.config import check_option_types, check_required_nodes
-from sdft.data.dataset_report import build_dataset_report, draw_contact_sheet
+from sdft.data.dataset_report import build_dataset_report
 from sdft.runs.metadata import RunRecord
 from sdft.runs.reproduce import check_reproducible
 from sdft.runs.resume import PreviousRun
@@ -97,7 +97,7 @@ def start_run(run, summary: dict, folder: Path, inputs) -> RunRecord:
     else:
         record.start(summary, cfg, run.invocation)
     dataset_report.write(folder)
-    sheet = draw_contact_sheet(dataset.source, dataset.sizes)
+    sheet = dataset.contact_sheet.draw()
     sheet.save(folder / "data.png")
     for logger in trainer.loggers:
         log_image_sheet(logger, "data", sheet, 0)

@@ -1,41 +1,40 @@
-"""Lightning's trainer with loops that also finish a run killed after its last step, and without its signal handling."""
+"""Lightning's trainer, which also finishes a run killed after its last step."""
 
 import logging
 import warnings
 
-from lightning import Trainer
-from lightning.pytorch.loops import _FitLoop, _TrainingEpochLoop
-from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from lightning import Callback, Trainer
 
 
-def build_lightning_trainer(**kwargs) -> Trainer:
-    """Lightning's trainer without epochs and console output, with the loops below."""
+def build_lightning_trainer(callbacks: list[Callback], **kwargs) -> Trainer:
+    """Lightning's trainer without epochs and console output."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     disabled = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "use_distributed_sampler"), False)
-    trainer = Trainer(max_epochs=-1, **disabled, **kwargs)
-    trainer.fit_loop, trainer._signal_connector = FitLoop.from_trainer(trainer), NoSignalConnector(trainer)
-    return trainer
+    return Trainer(max_epochs=-1, callbacks=[FinishWithoutSteps(), *callbacks], **disabled, **kwargs)
 
 
-class FitLoop(_FitLoop):
-    skip = False  # `on_train_end` also runs when no step is left
+class FinishWithoutSteps(Callback):
+    """Call `on_train_start` and `on_train_end` also when a resumed run has no step left, for which Lightning skips both.
 
-    @classmethod
-    def from_trainer(cls, trainer) -> "FitLoop":
-        """A replacement for the trainer's fit loop, with the same limits."""
-        original, loop = trainer.fit_loop, cls(trainer, max_epochs=trainer.fit_loop.max_epochs)
-        loop.epoch_loop = TrainingEpochLoop(trainer, original.epoch_loop.min_steps, original.epoch_loop.max_steps)
-        return loop
+    One more step is announced from the time when the optimizer exists until `on_train_start`, where this callback comes first.
+    """
 
+    def __init__(self):
+        self.has_optimizer, self.has_no_steps = False, False
 
-class TrainingEpochLoop(_TrainingEpochLoop):
-    def _broadcast_sigterm_tensor(self) -> None:
-        """Skip Lightning's device synchronization at every step; `callbacks.signals` synchronizes signals on the CPU."""
+    def on_load_checkpoint(self, trainer, module, checkpoint):
+        self.has_no_steps = checkpoint["global_step"] >= trainer.max_steps
+        self.announce_step(trainer)
 
+    def on_fit_start(self, trainer, module):  # before `on_load_checkpoint` for sharded weights
+        self.has_optimizer = True
+        self.announce_step(trainer)
 
-class NoSignalConnector(_SignalConnector):
-    """No signal handlers: Lightning's end the run without a checkpoint and start a collective call inside others."""
+    def announce_step(self, trainer) -> None:
+        if self.has_optimizer and self.has_no_steps:
+            trainer.fit_loop.epoch_loop.max_steps += 1
 
-    def register_signal_handlers(self) -> None:
-        pass
+    def on_train_start(self, trainer, module):
+        if self.has_no_steps:
+            trainer.fit_loop.epoch_loop.max_steps -= 1

@@ -30,7 +30,7 @@ def train(cfg: DictConfig, invocation: Invocation) -> "TrainingRun":
     run = TrainingRun(cfg, invocation)
     with lock_run_folder(launch_or_join(run.parts["strategy"], invocation)) as folder:
         run.prepare(folder)
-        with close_loggers_on_exit(), explain_resource_errors(run.module, run.step, cfg, folder, run.trainer):
+        with close_loggers_on_exit(), explain_resource_errors(cfg, folder, run.trainer):
             run.fit()
             run.finish()
     return run

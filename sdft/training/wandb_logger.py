@@ -14,6 +14,7 @@ START_TIMEOUT = 20  # seconds for the server to answer, after which the run is l
 FINISH_TIMEOUT = 120  # seconds for uploads after the last step; the run folder has the rest
 SHUTDOWN_GRACE = 10  # further seconds after which W&B's service process is abandoned
 FAILED_RUNS = WeakSet()  # W&B runs whose failure has been reported
+RUNNING = []  # W&B runs to be finished
 
 
 def suppress_errors(method):
@@ -24,9 +25,9 @@ def suppress_errors(method):
         try:
             return method(self, *args, **kwargs)
         except Exception as error:  # any type: from W&B's service process, the disk or the server
-            if self._experiment not in FAILED_RUNS:
-                FAILED_RUNS.add(self._experiment)
-                print_wandb_warning(f"W&B logging failed ({format_exception(error)})", self._experiment)
+            if self.run not in FAILED_RUNS:
+                FAILED_RUNS.add(self.run)
+                print_wandb_warning(f"W&B logging failed ({format_exception(error)})", self.run)
 
     return attempt
 
@@ -34,31 +35,18 @@ def suppress_errors(method):
 class SafeWandbLogger(WandbLogger):
     """Lightning's W&B logger, but starting, logging and finishing cannot fail."""
 
-    def __init__(self, last_logged_step: int = 0, **kwargs):
-        """Values of steps before `last_logged_step` are skipped, because the resumed W&B run has them."""
-        super().__init__(**kwargs)
-        self.last_logged_step = last_logged_step
-        self._wandb_init.pop("anonymous", None)  # passed by Lightning, but deprecated by wandb
+    def __init__(self, last_logged_step: int, settings: wandb.Settings, **options):
+        """`settings` and `options` start the run. Values of steps before `last_logged_step`, which it has, are skipped."""
+        super().__init__(project=options["project"], save_dir=options["dir"])
+        self.last_logged_step, self.settings, self.options, self.run = last_logged_step, settings, options, None
 
     @property
     @rank_zero_experiment
     def experiment(self):
         """The W&B run: online, else offline if the server is unreachable or rejects the key, else disabled."""
-        settings = self._wandb_init["settings"]
-        try:
-            return super().experiment
-        except Exception as error:
-            if settings.mode != "online":
-                print_wandb_warning(f"W&B failed to start ({format_exception(error)}); the run continues without it")
-                return self.restart_in_mode("disabled")
-            run = self.restart_in_mode("offline")
-            if not run.disabled:
-                print_wandb_warning(f"W&B failed to start online ({format_exception(error)}); logging offline", run)
-            return run
-
-    def restart_in_mode(self, mode: str):
-        self._wandb_init["settings"].mode = mode
-        return self.experiment
+        if self.run is None:
+            self.run = start_wandb_run(self.settings, self.options)
+        return self.run
 
     log_hyperparams = suppress_errors(WandbLogger.log_hyperparams)
     log_table = suppress_errors(WandbLogger.log_table)
@@ -79,17 +67,37 @@ class SafeWandbLogger(WandbLogger):
         self.experiment.summary.update(values)
 
 
+def start_wandb_run(settings: wandb.Settings, options: dict):
+    """Start a W&B run in the mode of `settings`, or the next that works of offline and disabled."""
+    try:
+        run = wandb.init(settings=settings, **options)
+    except Exception as error:
+        was_online, settings.mode = settings.mode == "online", "offline" if settings.mode == "online" else "disabled"
+        if not was_online:
+            print_wandb_warning(f"W&B failed to start ({format_exception(error)}); the run continues without it")
+        run = start_wandb_run(settings, options)
+        if was_online and not run.disabled:
+            print_wandb_warning(f"W&B failed to start online ({format_exception(error)}); logging offline", run)
+        return run
+    run.define_metric("trainer/global_step")  # the x-axis of Lightning's W&B logger
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    RUNNING.append(run)
+    return run
+
+
 def finish_wandb_run(status: int = 0) -> None:
     """Finish the current W&B run, if any, with the exit status of this process; limited in time, and never raises."""
-    if (run := wandb.run) is None:
-        return
+    while RUNNING:
+        finish_in_time(RUNNING.pop(), status)
+
+
+def finish_in_time(run, status: int) -> None:
     error = run_with_timeout(FINISH_TIMEOUT + SHUTDOWN_GRACE, lambda: run.finish(exit_code=status))
     if error is None:
         return
     if not (isinstance(error, ConnectionError) and run in FAILED_RUNS):  # the service process died, already reported
         print_wandb_warning(f"W&B failed to finish ({format_exception(error)})", run)
     run_with_timeout(SHUTDOWN_GRACE, wandb.teardown)  # otherwise this process waits or fails again at exit
-    wandb.run = None
 
 
 def run_with_timeout(seconds: float, task) -> BaseException | None:

@@ -9,7 +9,8 @@ import tarfile
 import pytest
 from PIL import Image
 
-from sdft.data.dataset_report import build_dataset_report, draw_contact_sheet
+from sdft.data.contact_sheet import ContactSheet
+from sdft.data.dataset_report import build_dataset_report
 from sdft.data.file_index import compute_dhash
 from sdft.data.hf_dataset import HuggingFaceDataset
 from sdft.data.image_folder import ImageFolder
@@ -171,7 +172,7 @@ def test_report_finds_duplicates_upscaled_images_and_truncated_captions(image_fo
     assert {frozenset(pair) for pair in report.stats["near-duplicate images"]} >= {frozenset(("a.jpg", "copy.jpg"))}
     assert report.stats["upscaled images"] == 6 and report.stats["truncated captions"] == 6
     assert len(report.warnings) == 4 and report.stats["frequent words"] == {"thing": 180}
-    assert draw_contact_sheet(source, sizes).width == 1200
+    assert ContactSheet(source, sizes).draw().width == 1200
     assert (compute_dhash(first) ^ compute_dhash(brighter)).bit_count() <= 3
 
 

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 import sdft.training.compile as compilation
-from sdft.training.compile import compile_blocks, find_missing_compiler, set_channels_last, should_compile
+from sdft.training.compile import (
+    compile_blocks,
+    find_missing_compiler,
+    remove_compiled_forwards,
+    set_channels_last,
+    should_compile,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -44,14 +50,14 @@ def test_only_training_steps_are_compiled_and_no_parameter_is_renamed(tiny, monk
     """Uses a stand-in for torch's compiler that records calls."""
     calls = []
 
-    def fake_compile(module, **options):
+    def fake_compile(function, **options):
         def call(*args, **kwargs):
             calls.append(options)
-            return module._call_impl(*args, **kwargs)
+            return function(*args, **kwargs)
 
-        module._compiled_call_impl = call
+        return call
 
-    monkeypatch.setattr(torch.nn.Module, "compile", fake_compile)
+    monkeypatch.setattr(torch, "compile", fake_compile)
     unet = tiny().unet
     names, eager = list(unet.state_dict()), copy.deepcopy(unet)
     blocks = compile_blocks(unet, shapes=1)
@@ -61,7 +67,15 @@ def test_only_training_steps_are_compiled_and_no_parameter_is_renamed(tiny, monk
     unet.requires_grad_(True)(*inputs).sample.sum().backward()
     assert len(calls) == blocks > 10 and calls[0] == {"dynamic": False}
     assert list(unet.state_dict()) == names
-    assert copy.deepcopy(unet.mid_block.resnets[0])._compiled_call_impl is None  # memory estimation copies the network
+    block = copy.deepcopy(unet.mid_block.resnets[0])  # memory estimation copies the network
+    assert block.forward.__self__ is block
+    remove_compiled_forwards(block)
+    assert block.forward.__func__ is type(block).forward
+
+
+def test_second_derivatives_are_refused_by_name(run):
+    with pytest.raises(ValueError, match=r"smooth_diffusion_weight=0.5: .*compile=regional"):
+        run("steps=1", "smooth_diffusion_weight=0.5", "compile=regional")
 
 
 def test_channels_last_changes_no_prediction(tiny):

@@ -1,9 +1,10 @@
-"""Out of memory: the last complete step is saved, and one line names options that would fit."""
+"""Out of memory: the last complete step is saved, and one line names options that reduce memory."""
 
 import json
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 
 from sdft.models.sampling import Sampling
@@ -47,13 +48,19 @@ def run_out_of_memory(monkeypatch):
 def test_the_last_complete_step_is_saved_and_resumed(run, run_out_of_memory, tmp_path):
     _, uninterrupted = run("steps=3", *OVERRIDES, name="uninterrupted")
     run_out_of_memory(2)
-    with pytest.raises(ValueError, match="at step 2 with batch 16 at 32 px: about [0-9]+ MB [a-z]+; ") as error:
+    with pytest.raises(ValueError, match="at step 2 with batch_size=16 at 32 px; ") as error:
         run("steps=3", *OVERRIDES)
     folder = tmp_path / "run"
     message = str(error.value)
     assert "last.ckpt is saved" in message and message.endswith(f"resume={folder}")
-    assert "gradient_checkpointing=true needs about" in message
-    assert "batch_size=8 gradient_accumulation_steps=4 needs about" in message and "(same result)" in message
+    for option in (
+        "gradient_checkpointing=true",
+        "batch_size",
+        "gradient_accumulation_steps",
+        "optimizer=",
+        "resolution",
+    ):
+        assert option in message
     assert json.loads((folder / "run.json").read_text())["state"] == "failed"
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == 2
     run_out_of_memory(-1)
@@ -62,24 +69,16 @@ def test_the_last_complete_step_is_saved_and_resumed(run, run_out_of_memory, tmp
     assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
-def test_only_applicable_options_are_suggested_and_nothing_is_saved_before_a_step(run, run_out_of_memory, tmp_path):
+def test_nothing_is_saved_before_a_step(run, run_out_of_memory, tmp_path):
     run_out_of_memory(0)
     with pytest.raises(ValueError, match="out of memory at step 0") as error:
-        run("steps=2", "batch_size=1", "gradient_accumulation_steps=2", "gradient_checkpointing=true")
-    for option in ("gradient_checkpointing", "batch_size", "cache=disk", "bf16", "method=lora"):
-        assert option not in str(error.value)
+        run("steps=2", "batch_size=1", "gradient_accumulation_steps=2")
     assert "no checkpoint was saved" in str(error.value) and not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_suggestions_fit_into_the_available_memory(run, run_out_of_memory, monkeypatch):
-    run_out_of_memory(0)
-    monkeypatch.setattr(
-        "sdft.training.oom_advice.get_free_and_total_memory", lambda device, weight_bytes: (int(45e6), int(45e6))
-    )
-    with pytest.raises(ValueError, match="about 6[0-9] MB [a-z]+, 43 MB [a-z]+; ") as error:
-        run("steps=2", "method=sft", "batch_size=8", "gradient_accumulation_steps=2", "log_every=1")
-    message = str(error.value)
-    assert "method=lora needs about" in message and "gradient_checkpointing=true needs" not in message
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "adafactor"])
+def test_suggested_optimizers_exist(optimizer):
+    assert (ROOT / "conf" / "optimizer" / f"{optimizer}.yaml").is_file()
 
 
 def test_a_smaller_sampling_batch_is_suggested_for_sampling(run, monkeypatch):
@@ -89,5 +88,5 @@ def test_a_smaller_sampling_batch_is_suggested_for_sampling(run, monkeypatch):
     code = sample_images.__code__.replace(co_filename="sdft/models/sampling.py")
     sample_images.__code__ = code
     monkeypatch.setattr(Sampling, "sample_images", sample_images)
-    with pytest.raises(ValueError, match="at step 0 with 20 images .*: .*sampling.batch_size="):
+    with pytest.raises(ValueError, match="at step 0 with sampling; .*sampling.batch_size"):
         run("steps=2")

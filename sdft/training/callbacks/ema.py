@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import torch
 from lightning import Callback
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sdft.training.fsdp import gather_full_tensor, is_sharded, match_placement
 
@@ -51,7 +52,8 @@ class EMA(Callback):
         self.last_step = trainer.global_step
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.weights], 1 - decay)
+        update = get_ema_multi_avg_fn(decay)
+        update(list(self.average.values()), [p.detach() for p in self.weights], self.updates)
 
     @contextmanager
     def apply_averages(self, module):

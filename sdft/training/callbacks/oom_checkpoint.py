@@ -16,10 +16,13 @@ SAFE_FRAMES = (
 
 
 class OomCheckpoint(Callback):
-    """Single process only: saving is collective, and the other ranks wait for the failed one."""
+    """Single process only: saving is collective, and the other ranks wait for the failed one.
+
+    Place it before callbacks that may run out of memory, so that it sees the end of every step.
+    """
 
     def __init__(self, folder: Path):
-        self.folder, self.first_step, self.is_saving = folder, 0, False
+        self.folder, self.first_step, self.is_saving, self.loop_state = folder, 0, False, {}
 
     def on_train_start(self, trainer, module):
         self.first_step = trainer.global_step
@@ -35,17 +38,11 @@ class OomCheckpoint(Callback):
         self.is_saving = True
         trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
 
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.loop_state = trainer.fit_loop.state_dict()
+
     def on_save_checkpoint(self, trainer, module, checkpoint):
-        """Reset the loop's counters to the end of the last complete step, dropping micro-batches of the incomplete one."""
-        if not self.is_saving or (steps := trainer.global_step) == 0:
-            return
-        loop = checkpoint["loops"]["fit_loop"]
-        batches = steps * trainer.accumulate_grad_batches
-        for counts in ("total", "current"):
-            loop["epoch_loop.batch_progress"][counts] |= {
-                "ready": batches,
-                "started": batches,
-                "processed": batches,
-                "completed": batches - 1,
-            }
-        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - 1
+        """Store the loop's state at the end of the last complete step, without micro-batches of the incomplete one."""
+        if self.is_saving:
+            checkpoint["loops"]["fit_loop"] = self.loop_state

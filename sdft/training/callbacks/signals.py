@@ -1,6 +1,7 @@
 """Stop a run after a signal: save a checkpoint at the next step and exit with the signal's status."""
 
 import signal
+import threading
 
 from lightning import Callback
 
@@ -20,16 +21,21 @@ class StoppedBySignal(Exception):
 
 
 class SignalHandler(Callback):
-    """If one rank receives a signal, all ranks stop. Without a launcher, a second signal kills the process."""
+    """Note the last received signal during training. Without a launcher, a second signal kills the process.
 
-    def __init__(self, folder):
-        self.folder, self.received, self.previous_handlers = folder, 0, {}
+    Lightning handles SIGTERM from just before `on_train_start`, where this callback must come before all that take time.
+    """
+
+    def __init__(self):
+        self.received, self.previous_handlers = 0, {}
 
     def setup(self, trainer, module, stage):
-        try:
-            self.previous_handlers = {number: signal.signal(number, self.handle_signal) for number in HANDLED_SIGNALS}
-        except ValueError:
-            self.previous_handlers = {}  # only the main thread can handle signals
+        if threading.current_thread() is threading.main_thread():  # others cannot handle signals
+            self.previous_handlers = {number: signal.getsignal(number) for number in HANDLED_SIGNALS}
+
+    def on_train_start(self, trainer, module):
+        for number in self.previous_handlers:
+            signal.signal(number, self.handle_signal)
 
     def teardown(self, trainer, module, stage):
         self.restore_handlers()
@@ -48,10 +54,17 @@ class SignalHandler(Callback):
             signal.raise_signal(number)
         self.received = number
 
+
+class StopOnSignal(Callback):
+    """Save a checkpoint and stop all ranks after the step in which one of them receives a signal."""
+
+    def __init__(self, handler: SignalHandler, folder):
+        self.handler, self.folder = handler, folder
+
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        received = processes.all_reduce_max(self.received)
+        received = processes.all_reduce_max(self.handler.received)
         if received and trainer.global_step < trainer.max_steps:
             trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
             raise StoppedBySignal(received, trainer.global_step)

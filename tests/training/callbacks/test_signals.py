@@ -40,7 +40,7 @@ def are_adapters_equal(one, other) -> bool:
 def test_signals_are_handled_only_during_a_run(number, tmp_path, monkeypatch):
     handlers, previous = [], signal.getsignal(number)
     monkeypatch.setattr(
-        "sdft.training.callbacks.signals.SignalHandler.on_train_start",
+        "sdft.training.callbacks.signals.SignalHandler.on_train_batch_start",
         lambda *_: handlers.append(signal.getsignal(number)),
         raising=False,
     )
