@@ -6,6 +6,7 @@ from typing import IO
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
@@ -90,6 +91,22 @@ def resize_and_crop(
     if flip:
         image = ImageOps.mirror(image)
     return image_to_pixels(image)
+
+
+def crop_with_mask(
+    image: Image.Image,
+    mask: Image.Image | None,
+    size: Size,
+    mask_shape: tuple[int, int],
+    crop_position: tuple[float, float] = (0.5, 0.5),
+    flip: bool = False,
+) -> dict[str, Tensor]:
+    """Crop an image and its mask equally: `pixels` `[3, height, width]`, -1..1, and `mask` `[1, *mask_shape]`, 0..1."""
+    weights = torch.ones(1, *mask_shape)
+    if mask is not None:
+        pixels = (resize_and_crop(mask, size, crop_position, flip)[:1] + 1) / 2
+        weights = F.adaptive_avg_pool2d(pixels, mask_shape)
+    return {"pixels": resize_and_crop(image, size, crop_position, flip), "mask": weights}
 
 
 def image_to_pixels(image: Image.Image) -> Tensor:

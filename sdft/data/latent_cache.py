@@ -10,6 +10,7 @@ from torch import Tensor
 import sdft.distributed as processes
 from sdft.data.dataset import CaptionedImage
 from sdft.data.file_index import map_in_threads
+from sdft.data.images import crop_with_mask
 from sdft.data.training_samples import TrainingDataset
 from sdft.runs.files import atomic_write
 from sdft.runs.hashing import hash_weights_on_rank_0
@@ -208,7 +209,8 @@ def build_latent_encoder(model):
 
     def crop(latent: tuple) -> dict[str, Tensor]:
         size, dataset, index, flip = latent
-        image = dataset.crop_sample(recent[size, dataset, index], size, flip=flip)
+        sample = recent[size, dataset, index]
+        image = crop_with_mask(sample.image, sample.mask, size, dataset.latent_shape(size)[1:], flip=flip)
         if not flip:
             dataset.contact_sheet.add(index, size, image["pixels"])
         return image

@@ -4,15 +4,14 @@ import hashlib
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.utils.data import Dataset, default_collate
 
 from sdft.data.batch_sampler import SamplingPlan
 from sdft.data.buckets import Size, choose_bucket, choose_bucket_step
 from sdft.data.contact_sheet import ContactSheet
-from sdft.data.dataset import CaptionedImage, ImageDataset
-from sdft.data.images import resize_and_crop
+from sdft.data.dataset import ImageDataset
+from sdft.data.images import crop_with_mask
 from sdft.data.transforms import ImageSubset
 from sdft.rng import draw_pyramid_noise, make_generator
 
@@ -178,19 +177,9 @@ class TrainingDataset(Dataset):
     def decode_pixels(
         self, index: int, size: Size, crop_position: tuple[float, float] = CENTER, flip: bool = False
     ) -> dict[str, Tensor]:
-        """Decode an image and crop it with `crop_sample`."""
-        return self.crop_sample(self.source.load_image(index, size), size, crop_position, flip)
-
-    def crop_sample(
-        self, sample: CaptionedImage, size: Size, crop_position: tuple[float, float] = CENTER, flip: bool = False
-    ) -> dict[str, Tensor]:
         """Return `pixels` `[3, h, w]` and the equally cropped `mask` `[1, h/f, w/f]`, 0..1, at latent resolution."""
-        latent_size = self.latent_shape(size)[1:]
-        mask = torch.ones(1, *latent_size)
-        if sample.mask is not None:
-            mask_pixels = (resize_and_crop(sample.mask, size, crop_position, flip)[:1] + 1) / 2
-            mask = F.adaptive_avg_pool2d(mask_pixels, latent_size)
-        return {"pixels": resize_and_crop(sample.image, size, crop_position, flip), "mask": mask}
+        sample, mask_shape = self.source.load_image(index, size), self.latent_shape(size)[1:]
+        return crop_with_mask(sample.image, sample.mask, size, mask_shape, crop_position, flip)
 
     def draw_caption(self, index: int, number: int) -> Tensor:
         """Token ids `[tokens]` of one of the image's captions, or of the empty caption, drawn by sample number."""

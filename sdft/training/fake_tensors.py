@@ -1,7 +1,7 @@
 """Fake tensors: shape, dtype and device without data, and a count of the bytes that they would occupy.
 
 Networks run on them forward and backward, on torch's meta device: no memory of that size is allocated and no random number is
-drawn. They do what torch's FakeTensorMode does, also a private module, in a third of the time and with a count of memory.
+drawn. They do what torch's FakeTensorMode does, which is also private, faster and with a count of memory.
 """
 
 import copy

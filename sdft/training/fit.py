@@ -10,7 +10,7 @@ from sdft.runs.metadata import RunRecord
 from sdft.training.callbacks.signals import StoppedBySignal
 from sdft.training.compile import compile_blocks, set_channels_last, should_compile
 from sdft.training.finish import close_loggers, collect_training_results
-from sdft.training.memory_estimate import StepSpec
+from sdft.training.step_spec import StepSpec
 
 
 def apply_memory_format_and_compile(module, dataset, compile: str, device, steps: int) -> None:

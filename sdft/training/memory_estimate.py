@@ -9,7 +9,6 @@ step, and the CUDA context (about 0.5 GB).
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from sdft.training.compile import remove_compiled_forwards
 from sdft.training.fake_tensors import FakeTensorMode, copy_with_tensors
 from sdft.training.module import DiffusionModule, enable_gradient_checkpointing
+from sdft.training.step_spec import StepSpec
 
 GB = 2**30
 MEMINFO = "/proc/meminfo"  # Linux only
@@ -40,42 +40,6 @@ class MemoryEstimate:
     def total(self) -> int:
         persistent = self.weights + self.gradients + self.optimizer_states + self.ema
         return persistent + max(self.activations, self.sampling)
-
-
-@dataclass
-class StepSpec:
-    """Settings that determine the memory of a step, besides the module; `sample` is a batch of one with the largest images.
-
-    Trainable weights, gradients and optimizer states are sharded over `num_shards` processes; DDP buckets hold a second copy of
-    the gradients. `num_images` images of `resolution` px are sampled at once. The other fields replace options of the module.
-    """
-
-    sample: dict[str, Tensor]
-    batch_size: int
-    gradient_accumulation_steps: int
-    device: torch.device
-    ema: bool = False
-    num_shards: int = 1
-    has_ddp_buckets: bool = False
-    num_images: int = 0
-    resolution: int = 0
-    image_scale: float = 1.0  # of the sides of training images
-    gradient_checkpointing: bool = False
-    compute_dtype: torch.dtype | None = None
-    cached: bool = False
-    optimizer: Callable | None = None
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of a batch of latents, `[batch, 4, h/8, w/8]`."""
-        return self.batch_shape(self.sample["noise"])
-
-    def batch_shape(self, tensor: Tensor) -> tuple[int, ...]:
-        """Shape in a batch of a tensor of `sample`."""
-        count, *sides = tensor.shape
-        if len(sides) == 3 and sides[-1] > 1:
-            sides[1:] = [max(1, round(side * self.image_scale)) for side in sides[1:]]
-        return (count * self.batch_size, *sides)
 
 
 def estimate_memory(module: DiffusionModule, step: StepSpec) -> MemoryEstimate:
@@ -218,24 +182,6 @@ def probe_optimizer_state(optimizer, ndim: int, device: torch.device) -> list[tu
     shared = {id(value) for value in probe.state[second].values()}  # tables, whose size is constant
     states = [v for v in probe.state[first].values() if isinstance(v, Tensor) and id(v) not in shared]
     return [(tuple(v.shape), probe_shape, v.element_size()) for v in states if v.untyped_storage().nbytes()]
-
-
-def build_step_spec(dataset, training, sampling, resolution: int, trainer) -> StepSpec:
-    """The largest step of a run, on this rank."""
-    image_dataset, strategy = dataset.datasets[0], type(trainer.strategy).__name__
-    largest = max(image_dataset.sizes, key=lambda size: size[0] * size[1])
-    number = next(n for n in range(len(dataset)) if image_dataset.sizes[dataset.plan.image_index(n)] == largest)
-    return StepSpec(
-        dataset.collate([dataset[number]]),
-        training.batch_size,
-        training.gradient_accumulation_steps,
-        trainer.strategy.root_device,
-        ema=bool(training.ema),
-        num_shards=trainer.world_size if strategy == "ModelParallelStrategy" else 1,
-        has_ddp_buckets=strategy == "DDPStrategy",
-        num_images=sampling.batch_size,
-        resolution=resolution,
-    )
 
 
 def get_free_and_total_memory(device: torch.device, weight_bytes: int) -> tuple[int, int] | None:

@@ -11,8 +11,8 @@ from sdft.data.dataset_report import build_dataset_report
 from sdft.runs.metadata import RunRecord
 from sdft.runs.reproduce import check_reproducible
 from sdft.runs.resume import PreviousRun
-from sdft.training.memory_estimate import StepSpec, build_step_spec
 from sdft.training.run_summary import collect_run_summary, print_run_summary
+from sdft.training.step_spec import StepSpec, build_step_spec
 
 OPTION_TYPES = {
     "name": str,

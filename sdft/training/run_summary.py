@@ -9,7 +9,8 @@ import torch
 
 from sdft.models.cpu_threads import choose_num_threads
 from sdft.training.export.modelspec import get_modelspec_architecture
-from sdft.training.memory_estimate import GB, StepSpec, estimate_memory, format_bytes, get_free_and_total_memory
+from sdft.training.memory_estimate import GB, estimate_memory, format_bytes, get_free_and_total_memory
+from sdft.training.step_spec import StepSpec
 
 MAX_WARMUP_FRACTION = 0.2  # a longer warm-up leaves little time at the full learning rate
 PART_NAMES = {"unet": "UNet", "text_encoder": "text encoder"}

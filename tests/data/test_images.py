@@ -61,7 +61,7 @@ def test_unreadable_file_is_named(tmp_path, content):
         decode_image(tmp_path / "broken.png")
 
 
-def test_aspect_ratio_is_kept_and_the_excess_is_cropped(quadrants):
+def test_aspect_ratio_is_preserved_and_the_excess_is_cropped(quadrants):
     centered = resize_and_crop(quadrants, (40, 40))  # both upper colours in equal parts
     assert centered.shape == (3, 40, 40)
     assert (centered[0, :20] > 0).float().mean() == 0.5

@@ -8,7 +8,8 @@ from test_module import attach_trainer, build_batch, build_module
 
 from sdft.losses.smooth_diffusion import SmoothDiffusionLoss
 from sdft.models.stable_diffusion import StableDiffusion
-from sdft.training.memory_estimate import StepSpec, estimate_memory
+from sdft.training.memory_estimate import estimate_memory
+from sdft.training.step_spec import StepSpec
 
 TIMESTEPS = torch.tensor([100, 500])
 

@@ -29,7 +29,7 @@ def test_every_scheduler_samples_and_only_the_shipped_one_gives_the_default_imag
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_training_settings_are_kept_and_latents_are_not_clipped(name, tiny):
+def test_training_settings_are_preserved_and_latents_are_not_clipped(name, tiny):
     scheduler = build_scheduler(name, tiny(prediction_type="v_prediction").scheduler)
     assert scheduler.config.prediction_type == "v_prediction"
     assert (scheduler.config.beta_start, scheduler.config.beta_schedule) == (0.00085, "scaled_linear")
@@ -37,7 +37,7 @@ def test_training_settings_are_kept_and_latents_are_not_clipped(name, tiny):
     assert find_scheduler_name(dict(scheduler.config, _class_name=type(scheduler).__name__)) == name
 
 
-def test_zero_terminal_snr_is_kept_or_rejected(tiny):
+def test_zero_terminal_snr_is_preserved_or_rejected(tiny):
     shipped = tiny(prediction_type="v_prediction", zero_terminal_snr=True).scheduler
     for name in ("ddim", "euler", "dpmpp_2m", "unipc"):
         scheduler = build_scheduler(name, shipped)

@@ -14,7 +14,6 @@ from sdft.losses.diffusion import DiffusionLoss
 from sdft.methods.full import FullFineTuning
 from sdft.methods.lora import LoRA
 from sdft.training.memory_estimate import (
-    StepSpec,
     count_bytes,
     estimate_memory,
     estimate_optimizer_state_bytes,
@@ -22,6 +21,7 @@ from sdft.training.memory_estimate import (
 )
 from sdft.training.module import DiffusionModule
 from sdft.training.run_summary import check_memory
+from sdft.training.step_spec import StepSpec
 
 CPU = torch.device("cpu")
 OPTIMIZERS = {
