@@ -148,8 +148,13 @@ def check_node(path: str, node: DictConfig, raw: dict[str, Any]) -> None:
     """Check names and types of a node against the signature of its `_target_`; `raw` has the unresolved values by key."""
     target = import_target(path, node._target_)
     arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:
+        raise ValueError(
+            f"{path}._target_={node._target_}: has no signature; give a class or function written in Python"
+        ) from None
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    parameters = inspect.signature(target).parameters
     accepts_any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in arguments.items():
         if key not in parameters and not accepts_any_name:

@@ -11,6 +11,7 @@ from sdft.lora.formats import load_lora
 from sdft.methods.base import Method
 from sdft.methods.full import FullFineTuning
 from sdft.models.stable_diffusion import StableDiffusion
+from sdft.runs.checkpoint_file import read_checkpoint
 
 BASE = "base"
 BEST = "best"  # run subfolder with the result chosen by checkpoint_metric
@@ -108,8 +109,6 @@ def select_checkpoints(run: Path, checkpoints: str | list[int] | None) -> list[t
 
 def load_checkpoint_weights(model: StableDiffusion, method: Method, file: Path, seed: int) -> None:
     """Load the trainable weights of a checkpoint; the EMA average if the run kept one."""
-    from sdft.runs.checkpoint_file import read_checkpoint
-
     checkpoint = read_checkpoint(file)
     if any("train_mode" in group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
         raise ValueError(

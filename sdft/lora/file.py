@@ -12,6 +12,7 @@ from sdft.lora.architecture import TEXT_MODEL_PREFIX, Architecture, list_archite
 from sdft.lora.key_names import FILE_ADAPTER_TYPES, detect_adapter_type, group_tensors, match_architecture
 from sdft.lora.layer_parsing import parse_layer
 from sdft.lora.low_rank import LowRankLayer
+from sdft.models.safetensors_check import check_safetensors
 from sdft.runs.hashing import hash_file
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -65,8 +66,6 @@ def read_lora_file(path: Path, architectures: list[Architecture] | None = None) 
     One of `architectures` (default: the bundled ones) must have its layers. `ValueError` names the file and the defect.
     """
     from safetensors import safe_open
-
-    from sdft.models.safetensors_check import check_safetensors
 
     path = find_lora_file(Path(path).expanduser())
     check_safetensors(path, "adapter")

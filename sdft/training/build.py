@@ -22,7 +22,12 @@ def build_components(cfg: DictConfig, choices: Mapping[str, str]) -> dict:
 
     `choices` names the selected file of each config group.
     """
+    from sdft.training.trainer import check_callbacks, check_trainer_flags
+
     parts = {key: instantiate(cfg[key]) for key in LIGHT_COMPONENTS}
+    parts |= {"callbacks": instantiate(cfg.callbacks) or {}, "trainer": dict(cfg.trainer or {})}
+    check_callbacks(parts["callbacks"])
+    check_trainer_flags(parts["trainer"])
     check_optimizer(cfg.optimizer)
     check_compatibility(cfg, parts, choices)
     return parts
@@ -121,6 +126,7 @@ def build_trainer(
         log_every_n_steps=training.log_every,
         enable_checkpointing=True,
         default_root_dir=folder,
+        **parts["trainer"],
     )
 
 
@@ -170,7 +176,8 @@ def build_callbacks(
     interval = training.get_save_interval_steps(), training.get_save_interval_seconds()
     checkpoints = PeriodicCheckpoint(folder / "checkpoints", *interval, metrics_csv)
     signals = SignalHandler()
-    return [signals, OomCheckpoint(folder), *callbacks, StopOnSignal(signals, folder), checkpoints]
+    user_callbacks = parts["callbacks"].values()
+    return [signals, OomCheckpoint(folder), *callbacks, *user_callbacks, StopOnSignal(signals, folder), checkpoints]
 
 
 def build_evaluation_callback(

@@ -1,9 +1,60 @@
 """Lightning's trainer, which also finishes a run killed after its last step."""
 
+import inspect
 import logging
 import warnings
 
 from lightning import Callback, Trainer
+
+OPTION_BY_FLAG = {  # flags of the Trainer that an option of train.py sets
+    "accelerator": "accelerator",
+    "accumulate_grad_batches": "gradient_accumulation_steps",
+    "callbacks": "callbacks",
+    "check_val_every_n_epoch": "validate_every",
+    "default_root_dir": "hydra.run.dir",
+    "devices": "devices",
+    "enable_checkpointing": "save_every",
+    "enable_model_summary": "log_every",
+    "enable_progress_bar": "log_every",
+    "gradient_clip_algorithm": "max_grad_norm",
+    "gradient_clip_val": "max_grad_norm",
+    "limit_train_batches": "steps",
+    "limit_val_batches": "validate_every",
+    "log_every_n_steps": "log_every",
+    "logger": "logger",
+    "max_epochs": "epochs",
+    "max_steps": "steps",
+    "max_time": "steps",
+    "min_epochs": "epochs",
+    "min_steps": "steps",
+    "num_nodes": "num_nodes",
+    "overfit_batches": "data",
+    "plugins": "precision",
+    "precision": "precision",
+    "reload_dataloaders_every_n_epochs": "data",
+    "strategy": "strategy",
+    "sync_batchnorm": "strategy",
+    "use_distributed_sampler": "strategy",
+    "val_check_interval": "validate_every",
+}
+
+
+def check_trainer_flags(flags: dict) -> None:
+    """`ValueError` for flags that the Trainer does not have, and for those that an option sets."""
+    known = set(inspect.signature(Trainer).parameters)
+    for name, value in flags.items():
+        if option := OPTION_BY_FLAG.get(name):
+            raise ValueError(f"trainer.{name}={value}: set by sdft; use the option {option}")
+        if name not in known:
+            free = ", ".join(sorted(known - set(OPTION_BY_FLAG)))
+            raise ValueError(f"trainer.{name}={value}: not a flag of Lightning's Trainer; choose from {free}")
+
+
+def check_callbacks(callbacks: dict) -> None:
+    """`ValueError` for objects that are not Lightning callbacks."""
+    for name, callback in callbacks.items():
+        if not isinstance(callback, Callback):
+            raise ValueError(f"callbacks.{name}={callback}: not a Lightning Callback; give a node with its _target_")
 
 
 def build_lightning_trainer(callbacks: list[Callback], **kwargs) -> Trainer:

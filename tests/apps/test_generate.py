@@ -167,6 +167,15 @@ def test_a_full_fine_tuning_supports_only_strength_zero_and_one(shared_run, gene
         generate_images(*quick, "strength=0.5")
 
 
+@pytest.mark.slow
+def test_a_pissa_checkpoint_equals_the_result_but_has_no_strength(shared_run, generate_images):
+    _, run = shared_run(*RUN, "method.init_lora_weights=pissa", "noise_offset=0")
+    files, _ = generate_images(f"run={run}", "x.checkpoint=[2,result]", *ONE)
+    assert np.abs(read_pixels(files[0]) - read_pixels(files[1])).max() <= 2
+    with pytest.raises(ValueError, match="strength=0.5: .*ckpt"):
+        generate_images(f"run={run}", "checkpoint=2", "strength=0.5", *ONE)
+
+
 def test_invalid_options_give_one_line_errors(generate_images, adapter, tmp_path):
     weights = load_file(adapter)
     save_file(

@@ -170,7 +170,7 @@ def test_the_table_and_page_compare_methods_as_in_the_lab_report(run, capsys):  
         "CLIP-I",
     ):
         assert column in printed
-    assert "66,304" in printed and "2,380,516" in printed and "\ndevice     cpu (" in printed and "s/it" in printed
+    assert "66,304" in printed and "2,380,516" in printed and "\ndevice     cpu (" in printed and "; s/it" in printed
     assert "\nmethod=lora lr=0.001 " in printed and "best       method=lora" in printed
     metrics = metric_info(read_finished_run(folders[0]))
     assert all(info["higher_is_better"] == objective_directions([name], {})[name] for name, info in metrics.items())
