@@ -6,7 +6,7 @@ import pytest
 
 
 def test_callbacks_and_flags_of_the_user_reach_the_trainer(run):
-    module, folder = run("steps=2", "callbacks=device_stats", "+trainer.benchmark=true", "sample_every=0")
+    _, folder = run("steps=2", "callbacks=device_stats", "+trainer.benchmark=true", "sample_every=0")
     with (folder / "metrics.csv").open() as file:
         columns = next(csv.reader(file))
     assert any(name.startswith("DeviceStatsMonitor") for name in columns)
