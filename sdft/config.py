@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import field, make_dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
@@ -193,13 +194,18 @@ def check_value_type(node: DictConfig, key: str, hint, get_name: Callable[[], st
     """Raise `ValueError` unless the value has the type of `hint`; converts between numbers and text in place."""
     hint = to_checkable_type(hint)
     try:
-        schema = OmegaConf.structured(make_dataclass("Node", [(key, hint, field(default=MISSING))]))
-        value = OmegaConf.merge(schema, {key: node[key]})[key]
+        value = OmegaConf.merge(build_value_schema(hint), {"value": node[key]}).value
     except OmegaConfBaseException:
         raise ValueError(f"{get_name()}={str(node[key])[:MAX_VALUE_LENGTH]}: {prefix}{describe_type(hint)}") from None
     if isinstance(value, str) != isinstance(node[key], str):
         check_number(get_name(), value)
         node[key] = value
+
+
+@cache
+def build_value_schema(hint) -> DictConfig:
+    """A config node with one `value` of type `hint`."""
+    return OmegaConf.structured(make_dataclass("Node", [("value", hint, field(default=MISSING))]))
 
 
 def to_checkable_type(hint):

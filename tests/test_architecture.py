@@ -13,7 +13,6 @@ TOP_LEVEL = {"__init__", "__main__", "config", "rng", "distributed"}
 MAX_PACKAGES = 12
 MAX_IMPORTS = 12  # of our own modules, imports inside functions counted
 TO_BE_SPLIT = {
-    "sdft/training/build.py",
     "sdft/apps/morph/single_image_lora.py",
     "sdft/apps/morph/__main__.py",
 }  # have more

@@ -1,7 +1,6 @@
 """Build the objects of a run from its config."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -103,6 +102,7 @@ def build_trainer(
     """Lightning's trainer with the project's callbacks and loggers; `evaluator` runs during training."""
     from sdft.runs.metrics_csv import MetricsCsv
     from sdft.training.async_checkpoint import AsyncCheckpointIO
+    from sdft.training.run_callbacks import build_callbacks
     from sdft.training.trainer import build_lightning_trainer
 
     training = parts["training"]
@@ -127,77 +127,4 @@ def build_trainer(
         enable_checkpointing=True,
         default_root_dir=folder,
         **parts["trainer"],
-    )
-
-
-def build_callbacks(
-    cfg: DictConfig,
-    parts: dict,
-    datasets: RunDatasets,
-    folder: Path,
-    inputs: RunInputs,
-    evaluator,
-    metrics_csv,
-    invocation: Invocation,
-) -> list:
-    """The callbacks in execution order; Lightning moves checkpoint callbacks to the end."""
-    from sdft.training.callbacks.checkpoint import PeriodicCheckpoint
-    from sdft.training.callbacks.ema import EMA
-    from sdft.training.callbacks.export import ResultExport
-    from sdft.training.callbacks.gradient_check import ZeroGradientCheck
-    from sdft.training.callbacks.loss_spike import LossSpikeWarning
-    from sdft.training.callbacks.metrics import TrainingMetrics
-    from sdft.training.callbacks.nan_check import NanCheck
-    from sdft.training.callbacks.oom_checkpoint import OomCheckpoint
-    from sdft.training.callbacks.progress_bar import ProgressBar
-    from sdft.training.callbacks.sample_images import SampleImageWriter
-    from sdft.training.callbacks.signals import SignalHandler, StopOnSignal
-    from sdft.training.callbacks.validation import ValidationLoss
-
-    training = parts["training"]
-    ema, training_metrics = EMA(training.ema), TrainingMetrics(training.log_every)
-    sample_images = SampleImageWriter(
-        folder, parts["sampling"], inputs.prompts, cfg.resolution, training.sample_every, ema, training_metrics
-    )
-    callbacks = [
-        NanCheck(datasets.training, training.on_nan, training.log_every, folder),
-        training_metrics,
-        LossSpikeWarning(training_metrics),
-        ProgressBar(training_metrics),
-        ZeroGradientCheck(),
-        *([ema] if training.ema else []),
-        ValidationLoss(datasets.training, datasets.validation, training.validate_every, training_metrics, ema),
-        sample_images,
-        ResultExport(sample_images, cfg.name, list(invocation.command)),
-    ]
-    if evaluator:
-        evaluation = build_evaluation_callback(cfg, parts, folder, evaluator, ema, training_metrics, inputs.checkpoint)
-        callbacks.insert(-1, evaluation)
-    interval = training.get_save_interval_steps(), training.get_save_interval_seconds()
-    checkpoints = PeriodicCheckpoint(folder / "checkpoints", *interval, metrics_csv)
-    signals = SignalHandler()
-    user_callbacks = parts["callbacks"].values()
-    return [signals, OomCheckpoint(folder), *callbacks, *user_callbacks, StopOnSignal(signals, folder), checkpoints]
-
-
-def build_evaluation_callback(
-    cfg: DictConfig, parts: dict, folder: Path, evaluator, ema, training_metrics, checkpoint: Path | None
-):
-    """The callback that runs `evaluator` during training, with seeds other than the final evaluation's."""
-    from sdft.training.callbacks.evaluation import EVALUATION_SEED_OFFSET, PeriodicEvaluation
-
-    training = parts["training"]
-    seed = parts["sampling"].seed + EVALUATION_SEED_OFFSET
-    return PeriodicEvaluation(
-        folder,
-        evaluator,
-        replace(parts["sampling"], images=evaluator.images, seed=seed),
-        cfg.resolution,
-        every=training.evaluate_every,
-        monitor=training.checkpoint_metric,
-        patience=training.patience,
-        ema=ema,
-        training_metrics=training_metrics,
-        name=cfg.name,
-        previous_run=checkpoint.parent.parent if checkpoint else None,
     )
