@@ -1,5 +1,6 @@
 """Shared fixtures: the tiny model, real photographs, and training runs in this process."""
 
+import csv
 import json
 import os
 import sys
@@ -10,6 +11,9 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+CPU_FLAGS = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").is_file() else []
+if "avx512f" in CPU_FLAGS:  # kernels for AVX2 add numbers up in the same order on every such machine
+    os.environ |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 ROOT = Path(__file__).parent.parent
 
 import pytest  # noqa: E402
@@ -67,6 +71,12 @@ def run_training(home: Path, *overrides: str, name: str = "run"):
         folder, overrides=tuple(hydra_config.overrides.task), choices=dict(hydra_config.runtime.choices)
     )
     return train(cfg, invocation).module, folder
+
+
+def read_metric_rows(folder: Path) -> list[dict]:
+    """The rows of `metrics.csv` with a training loss."""
+    with open(folder / "metrics.csv") as file:
+        return [row for row in csv.DictReader(file) if row["train/loss"]]
 
 
 @pytest.fixture

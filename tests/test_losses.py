@@ -5,7 +5,8 @@
 Runs use one thread, so that the number of cores does not matter.
 
 On the build that wrote the file, losses match to a relative 1e-6. Another CPU, instruction set or torch version sums in another
-order, and fifty steps of Adam amplify the rounding error. Measured here: equal with AVX2; with ATEN_CPU_CAPABILITY=default
+order, and fifty steps of Adam amplify the rounding error. Measured: equal with AVX2, which conftest.py
+selects also where there is AVX-512 (lcm_lora is off by 5.4e-5 with that); with ATEN_CPU_CAPABILITY=default
 ONEDNN_MAX_CPU_ISA=SSE41 four runs deviate by at most 6.8e-7. The tolerance of 2e-5 is thirty times that, for untested CPUs and
 versions, and still a fifth of the effect of a loss weight of 1.0001.
 """
@@ -18,10 +19,9 @@ import tempfile
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
+import conftest  # first: it selects the kernels before torch is imported
 import pytest
 import torch
-from conftest import run_training, save_images
-from test_training_run import read_metric_rows
 
 FILE = Path(__file__).with_name("losses.json")
 SAME_BUILD_TOLERANCE, OTHER_BUILD_TOLERANCE = 1e-6, 2e-5
@@ -77,7 +77,7 @@ def compute_losses(home: Path, name: str) -> list[float]:
 
     for folder, source in {"subject": Digits("candy", [3], 4), "class": InkedDigits(1)}.items():
         if not (home / folder).exists():
-            save_images(source, home / folder, 4)
+            conftest.save_images(source, home / folder, 4)
     overrides = [
         "steps=50",
         "sample_every=0",
@@ -87,8 +87,8 @@ def compute_losses(home: Path, name: str) -> list[float]:
         "save_every=0",
     ]
     with chdir(home), use_one_thread():
-        _, folder = run_training(home, *overrides, *RUNS[name], name=name)
-    return [float(row["train/loss"]) for row in read_metric_rows(folder)]
+        _, folder = conftest.run_training(home, *overrides, *RUNS[name], name=name)
+    return [float(row["train/loss"]) for row in conftest.read_metric_rows(folder)]
 
 
 def compute_deviations(name: str, losses: list[float]) -> list[float]:

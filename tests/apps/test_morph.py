@@ -1,6 +1,7 @@
 """Morphing: endpoints match the images, each part of the method has its effect, and errors are one line."""
 
 import json
+import signal
 import sys
 
 import pytest
@@ -181,6 +182,18 @@ def test_training_an_adapter_leaves_the_base_unchanged_and_an_incomplete_one_is_
     assert not trainer.load_or_train(base, image, Precision(), "cpu", tmp_path).seconds
     (adapter.folder / "adapter.json").unlink()
     assert trainer.load_or_train(base, image, Precision(), "cpu", tmp_path).seconds
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_not_handled_while_an_adapter_is_trained(number, tiny, tmp_path, monkeypatch):
+    handlers, previous = [], signal.getsignal(number)
+    monkeypatch.setattr(
+        "sdft.apps.morph.adapter_training.SignalHandlerRestorer.on_train_batch_start",
+        lambda *_: handlers.append(signal.getsignal(number)),
+        raising=False,
+    )
+    SingleImageTrainer(steps=1).load_or_train(tiny(), Digits("neon", [3], 1)[0], Precision(), "cpu", tmp_path)
+    assert handlers == [previous] and signal.getsignal(number) == previous
 
 
 def gray_image(level: int) -> Image.Image:

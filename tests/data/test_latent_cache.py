@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import save_images
+from conftest import read_metric_rows, save_images
 from PIL import Image
-from test_training_run import assert_tensors_equal, load_adapter, read_metric_rows
+from test_training_run import assert_tensors_equal, load_adapter
 
 from sdft.data.digits import Digits
 from sdft.data.image_folder import ImageFolder

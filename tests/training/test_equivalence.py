@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import save_images
+from conftest import read_metric_rows, save_images
 from safetensors.torch import load_file
-from test_training_run import assert_tensors_equal, load_adapter, read_metric_rows
+from test_training_run import assert_tensors_equal, load_adapter
 
 EXACT = ["optimizer.eps=1e-3"]  # a small eps lets Adam amplify rounding errors
 

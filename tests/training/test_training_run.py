@@ -1,11 +1,10 @@
 """Complete runs in this process: seeds, workers, accumulation, EMA, resume."""
 
-import csv
 import json
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, read_metric_rows
 from safetensors.torch import load_file
 
 
@@ -17,12 +16,6 @@ def assert_tensors_equal(one: dict, other: dict, tolerance: float = 0.0):
     assert one.keys() == other.keys()
     for key in one:
         assert torch.allclose(one[key], other[key], rtol=0, atol=tolerance), key
-
-
-def read_metric_rows(folder):
-    """The rows of `metrics.csv` with a training loss."""
-    with open(folder / "metrics.csv") as file:
-        return [row for row in csv.DictReader(file) if row["train/loss"]]
 
 
 PLAIN = ("steps=4",)

@@ -4,13 +4,10 @@ import copy
 import json
 import time
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
-import torch
-
-from sdft.data.dataset import CaptionedImage, ImageDataset
-from sdft.models.cpu_threads import limit_threads
+from sdft.apps.morph.single_image_dataset import SingleImageDataset, build_samples
+from sdft.data.dataset import CaptionedImage
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import atomic_write
 from sdft.runs.hashing import hash_weights
@@ -79,57 +76,16 @@ class SingleImageTrainer:
         self, model: StableDiffusion, method, image: CaptionedImage, precision: Precision, strategy: Strategy
     ) -> None:
         """Train with the regular dataset, loss and trainer, without the files of a run."""
-        from sdft.data.datamodule import TrainingDataModule
-        from sdft.losses.diffusion import DiffusionLoss
-        from sdft.training.callbacks.metrics import TrainingMetrics
-        from sdft.training.callbacks.progress_bar import ProgressBar
-        from sdft.training.lr_schedule import LRSchedule
-        from sdft.training.module import DiffusionModule
-        from sdft.training.trainer import build_lightning_trainer
+        from sdft.apps.morph.adapter_training import build_module, fit_module
 
         method.check(model, [image.caption])
-        optimizer = partial(torch.optim.AdamW, lr=self.lr, weight_decay=1e-2)
-        rates = dict.fromkeys(model.parts, self.lr)
-        options = {"lr": rates, "compute_dtype": precision.dtype, "seed": self.seed}
-        module = DiffusionModule(model, method, DiffusionLoss("none"), optimizer, LRSchedule("constant"), **options)
+        module = build_module(model, method, precision, self.lr, self.seed)
         model.to(strategy.device())
-        samples, training_metrics = self.build_samples(model, image), TrainingMetrics(max(1, self.steps // 20))
-        trainer = build_lightning_trainer(
-            **strategy.trainer_kwargs(),
-            precision=precision.lightning_precision,
-            max_steps=self.steps,
-            logger=False,
-            callbacks=[training_metrics, ProgressBar(training_metrics)],
-            enable_checkpointing=False,
-        )
-        with limit_threads(model.unet, model.batch_shape(1, samples.sizes[0])):
-            trainer.fit(module, TrainingDataModule(samples, 1))
+        fit_module(module, build_samples(model, image, self.seed), self.steps, precision, strategy)
         if module.skipped_steps:
             raise ValueError(
                 f"lr={self.lr}: NaN/Inf gradients in {int(module.skipped_steps)} of {self.steps} steps; choose a lower lr"
             )
-
-    def build_samples(self, model: StableDiffusion, image: CaptionedImage):
-        """Training samples of the image, with cached latents and text contexts."""
-        from sdft.data.latent_cache import (
-            TensorCache,
-            build_context_encoder,
-            build_latent_encoder,
-            compute_missing,
-            list_required_contexts,
-            list_required_latents,
-        )
-        from sdft.data.training_samples import DataSettings
-
-        samples = DataSettings(max(image.image.size), seed=self.seed, max_upscale=0).build_dataset(
-            SingleImageDataset(image), model
-        )
-        samples.sizes = [image.image.size]
-        caches = TensorCache(None), TensorCache(None)
-        compute_missing(caches[0], list_required_latents([samples]), build_latent_encoder(model), "latents")
-        compute_missing(caches[1], list_required_contexts([samples]), build_context_encoder(model), "captions")
-        samples.latents, samples.contexts = caches
-        return samples
 
 
 @dataclass
@@ -138,25 +94,3 @@ class CachedAdapter:
 
     folder: Path
     seconds: float
-
-
-class SingleImageDataset(ImageDataset):
-    """Dataset of one image."""
-
-    def __init__(self, sample: CaptionedImage):
-        self.sample = sample
-
-    def __len__(self):
-        return 1
-
-    def __getitem__(self, index: int) -> CaptionedImage:
-        return self.sample
-
-    def sizes(self) -> list[tuple[int, int]]:
-        return [self.sample.image.size]
-
-    def captions(self) -> list[str]:
-        return [self.sample.caption]
-
-    def describe(self) -> str:
-        return self.sample.name

@@ -1,0 +1,34 @@
+"""The adapters of the two images, from files, from the cache, or trained now."""
+
+from pathlib import Path
+
+from hydra.utils import instantiate
+
+from sdft.lora.interpolation import AdapterInterpolator
+from sdft.lora.scaling import load_adapters
+
+
+def build_adapter_interpolator(cfg, model, images, mode: str, precision) -> AdapterInterpolator:
+    """Add one adapter per image to the model, and interpolate them as `mode` names it."""
+    if cfg.adapters is None:
+        files = load_or_train_adapters(cfg, model, images, precision)
+    else:
+        files = [Path(file).expanduser() for file in cfg.adapters]
+        if len(files) != 2:
+            raise ValueError(f"adapters={list(cfg.adapters)}: got {len(files)}; give two, as [A,B]")
+    return AdapterInterpolator(model, load_adapters(model, files), mode)
+
+
+def load_or_train_adapters(cfg, model, images, precision) -> list[Path]:
+    """Folders of the adapters in the cache; the model is on the CPU during the training of the missing ones."""
+    trainer, cache_folder, device = instantiate(cfg.single_image), Path(cfg.adapter_cache), model.unet.device
+    precision.check_accelerator("cpu" if device.type == "cpu" else "gpu")
+    model.cpu()
+    folders = []
+    for image in images:
+        adapter = trainer.load_or_train(model, image, precision, cfg.accelerator, cache_folder)
+        origin = f"trained in {adapter.seconds:.0f} s" if adapter.seconds else "cached"
+        print(f"adapter  {adapter.folder} ({origin})", flush=True)
+        folders.append(adapter.folder)
+    model.to(device)
+    return folders
