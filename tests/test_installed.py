@@ -30,6 +30,7 @@ def installed(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_the_installed_package_trains_and_generates(installed):
     assert "generate" in installed("--help")
     output = installed("train", *QUICK_OVERRIDES, "steps=2")

@@ -34,6 +34,7 @@ def image_folder(tmp_path):
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+@pytest.mark.slow
 def test_the_recipe_trains_two_steps_on_the_tiny_model(run, image_folder, tmp_path, monkeypatch, recipe):
     monkeypatch.chdir(tmp_path)
     overrides = [override for override in read_command(recipe) if not override.startswith("data.path=")]

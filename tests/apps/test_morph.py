@@ -49,6 +49,7 @@ def app(image_folder, monkeypatch, capsys):
     return start
 
 
+@pytest.mark.slow
 def test_outputs_are_written_and_adapters_are_trained_once(app, image_folder):
     out = app(PROMPTS, *FAST, "compare=true", "folder=first")
     assert out.count("(trained in ") == 2 and "images   first/morph.gif, first/strip.png" in out

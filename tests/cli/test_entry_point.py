@@ -130,6 +130,7 @@ def test_evaluate_without_a_run(tmp_path):
     [(["--help"], "hydra", 5), (["method=lorra"], "hydra", 5), (["rank=abc"], "torch", 2.5)],
     ids=str,
 )
+@pytest.mark.slow
 def test_start_up_is_fast(tmp_path, arguments, library, factor):
     """Relative to the import of a library at the same time: seconds depend on the load of the machine."""
     seconds = {"program": [], "import": []}
@@ -159,6 +160,7 @@ def test_hydra_full_error_prints_the_traceback(tmp_path):
     assert done.returncode != 0 and "Traceback" in done.stderr
 
 
+@pytest.mark.slow
 def test_every_job_of_a_sweep_has_its_own_run_folder(tmp_path):
     quick = ["steps=1", "metrics=none", "sampling.steps=1", "logger=none", "batch_size=1"]
     done = run_program("-m", "rank=1,2", "seed=3", *quick, cwd=tmp_path)

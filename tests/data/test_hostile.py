@@ -122,6 +122,7 @@ def test_skip_omits_and_reports_unusable_files(hostile):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its peak memory from /proc")
+@pytest.mark.slow
 def test_inspect_names_unusable_files_in_little_memory(hostile):  # S3-34
     folder, bad, good = hostile
     overrides = [f"data.path={folder}", "data.on_error=skip", "resolution=64"]

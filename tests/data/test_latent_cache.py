@@ -72,6 +72,7 @@ def test_only_changed_inputs_are_encoded_again(image_folder, tiny, capsys):  # p
     assert "4 latents (1 new)" in fill_and_read_summary(image_folder, model, capsys)
 
 
+@pytest.mark.slow
 def test_random_crops_and_trainable_or_shuffled_text_are_not_cached(image_folder, tiny, run, shared_run):
     model = tiny()
     samples = DataSettings(32, crop="random").build_dataset(ImageFolder(str(image_folder)), model)

@@ -173,6 +173,7 @@ def test_a_run_samples_in_four_steps_and_its_files_record_it(run):
     assert max_pixel_difference(sampled, image) <= 2 and max_pixel_difference(sampled, base) > 10
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_equal_one_batch(run):
     overrides = [
         "method=lcm_lora",

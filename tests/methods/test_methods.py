@@ -50,7 +50,10 @@ def load_with_diffusers(folder):
     return pipeline
 
 
-@pytest.mark.parametrize("method", METHODS)
+FAST = ("lora", "sft", "textual inversion", "dreambooth_lora", "pretrain")
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m in FAST else pytest.mark.slow) for m in METHODS])
 def test_diffusers_reproduces_a_sample_after_twenty_steps(run, tmp_path, monkeypatch, method):  # pitfall 29
     from sdft.data.digits import Digits
 

@@ -130,6 +130,7 @@ def test_a_full_disk_preserves_the_existing_file(tmp_path):
     assert (tmp_path / "a.ckpt").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_kill_during_a_save_leaves_a_complete_file(tmp_path):
     program = """
 import itertools, torch

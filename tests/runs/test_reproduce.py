@@ -43,6 +43,7 @@ def test_a_reproduced_run_is_bit_identical_or_lists_the_differences(run, capsys)
         run(*OVERRIDES, BASE, f"reproduce={other}", name="four")
 
 
+@pytest.mark.slow
 def test_the_record_has_digests_of_the_model_and_the_data(run, tiny):
     _, folder = run(*OVERRIDES, name="one")
     record = json.loads((folder / "run.json").read_text())
@@ -95,6 +96,7 @@ def test_uncommitted_changes_are_saved_in_the_run_folder(tmp_path):
     assert read_commit(tmp_path / "changes.diff")
 
 
+@pytest.mark.slow
 def test_reproduce_uses_the_overrides_of_the_run(tmp_path):
     overrides = [*QUICK_OVERRIDES, *OVERRIDES, "hydra.run.dir=outputs/lora/1"]
     command = [sys.executable, str(ROOT / "train.py")]

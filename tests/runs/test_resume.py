@@ -103,7 +103,7 @@ METHODS = {
         "smooth_diffusion_weight=0.5",
     ],
 }
-FAST = ("lora", "accumulated epochs", "lcm_lora")
+FAST = ("lora",)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in METHODS])
@@ -136,6 +136,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, tmp_path, monkeypatch, n
 @pytest.mark.parametrize(
     ("callback", "hook", "step"), [(EMA, "on_train_batch_end", 1), (ResultExport, "on_train_end", 3)]
 )
+@pytest.mark.slow
 def test_a_run_resumes_from_its_start_and_from_its_last_step(run, monkeypatch, callback, hook, step):
     """Before the first checkpoint it starts again; after the last step it only writes the results."""
     overrides = [*FEW_DIGITS, "rank=2", "steps=3", "save_every=3", "ema=0.9", "log_every=2", "metrics=digits",
@@ -257,6 +258,7 @@ def test_a_second_run_in_a_folder_names_the_first(tmp_path):
     assert not (tmp_path / "a" / "lock").exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_its_wandb_run_without_duplicates(run, tmp_path, monkeypatch):
     """Except for the last step before the interruption, which may be incomplete."""
     overrides = [

@@ -57,6 +57,7 @@ def read_ranks(folder) -> list[str]:
 
 
 @pytest.mark.parametrize("launcher", [["submitit", "launcher.cluster=local"], ["ray"]], ids=lambda value: value[0])
+@pytest.mark.slow
 def test_a_sweep_runs_on_every_launcher(fake_train_script, tmp_path, monkeypatch, launcher):
     monkeypatch.setenv("BAD", "2")
     overrides = ["rank=1,2,4", "seed=0", "n_jobs=2", "accelerator=cpu", f"launcher={launcher[0]}", *launcher[1:]]
@@ -65,6 +66,7 @@ def test_a_sweep_runs_on_every_launcher(fake_train_script, tmp_path, monkeypatch
     assert len(list(tmp_path.glob("multirun/lora/*/*/log.txt"))) == 3
 
 
+@pytest.mark.slow
 def test_slurm_jobs_request_their_resources(fake_train_script, slurm, tmp_path):
     overrides = [
         "rank=1,2",

@@ -107,6 +107,7 @@ def test_equal_searches_propose_equal_options(search, tmp_path):
     assert ranks[0] == ranks[1] and len(set(ranks[0])) > 3
 
 
+@pytest.mark.slow
 def test_a_killed_search_resumes(fake_train_script, tmp_path):
     program = "import sys; from sdft.sweeps.sweep import run_sweep; "
     program += f"sys.exit(run_sweep(None, {OVERRIDES}))"

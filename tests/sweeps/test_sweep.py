@@ -83,6 +83,7 @@ def test_a_failed_job_does_not_stop_others_and_is_rerun(fake_train_script, tmp_p
     assert len(fake_train_script()) == 6 and len(list(tmp_path.glob("multirun/lora/*"))) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_resumes(fake_train_script, tmp_path):
     program = "import sys; from sdft.sweeps.sweep import run_sweep; "
     program += "sys.exit(run_sweep(None, ['rank=1,2,4', 'seed=0']))"
@@ -101,6 +102,7 @@ def test_a_killed_sweep_resumes(fake_train_script, tmp_path):
     assert [row["rank"] for row in csv.DictReader(table.open())] == ["1", "2", "4"]
 
 
+@pytest.mark.slow
 def test_sigterm_stops_a_sweep_and_its_jobs(fake_train_script, tmp_path):
     program = "import sys\nfrom sdft.cli.entry_point import exit_on_sigterm\nfrom sdft.sweeps.sweep import run_sweep\n"
     program += "with exit_on_sigterm():\n    sys.exit(run_sweep(None, ['rank=1,2', 'seed=0']))"

@@ -90,6 +90,7 @@ def test_a_sweep_logs_tables_page_and_verdict(fake_wandb_jobs, tmp_path, monkeyp
     assert resumed.config["finished"] == 6 and len(read_table(resumed, "settings")["data"]) == 3
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_not_logged_to_wandb_does_not_import_it(fake_train_script, tmp_path):
     program = "import sys; from sdft.sweeps.sweep import run_sweep; "
     program += "run_sweep(None, ['rank=1', 'seed=0']); "
@@ -124,6 +125,7 @@ def test_a_column_has_one_type():
     assert unify_column_type([True, [1, 2]]) == ["True", "[1, 2]"]
 
 
+@pytest.mark.slow
 def test_jobs_log_group_options_and_scores_and_panels_use_logged_metrics(run, tmp_path, monkeypatch):
     _, folder = run(
         "steps=2", "batch_size=8", "logger=wandb", "logger.mode=offline", "logger.project=mine", "rank=2",

@@ -45,6 +45,7 @@ def test_a_run_is_refused_before_caches_and_checkpoints_are_written(run, set_fre
 
 
 @pytest.mark.parametrize("method", [["ema=0.9"], ["method=sft"]])
+@pytest.mark.slow
 def test_checkpoints_are_as_large_as_expected(run, method):
     module, folder = run("steps=2", "save_every=1", "checkpoints_total_limit=2", *method)
     for path in (folder / "checkpoints").glob("*.ckpt"):

@@ -11,6 +11,7 @@ from test_training_run import assert_tensors_equal, load_adapter
 EXACT = ["optimizer.eps=1e-3"]  # a small eps lets Adam amplify rounding errors
 
 
+@pytest.mark.slow
 def test_epochs_are_the_same_number_of_steps(run):
     _, steps = run("steps=5", "schedule=cosine", "data.per_digit=2", name="steps")
     _, epochs = run("epochs=1", "schedule=cosine", "data.per_digit=2", name="epochs")
@@ -20,6 +21,7 @@ def test_epochs_are_the_same_number_of_steps(run):
     ]
 
 
+@pytest.mark.slow
 def test_scale_lr_multiplies_by_the_samples_per_step(run):  # S2-16
     _, unscaled = run(
         "steps=2", "lr=8e-4", "text_encoder_lr=8e-4", "batch_size=4", "gradient_accumulation_steps=2", name="unscaled"
@@ -49,6 +51,7 @@ def build_dreambooth_overrides(subject, *overrides: str, images: int = 3):
     return ["method=dreambooth_lora", f"data.path={subject}", "steps=2", "lr=1e-3", *prior, *EXACT, *overrides]
 
 
+@pytest.mark.slow
 def test_a_prior_weight_of_0_equals_no_prior(run, shared_run, subject, tmp_path):
     _, without = run(
         "data=folder", f"data.path={subject}", "data.caption=a sks three", "steps=2", "lr=1e-3", *EXACT, name="a"
@@ -89,6 +92,7 @@ def test_a_full_rank_lora_can_represent_any_update(tiny):  # S4-06
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "prodigy", "schedule_free", "adamw8bit"])
+@pytest.mark.slow
 def test_every_optimizer_resumes_bit_identically(run, optimizer):
     overrides = [f"optimizer={optimizer}", "steps=6", "sample_every=3", "batch_size=4"]
     _, uninterrupted = run(*overrides, "save_every=3", "checkpoints_total_limit=3", name="uninterrupted")

@@ -87,6 +87,7 @@ def test_rewriting_metadata_changes_no_tensor_and_is_idempotent(shared_run, tmp_
     assert file.read_bytes() == once and [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
+@pytest.mark.slow
 def test_two_equal_runs_write_equal_files(shared_run):
     _, one = shared_run(*OVERRIDES)
     _, other = shared_run(*OVERRIDES, "log_every=2")

@@ -45,6 +45,7 @@ def run_out_of_memory(monkeypatch):
     return set_failing_step
 
 
+@pytest.mark.slow
 def test_the_last_complete_step_is_saved_and_resumed(run, run_out_of_memory, tmp_path):
     _, uninterrupted = run("steps=3", *OVERRIDES, name="uninterrupted")
     run_out_of_memory(2)

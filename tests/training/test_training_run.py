@@ -24,6 +24,7 @@ PRETRAINED = ("steps=2", "lr=0.05", "alpha=3", "model.weights=pretrained")
 FULL = ("steps=2", "method=sft", "lr=1e-3", "model.weights=pretrained")
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_bit_identical_adapters_and_workers_change_nothing(run, shared_run):
     _, one = shared_run(*PLAIN)
     torch.manual_seed(99)
@@ -81,6 +82,7 @@ def test_checkpoints_contain_trainable_parameters_only(run):
     assert checkpoint["callbacks"]["ema"]["updates"] == 2
 
 
+@pytest.mark.slow
 def test_validation_loss_falls_and_is_equal_for_equal_weights(run, capsys):
     _, one = run("steps=20", "lr=1e-3", "model.weights=pretrained", "batch_size=8", name="one")
     _, other = run("steps=1", "lr=1e-30", "text_encoder_lr=1e-30", "model.weights=pretrained", "seed=0", name="other")

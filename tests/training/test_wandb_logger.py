@@ -109,6 +109,7 @@ def test_failures_of_media_are_reported_once(fresh_wandb, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("signal_name", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.slow
 def test_finishing_does_not_wait_for_a_dead_or_stopped_service(signal_name, fresh_wandb, capsys):
     import signal
 

@@ -78,6 +78,7 @@ def test_a_run_stops_early_without_improvement(run, monkeypatch, capsys):
     assert "at step 3: 2 evaluations" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_best_and_its_base(run, monkeypatch):
     patch_scores(monkeypatch, [0.5, 0.4, 0.3, 0.2])
     overrides = [*OVERRIDES, "checkpoint_metric=CLIP-T", "save_every=2"]
@@ -90,6 +91,7 @@ def test_a_resumed_run_keeps_its_best_and_its_base(run, monkeypatch):
     assert [entry["step"] for entry in timeline] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_another_evaluation(run):
     overrides = [*OVERRIDES, "save_every=1"]
     _, folder = run(*overrides, "steps=1", "checkpoint_metric=CLIP-I")

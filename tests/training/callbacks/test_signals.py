@@ -48,10 +48,8 @@ def test_signals_are_handled_only_during_a_run(number, tmp_path, monkeypatch):
     assert handlers[0].__func__ is SignalHandler.handle_signal and signal.getsignal(number) is previous
 
 
-OTHER_SIGNALS = [pytest.param(*pair, marks=pytest.mark.slow) for pair in ((signal.SIGINT, 130), (signal.SIGUSR1, 138))]
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), *OTHER_SIGNALS])
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_a_signal_saves_a_checkpoint_and_exits_with_its_status_and_the_run_resumes(tmp_path, number, status):
     one = start_run(tmp_path / "one", "steps=60", "save_every=5", "checkpoints_total_limit=1")
     wait_for_checkpoint(tmp_path / "one")
