@@ -26,7 +26,7 @@ def main(cfg):
     report = build_dataset_report(source, sizes, plan.steps_per_epoch, tokenizer, tokenizer.model_max_length)
     print("\n".join(report.lines))
     for warning in report.warnings:
-        print(f"warning  {warning}", file=sys.stderr)
+        print(f"warning    {warning}", file=sys.stderr)
     print(f"schedule {plan.steps_per_epoch:g} steps per epoch, batch {cfg.batch_size}")
     if cfg.contact_sheet:
         ContactSheet(source, sizes).draw().save(cfg.contact_sheet)

@@ -1,5 +1,6 @@
 """Import the libraries of a run quickly: in a good order, and without searching their objects for garbage."""
 
+import atexit
 import gc
 from contextlib import contextmanager
 from importlib import import_module
@@ -22,6 +23,7 @@ def pause_garbage_collection():
         yield
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # or libraries report leaks when the process ends
         if was_enabled:
             gc.enable()
 

@@ -70,9 +70,9 @@ def format_summary(stats: dict, median_tokens: float) -> Iterator[str]:
     more = f" and {len(buckets) - 6} more" if len(buckets) > 6 else ""
     low, high = stats["sides"]
     sides = f"{low} to {high}" if low < high else f"{low}"
-    yield f"data     {stats['images']} images, sides {sides} px → {largest}{more}"
+    yield f"data       {stats['images']} images, sides {sides} px → {largest}{more}"
     yield (
-        f"captions {stats['captions']}, {stats['unique captions']} unique, median {median_tokens:g} tokens; "
+        f"captions   {stats['captions']}, {stats['unique captions']} unique, median {median_tokens:g} tokens; "
         f"most frequent words: {', '.join(stats['frequent words'])}"
     )
 

@@ -42,7 +42,7 @@ class TensorCache:
             return  # deleted by rank 0
         except SafetensorError:
             if processes.rank() == 0:
-                print(f"cache    {path}: truncated file; its entries are computed again", flush=True)
+                print(f"cache      {path}: truncated file; its entries are computed again", flush=True)
                 path.unlink()
 
     def index_file(self, path: Path) -> None:
@@ -124,7 +124,7 @@ def fill_caches(
     counts = [(compute_missing(*job, max_pixels), job[-1]) for job in jobs]
     summary = ", ".join(f"{total} {label} ({new} new)" for (total, new), label in counts)
     if counts and processes.rank() == 0:
-        print(f"cache    {summary} " + (f"in {CACHE_DIR}/" if is_on_disk else "in memory"), flush=True)
+        print(f"cache      {summary} " + (f"in {CACHE_DIR}/" if is_on_disk else "in memory"), flush=True)
     return unused_parts
 
 

@@ -64,7 +64,7 @@ def evaluate(folder: Path, cfg: DictConfig, states: list[ModelVariant], scorers:
         build_comparison_image(files, groups[0], sampling).save(file, format="PNG")
     print(format_score_table(report))
     write_report(folder, report, evaluator, files)
-    print(f"report   {folder / 'report.html'}")
+    print(f"report     {folder / 'report.html'}")
     return report
 
 

@@ -83,7 +83,7 @@ def find_latest_checkpoint(folder: Path) -> Path | None:
         damage = find_damage(path)
         if not damage:
             return path
-        print(f"warning  {path}: {damage}; using the previous checkpoint", flush=True)
+        print(f"warning    {path}: {damage}; using the previous checkpoint", flush=True)
     return None
 
 

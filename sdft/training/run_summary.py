@@ -104,5 +104,5 @@ def print_run_summary(summary: dict, headline: str, data_lines: list[str], folde
         lines.append(f"memory     estimated {format_bytes(summary['memory_gb_expected'] * GB)}{excluded}{total}")
     print("\n".join([*lines, f"output     {folder}"]))
     for line in summary["warnings"]:
-        print(f"warning  {line}", file=sys.stderr)
+        print(f"warning    {line}", file=sys.stderr)
     sys.stdout.flush()

@@ -121,7 +121,7 @@ def print_wandb_warning(message: str, run=None) -> None:
     """Print one line, with the command that uploads the local files later."""
     folder = run and not run.disabled and run.settings.sync_dir
     upload = f"; later: wandb sync {os.path.relpath(Path(folder))}" if folder else ""
-    print(f"warning  {message}{upload}", flush=True)
+    print(f"warning    {message}{upload}", flush=True)
 
 
 def format_exception(error: BaseException) -> str:

@@ -136,7 +136,7 @@ def test_inspect_names_unusable_files_in_little_memory(hostile):  # S3-34
         env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f"data     {len(good)} images" in done.stdout and (folder.parent / "data.png").is_file()
+    assert f"data       {len(good)} images" in done.stdout and (folder.parent / "data.png").is_file()
     assert all(name in done.stderr for name in bad) and " 77 tokens; " in done.stderr
     assert "identical images: " in done.stderr and "near-duplicate images: " in done.stderr
     assert int(done.stdout.split("VmHWM:")[1].split()[0]) < 2**20  # kilobytes: 1 GB

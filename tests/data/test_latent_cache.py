@@ -53,7 +53,7 @@ def test_only_changed_inputs_are_encoded_again(image_folder, tiny, capsys):  # p
     model = tiny()
     assert (
         fill_and_read_summary(image_folder, model, capsys)
-        == "cache    4 latents (4 new), 5 captions (5 new) in outputs/cache/"
+        == "cache      4 latents (4 new), 5 captions (5 new) in outputs/cache/"
     )
     assert "4 latents (0 new), 5 captions (0 new)" in fill_and_read_summary(image_folder, model, capsys)
     Image.new("RGB", (32, 32), "red").save(image_folder / "2.png")
@@ -104,6 +104,6 @@ def test_truncated_file_is_deleted_and_its_entries_computed_again(tmp_path, caps
     again = TensorCache(tmp_path)
     assert ["k0" in again, "k1" in again, "k2" in again] == [True, False, True] and not paths[1].exists()
     output = capsys.readouterr().out
-    assert output.startswith(f"cache    {paths[1]}: ") and output.count("\n") == 1
+    assert output.startswith(f"cache      {paths[1]}: ") and output.count("\n") == 1
     again.add_from_all_ranks(entries[1])
     assert torch.equal(TensorCache(tmp_path)["k1"]["a"], entries[1]["k1"]["a"])

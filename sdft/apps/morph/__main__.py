@@ -53,7 +53,7 @@ def main(cfg):
     sequences = generate_sequences(morpher, variants, cfg.frames, metric)
     write_results(morpher, sequences, Path(cfg.folder), cfg, metric)
     if not can_write_mp4():
-        print(f"warning  {PYAV_HINT}", file=sys.stderr)
+        print(f"warning    {PYAV_HINT}", file=sys.stderr)
 
 
 def load_base_model(cfg):

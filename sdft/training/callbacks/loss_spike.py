@@ -59,7 +59,7 @@ class LossSpikeWarning(Callback):
         ratio = loss / median(self.history)
         if trainer.is_global_zero:
             print(
-                f"warning  step {self.last_step}: loss {loss:.4g} is {ratio:.1f} times its median {median(self.history):.4g}; "
+                f"warning    step {self.last_step}: loss {loss:.4g} is {ratio:.1f} times its median {median(self.history):.4g}; "
                 "if it stays high, lower lr",
                 flush=True,
             )

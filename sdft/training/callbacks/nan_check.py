@@ -39,7 +39,7 @@ class NanCheck(Callback):
                 f"{message}; the weights were not updated, {self.describe_last_checkpoint()}; lower lr, or check these images"
             )
         if not self.num_reported and trainer.is_global_zero:
-            print(f"warning  {message}; step skipped, further skips are counted in train/skipped", flush=True)
+            print(f"warning    {message}; step skipped, further skips are counted in train/skipped", flush=True)
         self.num_reported = num_skipped
         for logger in trainer.loggers:
             logger.log_metrics({"train/skipped": num_skipped}, trainer.global_step)

@@ -67,7 +67,7 @@ def test_a_run_prints_and_logs_it(run, monkeypatch, capsys):
 
     monkeypatch.setattr(DiffusionModule, "compute_losses", compute_losses)
     _, folder = run("steps=14", "lr=1e-4", "data.per_digit=2")
-    assert "warning  step 13: loss " in capsys.readouterr().out
+    assert "warning    step 13: loss " in capsys.readouterr().out
     assert "train/spike" in (folder / "metrics.csv").read_text()
 
 

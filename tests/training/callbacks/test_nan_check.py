@@ -46,7 +46,7 @@ def test_a_skipped_step_leaves_the_weights_unchanged_and_is_counted(run, nan_at_
     assert are_equal(before, skipped) and not are_equal(skipped, after)
     assert all(w.isfinite().all() for w in after.values())
     assert "train/skipped" in (folder / "metrics.csv").read_text() and int(module.skipped_steps) == 1
-    assert "warning  step 3: NaN/Inf" in capsys.readouterr().out
+    assert "warning    step 3: NaN/Inf" in capsys.readouterr().out
 
 
 def test_finite_steps_are_not_counted(run):
