@@ -27,7 +27,7 @@ def generate_images(folder: Path, count: int, side: int) -> None:
         width, height = (int(side * rng.uniform(0.7, 1.4)) for _ in range(2))
         coarse = Image.fromarray(rng.integers(0, 255, (12, 12, 3), np.uint8))
         coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{number:06d}.jpg", quality=90)
-        (folder / f"{number:06d}.txt").write_text(f"picture {number % 1000} of a set")
+        (folder / f"{number:06d}.txt").write_text(f"image {number % 1000} of a set")
 
 
 def time_call(function) -> tuple[float, object]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 # peft comes first: it needs most of what lightning needs, and registers its operations faster among fewer modules
-TRAINING_LIBRARIES = ("torch", "peft", "diffusers.pipelines.stable_diffusion", "lightning.pytorch")
+TRAINING_LIBRARIES = ("torch", "peft", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "lightning")
 # `wandb.init` needs it; pydantic looks through all loaded modules for its classes, which takes a second at the end
 WANDB_LIBRARIES = ("wandb.apis.public",)
 
