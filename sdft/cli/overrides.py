@@ -76,7 +76,8 @@ def check_override(text: str) -> None:
     if key == "hydra.mode":
         raise ValueError(f"{text}: Hydra's own sweeps run all jobs in one process; use -m")
     is_group = key in groups or key == "hydra" or "/" in key
-    if not is_group or override.is_sweep_override() or isinstance(value, str | list | dict):
+    is_interpolation = key in groups and "${" in text
+    if not is_group or override.is_sweep_override() or (isinstance(value, str | list | dict) and not is_interpolation):
         return
     if not (override.is_delete() and value is None):
         names = sorted(file.stem for file in groups[key].glob("*.yaml")) if key in groups else ["a name"]

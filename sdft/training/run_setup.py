@@ -42,11 +42,11 @@ GROUP_OPTIONS = ("method", "model", "data", "optimizer", "schedule", "precision"
 
 def check_options(cfg: DictConfig) -> None:
     """Check the options without a typed component, and that no required node is missing."""
+    check_option_types(cfg, OPTION_TYPES)
     if not re.fullmatch(r"[\w+-][\w .+-]*", cfg.name):  # names folders and files
         raise ValueError(f"name={cfg.name}: use letters, digits, spaces and . _ + - only")
     if cfg.model == "none":
         raise ValueError("model=none: accepted by evaluate.py only; choose a model")
-    check_option_types(cfg, OPTION_TYPES)
     check_required_nodes(cfg, REQUIRED_NODES)
     if cfg.reproduce:
         check_reproducible(cfg)
