@@ -9,18 +9,6 @@ from omegaconf import OmegaConf
 from sdft.data.prompts import read_prompts
 from sdft.runs.files import read_config, read_json
 
-AXIS_OPTIONS = (
-    "strength",
-    "prompt",
-    "checkpoint",
-    "run",
-    "rank",
-    "seed",
-    "steps",
-    "guidance_scale",
-    "scheduler",
-    "weights",
-)
 NUMBER_TYPES = {"strength": float, "guidance_scale": float, "seed": int, "steps": int, "rank": int}
 NUMBER_TYPE_NAMES = {int: "integers", float: "numbers"}
 MAX_AXIS_VALUES = 200  # values of an axis
