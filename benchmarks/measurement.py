@@ -35,6 +35,8 @@ def measure_program(program: Path, args: list[str], cwd: Path, **environment: st
 
 def run_with_clock() -> None:
     """Run the program in `sys.argv` with a hook that records the time of each optimizer step."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
     del sys.argv[0]
     steps, start, program = [], float(os.environ["START_TIME"]), sys.argv[0]
     sys.path[0] = str(Path(program).parent)
@@ -43,15 +45,7 @@ def run_with_clock() -> None:
         if optimizer.param_groups[0].get("name") != "probe":  # the memory estimate's, before the first step
             steps.append(time.time() - start)
 
-    class StepHookInstaller:
-        """Import finder that installs the hook once the program imports torch's optimizers."""
-
-        def find_spec(self, name, path=None, target=None):
-            if name == "torch.optim.swa_utils" and "torch.optim.optimizer" in sys.modules:
-                sys.meta_path.remove(self)
-                sys.modules["torch.optim.optimizer"].register_optimizer_step_post_hook(record_step)
-
-    sys.meta_path.insert(0, StepHookInstaller())
+    register_optimizer_step_post_hook(record_step)
     status = 0
     try:
         runpy.run_path(program, run_name="__main__")

@@ -140,11 +140,20 @@ def get_gpu_index() -> int:
     return 0 if torch.cuda.device_count() == 1 else get_process_info().local_rank
 
 
-def select_device(accelerator: str) -> str:
-    """The device of this process without a trainer: its GPU if available and not excluded, else the CPU."""
+def count_gpus() -> int:
+    """Number of visible GPUs: CUDA devices, or the one GPU of an Apple computer (mps)."""
     import torch
 
-    return f"cuda:{get_gpu_index()}" if torch.cuda.is_available() and accelerator != "cpu" else "cpu"
+    return torch.cuda.device_count() or int(torch.backends.mps.is_available())
+
+
+def select_device(accelerator: str) -> str:
+    """The device of this process: its GPU if there is one and `accelerator` is not cpu, else the CPU."""
+    import torch
+
+    if accelerator == "cpu" or not count_gpus():
+        return "cpu"
+    return f"cuda:{get_gpu_index()}" if torch.cuda.is_available() else "mps"
 
 
 def destroy_process_group() -> None:

@@ -88,7 +88,7 @@ def test_ranks_share_the_work_on_class_images_caches_and_scores(tmp_path):
         "protocol.images=2",
         "sampling.batch_size=2",
     ]
-    overrides += ["batch_size=2"]
+    overrides += ["batch_size=2", "evaluate_every=1", "evaluate_images=1", "checkpoint_metric=CLIP-I"]
     results = {}
     for name, more in {"one": [], "two": ["devices=2", "strategy=ddp", "batch_size=1"]}.items():
         home = tmp_path / name

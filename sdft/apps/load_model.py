@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sdft.config import check_config, check_option_types
-from sdft.distributed import select_device
+from sdft.distributed import count_gpus, select_device
 from sdft.evaluation.request import find_newest_run, read_run_config
 from sdft.evaluation.variants import BEST, find_result_folder, load_checkpoint_weights, select_checkpoints
 from sdft.lora.file import check_weight_count, find_lora_file
@@ -99,7 +99,7 @@ def resolve_model(app_cfg: DictConfig, base_only: bool = False) -> ModelRequest:
     """Find the files of the model; `base_only` needs none. `ValueError` for missing files or a wrong number of weights."""
     if app_cfg.get("accelerator") not in (None, *ACCELERATORS):
         raise ValueError(f"accelerator={app_cfg.accelerator}: choose one of {', '.join(ACCELERATORS)}")
-    if app_cfg.get("accelerator") == "gpu" and not torch.cuda.is_available():
+    if app_cfg.get("accelerator") == "gpu" and not count_gpus():
         raise ValueError("accelerator=gpu: torch finds no GPU on this machine; choose auto or cpu")
     cfg, run = resolve_model_config(app_cfg)
     if base_only:

@@ -75,16 +75,20 @@ class Sampling:
         Every rank runs every round (repeating a request if needed), because FSDP forward passes are collective.
         """
         rank, world_size = processes.rank(), processes.world_size()
-        for start in range(0, len(requests), self.batch_size * world_size):
-            round_requests = requests[start : start + self.batch_size * world_size]
-            rank_requests = round_requests[rank::world_size] or round_requests[:1]
-            gathered = processes.gather(list(self.sample_images(model, rank_requests, resolution)))
-            yield [gathered[i % world_size][i // world_size] for i in range(len(round_requests))] if gathered else []
+        with move_to_device(model, model.unet.device):
+            for start in range(0, len(requests), self.batch_size * world_size):
+                round_requests = requests[start : start + self.batch_size * world_size]
+                rank_requests = round_requests[rank::world_size] or round_requests[:1]
+                gathered = processes.gather(list(self.sample_images(model, rank_requests, resolution)))
+                images = [
+                    gathered[i % world_size][i // world_size] for i in range(len(round_requests) if gathered else 0)
+                ]
+                yield images
 
     def sample_images(
         self, model: StableDiffusion, requests: list[tuple[str, int]], resolution: ImageSize
     ) -> Iterator[Image.Image]:
-        """One RGB image per (prompt, seed), on this rank."""
+        """One RGB image per (prompt, seed), on this rank; all parts of the model are on one device."""
         pipeline, device = model.build_pipeline(), model.unet.device
         pipeline.scheduler = self.create_scheduler(model)
         width, height = resolution if isinstance(resolution, tuple) else (resolution, resolution)
@@ -97,7 +101,6 @@ class Sampling:
             )
             with (
                 eval_mode(model),
-                move_to_device(model, device),
                 torch.no_grad(),
                 autocast,
                 limit_threads(model.unet, shape),

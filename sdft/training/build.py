@@ -96,10 +96,10 @@ def build_trainer(
     datasets: RunDatasets,
     folder: Path,
     inputs: RunInputs,
-    evaluator,
+    evaluation,
     invocation: Invocation,
 ):
-    """Lightning's trainer with the project's callbacks and loggers; `evaluator` runs during training."""
+    """Lightning's trainer with the project's callbacks and loggers; `evaluation` runs during training."""
     from sdft.runs.metrics_csv import MetricsCsv
     from sdft.training.async_checkpoint import AsyncCheckpointIO
     from sdft.training.run_callbacks import build_callbacks
@@ -122,7 +122,7 @@ def build_trainer(
         max_steps=inputs.steps,
         accumulate_grad_batches=training.gradient_accumulation_steps,
         logger=[metrics_csv, *([logger] if logger else [])],
-        callbacks=build_callbacks(cfg, parts, datasets, folder, inputs, evaluator, metrics_csv, invocation),
+        callbacks=build_callbacks(cfg, parts, datasets, folder, inputs, evaluation, metrics_csv, invocation),
         log_every_n_steps=training.log_every,
         enable_checkpointing=True,
         default_root_dir=folder,

@@ -15,7 +15,7 @@ def estimate_checkpoint_size(module: DiffusionModule, ema: bool) -> int:
     """Bytes of one checkpoint: trainable weights, optimizer states, and the EMA if enabled."""
     trainable = module.get_trainable_parameters().values()
     shapes = [tuple(p.shape) for p in trainable]
-    optimizer_states = estimate_optimizer_state_bytes(module.optimizer, shapes, module.device)
+    optimizer_states = estimate_optimizer_state_bytes(module.optimizer, shapes, module.model.unet.device)
     return sum(map(count_bytes, trainable)) * (1 + ema) + optimizer_states
 
 

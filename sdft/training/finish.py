@@ -87,13 +87,16 @@ def get_weights_size_mb(result: Path) -> float:
 
 
 def free_training_memory(module, trainer) -> None:
-    """Free gradients and optimizer states, and on a GPU also the weights, for the evaluation."""
+    """Free gradients and optimizer states, and on a GPU also the weights, for the evaluation.
+
+    Lightning has moved the module to the CPU at the end of the training; its memory stays reserved until the cache is emptied.
+    """
     for optimizer in trainer.optimizers:
         optimizer.zero_grad()
         optimizer.state.clear()
-    if module.device.type == "cuda":
+    if trainer.strategy.root_device.type != "cpu":
         module.to("cpu")
-        torch.cuda.empty_cache()
+        torch.accelerator.empty_cache()
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 import sdft.distributed as processes
 from sdft.data.datamodule import TrainingDataModule
 from sdft.models.cpu_threads import limit_threads
@@ -14,12 +16,12 @@ from sdft.training.step_spec import StepSpec
 
 
 def apply_memory_format_and_compile(module, dataset, compile: str, device, steps: int) -> None:
-    """Use channels-last on a GPU and compile the UNet's blocks if `compile` asks for it.
+    """Use channels-last for the Tensor Cores of a GPU (16 bit or TF32) and compile the UNet's blocks if `compile` asks for it.
 
     Call it when the trainable parameters are known. Compiled blocks have no second derivatives, which `smoothness` requires.
     """
     unet = module.model.unet
-    if device.type == "cuda":
+    if device.type == "cuda" and (module.model.compute_dtype is not torch.float32 or torch.backends.cudnn.allow_tf32):
         set_channels_last(unet)
     if not module.smoothness and should_compile(compile, device, steps):
         num_blocks = compile_blocks(unet, shapes=len({size for part in dataset.datasets for size in part.sizes}))

@@ -34,9 +34,11 @@ class Precision:
         """Lightning's name of the precision."""
         return LIGHTNING_PRECISIONS[self.compute_dtype]
 
-    def check_accelerator(self, accelerator: str) -> None:
-        if self.compute_dtype == "float16" and accelerator == "cpu":
-            raise ValueError("precision=fp16: not supported on the CPU; choose fp32 or bf16")
+    def check_device(self, device: torch.device) -> None:
+        """`ValueError` for fp16 on a device without gradient scaling: a CPU, or an Apple GPU."""
+        if self.needs_grad_scaler and device.type != "cuda":
+            name = "the CPU" if device.type == "cpu" else "an Apple GPU"
+            raise ValueError(f"precision=fp16: not supported on {name}; choose fp32 or bf16")
 
     def configure_tf32(self) -> None:
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")

@@ -25,7 +25,7 @@ def build_callbacks(
     datasets: RunDatasets,
     folder: Path,
     inputs: RunInputs,
-    evaluator,
+    evaluation,
     metrics_csv,
     invocation: Invocation,
 ) -> list:
@@ -35,10 +35,10 @@ def build_callbacks(
     sample_images = SampleImageWriter(
         folder, parts["sampling"], inputs.prompts, cfg.resolution, training.sample_every, ema, training_metrics
     )
-    evaluation = []
-    if evaluator:
-        evaluation = [
-            build_evaluation_callback(cfg, parts, folder, evaluator, ema, training_metrics, inputs.checkpoint)
+    evaluations = []
+    if evaluation:
+        evaluations = [
+            build_evaluation_callback(cfg, parts, folder, evaluation, ema, training_metrics, inputs.checkpoint)
         ]
     signals, interval = SignalHandler(), (training.get_save_interval_steps(), training.get_save_interval_seconds())
     return [
@@ -46,7 +46,7 @@ def build_callbacks(
         OomCheckpoint(folder),
         *build_monitoring_callbacks(parts, datasets, folder, ema, training_metrics),
         sample_images,
-        *evaluation,
+        *evaluations,
         ResultExport(sample_images, cfg.name, list(invocation.command)),
         *parts["callbacks"].values(),
         StopOnSignal(signals, folder),
@@ -55,15 +55,15 @@ def build_callbacks(
 
 
 def build_evaluation_callback(
-    cfg: DictConfig, parts: dict, folder: Path, evaluator, ema, training_metrics, checkpoint: Path | None
+    cfg: DictConfig, parts: dict, folder: Path, evaluation, ema, training_metrics, checkpoint: Path | None
 ) -> PeriodicEvaluation:
-    """The callback that runs `evaluator` during training, with seeds other than the final evaluation's."""
+    """The callback that runs `evaluation` during training, with seeds other than the final evaluation's."""
     training = parts["training"]
     seed = parts["sampling"].seed + EVALUATION_SEED_OFFSET
     return PeriodicEvaluation(
         folder,
-        evaluator,
-        replace(parts["sampling"], images=evaluator.images, seed=seed),
+        evaluation,
+        replace(parts["sampling"], images=evaluation.images, seed=seed),
         cfg.resolution,
         every=training.evaluate_every,
         monitor=training.checkpoint_metric,

@@ -79,6 +79,8 @@ def count_parameters(parameters) -> int:
 def format_device(device: torch.device, threads: int) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"Apple GPU ({platform.machine()})"
     return f"cpu ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})"
 
 

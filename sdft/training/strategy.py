@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from sdft.distributed import build_cluster_environment, count_cpu_cores, get_gpu_index, get_process_info, is_launched
+from sdft.distributed import (
+    build_cluster_environment,
+    count_cpu_cores,
+    count_gpus,
+    get_process_info,
+    is_launched,
+    select_device,
+)
 
 STRATEGY_NAMES = ("auto", "ddp", "fsdp")
 ACCELERATORS = ("auto", "cpu", "gpu")
@@ -26,25 +33,21 @@ class Strategy:
             raise ValueError(f"num_nodes={self.num_nodes}: choose 1 or more")
 
     def device(self):
-        """The device of this process, before a trainer exists: the CPU, or the GPU of its local rank."""
+        """The device of this process, before a trainer exists: the CPU, the GPU of its local rank, or an Apple GPU (mps)."""
         import torch
 
-        return torch.device("cpu" if self.on_cpu() else f"cuda:{get_gpu_index()}")
+        return torch.device(select_device(self.accelerator))
 
     def on_cpu(self) -> bool:
-        import torch
-
-        return self.accelerator == "cpu" or not torch.cuda.is_available()
+        return self.accelerator == "cpu" or not count_gpus()
 
     def processes_per_node(self) -> int:
         """Processes per machine. On a CPU, `auto` is one, which already uses every core."""
-        import torch
-
         if self.devices != "auto":
             return int(self.devices)
         if is_launched():
             return get_process_info().local_count
-        return 1 if self.on_cpu() else torch.cuda.device_count()
+        return 1 if self.on_cpu() else count_gpus()
 
     def world_size(self) -> int:
         return self.processes_per_node() * self.num_nodes
@@ -72,11 +75,9 @@ class Strategy:
 
     def trainer_kwargs(self) -> dict:
         """Arguments of Lightning's Trainer."""
-        import torch
-
-        if self.accelerator == "gpu" and not torch.cuda.is_available():
+        if self.accelerator == "gpu" and not count_gpus():
             raise ValueError("accelerator=gpu: torch finds no GPU on this machine; choose auto or cpu")
-        num_gpus = 0 if self.accelerator == "cpu" else torch.cuda.device_count()
+        num_gpus = 0 if self.accelerator == "cpu" else count_gpus()
         if num_gpus and self.devices != "auto" and int(self.devices) > num_gpus:
             raise ValueError(f"devices={self.devices}: this machine has {num_gpus} GPUs; choose auto or fewer")
         if is_launched() and 0 < num_gpus < self.processes_per_node():

@@ -15,7 +15,7 @@ from sdft.training.datasets import build_datasets, fill_input_caches
 from sdft.training.finish import close_loggers_on_exit, finish_run, free_training_memory, report_reproduction
 from sdft.training.fit import apply_memory_format_and_compile, fit_and_record
 from sdft.training.inputs import RunInputs, load_inputs
-from sdft.training.intermediate_evaluator import build_intermediate_evaluator, load_run_scorers
+from sdft.training.intermediate_evaluation import build_intermediate_evaluation, load_run_scorers
 from sdft.training.oom_advice import explain_resource_errors
 from sdft.training.run_folder import launch_or_join, lock_run_folder
 from sdft.training.run_setup import check_options, collect_summary, flatten_options, start_run
@@ -56,7 +56,7 @@ class TrainingRun:
         if prior := self.parts["prior"]:
             prior.check_no_overlap(cfg.data.get("path"))
         strategy, precision = self.parts["strategy"], self.parts["precision"]
-        precision.check_accelerator(strategy.trainer_kwargs()["accelerator"])
+        precision.check_device(strategy.device())
         strategy.check(self.parts["method"].output_kind, precision.lightning_precision)
 
     @cached_property
@@ -70,9 +70,9 @@ class TrainingRun:
         inputs: RunInputs = load_inputs(cfg, folder, parts, self.source)
         device, training = parts["strategy"].device(), parts["training"]
         self.scorers = load_run_scorers(cfg, parts, device)
-        evaluator = None
+        evaluation = None
         if training.evaluate_every:
-            evaluator = build_intermediate_evaluator(cfg, self.scorers, self.source, inputs.training_source)
+            evaluation = build_intermediate_evaluation(cfg, self.scorers, self.source, inputs.training_source)
         class_source = inputs.load_class_images(cfg, parts, device)
         self.module = build_module(
             cfg, parts, inputs.model.cpu()
@@ -81,7 +81,7 @@ class TrainingRun:
         self.datasets = build_datasets(parts, inputs, class_source)
         fill_input_caches(cfg, parts, inputs, self.module, self.datasets, folder)
         apply_memory_format_and_compile(self.module, self.datasets.training, training.compile, device, inputs.steps)
-        self.trainer = build_trainer(cfg, parts, self.datasets, folder, inputs, evaluator, self.invocation)
+        self.trainer = build_trainer(cfg, parts, self.datasets, folder, inputs, evaluation, self.invocation)
         self.step, summary = collect_summary(
             self.module, self.datasets.training, parts, cfg, self.trainer, inputs, self.scorers
         )

@@ -35,6 +35,13 @@ def test_each_image_of_a_prompt_has_its_own_seed(tiny):
     assert max_pixel_difference(one, two) > 10
 
 
+def test_offloaded_parts_move_once_per_call_not_per_batch(tiny, monkeypatch):  # 0.6 GB each way for SD 1.5
+    model, moves = tiny(), []
+    monkeypatch.setattr(model.vae, "to", lambda device: moves.append(device))
+    Sampling(steps=1, images=3, batch_size=1)(model, ["a"], 32)
+    assert len(moves) == 2
+
+
 def test_module_modes_are_restored(tiny):
     model = tiny()
     model.unet.mid_block.train()

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sdft.losses.diffusion import DiffusionLoss
 from sdft.methods.full import FullFineTuning
@@ -17,9 +19,8 @@ from sdft.training.module import DiffusionModule
 def build_module(model, method=None, **options):
     lr = {"unet": 1e-4, "text_encoder": 5e-5}
     optimizer = partial(torch.optim.AdamW, lr=1e-4)
-    return DiffusionModule(
-        model, method or LoRA(4, 4), DiffusionLoss(), optimizer, LRSchedule("constant"), lr, **options
-    )
+    objective = options.pop("objective", None) or DiffusionLoss()
+    return DiffusionModule(model, method or LoRA(4, 4), objective, optimizer, LRSchedule("constant"), lr, **options)
 
 
 def build_batch(model, size=2, seed=0):
@@ -185,3 +186,29 @@ def test_each_learning_rate_has_its_own_parameter_group(tiny):
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert rates == pytest.approx({"unet": 1e-4, "unet_x16": 16e-4, "text_encoder": 5e-5, "text_encoder_x16": 80e-5})
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(module.get_trainable_parameters())
+
+
+class Float64Detector(TorchDispatchMode):
+    """Collects the operations that return float64 tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(t, torch.Tensor) and t.dtype == torch.float64 for t in tree_leaves(result)):
+            self.operations.add(str(func))
+        return result
+
+
+@pytest.mark.parametrize("objective", [{}, {"snr_gamma": 5.0, "noise_offset": 0.1}])
+def test_a_training_step_has_no_float64_tensors_which_apple_gpus_lack(tiny, objective):
+    model = tiny()
+    module = attach_trainer(build_module(model, objective=DiffusionLoss(**objective)))
+    optimizer, batch = build_optimizer(module), build_batch(model)
+    with Float64Detector() as detector:
+        module.training_step(batch, 0)["loss"].backward()
+        module.configure_gradient_clipping(optimizer)
+        optimizer.step()
+    assert not detector.operations

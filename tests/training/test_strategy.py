@@ -25,10 +25,25 @@ def test_invalid_options_are_refused(key, value):
         Strategy(**{key: value})
 
 
-def test_fp16_on_a_cpu_is_refused():
-    Precision("float16").check_accelerator("gpu")
-    with pytest.raises(ValueError, match="precision=fp16: "):
-        Precision("float16").check_accelerator("cpu")
+def test_fp16_without_gradient_scaling_is_refused():
+    Precision("float16").check_device(torch.device("cuda:0"))
+    for device in ("cpu", "mps"):
+        with pytest.raises(ValueError, match="precision=fp16: "):
+            Precision("float16").check_device(torch.device(device))
+        Precision("bfloat16").check_device(torch.device(device))
+
+
+def test_an_apple_gpu_is_used_unless_the_cpu_is_chosen(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for accelerator, device in {"auto": "mps", "gpu": "mps", "cpu": "cpu"}.items():
+        strategy = Strategy(accelerator=accelerator)
+        assert strategy.device() == torch.device(device) and strategy.processes_per_node() == 1
+        assert (
+            strategy.trainer_kwargs()["accelerator"] == accelerator
+        )  # Lightning's auto and gpu are the Apple GPU, too
+    with pytest.raises(ValueError, match="devices=2: "):
+        Strategy(devices=2).trainer_kwargs()
 
 
 def test_tf32_is_what_it_says():

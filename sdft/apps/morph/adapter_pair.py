@@ -22,7 +22,7 @@ def build_adapter_interpolator(cfg, model, images, mode: str, precision) -> Adap
 def load_or_train_adapters(cfg, model, images, precision) -> list[Path]:
     """Folders of the adapters in the cache; the model is on the CPU during the training of the missing ones."""
     trainer, cache_folder, device = instantiate(cfg.single_image), Path(cfg.adapter_cache), model.unet.device
-    precision.check_accelerator("cpu" if device.type == "cpu" else "gpu")
+    precision.check_device(device)
     model.cpu()
     folders = []
     for image in images:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdft.distributed import count_gpus
 from sdft.sweeps.jobs import Job
 from sdft.sweeps.launchers.remote_command import MAX_QUEUED_JOBS, build_remote_command, require_package
 
@@ -66,12 +67,6 @@ class Submitit:
             raise ValueError(f"launcher=submitit: {str(error).strip().splitlines()[-1]}; see launcher.slurm") from error
         id_file.write_text(submitted.job_id)
         return SubmittedJob(submitted, job, self.tasks)
-
-
-def count_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 class SubmittedJob:

@@ -7,9 +7,7 @@ from lightning import Callback
 from PIL import Image
 
 import sdft.distributed as processes
-from sdft.evaluation.evaluator import Evaluator
-from sdft.evaluation.protocol import PROMPTS_GROUP
-from sdft.evaluation.statistics import flatten_scores, format_score_name, orient_score
+from sdft.evaluation.statistics import flatten_scores, orient_score
 from sdft.evaluation.variants import BEST
 from sdft.models.sampling import Sampling
 from sdft.runs.evaluation_history import EvaluationHistory
@@ -17,6 +15,7 @@ from sdft.training.callbacks.ema import EMA
 from sdft.training.callbacks.metrics import TrainingMetrics
 from sdft.training.export.modelspec import write_result_metadata
 from sdft.training.fsdp import unshard_model
+from sdft.training.intermediate_evaluation import IntermediateEvaluation, split_metric_key
 
 EVALUATION_SEED_OFFSET = (
     10_000  # disjoint from the final evaluation's seeds, so that selection does not bias its scores
@@ -32,7 +31,7 @@ class PeriodicEvaluation(Callback):
     def __init__(
         self,
         folder: Path,
-        evaluator: Evaluator,
+        evaluation: IntermediateEvaluation,
         sampling: Sampling,
         resolution: int,
         every: int,
@@ -43,7 +42,7 @@ class PeriodicEvaluation(Callback):
         name: str,
         previous_run: Path | None = None,
     ):
-        self.folder, self.evaluator, self.sampling, self.resolution = folder, evaluator, sampling, resolution
+        self.folder, self.evaluation, self.sampling, self.resolution = folder, evaluation, sampling, resolution
         self.every, self.monitor, self.patience = every, monitor, patience
         self.ema, self.training_metrics, self.name, self.previous_run = ema, training_metrics, name, previous_run
         self.history = EvaluationHistory(folder / "evaluation")
@@ -66,7 +65,7 @@ class PeriodicEvaluation(Callback):
                     f"evaluate_every: {', '.join(changed)} differ from the evaluations of the resumed run; "
                     "use its options, or evaluate_every=0"
                 )
-            self.evaluator.build_metrics(self.history.load_images(0))
+            self.evaluation.evaluator.build_metrics(self.history.load_images(0))
         if self.best and self.best["metric"] != self.monitor:
             self.best, self.evaluations_since_best = None, 0
         self.stop_without_improvement(trainer)
@@ -90,7 +89,7 @@ class PeriodicEvaluation(Callback):
         with self.training_metrics.pause_clock(), self.ema.apply_averages(module):
             images = {
                 group.name: self.sampling(module.model, group.prompts, self.resolution)
-                for group in self.evaluator.groups
+                for group in self.evaluation.groups
             }
             scores = processes.broadcast(self.score_images(images, step) if trainer.is_global_zero else None)
             if self.monitor and step:
@@ -103,15 +102,15 @@ class PeriodicEvaluation(Callback):
         """Save the images of all groups, score them, and write both to the history."""
         self.history.save_images(images, step)
         if step == 0:
-            self.evaluator.build_metrics(images)
-        scores = self.evaluator.compute_scores(images)
+            self.evaluation.evaluator.build_metrics(images)
+        scores = self.evaluation.evaluator.compute_scores(images)
         self.history.write_entry({"step": step, **self.describe_images(), "scores": scores})
         return scores
 
     def update_best(self, step: int, scores: dict, module) -> None:
         """Save the result if its score is the best so far; a missing score never is."""
         group, name = split_metric_key(self.monitor)
-        direction = self.evaluator.metrics[group][name].higher_is_better
+        direction = self.evaluation.directions[group][name]
         value = scores[group][name]["value"]
         best_value = self.best["value"] if self.best else None
         if orient_score(value, direction) > orient_score(best_value, direction):
@@ -138,9 +137,9 @@ class PeriodicEvaluation(Callback):
 
     def describe_images(self) -> dict:
         """The settings that the images of a step depend on."""
-        groups = {group.name: group.prompts for group in self.evaluator.groups}
+        groups = {group.name: group.prompts for group in self.evaluation.groups}
         sampling = {name: value for name, value in self.sampling.to_dict().items() if name != "batch_size"}
-        return {"groups": groups, "images": self.evaluator.images, "sampling": sampling}
+        return {"groups": groups, "images": self.evaluation.images, "sampling": sampling}
 
     def state_dict(self):
         return {
@@ -152,20 +151,3 @@ class PeriodicEvaluation(Callback):
     def load_state_dict(self, state):
         self.best, self.last_step = state["best"], state["last_step"]
         self.evaluations_since_best = state["evaluations_since_best"]
-
-
-def split_metric_key(monitor: str) -> tuple[str, str]:
-    """Group and name of a score; the group defaults to the prompts."""
-    group, slash, name = monitor.rpartition("/")
-    return (group, name) if slash else (PROMPTS_GROUP, monitor)
-
-
-def check_checkpoint_metric(monitor: str | None, evaluator: Evaluator) -> None:
-    """`ValueError` before training when the evaluator does not compute the score `monitor`."""
-    evaluator.build_metrics({group.name: [Image.new("RGB", (8, 8))] for group in evaluator.groups})
-    if monitor is None:
-        return
-    available = [format_score_name(group, name) for group, metrics in evaluator.metrics.items() for name in metrics]
-    if format_score_name(*split_metric_key(monitor)) not in available:
-        missing = "".join(f"; {name} not measured: {reason}" for name, reason in evaluator.scorers.missing.items())
-        raise ValueError(f"checkpoint_metric={monitor}: choose one of {', '.join(available)}{missing}")
