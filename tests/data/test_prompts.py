@@ -16,8 +16,14 @@ def test_file_has_one_prompt_per_line(tmp_path):
     assert read_prompts(str(tmp_path / "p.txt")) == ["a café", "a dog"]
 
 
+def test_comments_are_no_prompts(tmp_path):
+    (tmp_path / "p.txt").write_text("# of the paper\na cat\n\n  # more\n a #1 dog \n")
+    assert read_prompts(str(tmp_path / "p.txt")) == ["a cat", "a #1 dog"]
+
+
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"\n \n", "prompts=.*p.txt: .*no prompt"), ("é".encode("latin-1"), "p.txt: not UTF-8")]
+    ("content", "message"),
+    [(b"\n \n# a comment", "prompts=.*p.txt: .*no prompt"), ("é".encode("latin-1"), "p.txt: not UTF-8")],
 )
 def test_file_without_prompts_is_refused(tmp_path, content, message):
     (tmp_path / "p.txt").write_bytes(content)
