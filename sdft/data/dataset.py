@@ -8,6 +8,7 @@ from PIL import Image
 
 from sdft.data.content_index import ContentRecord
 from sdft.data.file_index import FileRecord, map_in_threads
+from sdft.data.inventory import Inventory
 
 
 @dataclass
@@ -87,6 +88,11 @@ class ImageDataset:
         """All captions of each image; training draws one of them."""
         return [[caption] for caption in self.captions()]
 
+    @property
+    def cycles_captions(self) -> bool:
+        """Whether training uses the captions of an image in turn, one per epoch, instead of drawing one."""
+        return False
+
     def prompts(self) -> list[str]:
         """Default prompts for validation images."""
         return list(dict.fromkeys(self.captions()))[:4]
@@ -105,6 +111,10 @@ class ImageDataset:
     def skipped_files(self) -> list[str]:
         """Errors of files that cannot be used."""
         return []
+
+    def inventory(self) -> Inventory:
+        """What was used, and what was seen but not used."""
+        return Inventory()
 
     def describe(self) -> str:
         """One line for the run header."""

@@ -54,12 +54,13 @@ def build_dataset_report(
         "frequent tags": dict(tags.most_common(MAX_FREQUENT_TAGS)),
         "upscaled images": sum(factor > 1 for factor in upscales),
         "skipped": list(source.skipped_files()),
+        **source.inventory().to_json(),
         "image buckets": {name: f"{w}x{h}" for name, (w, h) in zip(source.file_records(), sizes, strict=False)},
         **find_duplicates(source.file_records()),
     }
     return DatasetReport(
         stats,
-        list(format_summary(stats, statistics.median(lengths))),
+        [*format_summary(stats, statistics.median(lengths)), *source.inventory().format_lines()],
         list(format_warnings(stats, upscales, max_tokens)),
     )
 

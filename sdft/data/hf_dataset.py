@@ -1,12 +1,15 @@
 """Captioned images from the Hugging Face hub, or from any folder or file that `datasets` loads."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from sdft.data.captions import choose_captions
 from sdft.data.content_index import ContentIndex, ContentRecord
 from sdft.data.dataset import CaptionedImage, ImageDataset
 from sdft.data.images import to_upright_rgb
+from sdft.data.inventory import Inventory
 from sdft.data.metadata_tables import parse_captions
 
 
@@ -20,6 +23,7 @@ class HuggingFaceDataset(ImageDataset):
     image_column: str = "image"
     caption_column: str = "text"
     caption: str | None = None
+    default_caption: str | None = None
     background: str = "white"
     limit: int | None = None
 
@@ -34,15 +38,19 @@ class HuggingFaceDataset(ImageDataset):
         except Exception as error:  # load_dataset raises many types
             raise ValueError(f"data.name={self.name}: {str(error).strip().splitlines()[0]}") from None
         for key in ("image_column", "caption_column"):
-            is_required = key == "image_column" or not self.caption
+            is_required = key == "image_column" or not (self.caption or self.default_caption)
             if is_required and getattr(self, key) not in rows.column_names:
                 raise ValueError(f"data.{key}={getattr(self, key)}: the dataset has {', '.join(rows.column_names)}")
         self.rows = rows.select(range(min(self.limit, len(rows)))) if self.limit else rows
         column = self.rows[self.caption_column] if self.caption_column in rows.column_names else [None] * len(self.rows)
-        self.texts = [parse_captions(value) or ([self.caption] if self.caption else []) for value in column]
+        source = f"captions from column {self.caption_column}"
+        chosen = [
+            choose_captions((parse_captions(value), source), self.caption, self.default_caption) for value in column
+        ]
+        self.texts, self.sources = [texts for texts, _ in chosen], [source for _, source in chosen]
         if missing := [number for number, texts in enumerate(self.texts) if not texts]:
             raise ValueError(
-                f"data.name={self.name}: no caption in row {missing[0]} and {len(missing) - 1} more; give data.caption="
+                f"data.name={self.name}: no caption in row {missing[0]} and {len(missing) - 1} more; give data.default_caption"
             )
 
     def __len__(self):
@@ -85,6 +93,9 @@ class HuggingFaceDataset(ImageDataset):
     def __getitem__(self, index: int) -> CaptionedImage:
         image = to_upright_rgb(self.rows[index][self.image_column], self.background)
         return CaptionedImage(image, self.texts[index][0], f"{self.name} row {index}")
+
+    def inventory(self) -> Inventory:
+        return Inventory(dict(Counter(self.sources)))
 
     def describe(self) -> str:
         return f"{self.name} {self.split}: {len(self)} images"

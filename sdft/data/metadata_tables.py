@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,30 +13,42 @@ MAX_ERROR_CHARS = 100  # length of a quotation in an error message
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
-def find_metadata_table(folder: Path) -> Path | None:
-    """Return the only table of a folder; raises `ValueError` if there are several."""
-    tables = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
-    if len(tables) > 1:
-        raise ValueError(f"{folder}: {' and '.join(file.name for file in tables)}; keep one of them")
-    return tables[0] if tables else None
+def read_metadata_table(
+    file: Path, image_column: str, caption_column: str
+) -> tuple[list[tuple[int, str, list[str]]], list[str]]:
+    """Return row number, image name and captions of every row, and the errors; a caption cell may be a list."""
+    entries, errors = [], defaultdict(list)
+    try:
+        for number, row in {".jsonl": read_jsonl_rows, ".csv": read_csv_rows, ".parquet": read_parquet_rows}[
+            file.suffix
+        ](file):
+            try:
+                entries.append((number, *parse_row(row, image_column, caption_column)))
+            except ValueError as error:
+                errors[str(error)].append(number)
+    except (ValueError, OSError) as error:  # the rest of the file cannot be read
+        return entries, [*format_row_errors(file, errors), str(error)]
+    return entries, format_row_errors(file, errors)
 
 
-def read_metadata_table(file: Path, image_column: str, caption_column: str) -> list[tuple[int, str, list[str]]]:
-    """Return row number, image name and captions of every row; a caption cell may be a list."""
-    rows = {".jsonl": read_jsonl_rows, ".csv": read_csv_rows, ".parquet": read_parquet_rows}[file.suffix](file)
-    entries = []
-    for number, row in rows:
-        if not isinstance(row, dict) or not {image_column, caption_column} <= row.keys():
-            columns = ", ".join(map(str, row))[:MAX_ERROR_CHARS] or "none" if isinstance(row, dict) else "no columns"
-            key = "caption" if isinstance(row, dict) and image_column in row else "image"
-            raise ValueError(
-                f"{file}:{number}: no {image_column} and {caption_column}; it has {columns}; give data.{key}_column=NAME"
-            )
-        try:
-            entries.append((number, str(row[image_column]), parse_captions(row[caption_column])))
-        except ValueError as error:
-            raise ValueError(f"{file}:{number}: {caption_column} is {error}") from None
-    return entries
+def format_row_errors(file: Path, errors: dict[str, list[int]]) -> list[str]:
+    """One line for each error, naming its first row."""
+    more = {text: f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else "" for text, rows in errors.items()}
+    return [f"{file}:{rows[0]}: {text}{more[text]}" for text, rows in errors.items()]
+
+
+def parse_row(row, image_column: str, caption_column: str) -> tuple[str, list[str]]:
+    """Return image name and captions of a row; raises `ValueError` if they cannot be read."""
+    if isinstance(row, ValueError):
+        raise row
+    if not isinstance(row, dict) or not {image_column, caption_column} <= row.keys():
+        columns = ", ".join(map(str, row))[:MAX_ERROR_CHARS] or "none" if isinstance(row, dict) else "no columns"
+        key = "caption" if isinstance(row, dict) and image_column in row else "image"
+        raise ValueError(f"no {image_column} and {caption_column}; it has {columns}; give data.{key}_column=NAME")
+    try:
+        return str(row[image_column]), parse_captions(row[caption_column])
+    except ValueError as error:
+        raise ValueError(f"{caption_column} is {error}") from None
 
 
 def parse_captions(value) -> list[str]:
@@ -55,26 +68,48 @@ def parse_text(value) -> str:
 
 
 def read_jsonl_rows(file: Path) -> Iterator[tuple[int, object]]:
+    """Yield line numbers and rows; a `ValueError` in place of a row that cannot be read."""
     for number, line in enumerate(read_text(file).split("\n"), 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, json.loads(line, object_pairs_hook=build_row)
+            except LookupError as error:
+                yield number, ValueError(error.args[0])
             except (ValueError, RecursionError):
-                raise ValueError(f"{file}:{number}: not a line of JSON") from None
+                yield number, ValueError("not a line of JSON")
 
 
-def read_csv_rows(file: Path) -> Iterator[tuple[int, dict]]:
-    """Delimited by comma, semicolon or tab, whichever is most frequent in the header."""
+def build_row(pairs: list[tuple[str, object]]) -> dict:
+    check_column_names([name for name, _ in pairs], LookupError)
+    return dict(pairs)
+
+
+def check_column_names(names: list[str], error_type: type[Exception] = ValueError) -> None:
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise error_type(f"two columns are called {duplicates[0][:MAX_ERROR_CHARS]!r}; rename one of them")
+
+
+def read_csv_rows(file: Path) -> Iterator[tuple[int, object]]:
+    """Delimited by comma, semicolon or tab, whichever is most frequent in the header. Yields like `read_jsonl_rows`."""
     text = read_text(file)
     header = text.partition("\n")[0]
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        names = rows.fieldnames or []
-        if duplicates := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{file}:1: two columns are called {duplicates[0]!r}; rename one of them")
-        yield from enumerate(rows, 2)
+        names = next((fields for fields in reader if fields), [])
+        check_column_names(names)
+        line = reader.line_num
+        for fields in reader:
+            line, number = reader.line_num, line + 1
+            if fields and len(fields) != len(names):
+                quoted = f'; quote a text that has a "{delimiter}"' if len(fields) > len(names) else ""
+                yield number, ValueError(f"{len(fields)} fields, but the header has {len(names)}{quoted}")
+            elif fields:
+                yield number, dict(zip(names, fields, strict=True))
     except csv.Error as error:
-        raise ValueError(f"{file}:{rows.reader.line_num}: not a line of CSV ({error})") from None
+        raise ValueError(f"{file}:{reader.line_num}: not a line of CSV ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"{file}:{reader.line_num}: {error}") from None
 
 
 def read_parquet_rows(file: Path) -> Iterator[tuple[int, dict]]:
@@ -83,7 +118,9 @@ def read_parquet_rows(file: Path) -> Iterator[tuple[int, dict]]:
     except ModuleNotFoundError:
         raise ValueError(f"{file}: parquet needs a package that is not installed: pip install pyarrow") from None
     try:
-        rows = pyarrow.parquet.ParquetFile(file).read().to_pylist()
+        table = pyarrow.parquet.ParquetFile(file).read()
+        check_column_names(table.column_names)
+        rows = table.to_pylist()
     except Exception as error:  # pyarrow raises many types
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{file}: not a readable parquet file ({lines[0][:MAX_ERROR_CHARS]})") from None

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from sdft.data.dataset import ImageDataset
-from sdft.data.image_folder import ImageFolder, format_list
+from sdft.data.image_folder import ImageFolder
 from sdft.data.images import IMAGE_SUFFIXES
+from sdft.data.inventory import format_list
 from sdft.data.training_samples import TrainingDataset
 from sdft.data.transforms import ImageSubset
 from sdft.models.image_cache import MANIFEST_FILE, collect_image_settings, format_folder_name, generate_missing_images
@@ -56,7 +57,7 @@ class PriorPreservation:
     def load_user_images(self) -> ImageDataset:
         """Load existing class images from `path`."""
         try:
-            return ImageFolder(self.path, caption=self.prompt)
+            return ImageFolder(self.path, default_caption=self.prompt)
         except ValueError as error:
             raise ValueError(str(error).replace("data.path", "class_path")) from None
 
@@ -83,7 +84,7 @@ class PriorPreservation:
         requests = {f"{number:05d}.png": (self.prompt, self.seed + number) for number in range(self.images)}
         title = f"class    {self.prompt!r}"
         generate_missing_images(requests, sampling, model, resolution, folder, settings, title, key="class_path")
-        source = ImageFolder(str(folder), caption=self.prompt)
+        source = ImageFolder(str(folder), default_caption=self.prompt)
         indices = [i for i, file in enumerate(source.files) if file.name in requests]
         if len(indices) < len(requests):
             raise ValueError(

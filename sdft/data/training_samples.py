@@ -186,6 +186,8 @@ class TrainingDataset(Dataset):
         if bool(self.draw_uniform(number, "dropout") < self.settings.dropout):
             return self.empty_ids
         variant = int(self.draw_uniform(number, "caption") * len(self.ids[index]))
+        if self.source.cycles_captions:
+            variant = number // self.plan.num_images % len(self.ids[index])
         if not self.settings.shuffle_tags:
             return self.ids[index][variant]
         tags = [tag.strip() for tag in self.all_captions[index][variant].split(",")]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from sdft.data.dataset import CaptionedImage, EvaluationSpec, ImageDataset
 from sdft.data.file_index import FileRecord
+from sdft.data.inventory import Inventory
 from sdft.rng import draw_permutation
 
 CAPTION_PLACEHOLDER = "{caption}"
@@ -50,6 +51,13 @@ class DatasetWrapper(ImageDataset):
 
     def skipped_files(self) -> list[str]:
         return self.source.skipped_files()
+
+    def inventory(self) -> Inventory:
+        return self.source.inventory()
+
+    @property
+    def cycles_captions(self) -> bool:
+        return self.source.cycles_captions
 
     def describe(self) -> str:
         return self.source.describe()

@@ -7,13 +7,16 @@ import glob
 import io
 import json
 import tarfile
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from sdft.data.captions import choose_captions
 from sdft.data.content_index import ContentIndex, ContentRecord
 from sdft.data.dataset import CaptionedImage, ImageDataset
 from sdft.data.images import IMAGE_SUFFIXES, decode_image
+from sdft.data.inventory import Inventory
 from sdft.data.metadata_tables import parse_captions
 
 
@@ -23,6 +26,7 @@ class WebDatasetShards(ImageDataset):
 
     path: str
     caption: str | None = None
+    default_caption: str | None = None
     caption_column: str = "text"
     background: str = "white"
 
@@ -33,11 +37,12 @@ class WebDatasetShards(ImageDataset):
             raise ValueError(f"data.path={self.path}: no shards; give a folder of .tar files, or a pattern of them")
         self.members: list[tuple[Path, str, int, int]] = []  # shard, name, offset and length in bytes
         self.texts: list[list[str]] = []
+        self.sources: list[str] = []  # of the captions
         for shard in shards:
             self.index_shard(shard)
         if missing := [name for (_, name, _, _), texts in zip(self.members, self.texts, strict=True) if not texts]:
             raise ValueError(
-                f"data.path={self.path}: no caption for {missing[0]} and {len(missing) - 1} more; give data.caption="
+                f"data.path={self.path}: no caption for {missing[0]} and {len(missing) - 1} more; give data.default_caption"
             )
         if not self.members:
             raise ValueError(f"data.path={self.path}: no images in its {len(shards)} shards")
@@ -61,7 +66,11 @@ class WebDatasetShards(ImageDataset):
         except (tarfile.TarError, UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
             raise ValueError(f"{path}: not a readable shard ({error})") from None
         self.members += images.values()
-        self.texts += [texts.get(key) or ([self.caption] if self.caption else []) for key in images]
+        for key in images:
+            captions = texts.get(key) or []
+            captions, source = choose_captions((captions, "captions from shards"), self.caption, self.default_caption)
+            self.texts.append(captions)
+            self.sources.append(source)
 
     def parse_caption_member(self, content: str, suffix: str) -> list[str]:
         """Return the captions of a `.txt` or `.json` member."""
@@ -104,6 +113,9 @@ class WebDatasetShards(ImageDataset):
         name = f"{self.members[index][0]}:{self.members[index][1]}"
         image = decode_image(io.BytesIO(self.read_member(index)), self.background, size, name=name)
         return CaptionedImage(image, self.texts[index][0], name)
+
+    def inventory(self) -> Inventory:
+        return Inventory(dict(Counter(self.sources)))
 
     def describe(self) -> str:
         return f"{self.path}: {len(self)} images in {len({path for path, *_ in self.members})} shards"

@@ -67,7 +67,7 @@ def test_two_tables_are_refused(image_folder):
     (image_folder / "metadata.jsonl").write_text("")
     (image_folder / "metadata.csv").write_text("")
     with pytest.raises(ValueError, match="metadata.jsonl and metadata.csv; "):
-        ImageFolder(str(image_folder), caption="a thing")
+        ImageFolder(str(image_folder), default_caption="a thing")
 
 
 def write_shard(path, members: dict[str, bytes]) -> None:

@@ -43,9 +43,9 @@ def test_empty_caption_counts_as_missing(folder):
         ImageFolder(str(folder))
 
 
-def test_caption_option_is_used_for_images_without_caption(folder):
+def test_default_caption_is_used_for_images_without_caption(folder):
     write_captions(folder, b="a b")
-    assert ImageFolder(str(folder), caption="a thing").captions() == ["a thing", "a b", "a thing"]
+    assert ImageFolder(str(folder), default_caption="a thing").captions() == ["a thing", "a b", "a thing"]
 
 
 def test_metadata_gives_captions_by_file_name(folder):

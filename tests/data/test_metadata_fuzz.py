@@ -44,7 +44,7 @@ OPTIONS = [
     {},
     {},
     {},
-    {"caption": "a thing"},
+    {"default_caption": "a thing"},
     {"on_error": "skip"},
     {"image_column": "file", "caption_column": "title"},
 ]

@@ -123,12 +123,16 @@ def summarize_data_sheet(folder: Path) -> list[tuple[str, str]]:
     entries = []
     for name, value in to_dict_or_empty(read_safe_json(folder, "data.json")).items():
         if isinstance(value, dict):
-            value = ", ".join(f"{to_text(key)} {to_text(one)}".strip() for key, one in list(value.items())[:12])
-        elif isinstance(value, list):
-            value = ", ".join(filter(None, map(to_text, value[:12])))
-        if text := to_text(value):
+            parts = [f"{to_text(key)} {format_data_value(one)}".strip() for key, one in list(value.items())[:12]]
+            value = ("; " if any(isinstance(one, list) for one in value.values()) else ", ").join(parts)
+        if text := format_data_value(value):
             entries.append((to_text(name), text))
     return entries[:24]
+
+
+def format_data_value(value) -> str:
+    """Text, a number, or a list of these."""
+    return ", ".join(filter(None, map(to_text, value[:12]))) if isinstance(value, list) else to_text(value)
 
 
 def list_run_files(run: IndexedRun) -> list[dict]:

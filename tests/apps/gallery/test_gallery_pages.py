@@ -17,7 +17,9 @@ from starlette.testclient import TestClient
 
 from sdft.apps.gallery.app import create_app
 from sdft.apps.gallery.overview_page import RunFilter, build_overview
+from sdft.apps.gallery.run_page import summarize_data_sheet
 from sdft.apps.gallery.server import bind_socket, build_run_index
+from sdft.data.inventory import Inventory
 
 BASE_URL = "http://127.0.0.1:8000"
 
@@ -362,3 +364,13 @@ def test_a_missing_folder_and_a_used_port_are_errors(tmp_path):
     with pytest.raises(ValueError, match=f"port={first.getsockname()[1]}: "):
         bind_socket(first.getsockname()[1])
     first.close()
+
+
+def test_run_page_names_the_files_that_were_not_used(tmp_path):
+    inventory = Inventory({"captions from text files": 2}, unused={"linked folders": ["a", "b"], "other files": ["c"]})
+    (tmp_path / "data.json").write_text(json.dumps({"images": 2, **inventory.to_json()}))
+    assert summarize_data_sheet(tmp_path) == [
+        ("images", "2"),
+        ("used", "captions from text files 2"),
+        ("not used", "linked folders a, b; other files c"),
+    ]
