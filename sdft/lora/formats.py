@@ -1,6 +1,5 @@
-"""Read and write the diffusers and the kohya LoRA format, both with alpha."""
+"""Write the diffusers LoRA format, with alpha equal to the rank, and the kohya format, with alpha; load any format."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -8,7 +7,14 @@ from torch import Tensor
 
 from sdft.lora.architecture import KOHYA_PREFIXES, get_model_architecture
 from sdft.lora.file import DIFFUSERS_FILE, PEFT_CONFIG_KEY, read_lora_file
-from sdft.lora.state_dict import KOHYA_SUFFIXES, AdapterState, build_adapter_state, get_adapter_state, split_tensor_name
+from sdft.lora.state_dict import (
+    KOHYA_SUFFIXES,
+    AdapterState,
+    build_adapter_state,
+    get_adapter_state,
+    pad_rank,
+    split_tensor_name,
+)
 from sdft.runs.files import atomic_write
 
 OMITTED_CONFIG_KEYS = ("task_type", "runtime_config", "base_model_name_or_path")  # the last is a local path
@@ -27,7 +33,7 @@ def save_lora(
     """Write `pytorch_lora_weights.safetensors` (diffusers) and `NAME-kohya.safetensors`, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {
-        DIFFUSERS_FILE: to_diffusers_format(adapters),
+        DIFFUSERS_FILE: (to_diffusers_format(adapters), {}),
         f"{name}-kohya.safetensors": to_kohya_format(adapters, name),
     }
     for file, (tensors, format_metadata) in files.items():
@@ -49,16 +55,27 @@ def write_safetensors(
         file.write_bytes(save(tensors, metadata={"format": "pt", **metadata}))
 
 
-def to_diffusers_format(adapters: dict[str, AdapterState]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors under peft names with the part as prefix; metadata with the peft config, which holds alpha."""
-    tensors, config = {}, {}
+def to_diffusers_format(adapters: dict[str, AdapterState]) -> dict[str, Tensor]:
+    """Tensors under peft names with the part as prefix; the scale is part of `lora_B`, so that alpha equals the rank.
+
+    Older readers know no alpha and scale by the ratio of ranks within a part, so that all layers are padded to one rank.
+    """
+    tensors = {}
     for part, adapter in adapters.items():
-        tensors |= {f"{part}.{key}": weight for key, weight in adapter.tensors.items()}
-        settings = adapter.settings | {"target_modules": sorted(adapter.settings["target_modules"])}
-        config |= {
-            f"{part}.{key}": v for key, v in settings.items() if v is not None and key not in OMITTED_CONFIG_KEYS
-        }
-    return tensors, {PEFT_CONFIG_KEY: json.dumps(config, default=str, sort_keys=True)}
+        alphas, rank = adapter.compute_alphas(), adapter.rank
+        for key, weight in adapter.tensors.items():
+            layer, kind = split_tensor_name(key)
+            layer_rank = len(adapter.tensors[f"{layer}.lora_A.weight"])
+            if kind == "lora_B.weight" and alphas[layer] != layer_rank:
+                weight = weight.float() * (alphas[layer] / layer_rank)
+            tensors[f"{part}.{key}"] = pad_rank(weight, kind, rank - layer_rank)
+    return tensors
+
+
+def build_peft_metadata(part: str, adapter: AdapterState) -> dict:
+    """The peft config of one part with its prefix, as diffusers takes it."""
+    settings = adapter.settings | {"target_modules": sorted(adapter.settings["target_modules"])}
+    return {f"{part}.{key}": v for key, v in settings.items() if v is not None and key not in OMITTED_CONFIG_KEYS}
 
 
 def to_kohya_format(adapters: dict[str, AdapterState], name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -110,9 +127,9 @@ def inject_adapter(module, part: str, adapter: AdapterState, name: str) -> None:
     from diffusers.utils import logging
 
     logging.set_verbosity_error()  # its warnings are about what is checked below
-    tensors, metadata = to_diffusers_format({part: adapter})
+    tensors = {f"{part}.{key}": weight for key, weight in adapter.tensors.items()}
     load = getattr(StableDiffusionPipeline, f"load_lora_into_{part}")
-    load(tensors, None, **{part: module}, adapter_name=name, metadata=json.loads(metadata[PEFT_CONFIG_KEY]))
+    load(tensors, None, **{part: module}, adapter_name=name, metadata=build_peft_metadata(part, adapter))
     loaded = get_adapter_state(part, module, name).tensors
     for key, tensor in adapter.tensors.items():
         if key not in loaded or not torch.equal(loaded[key].float().cpu(), tensor.float()):

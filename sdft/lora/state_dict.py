@@ -65,12 +65,20 @@ def convert_to_lora(part: str, module: nn.Module, initial: dict[str, LowRank] | 
     rank, tensors = max(len(down) for _, down in updates.values()), {}
     for layer, (up, down) in updates.items():
         padding, kernel = rank - len(down), shapes[layer][2:]
-        down, up = F.pad(down, (0, 0, 0, padding)), F.pad(up, (0, padding))
+        down, up = pad_rank(down, "lora_A.weight", padding), pad_rank(up, "lora_B.weight", padding)
         tensors[f"{layer}.lora_A.weight"] = down.reshape(rank, -1, *kernel)
         tensors[f"{layer}.lora_B.weight"] = up.reshape(-1, rank, *[1] * len(kernel))
     return normalize_adapter_state(
         part, tensors, LoraConfig(r=rank, lora_alpha=rank, target_modules=list(updates)).to_dict(), shapes
     )
+
+
+def pad_rank(weight: Tensor, kind: str, padding: int) -> Tensor:
+    """A factor with `padding` more ranks, which are zero; other tensors unchanged."""
+    dimension = {"lora_A.weight": 0, "lora_B.weight": 1}.get(kind)
+    if not padding or dimension is None:
+        return weight
+    return F.pad(weight, (*[0, 0] * (weight.ndim - 1 - dimension), 0, padding))
 
 
 def build_adapter_state(part: str, layers: dict[str, LowRankLayer]) -> AdapterState:

@@ -109,7 +109,7 @@ def test_converting_and_back_preserves_weights_and_metadata(app, home):
     )
     app("convert", "adapter=x.safetensors", "to=kohya", "folder=kohya")
     kohya = read_header(home / "kohya" / "x-kohya.safetensors")
-    assert (kohya["ss_steps"], kohya["mine"], kohya["ss_network_alpha"]) == ("9", "yes", "2.0")
+    assert (kohya["ss_steps"], kohya["mine"], kohya["ss_network_alpha"]) == ("9", "yes", "4.0")
     assert "lora_adapter_metadata" not in kohya  # diffusers rejects a kohya file with it
     app("convert", "adapter=kohya/x-kohya.safetensors", "to=diffusers", "folder=back")
     back = load_file(home / "back" / FILE)
@@ -159,7 +159,7 @@ def test_show_prints_a_summary_and_escapes_hostile_headers(app, home):
         "diffusers, float32",
         "tiny-sd",
         "4 (all 64 layers)",
-        "2 (all 64 layers)",
+        "alpha    4 (all 64 layers)",
         "to_q 14",
         "down 0",
         "mid",

@@ -23,7 +23,7 @@ def main(cfg):
     (file,) = read_lora_files([cfg.adapter], cfg.architecture)
     name = check_file_name(cfg.name or format_lora_name(file.path).split("/")[0].removesuffix(".safetensors"))
     adapters = {part: build_adapter_state(part, layers) for part, layers in file.parts.items()}
-    tensors, metadata = to_kohya_format(adapters, name) if cfg.to == "kohya" else to_diffusers_format(adapters)
+    tensors, metadata = to_kohya_format(adapters, name) if cfg.to == "kohya" else (to_diffusers_format(adapters), {})
     file_name = f"{name.removesuffix('-kohya')}-kohya.safetensors" if cfg.to == "kohya" else DIFFUSERS_FILE
     path = Path(cfg.folder) / file_name
     metadata = filter_metadata(file.metadata) | metadata
