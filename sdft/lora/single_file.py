@@ -13,6 +13,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from sdft.models.saving import save_pipeline
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import atomic_write
 
@@ -168,7 +169,7 @@ def save_pipeline_folder(model: StableDiffusion, folder: Path, dtype: torch.dtyp
     partial = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
-        model.build_pipeline().to(dtype=dtype).save_pretrained(partial)
+        save_pipeline(model, partial, dtype)
         (partial / "merge.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(partial, folder)
     except BaseException:

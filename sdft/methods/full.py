@@ -22,9 +22,11 @@ class FullFineTuning(Method):
             model.parts[part].requires_grad_(True)
 
     def save(self, model, folder: Path, name: str):
+        from sdft.models.saving import save_pipeline
+
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        model.build_pipeline().save_pretrained(partial)
+        save_pipeline(model, partial)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
 
