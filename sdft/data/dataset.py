@@ -80,6 +80,10 @@ class ImageDataset:
         """Hash of the content of image and mask."""
         return self.inspect(index).digest
 
+    def image_names(self) -> list[str]:
+        """A name of each image that stays the same from run to run; decodes no image."""
+        return [f"image {index}" for index in range(len(self))]
+
     def captions(self) -> list[str]:
         """The first caption of each image; decodes no image."""
         raise NotImplementedError
@@ -101,8 +105,8 @@ class ImageDataset:
         """Ground truth for scoring generated images, if the dataset has it."""
         return None
 
-    def verify(self) -> None:
-        """Raise one `ValueError` naming every unreadable image."""
+    def check_content(self, index: int) -> None:
+        """Raise `ValueError` if the files of an image no longer have the content behind `digest`."""
 
     def file_records(self) -> dict[str, FileRecord]:
         """File records by relative name, if the dataset consists of files."""

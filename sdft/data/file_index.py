@@ -1,78 +1,170 @@
-"""File index: digest, size and perceptual hash of each image file, cached by file size and modification time."""
+"""File index: digest, size and perceptual hash of each image file, cached while inode, size and times of the file stay equal."""
 
 import hashlib
-import json
 import os
-from collections.abc import Callable
+import time
+import zipfile
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from sdft.runs.files import atomic_write
+from sdft.data.folder_listing import MASK_SUFFIX
+from sdft.runs.files import atomic_write, get_identity
 
 SCAN_CACHE_DIR = Path("outputs/cache/scans")
+BLOCK_SIZE = 1024  # files that are scheduled at once
+SAVE_INTERVAL = 20  # seconds between saves of an unfinished scan
+ROW_TYPE = np.dtype(
+    [("identity", "u8", 4), ("digest", "u1", 32), ("width", "i4"), ("height", "i4"), ("dhash", "u8"), ("ok", "?")]
+)
 
 
-@dataclass
+@dataclass(slots=True)
 class FileRecord:
-    """`digest`: SHA-256 of the file; `dhash`: 64-bit perceptual hash; `error`: why the file is unreadable."""
+    """`identity`: inode, size, and times of content and metadata; `digest`: SHA-256; `error`: why the file is unreadable."""
 
-    size: int
-    time: int  # nanoseconds
+    identity: tuple[int, ...]
     digest: str = ""
     width: int = 0  # upright, in pixels
     height: int = 0
-    dhash: int = 0
+    dhash: int = 0  # 64-bit perceptual hash
     error: str | None = None
 
 
+class RecordTable:
+    """Records of many files in one array, 89 bytes each; errors are stored apart."""
+
+    def __init__(self, rows: np.ndarray, errors: dict[int, str] | None = None):
+        self.rows, self.errors = rows, errors or {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> FileRecord:
+        row = self.rows[index]
+        identity, digest = tuple(map(int, row["identity"])), row["digest"].tobytes().hex()
+        return FileRecord(
+            identity, digest, int(row["width"]), int(row["height"]), int(row["dhash"]), self.errors.get(index)
+        )
+
+    def __setitem__(self, index: int, record: FileRecord) -> None:
+        digest = np.frombuffer(bytes.fromhex(record.digest or "00" * 32), np.uint8)
+        self.rows[index] = (
+            record.identity, digest, record.width, record.height, record.dhash, not record.error
+        )  # fmt: skip
+        if record.error:
+            self.errors[index] = record.error
+
+    def select(self, indices: Iterable[int]) -> "RecordTable":
+        return RecordTable(self.rows[np.fromiter(indices, np.int64)])
+
+
 def scan_files(
-    files: list[Path], decode: Callable[[Path], Image.Image], root: Path
-) -> tuple[list[FileRecord], Callable[[], None]]:
-    """Return one record per file, and a function that saves them. Opens only files that changed since the last saved scan."""
-    cache_file = SCAN_CACHE_DIR / f"{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.json"
-    cached = read_scan_cache(cache_file)
+    files: list[Path], decode: Callable[[Path], Image.Image], root: Path, verify: bool = False
+) -> RecordTable:
+    """Return one record per file. Decodes only new content, and hashes only files with a new identity, or all to `verify`.
 
-    def load_record(file: Path) -> FileRecord:
-        status = file.stat()
-        record = cached.get(str(file.relative_to(root)))
-        if record and not record.error and (record.size, record.time) == (status.st_size, status.st_mtime_ns):
-            return record
-        return inspect_file(file, FileRecord(status.st_size, status.st_mtime_ns), decode)
+    Readable files are remembered, also by a scan that is interrupted.
+    """
+    cache = ScanCache(root)
+    names = [os.path.relpath(file, root) for file in files]
+    records = RecordTable(np.zeros(len(files), ROW_TYPE))
 
-    records = map_in_threads(load_record, files)
+    def scan_file(index: int) -> None:
+        records[index] = cache.find_record(names[index], files[index], verify) or inspect_file(files[index], decode)
 
-    def save_records() -> None:
-        by_name = {str(file.relative_to(root)): record for file, record in zip(files, records, strict=True)}
-        if any(record is not cached.get(name) for name, record in by_name.items()):
-            with atomic_write(cache_file) as path:
-                path.write_text(
-                    json.dumps({name: asdict(record) for name, record in by_name.items()}), encoding="utf-8"
-                )
-
-    return records, save_records
+    saved = time.monotonic()
+    for start in range(0, len(files), BLOCK_SIZE):
+        map_in_threads(scan_file, range(start, min(start + BLOCK_SIZE, len(files))))
+        if time.monotonic() - saved > SAVE_INTERVAL:
+            cache.save(names, records)
+            saved = time.monotonic()
+    cache.save(names, records)
+    return records
 
 
-def read_scan_cache(cache_file: Path) -> dict[str, FileRecord]:
-    """Return {} if the file is missing or damaged."""
+class ScanCache:
+    """Records of the last scan of a folder, by relative name and by content."""
+
+    def __init__(self, root: Path):
+        self.file = SCAN_CACHE_DIR / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.npz"
+        self.names, self.records = read_scan_cache(self.file)
+        self.by_name = {name: index for index, name in enumerate(self.names)}
+
+    @cached_property
+    def by_content(self) -> dict[tuple[bytes, bool], int]:
+        digests = self.records.rows["digest"]
+        return {(digests[index].tobytes(), is_mask(name)): index for index, name in enumerate(self.names)}
+
+    def find_record(self, name: str, file: Path, verify: bool) -> FileRecord | None:
+        """The record of an unchanged file, or of any file with the same content; None if there is none."""
+        try:
+            identity, index = get_identity(file), self.by_name.get(name)
+            if index is not None and not verify and tuple(self.records.rows["identity"][index]) == identity:
+                return self.records[index]
+            if not self.by_content:
+                return None
+            digest = hashlib.sha256(file.read_bytes()).digest()
+        except OSError:
+            return None  # `inspect_file` names the error
+        index = self.by_content.get((digest, is_mask(name)))
+        if index is None or get_identity(file) != identity:
+            return None
+        record = self.records[index]
+        record.identity = identity
+        return record
+
+    def save(self, names: list[str], records: RecordTable) -> None:
+        """Write the records of all readable files, if any has changed."""
+        keep = np.flatnonzero(records.rows["ok"])
+        rows, names = records.rows[keep], [names[index] for index in keep]
+        if names == self.names and np.array_equal(rows, self.records.rows):
+            return
+        text = np.frombuffer("\0".join(names).encode("utf-8", "surrogateescape"), np.uint8)
+        with atomic_write(self.file) as path, open(path, "wb") as file:
+            np.savez(file, rows=rows, names=text)
+
+
+def read_scan_cache(file: Path) -> tuple[list[str], RecordTable]:
+    """Names and records; empty if the file is missing or damaged (zip stores a checksum)."""
     try:
-        records = json.loads(cache_file.read_text(encoding="utf-8"))
-        return {name: FileRecord(**record) for name, record in records.items()}
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
-        return {}
+        with np.load(file, allow_pickle=False) as content:
+            rows, text = content["rows"], content["names"]
+        names = text.tobytes().decode("utf-8", "surrogateescape").split("\0") if text.size else []
+        if rows.dtype == ROW_TYPE and rows.shape == (len(names),):
+            return names, RecordTable(rows)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    return [], RecordTable(np.zeros(0, ROW_TYPE))
 
 
-def inspect_file(file: Path, record: FileRecord, decode: Callable[[Path], Image.Image]) -> FileRecord:
+def inspect_file(file: Path, decode: Callable[[Path], Image.Image]) -> FileRecord:
+    record = FileRecord((0, 0, 0, 0))
     try:
-        image = decode(file)
+        record.identity, image = get_identity(file), decode(file)
         record.digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        if get_identity(file) != record.identity:
+            raise ValueError(f"{file}: changed while it was read; start again")
     except (ValueError, OSError) as error:
         record.error = str(error)
         return record
     record.width, record.height, record.dhash = *image.size, compute_dhash(image)
     return record
+
+
+def check_digest(file: Path, digest: str) -> None:
+    """`ValueError` if the content of a file is not the one that was checked."""
+    if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        raise ValueError(f"{file}: its content is not the one that was checked; start again with data.verify=full")
+
+
+def is_mask(name: str) -> bool:
+    return name.lower().endswith(MASK_SUFFIX)
 
 
 def compute_dhash(image: Image.Image) -> int:
@@ -82,6 +174,6 @@ def compute_dhash(image: Image.Image) -> int:
     return sum(bit << position for position, bit in enumerate(bits))
 
 
-def map_in_threads(task: Callable, items: list) -> list:
+def map_in_threads(task: Callable, items) -> list:
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return list(threads.map(task, items, chunksize=16))
+        return list(threads.map(task, items))

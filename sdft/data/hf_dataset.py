@@ -56,6 +56,9 @@ class HuggingFaceDataset(ImageDataset):
     def __len__(self):
         return len(self.rows)
 
+    def image_names(self) -> list[str]:
+        return [f"row {index}" for index in range(len(self))]
+
     def captions(self) -> list[str]:
         return [texts[0] for texts in self.texts]
 

@@ -3,7 +3,6 @@
 `NAME.mask.png` next to an image is its mask: white is trained on.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +10,13 @@ from PIL import Image, ImageColor
 
 from sdft.data.captions import CAPTION_LINES, REPLACED_BY_OPTION, CaptionReader, choose_captions
 from sdft.data.dataset import CaptionedImage, ImageDataset
-from sdft.data.file_index import FileRecord, scan_files
-from sdft.data.folder_listing import MASK_SUFFIX, FolderListing, get_stem, is_unicode
+from sdft.data.file_index import FileRecord, check_digest, is_mask, scan_files
+from sdft.data.folder_listing import FolderListing, get_stem, is_unicode
 from sdft.data.images import IMAGE_SUFFIXES, check_mask_size, decode_image, decode_mask
 from sdft.data.inventory import Inventory, format_group, format_list
 
 ERROR_POLICIES = ("stop", "skip")
+VERIFY_MODES = ("changed", "full")
 
 
 @dataclass
@@ -26,7 +26,8 @@ class ImageFolder(ImageDataset):
     `caption` is the caption of all images, `default_caption` of those that have none. `caption_lines` says which lines of
     a caption file are used: the first, one drawn for each sample (random), each in turn, one per epoch (all), or all of
     them joined to one (join). `on_error=stop` raises a `ValueError` listing every unusable file; `skip` omits and reports
-    these files. `follow_links` reads what symbolic links point to, outside the folder too.
+    these files. `follow_links` reads what symbolic links point to, outside the folder too. `verify=full` hashes every file
+    again; `changed` only those whose inode, size or times are new.
     """
 
     path: str
@@ -38,13 +39,15 @@ class ImageFolder(ImageDataset):
     caption_column: str = "text"
     on_error: str = "stop"
     follow_links: bool = False
+    verify: str = "changed"
 
     def __post_init__(self):
         try:
             ImageColor.getrgb(self.background)
         except ValueError:
             raise ValueError(f"data.background={self.background}: give a colour such as white or #808080") from None
-        for key, choices in {"on_error": ERROR_POLICIES, "caption_lines": CAPTION_LINES}.items():
+        choices_by_key = {"on_error": ERROR_POLICIES, "caption_lines": CAPTION_LINES, "verify": VERIFY_MODES}
+        for key, choices in choices_by_key.items():
             if getattr(self, key) not in choices:
                 raise ValueError(f"data.{key}={getattr(self, key)}: choose one of {', '.join(choices)}")
         self.root = Path(self.path).expanduser()
@@ -56,14 +59,13 @@ class ImageFolder(ImageDataset):
         if not listing.images and not self.errors:
             accepted = f"no images; accepted files: {' '.join(IMAGE_SUFFIXES)}"
             raise ValueError(f"data.path={self.path}: {'; '.join([accepted, *self.list_unused()])}")
-        save_records = self.select_usable_files(listing, captions)
+        self.select_usable_files(listing, captions)
         if self.errors and self.on_error == "stop":
             raise ValueError(
                 f"{format_list(self.errors, '; ', limit=50)}; fix them, or give data.on_error=skip to omit these files"
             )
         if not self.files:
             raise ValueError(f"data.path={self.path}: no usable image: {format_list(self.errors, '; ')}")
-        save_records()
 
     def read_captions(self, listing: FolderListing) -> dict[Path, tuple[list[str], str]]:
         """Captions and their source for each image that has its own; none with one caption for all."""
@@ -75,14 +77,16 @@ class ImageFolder(ImageDataset):
 
     def select_usable_files(
         self, listing: FolderListing, captions: dict[Path, tuple[list[str], str]]
-    ) -> Callable[[], None]:
-        """Set `files`, `records`, `texts` and `masks`, and extend `errors`. Returns the function that saves the scan."""
+    ) -> None:
+        """Set `files`, `records`, `texts` and `masks`, and extend `errors`."""
         masks, files = listing.masks, {path: name for name, path in listing.images.items()}
         usable, uncaptioned = [], []
         self.masks: dict[Path, Path] = {}
-        records, save_records = scan_files([*sorted(files), *masks.values()], self.decode_file, self.root)
-        self.mask_records = dict(zip(masks.values(), records[len(files) :], strict=True))
-        for file, record in zip(sorted(files), records[: len(files)], strict=True):
+        scanned = [*sorted(files), *masks.values()]
+        records = scan_files(scanned, self.decode_file, self.root, self.verify == "full")
+        self.mask_records = {mask: records[number] for number, mask in enumerate(masks.values(), len(files))}
+        for number, file in enumerate(scanned[: len(files)]):
+            record = records[number]
             texts, source = choose_captions(captions.get(file, ([], "")), self.caption, self.default_caption)
             mask = masks.get(get_stem(files[file]))
             error = record.error or (mask and find_mask_error(mask, self.mask_records[mask], record))
@@ -91,7 +95,7 @@ class ImageFolder(ImageDataset):
             elif not texts:
                 uncaptioned.append(listing.format_name(file))
             else:
-                usable.append((file, record, texts))
+                usable.append((file, number, texts))
                 self.masks |= {file: mask} if mask else {}
                 listing.inventory.count_used(source)
         stems = set(map(get_stem, files.values()))
@@ -103,16 +107,15 @@ class ImageFolder(ImageDataset):
             parts = [f"data.path={self.path}: no caption for {format_list(uncaptioned, limit=20)}", *self.list_unused()]
             self.errors.append("; ".join([*parts, advice]))
         self.files = [file for file, _, _ in usable]
-        self.records = [record for _, record, _ in usable]
+        self.records = records.select(number for _, number, _ in usable)
         self.texts = [texts for _, _, texts in usable]
-        return save_records
 
     def list_unused(self) -> list[str]:
         return [f"not used: {format_group(reason, names)}" for reason, names in self.listed.unused.items()]
 
     def decode_file(self, file: Path) -> Image.Image:
         """Decode an image or a mask."""
-        return decode_mask(file) if file.name.lower().endswith(MASK_SUFFIX) else decode_image(file, self.background)
+        return decode_mask(file) if is_mask(file.name) else decode_image(file, self.background)
 
     def __len__(self):
         return len(self.files)
@@ -130,9 +133,17 @@ class ImageFolder(ImageDataset):
         mask = self.masks.get(self.files[index])
         return f"{self.records[index].digest} {self.background} {self.mask_records[mask].digest if mask else ''}"
 
+    def image_names(self) -> list[str]:
+        return [str(file.relative_to(self.root)) for file in self.files]
+
     def file_records(self) -> dict[str, FileRecord]:
-        names = [str(file.relative_to(self.root)) for file in self.files]
-        return dict(zip(names, self.records, strict=True))
+        return {name: self.records[index] for index, name in enumerate(self.image_names())}
+
+    def check_content(self, index: int) -> None:
+        mask = self.masks.get(self.files[index])
+        for file, record in ((self.files[index], self.records[index]), (mask, self.mask_records.get(mask))):
+            if file:
+                check_digest(file, record.digest)
 
     def skipped_files(self) -> list[str]:
         return self.errors

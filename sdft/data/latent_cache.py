@@ -205,7 +205,11 @@ def build_latent_encoder(model):
 
     def decode(source: tuple) -> CaptionedImage:
         size, dataset, index = source
-        return recent[source] if source in recent else dataset.source.load_image(index, size)
+        if source in recent:
+            return recent[source]
+        image = dataset.source.load_image(index, size)
+        dataset.source.check_content(index)  # the latents are stored under its digest
+        return image
 
     def crop(latent: tuple) -> dict[str, Tensor]:
         size, dataset, index, flip = latent

@@ -19,6 +19,9 @@ class DatasetWrapper(ImageDataset):
     def __len__(self):
         return len(self.source)
 
+    def image_names(self) -> list[str]:
+        return self.source.image_names()
+
     def captions(self) -> list[str]:
         return self.source.captions()
 
@@ -43,8 +46,8 @@ class DatasetWrapper(ImageDataset):
     def evaluation_spec(self) -> EvaluationSpec | None:
         return self.source.evaluation_spec()
 
-    def verify(self) -> None:
-        self.source.verify()
+    def check_content(self, index: int) -> None:
+        self.source.check_content(index)
 
     def file_records(self) -> dict[str, FileRecord]:
         return self.source.file_records()
@@ -108,6 +111,9 @@ class ImageSubset(DatasetWrapper):
     def __len__(self):
         return len(self.indices)
 
+    def image_names(self) -> list[str]:
+        return self.select(self.source.image_names())
+
     def captions(self) -> list[str]:
         return self.select(self.source.captions())
 
@@ -128,6 +134,9 @@ class ImageSubset(DatasetWrapper):
 
     def digest(self, index: int) -> str:
         return self.source.digest(self.indices[index])
+
+    def check_content(self, index: int) -> None:
+        self.source.check_content(self.indices[index])
 
     def file_records(self) -> dict[str, FileRecord]:
         records = list(self.source.file_records().items())

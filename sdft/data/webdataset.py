@@ -82,6 +82,9 @@ class WebDatasetShards(ImageDataset):
     def __len__(self):
         return len(self.members)
 
+    def image_names(self) -> list[str]:
+        return [f"{path.name}:{name}" for path, name, *_ in self.members]
+
     def captions(self) -> list[str]:
         return [texts[0] for texts in self.texts]
 

@@ -8,6 +8,7 @@ import torch
 from sdft.models.embedded import ASSETS_FOLDER
 from sdft.models.safetensors_check import check_model_folder, check_no_custom_code
 from sdft.models.stable_diffusion import PREDICTION_TYPES, StableDiffusion, compute_alphas_cumprod
+from sdft.runs.files import get_identity
 from sdft.runs.hashing import share_digests
 
 WEIGHT_SOURCES = ("pretrained", "random")
@@ -104,10 +105,9 @@ def load_pretrained(name: str, revision: str | None = None, variant: str | None 
     return model
 
 
-def describe_weight_files(folder: Path) -> tuple[tuple[Path, int, int], ...]:
-    """Path, bytes and modification time in nanoseconds of each weights file of a model folder."""
-    files = [(file.resolve(), file.stat()) for file in sorted(folder.rglob("*.safetensors"))]
-    return tuple((path, status.st_size, status.st_mtime_ns) for path, status in files)
+def describe_weight_files(folder: Path) -> tuple[tuple[Path, tuple[int, ...]], ...]:
+    """Path and identity of each weights file of a model folder."""
+    return tuple((file.resolve(), get_identity(file)) for file in sorted(folder.rglob("*.safetensors")))
 
 
 def download_model(name: str, revision: str | None, variant: str | None) -> Path:

@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+UINT64 = 2**64 - 1
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -24,6 +26,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def get_identity(file: Path) -> tuple[int, ...]:
+    """Inode, size, and times of the last change of content and metadata in nanoseconds.
+
+    The last one cannot be set by programs; a rename changes it, too. Only equality counts, so a wrong clock does no harm.
+    """
+    status = file.stat()
+    return tuple(value & UINT64 for value in (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
 def read_json(file: Path) -> dict:

@@ -88,7 +88,7 @@ def test_every_corrupt_image_is_named(folder):
     (folder / "a.jpg").write_bytes(b"no")
     (folder / "c.webp").write_bytes(b"")
     with pytest.raises(ValueError, match=r"a\.jpg: .*c\.webp: "):
-        ImageFolder(str(folder)).verify()
+        ImageFolder(str(folder))
 
 
 def test_mask_is_cropped_like_its_image(tmp_path, tiny):
@@ -101,7 +101,6 @@ def test_mask_is_cropped_like_its_image(tmp_path, tiny):
     Image.new("RGB", (32, 32)).save(tmp_path / "b.png")
     source = ImageFolder(str(tmp_path), caption="a thing")
     assert len(source) == 2 and source.describe().endswith("2 images, 1 with masks")
-    source.verify()
     samples = DataSettings(resolution=32, crop="center").build_dataset(source, tiny())
     masks = {int(sample["index"]): sample["mask"] for sample in (samples[0], samples[1])}
     assert masks[1].shape == (1, 8, 8) and masks[1].min() == 1
@@ -115,7 +114,7 @@ def test_unusable_mask_is_named(tmp_path, size, colour, message):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     Image.new("L", size, colour).save(tmp_path / "a.mask.png")
     with pytest.raises(ValueError, match=rf"a.mask.png: {message}"):
-        ImageFolder(str(tmp_path), caption="a thing").verify()
+        ImageFolder(str(tmp_path), caption="a thing")
 
 
 def test_mask_without_image_is_named(tmp_path):
