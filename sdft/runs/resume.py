@@ -9,10 +9,15 @@ from omegaconf import DictConfig, OmegaConf
 from sdft.runs.files import read_config, read_json
 
 LAST, RESUME, REPRODUCE = "last", "resume", "reproduce"
-RESUME_OPTIONS = (RESUME, REPRODUCE, "allow_config_change")
+RESUME_OPTIONS = (RESUME, REPRODUCE, "allow_config_change", "allow_data_change")
+INPUT_OPTIONS = {
+    *("data", "caption_template", "instance_prompt", "model", "seed"),
+    *("prior", "class_prompt", "class_path", "num_class_images"),
+}  # options that choose images, captions or base weights
 RESULT_NEUTRAL_OPTIONS = {
     *RESUME_OPTIONS,
     "workers",
+    "verify",
     "save_every",
     "checkpoints_total_limit",
 }  # options that do not change the results
@@ -89,6 +94,10 @@ class PreviousRun:
     record: dict
     changed: dict[str, tuple]
     last_logged_step: int  # last step in `metrics.csv`
+
+    def has_changed_inputs(self) -> bool:
+        """Whether an option was changed that chooses images, captions or base weights."""
+        return any(name.partition(".")[0] in INPUT_OPTIONS for name in self.changed)
 
     def build_wandb_options(self) -> dict[str, str]:
         """Logger options that continue its W&B run; steps before `last_logged_step` are skipped if nothing has changed."""

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sdft.config import check_option_types, check_required_nodes
 from sdft.data.dataset_report import build_dataset_report
+from sdft.runs.data_index import write_data_index
 from sdft.runs.metadata import RunRecord
 from sdft.runs.reproduce import check_reproducible
 from sdft.runs.resume import PreviousRun
@@ -23,6 +24,7 @@ OPTION_TYPES = {
     "sweep": str | None,
     "tags": list[str],
     "allow_config_change": bool,
+    "allow_data_change": bool,
     "reproduce": str | None,
 }
 COMPONENTS = (
@@ -87,6 +89,8 @@ def start_run(run, summary: dict, folder: Path, inputs) -> RunRecord:
     summary["warnings"] += dataset_report.warnings
     headline = f"{format_title(run.invocation.choices, cfg)} · {run.source.describe()}"
     print_run_summary(summary, headline, dataset_report.lines, folder)
+    write_data_index(folder, inputs.data_index)
+    inputs.data_index = b""  # may be large
     summary |= get_wandb_run_info(trainer.loggers, cfg) | {"options": run.options}
     if previous_run := inputs.previous_run:
         changed = previous_run.changed

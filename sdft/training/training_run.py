@@ -74,6 +74,7 @@ class TrainingRun:
         if training.evaluate_every:
             evaluation = build_intermediate_evaluation(cfg, self.scorers, self.source, inputs.training_source)
         class_source = inputs.load_class_images(cfg, parts, device)
+        inputs.index_data(cfg, folder, self.source, class_source)
         self.module = build_module(
             cfg, parts, inputs.model.cpu()
         )  # trainable parameters start identically on every device

@@ -19,6 +19,7 @@ HIDDEN_OPTIONS = (
     "resume",
     "reproduce",
     "allow_config_change",
+    "allow_data_change",
     "sweep",
     "sampling",
     "checkpoints_total_limit",
