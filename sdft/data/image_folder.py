@@ -75,9 +75,7 @@ class ImageFolder(ImageDataset):
             listing.inventory.add_unused(REPLACED_BY_OPTION, listing.format_name(file))
         return {}
 
-    def select_usable_files(
-        self, listing: FolderListing, captions: dict[Path, tuple[list[str], str]]
-    ) -> None:
+    def select_usable_files(self, listing: FolderListing, captions: dict[Path, tuple[list[str], str]]) -> None:
         """Set `files`, `records`, `texts` and `masks`, and extend `errors`."""
         masks, files = listing.masks, {path: name for name, path in listing.images.items()}
         usable, uncaptioned = [], []

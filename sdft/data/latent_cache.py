@@ -1,8 +1,10 @@
-"""Cache of frozen-network outputs, keyed by content: latent moments and caption contexts, in memory or in files."""
+"""Frozen-network outputs, keyed by content: latent moments and caption contexts are computed once and cached."""
 
-import hashlib
+import errno
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 from torch import Tensor
@@ -11,90 +13,16 @@ import sdft.distributed as processes
 from sdft.data.dataset import CaptionedImage
 from sdft.data.file_index import map_in_threads
 from sdft.data.images import crop_with_mask
+from sdft.data.tensor_cache import CacheEntry, TensorCache
 from sdft.data.training_samples import TrainingDataset
-from sdft.runs.files import atomic_write
 from sdft.runs.hashing import hash_weights_on_rank_0
 
 CACHE_DIR = Path("outputs/cache")
-SHARD_SIZE = 256  # entries per file
+SHARD_SIZE = 256  # entries per file, at most
 MAX_BATCH_SIZE = 32  # captions or small images per forward pass
 MAX_PIXELS_GPU = 2 * 512**2  # per autoencoder forward pass on a GPU
 MAX_PIXELS_CPU = 2**16  # on a CPU, larger batches only cost memory
-
-CacheEntry = dict[str, Tensor]
-
-
-class TensorCache:
-    """Cache entries by key. With a folder: memory-mapped safetensors files, written atomically and reused by later runs."""
-
-    def __init__(self, folder: Path | None):
-        self.folder, self.memory, self.locations, self.files = folder, {}, {}, {}
-        for path in sorted(folder.glob("*.safetensors")) if folder else ():
-            self.index_valid_file(path)
-
-    def index_valid_file(self, path: Path) -> None:
-        """Index a file, or delete it if it is truncated, as after a full disk or an interrupted copy."""
-        from safetensors import SafetensorError
-
-        try:
-            self.index_file(path)
-        except FileNotFoundError:
-            return  # deleted by rank 0
-        except SafetensorError:
-            if processes.rank() == 0:
-                print(f"cache      {path}: truncated file; its entries are computed again", flush=True)
-                path.unlink()
-
-    def index_file(self, path: Path) -> None:
-        for name in self.open_file(path).keys():  # noqa: SIM118 (not a dict)
-            self.locations.setdefault(name.rsplit(".", 1)[0], (path, []))[1].append(name)
-
-    def open_file(self, path: Path):
-        from safetensors import safe_open
-
-        if path not in self.files:
-            self.files[path] = safe_open(path, "pt")
-        return self.files[path]
-
-    def __getstate__(self):
-        return self.__dict__ | {"files": {}}  # each worker maps the files itself
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.memory or key in self.locations
-
-    def __getitem__(self, key: str) -> CacheEntry:
-        if key in self.memory:
-            return self.memory[key]
-        path, names = self.locations[key]
-        return {name.rsplit(".", 1)[1]: self.open_file(path).get_tensor(name) for name in names}
-
-    def add_from_all_ranks(self, entries: dict[str, CacheEntry]) -> None:
-        """Add the entries of all ranks on every rank; rank 0 writes the file. Collective."""
-        if self.folder is None:
-            for part in processes.all_gather(entries):
-                self.memory |= part
-            return
-        parts = processes.gather(entries)
-        path = processes.broadcast(
-            self.add({key: entry for part in parts for key, entry in part.items()}) if parts else None
-        )
-        if not path.is_file():
-            raise ValueError(
-                f"{path}: written by rank 0 but not visible to this process; give cache=ram, or use a shared folder"
-            )
-        if path not in self.files:
-            self.index_file(path)
-
-    def add(self, entries: dict[str, CacheEntry]) -> Path:
-        """Write the entries to one new file and index it."""
-        from safetensors.torch import save
-
-        tensors = {f"{key}.{name}": t.contiguous() for key, entry in entries.items() for name, t in entry.items()}
-        path = self.folder / f"{hashlib.sha256(repr(sorted(entries)).encode()).hexdigest()[:16]}.safetensors"
-        with atomic_write(path) as file:
-            file.write_bytes(save(tensors))
-        self.index_file(path)
-        return path
+FLUSH_INTERVAL = 15  # seconds after which an incomplete file is written
 
 
 def fill_caches(
@@ -132,10 +60,24 @@ def open_cache(settings, kind: str, encoder, suffix: str = "") -> TensorCache:
     """The cache of an encoder's outputs; on disk, its folder is named after the encoder's weights. Collective."""
     if settings.cache == "ram":
         return TensorCache(None)
-    return TensorCache(CACHE_DIR / kind / f"{hash_weights_on_rank_0(encoder)}{suffix}")
+    folder = CACHE_DIR / kind / f"{hash_weights_on_rank_0(encoder)}{suffix}"
+    return TensorCache(folder, processes.broadcast(is_writable_folder(folder) if processes.rank() == 0 else None))
 
 
-def count_missing_bytes(cache: TensorCache, required: dict[str, tuple], model) -> int:
+def is_writable_folder(folder: Path) -> bool:
+    """Create the folder; warn if that, or writing to it, is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True  # the write of the entries names it, if there are any
+        print(f"cache      {folder}: {error.strerror}; new entries are kept in memory, as with cache=ram", flush=True)
+        return False
+
+
+def count_missing_bytes(cache: TensorCache, required: dict[bytes, tuple], model) -> int:
     """Bytes of the missing entries: fp32 moments and mask per latent, fp32 context per caption."""
     missing = [arguments for key, arguments in required.items() if key not in cache]
     channels, width = 2 * model.vae.config.latent_channels + 1, model.text_encoder.config.hidden_size
@@ -146,30 +88,41 @@ def count_missing_bytes(cache: TensorCache, required: dict[str, tuple], model) -
 
 
 def compute_missing(
-    cache: TensorCache, required: dict[str, tuple], compute, label: str, max_pixels: int = MAX_PIXELS_GPU
+    cache: TensorCache, required: dict[bytes, tuple], compute, label: str, max_pixels: int = MAX_PIXELS_GPU
 ) -> tuple[int, int]:
-    """Compute the entries that `cache` lacks, one shard at a time on all ranks; returns the total and the new entries."""
+    """Compute the entries that `cache` lacks on all ranks, and write them every `SHARD_SIZE` entries and `FLUSH_INTERVAL`.
+
+    Returns the total and the new entries.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
+    if (damaged := cache.drop_damaged(list(required))) and processes.rank() == 0:
+        print(f"cache      {damaged} damaged {label} are computed again", flush=True)
     missing = processes.broadcast([key for key in required if key not in cache])
     missing.sort(key=lambda key: required[key][0])  # equal sizes together
-    console, hidden = Console(), processes.rank() > 0
-    shard_size = SHARD_SIZE * processes.world_size()
+    console, hidden, rank, world = Console(), processes.rank() > 0, processes.rank(), processes.world_size()
+    entries, written = {}, time.monotonic()
     with Progress(console=console, disable=hidden or not console.is_terminal, transient=True) as bar:
         task = bar.add_task(label, total=len(missing))
-        for start in range(0, len(missing), shard_size):
-            shard, entries = missing[start : start + shard_size], {}
-            for batch in batch_by_size(shard[processes.rank() :: processes.world_size()], required, max_pixels):
-                entries |= dict(zip(batch, compute([required[key] for key in batch]), strict=True))
-                bar.advance(task, len(batch) * processes.world_size())
-            cache.add_from_all_ranks(entries)
+        for start in range(0, len(missing), SHARD_SIZE * world):
+            shard = missing[start : start + SHARD_SIZE * world]
+            batches = list(batch_by_size(shard[rank::world], required, max_pixels))
+            rounds = processes.all_reduce_max(len(batches))
+            for number in range(rounds):
+                for batch in batches[number : number + 1]:
+                    entries |= dict(zip(batch, compute([required[key] for key in batch]), strict=True))
+                    bar.advance(task, len(batch) * world)
+                is_due = processes.broadcast(time.monotonic() - written > FLUSH_INTERVAL)
+                if is_due or number == rounds - 1:
+                    cache.add_from_all_ranks(entries)
+                    entries, written = {}, time.monotonic()
     return len(required), len(missing)
 
 
-def batch_by_size(keys: list[str], required: dict[str, tuple], max_pixels: int) -> Iterator[list[str]]:
+def batch_by_size(keys: list[bytes], required: dict[bytes, tuple], max_pixels: int) -> Iterator[list[bytes]]:
     """Batches of keys with equal size, of at most `max_pixels` and `MAX_BATCH_SIZE`."""
-    batch: list[str] = []
+    batch: list[bytes] = []
     for key in keys:
         size = required[key][0]
         limit = max(1, min(MAX_BATCH_SIZE, max_pixels // (size[0] * size[1]))) if size else MAX_BATCH_SIZE
@@ -181,7 +134,7 @@ def batch_by_size(keys: list[str], required: dict[str, tuple], max_pixels: int) 
         yield batch
 
 
-def list_required_latents(datasets: list[TrainingDataset]) -> dict[str, tuple]:
+def list_required_latents(datasets: list[TrainingDataset]) -> dict[bytes, tuple]:
     """(size, dataset, index, flip) of every latent, by cache key."""
     required = {}
     for dataset in datasets:
@@ -192,7 +145,7 @@ def list_required_latents(datasets: list[TrainingDataset]) -> dict[str, tuple]:
     return required
 
 
-def list_required_contexts(datasets: list[TrainingDataset]) -> dict[str, tuple]:
+def list_required_contexts(datasets: list[TrainingDataset]) -> dict[bytes, tuple]:
     """(0, token ids) of every caption that may be drawn and of the empty caption, by cache key."""
     return {
         dataset.text_key(ids): (0, ids) for dataset in datasets for ids in [dataset.empty_ids, *torch.cat(dataset.ids)]

@@ -12,6 +12,7 @@ from sdft.data.buckets import Size, choose_bucket, choose_bucket_step
 from sdft.data.contact_sheet import ContactSheet
 from sdft.data.dataset import ImageDataset
 from sdft.data.images import crop_with_mask
+from sdft.data.tensor_cache import KEY_SIZE
 from sdft.data.transforms import ImageSubset
 from sdft.rng import draw_pyramid_noise, make_generator
 
@@ -123,7 +124,7 @@ class TrainingDataset(Dataset):
         self.settings, self.name, self.tokenize = settings, name, model.tokenize
         self.channels, *_ = (model.latent_shape(r)[0] for r in (settings.resolution, *settings.extra_resolutions))
         self.factor, self.timesteps = model.vae_scale_factor, len(model.alphas_cumprod)
-        self.sizes, self.keys = settings.choose_target_sizes(source, model.size_multiple), {}
+        self.sizes = settings.choose_target_sizes(source, model.size_multiple)
         self.plan, self.datasets = SamplingPlan(settings.seed, self.sizes, samples_per_step), [self]
         self.source = settings.repeat_for_resolutions(source)
         self.contact_sheet = ContactSheet(self.source, self.sizes)
@@ -236,14 +237,11 @@ class TrainingDataset(Dataset):
         """Every size at which the image is used."""
         return self.target_sizes or [self.sizes[index]]
 
-    def latent_key(self, index: int, size: Size, flip: bool) -> str:
+    def latent_key(self, index: int, size: Size, flip: bool) -> bytes:
         """Cache key of the latents of an image; the autoencoder is not part of it."""
-        if (index, size, flip) not in self.keys:
-            identity = f"{self.source.digest(index)} {size} {flip}"
-            self.keys[index, size, flip] = hashlib.sha256(identity.encode()).hexdigest()[:32]
-        return self.keys[index, size, flip]
+        return hashlib.sha256(f"{self.source.digest(index)} {size} {flip}".encode()).digest()[:KEY_SIZE]
 
     @staticmethod
-    def text_key(ids: Tensor) -> str:
+    def text_key(ids: Tensor) -> bytes:
         """Cache key of a context; the text encoder is not part of it."""
-        return hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:32]
+        return hashlib.sha256(ids.numpy().tobytes()).digest()[:KEY_SIZE]

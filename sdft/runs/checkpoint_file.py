@@ -26,7 +26,8 @@ def write_checkpoint(checkpoint: dict, path: Path) -> None:
     with atomic_write(path) as partial:
         torch.save(checkpoint, partial)
         size = partial.stat().st_size
-        comment = COMMENT.format(checkpoint["global_step"], hash_prefix(partial, size - 2)).encode()
+        step = checkpoint["global_step"]
+        comment = COMMENT.format(step, compute_digest(partial, size - 2, step)).encode()
         with open(partial, "r+b") as file:
             file.seek(size - 2)
             file.write(COMMENT_SIZE.to_bytes(2, "little") + comment)
@@ -39,9 +40,9 @@ def write_checkpoint(checkpoint: dict, path: Path) -> None:
         os.close(folder)
 
 
-def hash_prefix(path: Path, size: int) -> str:
-    """SHA-256 of the first `size` bytes."""
-    digest, remaining = hashlib.sha256(), size
+def compute_digest(path: Path, size: int, step: int) -> str:
+    """SHA-256 of the step and the first `size` bytes."""
+    digest, remaining = hashlib.sha256(str(step).encode()), size
     with open(path, "rb") as file:
         while remaining and (block := file.read(min(BLOCK_SIZE, remaining))):
             digest.update(block)
@@ -50,15 +51,18 @@ def hash_prefix(path: Path, size: int) -> str:
 
 
 def find_damage(path: Path) -> str | None:
-    """Describe the damage of a checkpoint file, or return None. Without a checksum, check only the archive's structure."""
+    """Describe the damage of a checkpoint file, or return None. A missing checksum, or bytes after it, are damage."""
     if comment := read_comment(path):
-        matches = comment[1] == hash_prefix(path, path.stat().st_size - COMMENT_SIZE - 2)
+        step, digest = comment
+        matches = digest == compute_digest(path, path.stat().st_size - COMMENT_SIZE - 2, step)
         return None if matches else "checksum mismatch, the file is corrupt"
-    return None if zipfile.is_zipfile(path) else "truncated, or not a checkpoint"
+    if zipfile.is_zipfile(path):
+        return "no checksum at its end, the file is corrupt or of another program"
+    return "truncated, or not a checkpoint"
 
 
 def read_comment(path: Path) -> tuple[int, str] | None:
-    """Step and SHA-256 from the zip comment; None if another program wrote the file."""
+    """Step and SHA-256 from the zip comment; None if the file does not end with one."""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - COMMENT_SIZE))
         match = re.fullmatch(rb"sdft step=(\d{12}) sha256=(.{64})", file.read(), re.DOTALL)
@@ -91,7 +95,7 @@ def read_step(path: Path) -> float:
     """Step of a checkpoint file; infinity for a damaged one, which `find_latest_checkpoint` then reports first."""
     if comment := read_comment(path):
         return comment[0]
-    return parse_step(path) or (math.inf if find_damage(path) else read_checkpoint(path)["global_step"])
+    return parse_step(path) or math.inf
 
 
 def format_checkpoint_name(step: int) -> str:

@@ -8,7 +8,7 @@ from test_training_run import assert_tensors_equal, load_adapter
 
 from sdft.data.digits import Digits
 from sdft.data.image_folder import ImageFolder
-from sdft.data.latent_cache import TensorCache, fill_caches
+from sdft.data.latent_cache import fill_caches
 from sdft.data.training_samples import DataSettings
 
 EXACT = [
@@ -81,29 +81,3 @@ def test_random_crops_and_trainable_or_shuffled_text_are_not_cached(image_folder
     assert module.offloaded_parts == ["vae", "text_encoder"]
     assert run("steps=1", name="text")[0].offloaded_parts == ["vae"]
     assert run("steps=1", "method.text_encoder=false", "shuffle_tags=true", name="tags")[0].offloaded_parts == ["vae"]
-
-
-def test_cache_returns_its_entries(tmp_path):
-    entries = {f"k{i}": {"a": torch.randn(2, i + 1), "b": torch.randn(1)} for i in range(3)}
-    for folder in (tmp_path / "s", None):
-        cache = TensorCache(folder)
-        cache.add_from_all_ranks(entries)
-        assert "k1" in cache and "k9" not in cache
-        for key, entry in entries.items():
-            assert all(torch.equal(cache[key][name], tensor) for name, tensor in entry.items())
-    assert torch.equal(TensorCache(tmp_path / "s")["k2"]["a"], entries["k2"]["a"])
-    assert not list((tmp_path / "s").glob(".*"))
-
-
-@pytest.mark.parametrize("length", [0, 7, 60, -1])
-def test_truncated_file_is_deleted_and_its_entries_computed_again(tmp_path, capsys, length):
-    entries = [{f"k{i}": {"a": torch.randn(2, i + 1)}} for i in range(3)]
-    cache = TensorCache(tmp_path)
-    paths = [cache.add(entry) for entry in entries]
-    paths[1].write_bytes(paths[1].read_bytes()[:length])
-    again = TensorCache(tmp_path)
-    assert ["k0" in again, "k1" in again, "k2" in again] == [True, False, True] and not paths[1].exists()
-    output = capsys.readouterr().out
-    assert output.startswith(f"cache      {paths[1]}: ") and output.count("\n") == 1
-    again.add_from_all_ranks(entries[1])
-    assert torch.equal(TensorCache(tmp_path)["k1"]["a"], entries[1]["k1"]["a"])

@@ -29,13 +29,13 @@ class SingleImageDataset(ImageDataset):
 def build_samples(model: StableDiffusion, image: CaptionedImage, seed: int):
     """Training samples of the image, with cached latents and text contexts."""
     from sdft.data.latent_cache import (
-        TensorCache,
         build_context_encoder,
         build_latent_encoder,
         compute_missing,
         list_required_contexts,
         list_required_latents,
     )
+    from sdft.data.tensor_cache import TensorCache
     from sdft.data.training_samples import DataSettings
 
     samples = DataSettings(max(image.image.size), seed=seed, max_upscale=0).build_dataset(
