@@ -1,36 +1,51 @@
 """LoRA files of every format in one representation: two factors and an alpha for each layer."""
 
-import json
-import math
+import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sdft.lora.architecture import TEXT_MODEL_PREFIX, Architecture, list_architectures
-from sdft.lora.key_names import FILE_ADAPTER_TYPES, detect_adapter_type, group_tensors, match_architecture
-from sdft.lora.layer_parsing import parse_layer
+from sdft.lora.architecture import Architecture, list_architectures
+from sdft.lora.dora import detect_input_norms
+from sdft.lora.foreign_files import describe_foreign_file
+from sdft.lora.key_names import (
+    BUNDLED_PREFIX,
+    OFFSET_ROLES,
+    SCALAR_ROLES,
+    Groups,
+    group_tensors,
+    parse_tensor_name,
+)
+from sdft.lora.layer_matching import match_architecture
+from sdft.lora.layer_parsing import FILE_ADAPTER_TYPES, detect_adapter_type, parse_layer
 from sdft.lora.low_rank import LowRankLayer
+from sdft.lora.peft_config import PEFT_FILE, read_peft_alphas
 from sdft.models.safetensors_check import check_safetensors
 from sdft.runs.hashing import hash_file
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-PEFT_CONFIG_KEY = "lora_adapter_metadata"  # header key of the peft config
 
 
 @dataclass
 class LoraFile:
-    """`parts`: layers by part (unet, text_encoder) and name; `adapter_types`: the types stored in the file."""
+    """`parts`: layers by part (unet, text_encoder) and name; `adapter_types`: the types stored in the file.
+
+    `offsets`: changes of biases and norms by part and parameter. `notes`: what is not loaded or was assumed.
+    """
 
     path: Path
-    file_format: str  # diffusers | kohya
+    file_format: str  # diffusers | kohya | peft
     adapter_types: list[str]
     parts: dict[str, dict[str, LowRankLayer]]
     metadata: dict[str, str] = field(default_factory=dict)
     architecture: str | None = None  # name of the matching architecture
     dtype: torch.dtype = torch.float32
     tensor_count: int = 0
+    offsets: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def digest(self) -> str:
@@ -46,11 +61,15 @@ class LoraFile:
 
 
 def find_lora_file(path: Path) -> Path:
-    """Resolve a path: a file, or the diffusers file in a folder or in its `adapter/`."""
-    for candidate in (path, path / DIFFUSERS_FILE, path / "adapter" / DIFFUSERS_FILE):
+    """Resolve a path: a file, or the diffusers or peft file in a folder or in its `adapter/`."""
+    for candidate in (path, path / DIFFUSERS_FILE, path / "adapter" / DIFFUSERS_FILE, path / PEFT_FILE):
         if candidate.is_file():
             return candidate
-    raise ValueError(f"adapter={path}: not a LoRA file or a folder with {DIFFUSERS_FILE}")
+    if adapters := sorted(str(file.parent) for file in path.glob(f"*/{PEFT_FILE}")):
+        raise ValueError(f"adapter={path}: holds {len(adapters)} peft adapters; give adapters=[{','.join(adapters)}]")
+    if pickles := sorted(file.name for kind in ("bin", "pt", "ckpt") for file in path.glob(f"*.{kind}")):
+        raise ValueError(f"adapter={path}: holds only {pickles[0]}; pickles can hold code; save it as .safetensors")
+    raise ValueError(f"adapter={path}: not a LoRA file or a folder with {DIFFUSERS_FILE} or {PEFT_FILE}")
 
 
 def check_weight_count(weights: list[float], count: int) -> list[float]:
@@ -60,81 +79,106 @@ def check_weight_count(weights: list[float], count: int) -> list[float]:
     return weights
 
 
-def read_lora_file(path: Path, architectures: list[Architecture] | None = None) -> LoraFile:
+def read_lora_file(path: Path, architectures: list[Architecture] | None = None, offsets: bool = False) -> LoraFile:
     """Read a LoRA file, or the one in a run or adapter folder.
 
-    One of `architectures` (default: the bundled ones) must have its layers. `ValueError` names the file and the defect.
+    One of `architectures` (default: the bundled ones) must have its layers. `ValueError` names the file and the defect, such as
+    changes of biases and norms, unless `offsets` accepts them.
     """
     from safetensors import safe_open
 
     path = find_lora_file(Path(path).expanduser())
     check_safetensors(path, "adapter")
-    with safe_open(path, "pt") as file:
-        metadata = dict(file.metadata() or {})
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
+    with safe_open(path, "pt") as reader:
+        metadata = dict(reader.metadata() or {})
+        tensors = {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118  not a dict
     try:
-        return parse_lora_file(
-            path, tensors, metadata, list_architectures() if architectures is None else architectures
-        )
+        file = parse_lora_file(path, tensors, metadata, architectures or list_architectures())
+        if file.offsets and not offsets:
+            raise ValueError(
+                f"changes {len(file.offsets)} biases or norms, such as {min(file.offsets)[1]}, which no adapter holds; merge it "
+                "into its base (sdft merge) and use the result"
+            )
     except ValueError as error:
         raise ValueError(f"adapter={path}: {error}") from None
+    for note in file.notes:
+        print(f"warning    adapter={path}: {note}", file=sys.stderr)
+    return file
 
 
 def parse_lora_file(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], architectures: list[Architecture]
 ) -> LoraFile:
-    groups, file_format = group_tensors(tensors)
-    architecture, layer_index = match_architecture(groups, file_format, architectures)
-    alphas = read_peft_alphas(metadata) if file_format == "diffusers" else {}
+    bundled = [key for key in tensors if key.startswith(BUNDLED_PREFIX)]
+    weights = {key: tensor for key, tensor in tensors.items() if key not in bundled}
+    is_lora = any(parse_tensor_name(key) for key in weights)
+    try:
+        groups, file_format = group_tensors(weights)
+        architecture, found = match_architecture(groups, architectures)
+    except ValueError as error:
+        raise ValueError(describe_foreign_file(weights, is_lora) or str(error)) from None
+    offsets = pop_offsets(groups, found)
+    shapes = {name: architecture.get_shape(*found[name]) for name in groups}
+    input_norms = detect_input_norms(groups, shapes)
+    if input_norms is None and "lycoris" in metadata.get("ss_network_module", ""):
+        input_norms = True  # LyCORIS writes norms of outputs as columns only
+    alphas = read_peft_alphas(path, metadata, file_format) if file_format != "kohya" else {}
     parts: dict[str, dict[str, LowRankLayer]] = {}
     for name, group in groups.items():
-        part, layer = layer_index[name]
-        shape = architecture.shapes[part][layer]
-        alpha = alphas.get(part, lambda _layer, _rank: None)
-        parsed = parse_layer(name, group, shape, lambda rank, layer=layer, alpha=alpha: alpha(layer, rank))
+        part, layer = found[name]
+        alpha = partial(alphas.get(part, lambda _, rank: (None, rank)), layer)
         if layer in parts.setdefault(part, {}):
             raise ValueError(f"{name}: duplicate layer")
-        parts[part][layer] = parsed
+        parts[part][layer] = parse_layer(name, group, shapes[name], alpha, input_norms)
+    if not parts and not offsets:
+        raise ValueError("changes nothing")
+    return LoraFile(
+        path,
+        file_format,
+        list_adapter_types(groups),
+        {part: parts[part] for part in architecture.shapes if part in parts},
+        metadata,
+        architecture.name,
+        find_common_dtype(groups),
+        len(tensors),
+        offsets,
+        list_notes(groups, bundled, file_format, alphas),
+    )
+
+
+def pop_offsets(groups: Groups, found: dict[str, tuple[str, str]]) -> dict[tuple[str, str], Tensor]:
+    """Remove changes of biases and norms from the groups; return those that are not 0 by part and parameter."""
+    offsets = {}
+    for name, group in list(groups.items()):
+        part, layer = found[name]
+        for role in set(OFFSET_ROLES) & set(group):
+            offset = group.pop(role).float().flatten()
+            if not torch.isfinite(offset).all():
+                raise ValueError(f"{name}: {role} contains NaN/Inf")
+            if torch.count_nonzero(offset):
+                offsets[part, f"{layer}.{'weight' if role == 'w_norm' else 'bias'}"] = offset
+        if not group:
+            del groups[name]
+    return offsets
+
+
+def list_adapter_types(groups: Groups) -> list[str]:
     types = sorted({detect_adapter_type(group) for group in groups.values()}, key=FILE_ADAPTER_TYPES.index)
-    types += ["dora"] * any("magnitude" in group for group in groups.values())
-    dtypes = {tensor.dtype for group in groups.values() for role, tensor in group.items() if role != "alpha"}
-    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    parts = {part: parts[part] for part in ("unet", "text_encoder") if part in parts}
-    return LoraFile(path, file_format, types, parts, metadata, architecture.name, dtype, len(tensors))
+    return types + ["dora"] * any({"magnitude", "dora_scale"} & set(group) for group in groups.values())
 
 
-def read_peft_alphas(metadata: dict[str, str]) -> dict:
-    """Map each part to a function of (layer, rank) that returns the alpha of the peft config in the header."""
-    if PEFT_CONFIG_KEY not in metadata:
-        return {}
-    try:
-        settings = json.loads(metadata[PEFT_CONFIG_KEY])
-    except (ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise ValueError(f"metadata key {PEFT_CONFIG_KEY} is not a JSON object")
-    configs: dict[str, dict] = {key.split(".")[0]: {} for key in settings}
-    for key, value in settings.items():
-        part, _, name = key.partition(".")
-        configs[part][name] = value
-    return {part: build_alpha_lookup(config) for part, config in configs.items()}
+def find_common_dtype(groups: Groups) -> torch.dtype:
+    """The dtype of all weights, fp32 if they differ."""
+    dtypes = {tensor.dtype for group in groups.values() for role, tensor in group.items() if role not in SCALAR_ROLES}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
-def build_alpha_lookup(config: dict):
-    """peft's rule: `alpha_pattern` by the layer name's suffix, else `lora_alpha`; times sqrt(rank) if rank-stabilized."""
-    patterns, default = config.get("alpha_pattern") or {}, config.get("lora_alpha")
-    values = [*(patterns.values() if isinstance(patterns, dict) else [None]), *([] if default is None else [default])]
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
-        raise ValueError(f"metadata key {PEFT_CONFIG_KEY} has an alpha that is not a finite number")
-    if invalid := [key for key in patterns if not key.removeprefix("^").replace(".", "").replace("_", "").isalnum()]:
-        raise ValueError(f"metadata key {PEFT_CONFIG_KEY}: alpha_pattern {invalid[0][:80]!r} is not a layer name")
-
-    def get_alpha(layer: str, rank: int) -> float | None:
-        bare = layer.removeprefix(TEXT_MODEL_PREFIX)
-        matches = [key for key in patterns if key in (layer, f"^{layer}", f"^{bare}") or layer.endswith(f".{key}")]
-        value = patterns[matches[0]] if matches else default
-        if value is None:
-            return None
-        return float(value) * (math.sqrt(rank) if config.get("use_rslora") else 1)
-
-    return get_alpha
+def list_notes(groups: Groups, bundled: list[str], file_format: str, alphas: dict) -> list[str]:
+    """What the user should know of a file that could be read."""
+    notes = []
+    if bundled:
+        names = sorted({key.split(".")[1] for key in bundled})
+        notes.append(f"its embeddings of {', '.join(names)} are not loaded; the prompt tokens have no effect")
+    if file_format == "peft" and not alphas and not all("alpha" in group for group in groups.values()):
+        notes.append("no adapter_config.json beside it, so that alpha is taken to be the rank")
+    return notes

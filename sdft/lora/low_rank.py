@@ -17,7 +17,8 @@ class LowRankLayer:
     """The change of one layer in a LoRA file: alpha / rank * up @ down.
 
     `up` `[out, rank]`, `down` `[rank, in]`; for a convolution `[out, rank, 1, 1]` and `[rank, in, h, w]`.
-    `magnitude` `[out]`, DoRA only: the norm of each output's weights, whose direction is that of base plus change.
+    `magnitude`, DoRA only: the norm `[out]` of each output's weights, whose direction is that of base plus change; or that of
+    each input's, `[1, in]` or `[1, in, 1, 1]`.
     """
 
     up: Tensor
@@ -48,12 +49,31 @@ class LowRankLayer:
         return (up @ down).reshape(self.shape)
 
     def apply_to(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        """The adapted weight in fp64; `strength` scales dW, DoRA magnitudes apply in full."""
-        adapted = weight.double() + strength * self.compute_delta().to(weight.device)
+        """The adapted weight in fp64, the base at `strength` 0.
+
+        `strength` scales dW, while magnitudes of outputs apply in full, as in peft; with magnitudes of inputs it scales the
+        whole change, as in ComfyUI.
+        """
+        if strength == 0:
+            return weight.double()
+        if self.has_input_norms:
+            full = self.rescale(weight.double() + self.compute_delta().to(weight.device))
+            return weight.double() + strength * (full - weight.double())
+        return self.rescale(weight.double() + strength * self.compute_delta().to(weight.device))
+
+    @property
+    def has_input_norms(self) -> bool:
+        return self.magnitude is not None and self.magnitude.ndim > 1
+
+    def rescale(self, adapted: Tensor) -> Tensor:
+        """The weight with the norms of its outputs or inputs replaced by the magnitudes, if there are any."""
         if self.magnitude is None:
             return adapted
-        norms = adapted.flatten(1).norm(dim=1)
-        return adapted * (self.magnitude.double().to(weight.device) / norms).reshape(-1, *[1] * (weight.ndim - 1))
+        norms = (adapted.transpose(0, 1) if self.has_input_norms else adapted).flatten(1).norm(dim=1)
+        scales = self.magnitude.double().to(adapted.device).flatten() / norms
+        return adapted * scales.reshape(
+            *[1] * self.has_input_norms, -1, *[1] * (adapted.ndim - 1 - self.has_input_norms)
+        )
 
 
 def build_low_rank_layer(product: LowRank, shape: tuple[int, ...]) -> LowRankLayer:

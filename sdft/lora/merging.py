@@ -27,10 +27,15 @@ def merge_lora_files(model: StableDiffusion, files: list[LoraFile], weights: lis
         for (part, name), layer in file.layers.items():
             weight = get_layer(part, model.parts[part], name).weight
             change = layer.apply_to(weight, strength) - weight.double()
-            changes[part, name] = changes.get((part, name), 0) + change
-    for (part, name), change in changes.items():
-        weight = get_layer(part, model.parts[part], name).weight
-        weight.copy_(weight.double() + change)
+            changes[part, f"{name}.weight"] = changes.get((part, f"{name}.weight"), 0) + change
+        for (part, parameter), offset in file.offsets.items():
+            changes[part, parameter] = changes.get((part, parameter), 0) + strength * offset.double()
+    for (part, parameter), change in changes.items():
+        layer, _, kind = parameter.rpartition(".")
+        tensor = getattr(get_layer(part, model.parts[part], layer), kind)
+        if tensor is None or (change := change.to(tensor.device)).shape != tensor.shape:
+            raise ValueError(f"adapter={files[0].path}: {part}.{parameter} does not fit {model.name}")
+        tensor.copy_(tensor.double() + change)
 
 
 @torch.no_grad()

@@ -13,20 +13,13 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from sdft.lora.original_names import map_unet_layers
 from sdft.models.saving import save_pipeline
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import atomic_write
 
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 CLIP_PREFIX, OPEN_CLIP_PREFIX = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
-RESNET_NAMES = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
 VAE_ATTENTION_NAMES = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 OPEN_CLIP_BLOCK_NAMES = {
     "layer_norm1": "ln_1",
@@ -80,38 +73,6 @@ def rename_keys(weights: dict[str, Tensor], pairs: list[tuple[str, str]], part: 
             raise ValueError(f"{part}.{key}: the original layout has no such layer; save to a folder instead")
         renamed[match[1] + key.removeprefix(match[0])] = weight
     return renamed
-
-
-def map_unet_layers(unet) -> list[tuple[str, str]]:
-    """Pairs of (diffusers layer, original layer)."""
-    config, names = unet.config, {name for name, _ in unet.named_modules()}
-    pairs = [("time_embedding.linear_1", "time_embed.0"), ("time_embedding.linear_2", "time_embed.2")]
-    pairs += [("conv_in", "input_blocks.0.0"), ("conv_norm_out", "out.0"), ("conv_out", "out.2")]
-    number = 1
-    for block in range(len(config.down_block_types)):
-        for layer in range(config.layers_per_block):
-            pairs += map_resnet_layers(f"down_blocks.{block}.resnets.{layer}", f"input_blocks.{number}.0")
-            pairs.append((f"down_blocks.{block}.attentions.{layer}", f"input_blocks.{number}.1"))
-            number += 1
-        if f"down_blocks.{block}.downsamplers.0" in names:
-            pairs.append((f"down_blocks.{block}.downsamplers.0.conv", f"input_blocks.{number}.0.op"))
-            number += 1
-    pairs += map_resnet_layers("mid_block.resnets.0", "middle_block.0")
-    pairs += map_resnet_layers("mid_block.resnets.1", "middle_block.2")
-    pairs.append(("mid_block.attentions.0", "middle_block.1"))
-    number = 0
-    for block in range(len(config.up_block_types)):
-        for layer in range(config.layers_per_block + 1):
-            pairs += map_resnet_layers(f"up_blocks.{block}.resnets.{layer}", f"output_blocks.{number}.0")
-            pairs.append((f"up_blocks.{block}.attentions.{layer}", f"output_blocks.{number}.1"))
-            number += 1
-        position = 2 if f"up_blocks.{block}.attentions" in names else 1  # last module of the block
-        pairs.append((f"up_blocks.{block}.upsamplers.0.conv", f"output_blocks.{number - 1}.{position}.conv"))
-    return pairs
-
-
-def map_resnet_layers(name: str, original: str) -> list[tuple[str, str]]:
-    return [(f"{name}.{layer}", f"{original}.{original_layer}") for layer, original_layer in RESNET_NAMES.items()]
 
 
 def map_vae_layers(blocks: int, layers: int) -> list[tuple[str, str]]:

@@ -92,6 +92,11 @@ def build_adapter_state(part: str, layers: dict[str, LowRankLayer]) -> AdapterSt
             size = [-1] if layer.down.ndim == 2 else [1, -1, 1, 1]
             magnitude_name = f"{name}.lora_magnitude_vector" + ".weight" * (part == "text_encoder")
             tensors[magnitude_name] = layer.magnitude.reshape(size)
+    if invalid := [name for name, layer in layers.items() if layer.has_input_norms]:
+        raise ValueError(
+            f"{invalid[0]} is DoRA with norms of inputs, which cannot be saved; merge it into its base, and extract a LoRA from "
+            "the two models"
+        )
     dora_layers = [name for name, layer in layers.items() if layer.magnitude is not None]
     if dora_layers and len(dora_layers) < len(layers):
         lora_layer = min(set(layers) - set(dora_layers))

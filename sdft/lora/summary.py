@@ -3,8 +3,9 @@
 import json
 from collections import Counter
 
-from sdft.lora.file import PEFT_CONFIG_KEY, LoraFile
+from sdft.lora.file import LoraFile
 from sdft.lora.low_rank import compute_energy
+from sdft.lora.peft_config import PEFT_CONFIG_KEY
 
 BAR_WIDTH = 24  # characters of the longest bar
 MAX_VALUE_LENGTH = 96  # characters of a metadata value
@@ -37,7 +38,7 @@ def format_lora_summary(file: LoraFile, all_metadata: bool = False) -> list[str]
     layers = file.layers
     size = file.path.stat().st_size
     types = " and ".join(file.adapter_types) + (
-        ", read as the equivalent LoRA" if set(file.adapter_types) & {"loha", "lokr", "locon"} else ""
+        ", read as the equivalent LoRA" if set(file.adapter_types) & {"loha", "lokr", "locon", "full"} else ""
     )
     dtype = str(file.dtype).removeprefix("torch.")
     lines = [
@@ -53,12 +54,20 @@ def format_lora_summary(file: LoraFile, all_metadata: bool = False) -> list[str]
         counts = Counter(map(get_target_name, names)).most_common()
         targets = ", ".join(f"{name} {count}" for name, count in counts[:8])
         lines.append(f"targets  {part}: {targets}" + f", and {len(counts) - 8} more" * (len(counts) > 8))
-    return [*lines, "", *format_block_table(file), "", *format_metadata(file.metadata, all_metadata)]
+    if file.offsets:
+        lines.append(
+            f"other    {len(file.offsets)} biases and norms, such as {'.'.join(min(file.offsets))}: can only be merged"
+        )
+    lines += [f"note     {escape_text(note, 400)}" for note in file.notes]
+    table = ["", *format_block_table(file)] if layers else []
+    return [*lines, *table, "", *format_metadata(file.metadata, all_metadata)]
 
 
 def format_counts(values) -> str:
     """`8 (all 96 layers)`, or the range and the most common values."""
     counts = Counter(f"{value:g}" for value in values)
+    if not counts:
+        return "none"
     if len(counts) == 1:
         value, count = counts.popitem()
         return f"{value} (all {count} layers)"

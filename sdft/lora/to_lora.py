@@ -34,7 +34,11 @@ def cap_rank(up: Tensor, down: Tensor) -> LowRank:
     """Return the full change and an identity matrix if the rank is not below that of the weight."""
     if up.shape[1] < min(up.shape[0], down.shape[1]):
         return up, down
-    change = up @ down
+    return split_full_change(up @ down)
+
+
+def split_full_change(change: Tensor) -> LowRank:
+    """A full change `[out, in]` and an identity matrix."""
     identity = torch.eye(min(change.shape))
     return (change, identity) if change.shape[1] <= change.shape[0] else (identity, change)
 

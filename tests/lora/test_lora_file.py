@@ -186,21 +186,16 @@ BAD = {
         {f"{FLAT[TO_Q]}.lora_up.weight": (48, 2), f"{FLAT[TO_Q]}.lora_down.weight": (3, 48)},
         r"\[48, 2\].*\[3, 48\]",
     ),
-    "of SDXL": ({"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": (64, 2)}, "Stable Diffusion XL"),
+    "of SDXL": ({"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": (64, 2)}, "Stable Diffusion XL"),
     "two formats": (
         {f"unet.{TO_Q}.lora_A.weight": (2, 48), f"{FLAT[TO_Q]}.lora_up.weight": (48, 2)},
         "kohya.*diffusers",
     ),
-    "a Tucker form": ({f"{FLAT[CONV]}.hada_t1": (2, 2, 3, 3)}, "Tucker"),
+    "a core alone": ({f"{FLAT[CONV]}.hada_t1": (2, 2, 3, 3)}, "hada_t1 without hada_w1_a"),
     "an OFT": ({f"{FLAT[TO_Q]}.oft_blocks": (4, 12, 12)}, "OFT"),
-    "full weights": ({f"{FLAT[TO_Q]}.diff": (48, 48)}, "full weights"),
-    "magnitudes of inputs": (
-        {
-            f"{FLAT[TO_Q]}.lora_up.weight": (48, 2),
-            f"{FLAT[TO_Q]}.lora_down.weight": (2, 48),
-            f"{FLAT[TO_Q]}.dora_scale": (1, 48),
-        },
-        r"magnitudes \[1, 48\]",
+    "two adapters of one layer": (
+        {f"{FLAT[TO_Q]}.diff": (48, 48), f"{FLAT[TO_Q]}.lora_up.weight": (48, 2)},
+        "up beside",
     ),
     "nothing": ({}, "tensors"),
 }

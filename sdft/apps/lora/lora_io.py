@@ -14,11 +14,11 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_HISTORY_LENGTH = 20_000  # characters of a source's own provenance to copy
 
 
-def read_lora_files(paths: list[str], architecture: str | None) -> list[LoraFile]:
-    """Read files of the given architecture, or each of any bundled one."""
+def read_lora_files(paths: list[str], architecture: str | None, offsets: bool = False) -> list[LoraFile]:
+    """Read files of the given architecture, or each of any bundled one; `offsets`: see `read_lora_file`."""
     architectures = list_architectures(architecture)
     try:
-        return [read_lora_file(Path(path), architectures) for path in paths]
+        return [read_lora_file(Path(path), architectures, offsets) for path in paths]
     except ValueError as error:
         hint = " (architecture=FOLDER selects another model)" if "fit" in str(error) and architecture is None else ""
         raise ValueError(f"{error}{hint}") from None

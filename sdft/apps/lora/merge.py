@@ -28,7 +28,7 @@ def build_merged_model(cfg):
         paths = [run]
     weights = list(cfg.weights) if cfg.get("weights") is not None else [1.0] * len(paths)
     architectures = [get_model_architecture(model)]
-    files = [read_lora_file(path, architectures) for path in paths]
+    files = [read_lora_file(path, architectures, offsets=True) for path in paths]
     merge_lora_files(model, files, weights)
     return model, files, weights
 

@@ -14,7 +14,7 @@ def main(cfg):
     from sdft.apps.lora.lora_io import read_lora_files
     from sdft.lora.summary import format_lora_summary
 
-    (file,) = read_lora_files([cfg.adapter], cfg.architecture)
+    (file,) = read_lora_files([cfg.adapter], cfg.architecture, offsets=True)
     print("\n".join(format_lora_summary(file, cfg.all)))
 
 

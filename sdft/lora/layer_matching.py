@@ -1,0 +1,61 @@
+"""Find the architecture whose layers a LoRA file changes, by all names and shapes."""
+
+import math
+
+from torch import Tensor
+
+from sdft.lora.architecture import Architecture
+from sdft.lora.key_names import Groups, find_layer
+
+TUCKER_ROLES = {"mid", "hada_t1", "hada_t2", "lokr_t2"}  # cores `[rank, rank, h, w]` between two 1 x 1 factors
+NORM_ROLES = {"w_norm", "b_norm"}
+
+
+def match_architecture(
+    groups: Groups, architectures: list[Architecture]
+) -> tuple[Architecture, dict[str, tuple[str, str]]]:
+    """The first architecture that has all layers with matching shapes, and (part, layer) by name in the file."""
+    mismatches = []
+    for architecture in architectures:
+        index = architecture.index
+        found = {name: find_layer(index, name) for name in groups}
+        unmatched = [name for name, key in found.items() if key is None]
+        misshapen = [
+            name for name, key in found.items() if key and not fits_shape(groups[name], architecture.get_shape(*key))
+        ]
+        if not unmatched and not misshapen:
+            return architecture, found
+        mismatches.append((len(unmatched) + len(misshapen), unmatched, misshapen))
+    _, unmatched, misshapen = min(mismatches, key=lambda mismatch: mismatch[0])
+    layers, candidates = unmatched or misshapen, " or ".join(architecture.name for architecture in architectures)
+    first = f"{layers[0]} and {len(layers) - 1} more" if len(layers) > 1 else layers[0]
+    if unmatched:
+        raise ValueError(f"{first}: fits no layer of {candidates}")
+    raise ValueError(f"does not fit {candidates}: {first} has the wrong shape for its layer")
+
+
+def fits_shape(group: dict[str, Tensor], shape: tuple[int, ...]) -> bool:
+    """Whether the tensors match a weight of this shape; missing factors are reported by `parse_layer`."""
+    if len(shape) == 1 or NORM_ROLES & set(group):
+        return len(shape) == 1 and all(role in NORM_ROLES and t.numel() == shape[0] for role, t in group.items())
+    out_size, in_size = shape[0], math.prod(shape[1:])
+    if TUCKER_ROLES & set(group):  # kernels are in the core; all but LoRA store `[rank, out]`
+        in_size = shape[1]
+        group = {role: t.T if role.endswith("_a") and t.ndim == 2 else t for role, t in group.items()}
+        if "lokr_w1_a" in group:
+            group["lokr_w1_a"] = group["lokr_w1_a"].T
+    if any(role.startswith("lokr") for role in group):
+        small, large = (get_matrix_size(group, f"lokr_w{n}", f"lokr_w{n}_a", f"lokr_w{n}_b") for n in (1, 2))
+        return small[0] * large[0] in (0, out_size) and small[1] * large[1] in (0, in_size)
+    pairs = [("up", "down"), ("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"), ("diff", "diff"), ("diff_b", "")]
+    sizes = [get_matrix_size(group, "", *pair) for pair in pairs]
+    return all(rows in (0, out_size) and columns in (0, in_size) for rows, columns in sizes)
+
+
+def get_matrix_size(group: dict[str, Tensor], matrix: str, up: str, down: str) -> tuple[int, int]:
+    """Rows and columns of a matrix, stored in full or as two factors; 0 if absent."""
+    rows, columns = group.get(matrix, group.get(up)), group.get(matrix, group.get(down))
+    return (
+        len(rows) if rows is not None and rows.ndim else 0,
+        columns.numel() // max(1, len(columns)) if columns is not None and columns.ndim else 0,
+    )
