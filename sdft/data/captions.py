@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sdft.data.folder_listing import FolderListing, get_stem, normalize_name
 from sdft.data.metadata_tables import METADATA_FILES, read_metadata_table
-from sdft.data.prompts import read_text
+from sdft.data.prompts import MAX_CAPTION_CHARS, read_text
 
 CAPTION_LINES = ("first", "random", "join", "all")
 TEXT_FILES = "captions from text files"
@@ -79,7 +79,10 @@ def read_caption_lines(file: Path) -> list[str]:
     text = read_text(file)
     if "\0" in text:
         raise ValueError(f"{file}: contains null bytes; save it as text")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if any(len(line) > MAX_CAPTION_CHARS for line in lines):
+        raise ValueError(f"{file}: a caption of more than {MAX_CAPTION_CHARS} characters; shorten it")
+    return lines
 
 
 def choose_captions(

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sdft.data.folder_listing import MASK_SUFFIX
+from sdft.distributed import count_cpu_cores
 from sdft.runs.files import atomic_write, get_identity
 
 SCAN_CACHE_DIR = Path("outputs/cache/scans")
@@ -175,5 +176,5 @@ def compute_dhash(image: Image.Image) -> int:
 
 
 def map_in_threads(task: Callable, items) -> list:
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(count_cpu_cores()) as threads:
         return list(threads.map(task, items))

@@ -1,6 +1,8 @@
 """Image decoding, cropping and conversion: file to upright RGB, and RGB to pixel tensors."""
 
+import math
 import struct
+import warnings
 from pathlib import Path
 from typing import IO
 
@@ -13,6 +15,9 @@ from torch import Tensor
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # by content, not by suffix; no decoder of these runs programs
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 MAX_IMAGE_PIXELS = 128 * 2**20  # guards against decompression bombs
+MAX_COVERING_PIXELS = 64 * 2**20  # of an image that is enlarged to cover its crop
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `decode_image` refuses them by name
 
 Size = tuple[int, int]  # width, height
 
@@ -80,6 +85,9 @@ def resize_and_crop(
     """
     (width, height), (target_width, target_height) = image.size, size
     scale = max(target_width / width, target_height / height)
+    if width * height * scale**2 > MAX_COVERING_PIXELS:
+        image = cut_strip(image, (target_width / scale, target_height / scale), crop_position)
+        width, height = image.size
     covering = (max(target_width, round(width * scale)), max(target_height, round(height * scale)))
     if covering != image.size:
         image = image.resize(covering, Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -91,6 +99,13 @@ def resize_and_crop(
     if flip:
         image = ImageOps.mirror(image)
     return image_to_pixels(image)
+
+
+def cut_strip(image: Image.Image, size: tuple[float, float], crop_position: tuple[float, float]) -> Image.Image:
+    """Cut a very elongated image to a little more than `size` before it is enlarged."""
+    box = [min(whole, math.ceil(part) + 2) for whole, part in zip(image.size, size, strict=True)]
+    left, top = (int(p * (whole - part)) for p, whole, part in zip(crop_position, image.size, box, strict=True))
+    return image.crop((left, top, left + box[0], top + box[1]))
 
 
 def crop_with_mask(

@@ -1,15 +1,18 @@
 """Tables of images and captions: metadata.jsonl, .csv and .parquet."""
 
 import csv
-import io
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
-from sdft.data.prompts import read_text
+from sdft.data.prompts import MAX_CAPTION_CHARS, read_lines
 
 MAX_ERROR_CHARS = 100  # length of a quotation in an error message
+MAX_TABLE_ROWS = 10_000_000
+MAX_TABLE_CHARS = 2**29  # of all names and captions
+MAX_BATCH_BYTES, BATCH_ROWS = 2**28, 256  # of a parquet file
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -17,18 +20,27 @@ def read_metadata_table(
     file: Path, image_column: str, caption_column: str
 ) -> tuple[list[tuple[int, str, list[str]]], list[str]]:
     """Return row number, image name and captions of every row, and the errors; a caption cell may be a list."""
-    entries, errors = [], defaultdict(list)
+    entries, errors, chars = [], defaultdict(list), 0
     try:
         for number, row in {".jsonl": read_jsonl_rows, ".csv": read_csv_rows, ".parquet": read_parquet_rows}[
             file.suffix
         ](file):
+            check_table_size(file, number, chars)
             try:
-                entries.append((number, *parse_row(row, image_column, caption_column)))
+                name, captions = parse_row(row, image_column, caption_column)
+                entries.append((number, name, captions))
+                chars += len(name) + sum(map(len, captions))
             except ValueError as error:
                 errors[str(error)].append(number)
     except (ValueError, OSError) as error:  # the rest of the file cannot be read
         return entries, [*format_row_errors(file, errors), str(error)]
     return entries, format_row_errors(file, errors)
+
+
+def check_table_size(file: Path, rows: int, chars: int = 0) -> None:
+    if rows > MAX_TABLE_ROWS or chars > MAX_TABLE_CHARS:
+        limits = f"{MAX_TABLE_ROWS} rows with {MAX_TABLE_CHARS} characters"
+        raise ValueError(f"{file}: more than {limits}; at most that is read; split the data")
 
 
 def format_row_errors(file: Path, errors: dict[str, list[int]]) -> list[str]:
@@ -64,12 +76,14 @@ def parse_text(value) -> str:
     text = str(value)
     if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
         raise ValueError(f"{text[:MAX_ERROR_CHARS]!r}, which has null bytes or lone surrogates; save it as UTF-8 text")
+    if len(text) > MAX_CAPTION_CHARS:
+        raise ValueError(f"{text[:MAX_ERROR_CHARS]!r}…, which has more than {MAX_CAPTION_CHARS} characters; shorten it")
     return text
 
 
 def read_jsonl_rows(file: Path) -> Iterator[tuple[int, object]]:
     """Yield line numbers and rows; a `ValueError` in place of a row that cannot be read."""
-    for number, line in enumerate(read_text(file).split("\n"), 1):
+    for number, line in enumerate(read_lines(file), 1):
         if line.strip():
             try:
                 yield number, json.loads(line, object_pairs_hook=build_row)
@@ -91,13 +105,13 @@ def check_column_names(names: list[str], error_type: type[Exception] = ValueErro
 
 def read_csv_rows(file: Path) -> Iterator[tuple[int, object]]:
     """Delimited by comma, semicolon or tab, whichever is most frequent in the header. Yields like `read_jsonl_rows`."""
-    text = read_text(file)
-    header = text.partition("\n")[0]
+    lines = read_lines(file)
+    header = next(lines, "")
     delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
     try:
         names = next((fields for fields in reader if fields), [])
-        check_column_names(names)
+        check_column_names(names, LookupError)
         line = reader.line_num
         for fields in reader:
             line, number = reader.line_num, line + 1
@@ -108,8 +122,8 @@ def read_csv_rows(file: Path) -> Iterator[tuple[int, object]]:
                 yield number, dict(zip(names, fields, strict=True))
     except csv.Error as error:
         raise ValueError(f"{file}:{reader.line_num}: not a line of CSV ({error})") from None
-    except ValueError as error:
-        raise ValueError(f"{file}:{reader.line_num}: {error}") from None
+    except LookupError as error:
+        raise ValueError(f"{file}:{reader.line_num}: {error.args[0]}") from None
 
 
 def read_parquet_rows(file: Path) -> Iterator[tuple[int, dict]]:
@@ -118,10 +132,26 @@ def read_parquet_rows(file: Path) -> Iterator[tuple[int, dict]]:
     except ModuleNotFoundError:
         raise ValueError(f"{file}: parquet needs a package that is not installed: pip install pyarrow") from None
     try:
-        table = pyarrow.parquet.ParquetFile(file).read()
-        check_column_names(table.column_names)
-        rows = table.to_pylist()
+        table, number = pyarrow.parquet.ParquetFile(file), 0
+        check_column_names(table.schema_arrow.names)
+        num_rows, batches = table.metadata.num_rows, table.iter_batches(BATCH_ROWS)
     except Exception as error:  # pyarrow raises many types
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{file}: not a readable parquet file ({lines[0][:MAX_ERROR_CHARS]})") from None
-    return enumerate(rows, 1)
+        raise describe_parquet_error(file, error) from None
+    check_table_size(file, num_rows)
+    while True:
+        try:
+            if (batch := next(batches, None)) is None:
+                return
+            if batch.nbytes > MAX_BATCH_BYTES:
+                raise ValueError(f"{BATCH_ROWS} rows have more than {MAX_BATCH_BYTES} bytes")
+            rows = batch.to_pylist()
+        except Exception as error:
+            raise describe_parquet_error(file, error) from None
+        for row in rows:
+            number += 1
+            yield number, row
+
+
+def describe_parquet_error(file: Path, error: Exception) -> ValueError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return ValueError(f"{file}: not a readable parquet file ({lines[0][:MAX_ERROR_CHARS]})")

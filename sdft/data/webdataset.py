@@ -6,6 +6,7 @@ Shards are indexed once and then read at random positions, so runs are reproduci
 import glob
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +19,25 @@ from sdft.data.dataset import CaptionedImage, ImageDataset
 from sdft.data.images import IMAGE_SUFFIXES, decode_image
 from sdft.data.inventory import Inventory
 from sdft.data.metadata_tables import parse_captions
+from sdft.data.prompts import MAX_TEXT_BYTES
+
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # by first bytes
+MAX_READ_BYTES = 2**24  # of tar headers and captions, at once
+MAX_EMPTY_READS = 100
+MAX_MEMBER_BYTES = 2**29  # of an image
+
+
+class LimitedReader(io.FileIO):
+    """File that refuses reads of absurd length, which headers can ask for, and endless reads behind its end."""
+
+    num_empty = 0
+
+    def read(self, size: int = -1) -> bytes:
+        content = super().read(size) if 0 <= size <= MAX_READ_BYTES else None
+        self.num_empty += not content
+        if content is None or self.num_empty > MAX_EMPTY_READS:
+            raise tarfile.ReadError(f"its headers describe {size} bytes, which it does not have")
+        return content
 
 
 @dataclass
@@ -34,7 +54,9 @@ class WebDatasetShards(ImageDataset):
         path = Path(self.path).expanduser()
         shards = sorted(path.glob("*.tar")) if path.is_dir() else [Path(p) for p in sorted(glob.glob(str(path)))]
         if not shards:
-            raise ValueError(f"data.path={self.path}: no shards; give a folder of .tar files, or a pattern of them")
+            raise ValueError(
+                f"data.path={self.path}: no shards; give a folder of uncompressed .tar files, or a pattern of them"
+            )
         self.members: list[tuple[Path, str, int, int]] = []  # shard, name, offset and length in bytes
         self.texts: list[list[str]] = []
         self.sources: list[str] = []  # of the captions
@@ -51,19 +73,25 @@ class WebDatasetShards(ImageDataset):
         """Append the position and the captions of each image of a shard."""
         images, texts = {}, {}
         try:
-            with tarfile.open(path) as shard:
+            check_uncompressed(path)
+            with LimitedReader(path) as file, tarfile.open(fileobj=file, mode="r:") as shard:
                 for member in shard:
                     if not member.isreg():
                         continue  # ignore links
+                    check_member(member, os.fstat(file.fileno()).st_size)
                     folder, _, base = member.name.rpartition("/")
                     stem, _, suffix = base.partition(".")
                     key, suffix = (folder, stem), f".{suffix.lower()}"
                     if suffix in IMAGE_SUFFIXES:
                         images[key] = (path, member.name, member.offset_data, member.size)
                     elif suffix in (".txt", ".json"):
+                        if member.size > MAX_TEXT_BYTES:
+                            raise ValueError(
+                                f"{member.name}: more than {MAX_TEXT_BYTES} bytes; at most that is a caption"
+                            )
                         content = shard.extractfile(member).read().decode("utf-8-sig")
                         texts[key] = self.parse_caption_member(content, suffix) or texts.get(key)
-        except (tarfile.TarError, UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
+        except (tarfile.TarError, ValueError, OSError, RecursionError, OverflowError) as error:
             raise ValueError(f"{path}: not a readable shard ({error})") from None
         self.members += images.values()
         for key in images:
@@ -122,3 +150,21 @@ class WebDatasetShards(ImageDataset):
 
     def describe(self) -> str:
         return f"{self.path}: {len(self)} images in {len({path for path, *_ in self.members})} shards"
+
+
+def check_uncompressed(path: Path) -> None:
+    """`ValueError` for a compressed shard: its images could not be read at random positions."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if kinds := [kind for magic, kind in COMPRESSED.items() if start.startswith(magic)]:
+        raise ValueError(f"compressed with {kinds[0]}; decompress it, shards are read at random positions")
+
+
+def check_member(member: tarfile.TarInfo, shard_size: int) -> None:
+    """`ValueError` for a member that is not stored as it is, or is larger than the shard."""
+    if member.issparse():
+        raise ValueError(f"{member.name}: a sparse file; pack it without --sparse")
+    if not 0 <= member.size <= shard_size - member.offset_data:
+        raise ValueError(f"{member.name}: {member.size} bytes, which the shard does not have")
+    if member.size > MAX_MEMBER_BYTES:
+        raise ValueError(f"{member.name}: {member.size} bytes; at most {MAX_MEMBER_BYTES} are read")
