@@ -118,7 +118,7 @@ def build_bare_step(module, optimizer, batch: dict, compiled: bool):
     mixed = model.compute_dtype is not torch.float32
     with torch.no_grad(), torch.autocast(module.device.type, model.compute_dtype, enabled=mixed):
         latents, context = module.encode_batch(batch)
-    trains_text_encoder = any(name.startswith("text_encoder.") for name in module.get_trainable_parameters())
+    trains_text_encoder = any(module.get_trainable_parts().keys() & module.model.text_encoders)
     target, timesteps = torch.randn_like(latents), batch["timestep"]
 
     def run_step():

@@ -209,8 +209,10 @@ def build_value_schema(hint) -> DictConfig:
 
 
 def to_checkable_type(hint):
-    """Return `hint` if OmegaConf can check it (a scalar, `scalar | None`, a list of scalars), else Any."""
+    """Return `hint` if OmegaConf can check it (scalars, optional ones, lists and dicts of them), else Any."""
     if get_origin(hint) is list and set(get_args(hint)) <= SCALAR_TYPES:
+        return hint
+    if get_origin(hint) is dict and to_checkable_type(get_args(hint)[1]) is not Any:
         return hint
     members = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
     scalars = members - {NoneType}
@@ -223,5 +225,7 @@ def describe_type(hint) -> str:
     """Plain-English description of a type."""
     if get_origin(hint) is list:
         return f"a list of {' or '.join(TYPE_NAMES[member] for member in get_args(hint))}"
+    if get_origin(hint) is dict:
+        return f"KEY: {describe_type(get_args(hint)[1])}"
     members = get_args(hint) or (hint,)
     return " or ".join(TYPE_NAMES.get(member, str(member)) for member in members)

@@ -69,6 +69,12 @@ def test_text_lr_follows_lr():
     assert compose_checked_config("lr=3e-4", "text_encoder_lr=1e-5").training.text_encoder_lr == 1e-5
 
 
+def test_part_lr_is_set_on_the_command_line_and_checked():
+    assert compose_checked_config("part_lr.clip_l=5e-6").training.part_lr == {"unet": None, "clip_l": 5e-6}
+    with pytest.raises(ValueError, match="part_lr"):
+        compose_checked_config("part_lr.clip_l=high")
+
+
 def test_the_model_sets_the_resolution_and_the_command_line_overrides_it():
     assert compose_checked_config().resolution == 32
     assert compose_checked_config("model=sd15").resolution == 512

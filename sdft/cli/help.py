@@ -84,7 +84,7 @@ def render_topics(options: dict, topics: dict[str, list[str]], choices: dict, co
             for key, value in (options.get(node) or {}).items():
                 is_derived = isinstance(value, str) and value.startswith("${")
                 if not key.startswith("_") and not is_derived and not isinstance(value, dict):
-                    lines.append(format_line(f"  {node}.{key}", value, None))
+                    lines.append(format_line(f"  {node}.{key}", value, comments.get(node)))
         lines.append("")
     return "\n".join(lines).rstrip()
 

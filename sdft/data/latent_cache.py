@@ -41,11 +41,11 @@ def fill_caches(
             dataset.latents = cache
         unused_parts.append("vae")
     if settings.cache != "off" and text:
-        cache = open_cache(settings, "text", model.text_encoder, f"-{str(model.compute_dtype).removeprefix('torch.')}")
+        cache = open_cache(settings, "text", model.clip_l, f"-{str(model.compute_dtype).removeprefix('torch.')}")
         jobs.append((cache, list_required_contexts(datasets), build_context_encoder(model), "captions"))
         for dataset in datasets:
             dataset.contexts = cache
-        unused_parts.append("text_encoder")
+        unused_parts.append("clip_l")
     is_on_disk = settings.cache == "disk"
     check(sum(count_missing_bytes(cache, required, model) for cache, required, *_ in jobs) if is_on_disk else 0)
     max_pixels = MAX_PIXELS_CPU if model.vae.device.type == "cpu" else MAX_PIXELS_GPU
@@ -80,7 +80,7 @@ def is_writable_folder(folder: Path) -> bool:
 def count_missing_bytes(cache: TensorCache, required: dict[bytes, tuple], model) -> int:
     """Bytes of the missing entries: fp32 moments and mask per latent, fp32 context per caption."""
     missing = [arguments for key, arguments in required.items() if key not in cache]
-    channels, width = 2 * model.vae.config.latent_channels + 1, model.text_encoder.config.hidden_size
+    channels, width = 2 * model.vae.config.latent_channels + 1, model.clip_l.config.hidden_size
     return sum(
         4 * (channels * size[0] * size[1] // model.vae_scale_factor**2 if size else len(arguments[0]) * width)
         for size, *arguments in missing
@@ -192,7 +192,7 @@ def build_context_encoder(model):
 
     @torch.no_grad()
     def compute(arguments: list[tuple]) -> list[CacheEntry]:
-        ids = torch.stack([ids for _, ids in arguments]).to(model.text_encoder.device)
+        ids = torch.stack([ids for _, ids in arguments]).to(model.clip_l.device)
         with torch.autocast(ids.device.type, model.compute_dtype, enabled=model.compute_dtype is not torch.float32):
             return [{"context": context} for context in model.condition(ids).cpu()]
 

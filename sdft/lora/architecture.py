@@ -79,7 +79,7 @@ def get_layer(part: str, module, layer: str):
 
 
 def get_model_architecture(model) -> Architecture:
-    return build_architecture(model.name, model.parts)
+    return build_architecture(model.name, model.components)
 
 
 @cache

@@ -115,8 +115,8 @@ def load_lora(model, path: Path, name: str = "default") -> None:
     file = read_lora_file(path, [get_model_architecture(model)])
     try:
         for part, layers in file.parts.items():
-            layers = expand_input_norms(part, model.parts[part], layers)
-            inject_adapter(model.parts[part], part, build_adapter_state(part, layers), name)
+            layers = expand_input_norms(part, model.components[part], layers)
+            inject_adapter(model.components[part], part, build_adapter_state(part, layers), name)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         reason = f"{reason[:MAX_ERROR_LENGTH]}…" if len(reason) > MAX_ERROR_LENGTH else reason

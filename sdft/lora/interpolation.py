@@ -37,7 +37,7 @@ class AdapterInterpolator:
 
     def select_text_encoder(self, index: int) -> None:
         """Give the text encoder the first (0) or the second (1) adapter."""
-        self.set_scales(self.model.text_encoder, [1.0 - index, float(index)])
+        self.set_scales(self.model.clip_l, [1.0 - index, float(index)])
 
     def disable(self) -> None:
         """Restore the base until the next `interpolate_unet` and `select_text_encoder`."""

@@ -25,14 +25,14 @@ def merge_lora_files(model: StableDiffusion, files: list[LoraFile], weights: lis
     changes: dict[tuple[str, str], Tensor] = {}
     for file, strength in zip(files, weights, strict=True):
         for (part, name), layer in file.layers.items():
-            weight = get_layer(part, model.parts[part], name).weight
+            weight = get_layer(part, model.components[part], name).weight
             change = layer.apply_to(weight, strength) - weight.double()
             changes[part, f"{name}.weight"] = changes.get((part, f"{name}.weight"), 0) + change
         for (part, parameter), offset in file.offsets.items():
             changes[part, parameter] = changes.get((part, parameter), 0) + strength * offset.double()
     for (part, parameter), change in changes.items():
         layer, _, kind = parameter.rpartition(".")
-        tensor = getattr(get_layer(part, model.parts[part], layer), kind)
+        tensor = getattr(get_layer(part, model.components[part], layer), kind)
         if tensor is None or (change := change.to(tensor.device)).shape != tensor.shape:
             raise ValueError(f"adapter={files[0].path}: {part}.{parameter} does not fit {model.name}")
         tensor.copy_(tensor.double() + change)
@@ -56,7 +56,7 @@ def extract_lora(
     result, total_difference = MixResult(), sum(compute_squared_differences(base, tuned))
     layers = [(p, n) for p, names in shapes.items() for n in names if matches_targets(p, n, targets.get(p))]
     for part, name in track(layers):
-        before, after = (get_layer(part, m.parts[part], name).weight.double() for m in (base, tuned))
+        before, after = (get_layer(part, m.components[part], name).weight.double() for m in (base, tuned))
         change = (after - before).cpu()
         if torch.count_nonzero(change):
             product = approximate_low_rank(change.flatten(1), rank or max_rank, energy)
@@ -94,8 +94,8 @@ def matches_targets(part: str, name: str, suffixes: list[str] | None) -> bool:
 
 def compute_squared_differences(base: StableDiffusion, tuned: StableDiffusion) -> Iterator[float]:
     """Yield the squared norm of the change of each parameter of the UNet and the text encoder."""
-    for part, module in base.parts.items():
-        tuned_parameters = dict(tuned.parts[part].named_parameters())
+    for part, module in base.components.items():
+        tuned_parameters = dict(tuned.components[part].named_parameters())
         for name, before in module.named_parameters():
             after = tuned_parameters.get(name)
             if after is not None and after.shape == before.shape:  # a vocabulary may have grown

@@ -57,7 +57,7 @@ def to_original_layout(model: StableDiffusion) -> dict[str, Tensor]:
         # attention projections are linear in diffusers, 1 x 1 convolutions in the original layout
         is_projection = ".attn_1." in key and key.endswith("weight") and weight.ndim == 2
         tensors[VAE_PREFIX + key] = weight[:, :, None, None] if is_projection else weight
-    text_encoder = {k.removeprefix("text_model."): v for k, v in model.text_encoder.state_dict().items()}
+    text_encoder = {k.removeprefix("text_model."): v for k, v in model.clip_l.state_dict().items()}
     text_encoder.pop("embeddings.position_ids", None)
     if is_open_clip(model):
         return tensors | to_open_clip(text_encoder)
@@ -99,7 +99,7 @@ def map_vae_layers(blocks: int, layers: int) -> list[tuple[str, str]]:
 
 def is_open_clip(model: StableDiffusion) -> bool:
     """Whether the text encoder is the OpenCLIP ViT-H of Stable Diffusion 2, the only one that is 1024 wide."""
-    return model.text_encoder.config.hidden_size >= OPEN_CLIP_WIDTH
+    return model.clip_l.config.hidden_size >= OPEN_CLIP_WIDTH
 
 
 def to_open_clip(text_encoder: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,11 +14,11 @@ class FullFineTuning(Method):
     text_encoder: bool = False
     output_kind: ClassVar[str] = "pipeline"
 
-    def get_trainable_parts(self) -> list[str]:
-        return ["unet", "text_encoder"] if self.text_encoder else ["unet"]
+    def get_trainable_parts(self, model) -> list[str]:
+        return [part for part in model.parts if self.text_encoder or part not in model.text_encoders]
 
     def prepare(self, model):
-        for part in self.get_trainable_parts():
+        for part in self.get_trainable_parts(model):
             model.parts[part].requires_grad_(True)
 
     def save(self, model, folder: Path, name: str):
@@ -34,5 +34,5 @@ class FullFineTuning(Method):
         from sdft.models.loading import load_pretrained
 
         trained = load_pretrained(str(folder))
-        for part in self.get_trainable_parts():
+        for part in self.get_trainable_parts(model):
             model.parts[part].load_state_dict(trained.parts[part].state_dict())

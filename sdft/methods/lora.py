@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from sdft.methods.base import Method
+from sdft.models.stable_diffusion import COMPONENT_NAMES
 
 ADAPTER_TYPES = ("lora", "loha", "lokr")
 INIT_METHODS = ("gaussian", "kaiming", "pissa")
@@ -70,25 +71,25 @@ class LoRA(Method):
                 "method.init_lora_weights=pissa: not supported with use_dora or dropout, which would change the initial model"
             )
 
-    def get_targets(self) -> dict[str, list[str]]:
+    def get_targets(self, model) -> dict[str, list[str]]:
         """Target patterns by part; a part without patterns gets no adapter."""
-        targets = {
-            "unet": list(self.unet_targets),
-            "text_encoder": list(self.text_encoder_targets) if self.text_encoder else [],
-        }
-        return {part: patterns for part, patterns in targets.items() if patterns}
+        text_targets = self.text_encoder_targets if self.text_encoder else []
+        targets = {part: text_targets if part in model.text_encoders else self.unet_targets for part in model.parts}
+        return {part: list(patterns) for part, patterns in targets.items() if patterns}
 
     def check(self, model, captions):
-        for part, patterns in self.get_targets().items():
-            check_target_modules(model.parts[part], part, patterns, linear=self.init_lora_weights == "pissa")
+        for part, patterns in self.get_targets(model).items():
+            option = "text_encoder_targets" if part in model.text_encoders else "unet_targets"
+            is_linear = self.init_lora_weights == "pissa"
+            check_target_modules(model.parts[part], part, patterns, f"method.{option}", is_linear)
 
     def prepare(self, model):
         from sdft.lora.to_lora import compute_low_rank_updates
 
-        for part, patterns in self.get_targets().items():
+        for part, patterns in self.get_targets(model).items():
             model.parts[part].add_adapter(self.build_peft_config(patterns))
         self.initial_updates = (
-            {part: compute_low_rank_updates(model.parts[part]) for part in self.get_targets()}
+            {part: compute_low_rank_updates(model.parts[part]) for part in self.get_targets(model)}
             if self.init_lora_weights == "pissa"
             else {}
         )
@@ -118,12 +119,14 @@ class LoRA(Method):
         from sdft.lora.state_dict import convert_to_lora, get_adapter_state
 
         is_plain_lora = self.adapter_type == "lora" and self.init_lora_weights != "pissa"
-        adapters = {
-            part: get_adapter_state(part, model.parts[part])
-            if is_plain_lora
-            else convert_to_lora(part, model.parts[part], self.initial_updates.get(part))
-            for part in self.get_targets()
-        }
+        adapters = {}
+        for part in self.get_targets(model):
+            component, network = COMPONENT_NAMES[part], model.parts[part]
+            adapters[component] = (
+                get_adapter_state(component, network)
+                if is_plain_lora
+                else convert_to_lora(component, network, self.initial_updates.get(part))
+            )
         save_lora(adapters, folder, name, self.extra_metadata)
 
     def load(self, model, folder: Path):
@@ -132,17 +135,18 @@ class LoRA(Method):
         load_lora(model, folder)
 
 
-def check_target_modules(module, part: str, patterns: list[str], linear: bool = False) -> None:
+def check_target_modules(module, part: str, patterns: list[str], option: str, linear: bool = False) -> None:
     """Raise `ValueError` for a pattern that matches no layer, which would silently reduce the trainable weights."""
     from torch import nn
 
     layer_types = nn.Linear if linear else (nn.Linear, nn.Conv2d)
     layers = [name for name, layer in module.named_modules() if isinstance(layer, layer_types)]
-    key = "method.unet_targets" if part == "unet" else "method.text_encoder_targets"
     for pattern in patterns:
         if not any(name == pattern or name.endswith(f".{pattern}") for name in layers):
             suffixes = sorted(
                 {".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.split(".")[-1] for name in layers}
             )
             kind = "linear layer" if linear else "layer"
-            raise ValueError(f"{key}: {pattern!r} matches no {kind} of the {part}; choose from {', '.join(suffixes)}")
+            raise ValueError(
+                f"{option}: {pattern!r} matches no {kind} of the {part}; choose from {', '.join(suffixes)}"
+            )

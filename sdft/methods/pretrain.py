@@ -10,6 +10,6 @@ class Pretrain(FullFineTuning):
     def prepare(self, model):
         model.unet = type(model.unet).from_config(model.unet.config)
         if self.text_encoder:
-            model.text_encoder = type(model.text_encoder)(model.text_encoder.config)
+            model.clip_l = type(model.clip_l)(model.clip_l.config)
         model.eval()
         super().prepare(model)

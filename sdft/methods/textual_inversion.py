@@ -58,9 +58,9 @@ class TextualInversion(Method):
             )
 
     def prepare(self, model):
-        embeddings = model.text_encoder.get_input_embeddings()
+        embeddings = model.clip_l.get_input_embeddings()
         model.tokenizer.add_tokens(self.get_tokens())
-        model.text_encoder.set_input_embeddings(
+        model.clip_l.set_input_embeddings(
             ExtendedEmbedding(embeddings, self.initialize_vectors(model, embeddings.weight))
         )
 
@@ -75,7 +75,7 @@ class TextualInversion(Method):
         from sdft.lora.formats import write_safetensors
 
         folder.mkdir(parents=True, exist_ok=True)
-        rows = model.text_encoder.get_input_embeddings().rows
+        rows = model.clip_l.get_input_embeddings().rows
         write_safetensors(folder / EMBEDDING_FILE, {self.placeholder_token: rows}, {})
 
     def load(self, model, folder: Path):

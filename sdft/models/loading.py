@@ -100,7 +100,7 @@ def load_pretrained(name: str, revision: str | None = None, variant: str | None 
         load_scheduler(folder),
     )
     files = describe_weight_files(folder)
-    for part in ("", "vae", "text_encoder"):
+    for part in ("", "vae", *model.text_encoders):
         share_digests(model.get_submodule(part), (part, files))
     return model
 

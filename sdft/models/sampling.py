@@ -132,7 +132,7 @@ def build_prompt_inputs(
 @contextmanager
 def move_to_device(model: StableDiffusion, device: torch.device):
     """Move the VAE and the text encoder to `device`; move them back afterwards."""
-    devices = {part: part.device for part in (model.vae, model.text_encoder)}
+    devices = {part: part.device for part in (model.vae, model.clip_l)}
     for part in devices:
         part.to(device)
     try:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+COMPONENT_NAMES = {"unet": "unet", "clip_l": "text_encoder"}  # diffusers' names of the parts
 
 
 class StableDiffusion(nn.Module):
@@ -17,7 +18,7 @@ class StableDiffusion(nn.Module):
 
     def __init__(self, unet, vae, text_encoder, tokenizer, scheduler):
         super().__init__()
-        self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
+        self.unet, self.vae, self.clip_l = unet, vae, text_encoder
         self.tokenizer, self.scheduler, self.name = tokenizer, scheduler, "the model"
         self.prompt_chunks = 1  # chunks of the text encoder's length per prompt
         self.register_buffer("alphas_cumprod", compute_alphas_cumprod(scheduler.config), persistent=False)
@@ -41,7 +42,7 @@ class StableDiffusion(nn.Module):
     @property
     def chunk_length(self) -> int:
         """Tokens of the longest prompt in one chunk, including start and end."""
-        return min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        return min(self.tokenizer.model_max_length, self.clip_l.config.max_position_embeddings)
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -49,9 +50,19 @@ class StableDiffusion(nn.Module):
         return self.prompt_chunks * (self.chunk_length - 2) + 2
 
     @property
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """The parts that encode captions."""
+        return {"clip_l": self.clip_l}
+
+    @property
     def parts(self) -> dict[str, nn.Module]:
-        """The networks that a method may train."""
-        return {"unet": self.unet, "text_encoder": self.text_encoder}
+        """The networks that a method may train, by their names in options, checkpoints and metrics."""
+        return {"unet": self.unet, **self.text_encoders}
+
+    @property
+    def components(self) -> dict[str, nn.Module]:
+        """The parts by their names in diffusers' pipelines and LoRA files."""
+        return {COMPONENT_NAMES[part]: network for part, network in self.parts.items()}
 
     @property
     def size_multiple(self) -> int:
@@ -113,7 +124,7 @@ class StableDiffusion(nn.Module):
 
     def condition(self, ids: Tensor) -> Tensor:
         """Context `[batch, prompt_chunks * tokens, width]` for the UNet, from token ids `[batch, prompt_chunks * tokens]`."""
-        return self.text_encoder(ids.reshape(-1, ids.shape[1] // self.prompt_chunks))[0].reshape(*ids.shape, -1)
+        return self.clip_l(ids.reshape(-1, ids.shape[1] // self.prompt_chunks))[0].reshape(*ids.shape, -1)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """The UNet's output `[batch, 4, h, w]`: noise or velocity, depending on `prediction_type`."""
@@ -131,7 +142,7 @@ class StableDiffusion(nn.Module):
     @torch.no_grad()
     def cache_unconditional_embedding(self) -> None:
         """Store the context of the empty caption as `unconditional_embedding` `[1, tokens, width]`, for guidance in training."""
-        ids = self.tokenize([""]).to(self.text_encoder.device)
+        ids = self.tokenize([""]).to(self.clip_l.device)
         self.register_buffer("unconditional_embedding", self.condition(ids), persistent=False)
 
     def build_pipeline(self, pipeline_class=None, **parts):
@@ -139,9 +150,8 @@ class StableDiffusion(nn.Module):
         from diffusers import StableDiffusionPipeline
 
         return (pipeline_class or StableDiffusionPipeline)(
-            unet=self.unet,
+            **self.components,
             vae=self.vae,
-            text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             scheduler=copy.deepcopy(self.scheduler),
             safety_checker=None,

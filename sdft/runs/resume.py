@@ -137,7 +137,7 @@ def diff_configs(old: dict, new: dict) -> dict[str, tuple]:
     old, new = flatten_config(old), flatten_config(new)
     changed = {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
     changed = {name: values for name, values in changed.items() if name.split(".")[-1] not in RESULT_NEUTRAL_OPTIONS}
-    return {n: values for n, values in changed.items() if "." not in n or n.split(".")[-1] not in changed}
+    return {n: values for n, values in changed.items() if not any(n.endswith(f".{other}") for other in changed)}
 
 
 def flatten_config(node: dict, path: str = "") -> dict:

@@ -63,26 +63,36 @@ def build_module(cfg: DictConfig, parts: dict, model):
     optimizer = instantiate(cfg.optimizer, _convert_="all")  # plain lists, because checkpoints store them
     if training.ema and has_averaged_weights(optimizer.func):
         raise ValueError(f"ema={training.ema}: {optimizer.func.__name__} averages the weights itself; use ema=0")
-    if optimizer.func.__name__ == "Prodigy" and (
-        training.lr < 0.1 or training.text_encoder_lr != training.lr or cfg.method.get("loraplus_lr_ratio", 1) != 1
-    ):
-        raise ValueError(
-            f"lr={training.lr} text_encoder_lr={training.text_encoder_lr}: Prodigy estimates one learning rate for all "
-            "parameters; use lr=1.0 text_encoder_lr=1.0"
-        )
-    return DiffusionModule(
+    module = DiffusionModule(
         model,
         parts["method"],
         parts["objective"],
         disable_fused(optimizer) if parts["precision"].needs_grad_scaler else optimizer,
         parts["schedule"],
-        lr={"unet": training.lr * scale, "text_encoder": training.text_encoder_lr * scale},
+        lr={part: rate * scale for part, rate in training.get_part_lr(model).items()},
         max_grad_norm=training.max_grad_norm,
         compute_dtype=parts["precision"].dtype,
         checkpointing=training.gradient_checkpointing,
         seed=cfg.seed,
         smoothness=parts["smoothness"] if parts["smoothness"].weight else None,
     )
+    rates = {part: module.lr[part] for part in module.get_trainable_parts()}
+    training.check_trained_parts(rates)
+    if optimizer.func.__name__ == "Prodigy":
+        check_prodigy(rates, cfg.method.get("loraplus_lr_ratio", 1))
+    return module
+
+
+def check_prodigy(rates: dict[str, float], loraplus_lr_ratio: float) -> None:
+    """`ValueError` unless all parameters have one rate of about 1, of which Prodigy estimates the multiple."""
+    if loraplus_lr_ratio != 1:
+        raise ValueError(
+            f"method.loraplus_lr_ratio={loraplus_lr_ratio}: Prodigy estimates one learning rate for all parameters; "
+            "use method.loraplus_lr_ratio=1"
+        )
+    if len(set(rates.values())) > 1 or min(rates.values()) < 0.1:
+        given = " ".join(f"part_lr.{part}={rate:g}" for part, rate in rates.items())
+        raise ValueError(f"{given}: Prodigy estimates one learning rate for all parameters; use lr=1.0")
 
 
 def disable_fused(optimizer: partial) -> partial:

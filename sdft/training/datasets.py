@@ -38,7 +38,7 @@ def fill_input_caches(
     training = parts["training"]
     run_size = estimate_run_size(module, training, parts["sampling"], inputs.prompts, cfg.resolution, inputs.steps)
     check = partial(check_disk_space, folder, run_size, training=training)
-    trains_text_encoder = any(name.startswith("text_encoder.") for name in module.get_trainable_parameters())
+    trains_text_encoder = any(module.get_trainable_parts().keys() & module.model.text_encoders)
     cache_text = not trains_text_encoder and not parts["dataset"].shuffle_tags
     all_datasets = [*datasets.training.datasets, *([datasets.validation] if datasets.validation else [])]
     module.offloaded_parts = fill_caches(all_datasets, module.model, text=cache_text, check=check)

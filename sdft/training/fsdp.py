@@ -72,7 +72,7 @@ def unshard_model(model: StableDiffusion) -> StableDiffusion:
             parts[name].load_state_dict(state)
     if rank():
         return model
-    full_model = StableDiffusion(parts["unet"], model.vae, parts["text_encoder"], model.tokenizer, model.scheduler)
+    full_model = StableDiffusion(parts["unet"], model.vae, parts["clip_l"], model.tokenizer, model.scheduler)
     for attribute in ("name", "prompt_chunks", "base_vocabulary_size"):
         setattr(full_model, attribute, getattr(model, attribute))
     return full_model

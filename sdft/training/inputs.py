@@ -75,6 +75,7 @@ def load_inputs(cfg: DictConfig, folder: Path, parts: dict, source: ImageDataset
     model.latent_shape(cfg.resolution)
     for resolution in parts["dataset"].extra_resolutions:
         model.latent_shape(resolution, "extra_resolutions")
+    training.get_part_lr(model)
     parts["method"].check(model, training_source.captions())
     digests = {"model": hash_weights(model), "data": hash_dataset(training_source)} if processes.rank() == 0 else {}
     steps = training.count_steps(parts["dataset"].build_plan(training_source, model.size_multiple, samples_per_step))

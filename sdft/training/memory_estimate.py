@@ -80,8 +80,8 @@ def build_fake_module(module: DiffusionModule, step: StepSpec, mode: FakeTensorM
     if step.gradient_checkpointing:
         enable_gradient_checkpointing(fake_module.model)
     if step.cached:
-        text_encoder = [] if has_trainable_parameters(model.text_encoder) else ["text_encoder"]
-        fake_module.offloaded_parts = ["vae", *text_encoder]
+        frozen_encoders = [part for part, net in model.text_encoders.items() if not has_trainable_parameters(net)]
+        fake_module.offloaded_parts = ["vae", *frozen_encoders]
     return fake_module
 
 
@@ -122,9 +122,9 @@ def build_fake_sample(fake_module: DiffusionModule, step: StepSpec) -> dict[str,
     if step.cached and "pixels" in sample:
         del sample["pixels"]
         sample |= {"mean": latent, "std": latent}
-    if step.cached and "ids" in sample and "text_encoder" in fake_module.offloaded_parts:
+    if step.cached and "ids" in sample and "clip_l" in fake_module.offloaded_parts:
         tokens = sample.pop("ids").shape
-        sample["context"] = torch.empty(*tokens, fake_module.model.text_encoder.config.hidden_size, device="meta")
+        sample["context"] = torch.empty(*tokens, fake_module.model.clip_l.config.hidden_size, device="meta")
     return sample
 
 

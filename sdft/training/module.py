@@ -76,6 +76,11 @@ class DiffusionModule(LightningModule):
     def get_trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def get_trainable_parts(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by part, without the parts that have none."""
+        parts = {part: [p for p in net.parameters() if p.requires_grad] for part, net in self.model.parts.items()}
+        return {part: parameters for part, parameters in parts.items() if parameters}
+
     def compute_losses(self, batch: dict) -> Tensor:
         """Weighted loss of each sample `[batch]`."""
         inputs = self.encode_batch(batch)
@@ -215,11 +220,13 @@ def enable_gradient_checkpointing(model: StableDiffusion) -> None:
     model.unet.enable_gradient_checkpointing(
         partial(checkpoint, use_reentrant=False, context_fn=build_checkpoint_contexts)
     )
-    if any(p.requires_grad for p in model.text_encoder.parameters()):
+    for encoder in model.text_encoders.values():
+        if not any(p.requires_grad for p in encoder.parameters()):
+            continue
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        model.text_encoder.activation_checkpointing_enable()
-        for layer in model.text_encoder.modules():
+        encoder.activation_checkpointing_enable()
+        for layer in encoder.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = True  # HF only checkpoints in train mode; dropout sub-modules stay in eval
 

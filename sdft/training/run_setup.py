@@ -122,6 +122,7 @@ def format_title(choices: Mapping[str, str], cfg: DictConfig) -> str:
 
 
 def flatten_options(cfg: DictConfig, choices) -> dict:
-    """Top-level options as columns, and the choices of the config groups."""
+    """Top-level options as columns, with the given rates of parts, and the choices of the config groups."""
     options = {key: value for key, value in OmegaConf.to_container(cfg).items() if not isinstance(value, dict)}
+    options |= {f"part_lr.{part}": rate for part, rate in cfg.part_lr.items() if rate is not None}
     return options | {key: choices[key] for key in GROUP_OPTIONS}

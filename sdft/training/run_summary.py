@@ -13,18 +13,16 @@ from sdft.training.memory_estimate import GB, estimate_memory, format_bytes, get
 from sdft.training.step_spec import StepSpec
 
 MAX_WARMUP_FRACTION = 0.2  # a longer warm-up leaves little time at the full learning rate
-PART_NAMES = {"unet": "UNet", "text_encoder": "text encoder"}
 
 
 def collect_run_summary(module, dataset, training, schedule, trainer, step: StepSpec) -> dict:
     """Facts about the run for `run.json`, with a list of `warnings`; `step` is the run's largest step."""
     model, steps, num_processes = module.model, trainer.max_steps, trainer.world_size
-    trainable = {
-        part: count_parameters(p for p in net.parameters() if p.requires_grad) for part, net in model.parts.items()
-    }
+    trainable = {part: count_parameters(parameters) for part, parameters in module.get_trainable_parts().items()}
     memory, memory_warnings = check_memory(module, step) if trainer.is_global_zero else ({}, [])
     return {
-        "trainable": {part: n for part, n in trainable.items() if n},
+        "trainable": trainable,
+        "part_lr": {part: module.lr[part] for part in trainable},
         "parameters": module.num_base_parameters,
         "images": len(dataset),
         "num_class_images": sum(len(part) for part in dataset.datasets[1:]),
@@ -86,7 +84,7 @@ def format_device(device: torch.device, threads: int) -> str:
 
 def print_run_summary(summary: dict, headline: str, data_lines: list[str], folder: Path) -> None:
     num_trainable, num_parameters = sum(summary["trainable"].values()), summary["parameters"]
-    parts = " + ".join(f"{PART_NAMES[part]} {n:,}" for part, n in summary["trainable"].items())
+    parts = " + ".join(f"{part} {n:,}" for part, n in summary["trainable"].items())
     batch = summary["batch"]
     factors = [batch["gradient_accumulation_steps"], batch["processes"]]
     batch_size = " × ".join(map(str, [batch["size"], *(n for n in factors if n > 1)]))

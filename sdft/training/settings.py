@@ -1,7 +1,7 @@
 """Training settings: steps, epochs, learning rates and intervals."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 COMPILE_MODES = ("off", "regional", "auto")
@@ -17,6 +17,7 @@ class TrainingSettings:
     gradient_accumulation_steps: int = 1
     lr: float = 1e-4
     text_encoder_lr: float = 1e-4
+    part_lr: dict[str, float | None] = field(default_factory=dict)
     max_grad_norm: float = 1.0
     on_nan: str = "stop"
     ema: float = 0.0
@@ -45,10 +46,12 @@ class TrainingSettings:
         for key, maximum in MAX_VALUES.items():
             if getattr(self, key) > maximum:
                 raise ValueError(f"{key}={getattr(self, key)}: choose {maximum} or less")
-        if not self.lr and not self.text_encoder_lr:
-            raise ValueError(
-                f"lr={self.lr} text_encoder_lr={self.text_encoder_lr}: nothing would be trained; set one of them above 0"
-            )
+        self.part_lr = {part: float(rate) for part, rate in self.part_lr.items() if rate is not None}
+        for part, rate in self.part_lr.items():
+            if rate < 0:
+                raise ValueError(f"part_lr.{part}={rate}: choose 0 or more")
+        if not any((self.lr, self.text_encoder_lr, *self.part_lr.values())):
+            raise ValueError(f"lr={self.lr} text_encoder_lr={self.text_encoder_lr}: set one of them above 0")
         if self.on_nan not in ("stop", "skip"):
             raise ValueError(f"on_nan={self.on_nan}: choose stop or skip")
         if isinstance(self.save_every, str) and not self.get_save_interval_seconds():
@@ -64,6 +67,24 @@ class TrainingSettings:
             )
         if self.patience and not self.checkpoint_metric:
             raise ValueError(f"patience={self.patience}: requires checkpoint_metric, such as CLIP-I")
+
+    def get_part_lr(self, model) -> dict[str, float]:
+        """The learning rate of each part of a model; `ValueError` for a part that it does not have."""
+        for part in self.part_lr.keys() - model.parts.keys():
+            raise ValueError(
+                f"part_lr.{part}={self.part_lr[part]}: {model.name} has the parts {', '.join(model.parts)}"
+            )
+        default = {part: self.text_encoder_lr if part in model.text_encoders else self.lr for part in model.parts}
+        return default | self.part_lr
+
+    def check_trained_parts(self, rates: dict[str, float]) -> None:
+        """`ValueError` for a rate of a part not in `rates`, those of the trained parts, and if none of them is above 0."""
+        for part, rate in self.part_lr.items():
+            if part not in rates:
+                raise ValueError(f"part_lr.{part}={rate}: the method trains {', '.join(rates)} only")
+        if not any(rates.values()):
+            options = " or ".join(f"part_lr.{part}" for part in rates)
+            raise ValueError(f"{options}: 0, and the method trains nothing else; choose more than 0")
 
     def count_steps(self, plan) -> int:
         """Optimizer steps of the run; `plan` counts those of the epochs."""

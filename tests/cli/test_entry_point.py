@@ -186,7 +186,7 @@ def test_sd15_trains_on_photographs_in_twelve_gigabytes(tmp_path, photographs):
     command = [sys.executable, "-c", code, str(ROOT / "train.py"), *overrides, "sampling.steps=1", "prompts=[a cat]"]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    assert "UNet 1,594,368 + text encoder 589,824 of 1,066,235,307" in done.stdout
+    assert "unet 1,594,368 + clip_l 589,824 of 1,066,235,307" in done.stdout
     assert float(done.stdout.split("peak")[1]) < 12
 
 

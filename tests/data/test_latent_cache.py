@@ -66,7 +66,7 @@ def test_only_changed_inputs_are_encoded_again(image_folder, tiny, capsys):  # p
         next(model.vae.encoder.parameters()).add_(0.1)
     assert "4 latents (4 new), 5 captions (0 new)" in fill_and_read_summary(image_folder, model, capsys)
     with torch.no_grad():
-        next(model.text_encoder.parameters()).add_(0.1)
+        next(model.clip_l.parameters()).add_(0.1)
     assert "4 latents (0 new), 5 captions (5 new)" in fill_and_read_summary(image_folder, model, capsys)
     Image.new("L", (32, 32), 255).save(image_folder / "1.mask.png")
     assert "4 latents (1 new)" in fill_and_read_summary(image_folder, model, capsys)
@@ -78,6 +78,6 @@ def test_random_crops_and_trainable_or_shuffled_text_are_not_cached(image_folder
     samples = DataSettings(32, crop="random").build_dataset(ImageFolder(str(image_folder)), model)
     assert fill_caches([samples], model, text=False) == [] and samples.latents is None and samples.contexts is None
     module, _ = shared_run(*EXACT, "cache=disk")
-    assert module.offloaded_parts == ["vae", "text_encoder"]
+    assert module.offloaded_parts == ["vae", "clip_l"]
     assert run("steps=1", name="text")[0].offloaded_parts == ["vae"]
     assert run("steps=1", "method.text_encoder=false", "shuffle_tags=true", name="tags")[0].offloaded_parts == ["vae"]

@@ -225,7 +225,7 @@ def test_a_merged_pipeline_and_its_single_file_open_in_plain_diffusers(tiny, fil
     image = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
     for pipeline in (diffusers_pipeline, single):
         fresh = tiny(seed=9)
-        fresh.unet, fresh.text_encoder, fresh.vae = (
+        fresh.unet, fresh.clip_l, fresh.vae = (
             pipeline.unet.eval(),
             pipeline.text_encoder.eval(),
             pipeline.vae.eval(),
@@ -258,14 +258,14 @@ def test_diffusers_converts_the_original_layout_back(narrow_configs, name):
     model = load_stable_diffusion(str(narrow_configs.get(name, name)), architecture="tiny-sd", weights="random")
     weights = {key: weight.clone() for key, weight in to_original_layout(model).items()}
     text = (
-        theirs.convert_open_clip_checkpoint(model.text_encoder, dict(weights))
+        theirs.convert_open_clip_checkpoint(model.clip_l, dict(weights))
         if name == "sd21"
         else theirs.convert_ldm_clip_checkpoint(dict(weights))
     )
     for module, converted in [
         (model.unet, theirs.convert_ldm_unet_checkpoint(dict(weights), model.unet.config)),
         (model.vae, theirs.convert_ldm_vae_checkpoint(dict(weights), model.vae.config)),
-        (model.text_encoder, {key.removeprefix("text_model."): weight for key, weight in text.items()}),
+        (model.clip_l, {key.removeprefix("text_model."): weight for key, weight in text.items()}),
     ]:
         expected = module.state_dict()
         assert converted.keys() == expected.keys()

@@ -25,13 +25,13 @@ def test_only_a_and_b_are_trainable(tiny):  # S0-02
     LoRA(4, 4).prepare(model)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     assert names and all(".lora_A." in name or ".lora_B." in name for name in names)
-    assert {name.split(".")[0] for name in names} == {"unet", "text_encoder"}
+    assert {name.split(".")[0] for name in names} == {"unet", "clip_l"}
 
 
 def test_the_text_encoder_is_optional(tiny):
     model = tiny()
     LoRA(4, 4, text_encoder=False).prepare(model)
-    assert not any(p.requires_grad for p in model.text_encoder.parameters())
+    assert not any(p.requires_grad for p in model.clip_l.parameters())
 
 
 def test_a_is_gaussian_with_one_over_rank_and_b_is_zero(tiny):
@@ -61,7 +61,7 @@ def test_alpha_scales_the_update(tiny):
     ("options", "message"),
     [
         ({"unet_targets": ["to_q", "to_x"]}, "method.unet_targets: 'to_x' .* unet; .*to_k"),
-        ({"text_encoder_targets": ["to_q"]}, "method.text_encoder_targets: 'to_q' .* text_encoder; .*q_proj"),
+        ({"text_encoder_targets": ["to_q"]}, "method.text_encoder_targets: 'to_q' .* clip_l; .*q_proj"),
     ],
 )
 def test_a_pattern_that_matches_no_layer_raises(tiny, options, message):

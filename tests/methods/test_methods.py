@@ -26,13 +26,13 @@ METHODS = {
     "dreambooth_lora": ["method=dreambooth_lora", *SUBJECT],
 }
 TRAINABLE = {  # by part: a substring of the names of its trainable parameters
-    "lora": {"unet": ".lora_", "text_encoder": ".lora_"},
-    "loha": {"unet": ".hada_", "text_encoder": ".hada_"},
-    "lokr": {"unet": ".lokr_", "text_encoder": ".lokr_"},
+    "lora": {"unet": ".lora_", "clip_l": ".lora_"},
+    "loha": {"unet": ".hada_", "clip_l": ".hada_"},
+    "lokr": {"unet": ".lokr_", "clip_l": ".lokr_"},
     "convolutions": {"unet": ".lora_"},
     "sft": {"unet": ""},
-    "sft, text encoder too": {"unet": "", "text_encoder": ""},
-    "textual inversion": {"text_encoder": "token_embedding.rows"},
+    "sft, text encoder too": {"unet": "", "clip_l": ""},
+    "textual inversion": {"clip_l": "token_embedding.rows"},
 }
 TRAINABLE |= {"use_dora": TRAINABLE["lora"], "pissa": TRAINABLE["lora"], "dreambooth_lora": TRAINABLE["lora"]}
 TRAINABLE |= {"pretrain": TRAINABLE["sft"], "dreambooth": TRAINABLE["sft"]}
@@ -67,7 +67,7 @@ def test_diffusers_reproduces_a_sample_after_twenty_steps(run, tmp_path, monkeyp
     for name, parameter in module.model.named_parameters():
         part = name.split(".")[0]
         assert parameter.requires_grad == (part in trainable and trainable[part] in name), name
-        assert parameter.dtype == torch.float32 and part in ("unet", "vae", "text_encoder")
+        assert parameter.dtype == torch.float32 and part in ("unet", "vae", "clip_l")
 
     sample = json.loads((folder / "samples" / "step-000020" / "samples.json").read_text())[0]
     generator = torch.Generator().manual_seed(sample["seed"])

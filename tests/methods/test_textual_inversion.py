@@ -22,7 +22,7 @@ def test_only_the_rows_are_trainable(tiny, vectors):
     prepare_method(model, num_vectors=vectors)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert [name.split(".")[-1] for name in trainable] == ["rows"]
-    assert next(iter(trainable.values())).shape == (vectors, model.text_encoder.config.hidden_size)
+    assert next(iter(trainable.values())).shape == (vectors, model.clip_l.config.hidden_size)
 
 
 def test_other_captions_are_unchanged(tiny):

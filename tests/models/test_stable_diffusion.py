@@ -23,7 +23,7 @@ def count_trainable(module) -> int:
 
 def test_sd15_has_the_published_number_of_parameters():  # S0-26
     model = build_on_meta("sd15")
-    assert count_parameters(model.text_encoder) == 123_060_480
+    assert count_parameters(model.clip_l) == 123_060_480
     assert count_parameters(model.vae) == 83_653_863
     assert count_parameters(model.unet) == 859_520_964
 
@@ -31,7 +31,7 @@ def test_sd15_has_the_published_number_of_parameters():  # S0-26
 def test_sd21_has_the_published_number_of_parameters():  # S2-32
     model = build_on_meta("sd21")
     assert count_parameters(model.unet) == 865_910_724
-    assert count_parameters(model.text_encoder) == 340_387_840
+    assert count_parameters(model.clip_l) == 340_387_840
     assert model.prediction_type == "v_prediction"
 
 
@@ -41,7 +41,7 @@ def test_lora_of_sd15_has_199296_r_and_73728_r_trainable_parameters(rank):  # S0
     with torch.device("meta"):
         LoRA(rank, rank).prepare(model)
     assert count_trainable(model.unet) == 199_296 * rank
-    assert count_trainable(model.text_encoder) == 73_728 * rank
+    assert count_trainable(model.clip_l) == 73_728 * rank
 
 
 def test_lora_of_sd15_has_256_tensors_on_32_attentions():
@@ -57,10 +57,10 @@ def test_lora_fractions_match_the_published_ones():  # S0-32, S0-33
     model = build_on_meta("sd15")
     with torch.device("meta"):
         LoRA(32, 16).prepare(model)
-    unet, text = count_trainable(model.unet), count_trainable(model.text_encoder)
+    unet, text = count_trainable(model.unet), count_trainable(model.clip_l)
     assert (unet, text) == (6_377_472, 2_359_296)
     assert f"{unet / count_parameters(model.unet):.4%}" == "0.7365%"
-    assert f"{text / count_parameters(model.text_encoder):.4%}" == "1.8811%"
+    assert f"{text / count_parameters(model.clip_l):.4%}" == "1.8811%"
 
 
 def test_the_clip_tokenizer_works_offline():
@@ -126,6 +126,6 @@ def test_a_long_prompt_is_encoded_in_chunks(tiny):
     assert int((~special).sum()) == num_tokens  # nothing is truncated
     context = three.condition(ids)
     assert torch.allclose(context[1, : one.chunk_length], one.condition(one.tokenize(["red"]))[0], atol=1e-6)
-    assert context.shape == (2, 3 * one.chunk_length, one.text_encoder.config.hidden_size)
+    assert context.shape == (2, 3 * one.chunk_length, one.clip_l.config.hidden_size)
     with pytest.raises(ValueError, match="prompt_chunks=0: "):
         tiny(prompt_chunks=0)

@@ -99,7 +99,7 @@ def test_a_merged_lora_equals_an_applied_one(tiny, tmp_path):  # S0-02
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
     merged = tiny()
-    merged.unet, merged.text_encoder = pipeline.unet, pipeline.text_encoder
+    merged.unet, merged.clip_l = pipeline.unet, pipeline.text_encoder
     assert torch.allclose(compute_output(merged), applied, atol=1e-5)
 
 

@@ -25,7 +25,7 @@ def fp16_run(tiny, tmp_path_factory):
     model = tiny()
     samples = DataSettings(32).build_dataset(Digits(per_digit=2), model, samples_per_step=2)
     optimizer = disable_fused(partial(torch.optim.AdamW, lr=1e-3, fused=True))
-    schedule, lr = LRSchedule("linear"), {"unet": 1e-3, "text_encoder": 1e-3}
+    schedule, lr = LRSchedule("linear"), {"unet": 1e-3, "clip_l": 1e-3}
     module = DiffusionModule(
         model, LoRA(4, 4), DiffusionLoss(), optimizer, schedule, lr, max_grad_norm=1.0, compute_dtype=HALF
     )

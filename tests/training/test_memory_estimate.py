@@ -32,7 +32,7 @@ OPTIMIZERS = {
 
 
 def build_module(model, method, compute_dtype=torch.float32, checkpointing=False, optimizer="adamw") -> DiffusionModule:
-    rates = {"unet": 1e-3, "text_encoder": 1e-3}
+    rates = {"unet": 1e-3, "clip_l": 1e-3}
     options = {"compute_dtype": compute_dtype, "checkpointing": checkpointing}
     return DiffusionModule(model, method, DiffusionLoss(), OPTIMIZERS[optimizer], None, rates, **options)
 
@@ -141,7 +141,7 @@ def test_options_that_save_memory_lower_the_estimate(tiny):
 
 def test_offloaded_parts_count_on_a_cpu(tiny):
     module = build_module(tiny(), LoRA(8, 8.0, text_encoder=False))
-    module.offloaded_parts = ["vae", "text_encoder"]
+    module.offloaded_parts = ["vae", "clip_l"]
     weights = estimate_memory(module, StepSpec(build_sample(module), 2, 1, CPU)).weights
     assert weights == sum(map(count_bytes, [*module.parameters(), *module.buffers()]))
 

@@ -17,7 +17,7 @@ from sdft.training.module import DiffusionModule
 
 
 def build_module(model, method=None, **options):
-    lr = {"unet": 1e-4, "text_encoder": 5e-5}
+    lr = {"unet": 1e-4, "clip_l": 5e-5}
     optimizer = partial(torch.optim.AdamW, lr=1e-4)
     objective = options.pop("objective", None) or DiffusionLoss()
     return DiffusionModule(model, method or LoRA(4, 4), objective, optimizer, LRSchedule("constant"), lr, **options)
@@ -116,7 +116,7 @@ def test_the_seed_determines_the_adapter(tiny):  # pitfall 5
 def test_frozen_modules_stay_in_eval_mode(tiny):  # pitfall 6
     module = build_module(tiny(), LoRA(4, 4, text_encoder=False))
     model = module.model
-    assert not any(m.training for part in (model.vae, model.text_encoder) for m in part.modules())
+    assert not any(m.training for part in (model.vae, model.clip_l) for m in part.modules())
     train_mode = {name for name, m in model.unet.named_modules() if m.training}
     trainable = {n for n, m in model.unet.named_modules() if any(p.requires_grad for p in m.parameters())}
     assert trainable <= train_mode and all(".lora_dropout" in name for name in train_mode - trainable)
@@ -135,7 +135,7 @@ def test_each_part_has_its_own_learning_rate(tiny):
     module = build_module(tiny())
     module._trainer = type("Trainer", (), {"max_steps": 10})()
     (optimizer,), _ = module.configure_optimizers()
-    assert {g["name"]: g["lr"] for g in optimizer.param_groups} == {"unet": 1e-4, "text_encoder": 5e-5}
+    assert {g["name"]: g["lr"] for g in optimizer.param_groups} == {"unet": 1e-4, "clip_l": 5e-5}
 
 
 def test_losses_do_not_depend_on_the_batch(tiny):
@@ -184,7 +184,7 @@ def test_each_learning_rate_has_its_own_parameter_group(tiny):
     module.__dict__["_trainer"] = type("Trainer", (), {"max_steps": 3})()
     (optimizer,), _ = module.configure_optimizers()
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
-    assert rates == pytest.approx({"unet": 1e-4, "unet_x16": 16e-4, "text_encoder": 5e-5, "text_encoder_x16": 80e-5})
+    assert rates == pytest.approx({"unet": 1e-4, "unet_x16": 16e-4, "clip_l": 5e-5, "clip_l_x16": 80e-5})
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(module.get_trainable_parameters())
 
 

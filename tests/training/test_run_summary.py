@@ -33,7 +33,7 @@ def test_a_default_run_has_no_warnings_and_prints_its_summary(run, capsys):
     output = capsys.readouterr().out
     for part in (
         "lora rank 8 α 8 · tiny",
-        "UNet 66,304 + text encoder 8,192 of 3,502,763",
+        "unet 66,304 + clip_l 8,192 of 3,502,763",
         "1 steps, batch 2 × 2",
         str(folder),
     ):

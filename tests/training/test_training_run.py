@@ -97,7 +97,7 @@ def test_a_run_writes_its_folder(shared_run):
     record = json.loads((folder / "run.json").read_text())
     assert record["state"] == "finished" and record["steps"] == 4 and record["seed"] == 0
     assert record["device"].startswith("cpu") and record["versions"]["torch"]
-    assert record["trainable"] == {"unet": 66_304, "text_encoder": 8_192}
+    assert record["trainable"] == {"unet": 66_304, "clip_l": 8_192}
     for name in (
         "config.yaml",
         "metrics.csv",
@@ -156,7 +156,7 @@ def test_training_on_photographs(run, photographs):
 def test_bf16_trains_and_its_result_opens_in_fp32(run, method, frozen_dtype):
     module, folder = run("steps=2", "precision=bf16", f"method={method}")
     assert module.model.vae.dtype == torch.float32
-    assert module.model.text_encoder.get_input_embeddings().weight.dtype == frozen_dtype
+    assert module.model.clip_l.get_input_embeddings().weight.dtype == frozen_dtype
     if method == "sft":
         from diffusers import StableDiffusionPipeline
 
@@ -203,7 +203,7 @@ def test_an_adapter_that_gets_no_gradient_stops_the_run(run, monkeypatch):  # pi
 
     condition = StableDiffusion.condition
     monkeypatch.setattr(StableDiffusion, "condition", lambda self, ids: condition(self, ids).detach())
-    with pytest.raises(ValueError, match=r"text_encoder\..* gradient"):
+    with pytest.raises(ValueError, match=r"clip_l\..* gradient"):
         run("steps=2")
 
 

@@ -95,7 +95,7 @@ def render_settings_section(record: dict) -> str:
     options |= {"steps": record["steps"], "epochs": f"{record['epochs']:g}"}
     rows = [
         [format_inline_code(key), format_inline_code(options[key])]
-        for key in LISTED_OPTIONS.split()
+        for key in (*LISTED_OPTIONS.split(), *(key for key in options if key.startswith("part_lr.")))
         if options.get(key) or key == "seed"
     ]
     versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())

@@ -24,8 +24,6 @@ MAX_THUMBNAIL_SIZE = 256  # pixels of the longer side
 KOHYA_OPTIONS = {  # option of a run by kohya's metadata key
     "ss_seed": "seed",
     "ss_learning_rate": "lr",
-    "ss_unet_lr": "lr",
-    "ss_text_encoder_lr": "text_encoder_lr",
     "ss_batch_size_per_device": "batch_size",
     "ss_gradient_accumulation_steps": "gradient_accumulation_steps",
     "ss_gradient_checkpointing": "gradient_checkpointing",
@@ -80,10 +78,12 @@ def build_modelspec_metadata(
 
 def build_kohya_metadata(facts: dict, steps: int, tag_counts: dict[str, int]) -> dict:
     """kohya's `ss_` keys, from `run.json`."""
-    options, base = facts["options"], facts.get("architecture")
+    options, base, rates = facts["options"], facts.get("architecture"), facts.get("part_lr", {})
     name = to_printable_line(options["name"])
     metadata = {key: options[option] for key, option in KOHYA_OPTIONS.items() if options.get(option) is not None}
     return metadata | {
+        "ss_unet_lr": rates.get("unet"),
+        "ss_text_encoder_lr": rates.get("clip_l"),
         "ss_mixed_precision": {"fp32": "no"}.get(options.get("precision"), options.get("precision")),
         "ss_random_crop": options.get("crop") == "random",
         "ss_output_name": name,
