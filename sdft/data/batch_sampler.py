@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterator
 import torch
 from torch.utils.data import Sampler
 
-from sdft.rng import draw_permutation, make_generator
+from sdft.rng import Draw, draw_permutation, make_generator
 
 Epoch = tuple[list[int], list[range]]  # image indices in order; the range of them that each step takes
 
@@ -55,7 +55,7 @@ class SamplingPlan:
         for bucket in self.buckets:
             shuffled = bucket[draw_permutation(self.seed, (epoch, int(bucket[0])), len(bucket))]
             steps += list(shuffled.split(self.samples_per_step))
-        order = torch.randperm(len(steps), generator=make_generator(self.seed, "runs", epoch)).tolist()
+        order = torch.randperm(len(steps), generator=make_generator(self.seed, Draw.STEP_ORDER, epoch)).tolist()
         images, ranges = [], []
         for step in [steps[i] for i in order]:
             ranges.append(range(len(images), len(images) + len(step)))

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdft.data.dataset import CaptionedImage, EvaluationSpec, ImageDataset
-from sdft.rng import make_generator
+from sdft.rng import Draw, make_generator
 
 IMAGE_SIZE = 32
 MAX_PER_DIGIT = 170  # every digit has at least this many images
@@ -207,7 +207,7 @@ class InkedDigits(ImageDataset):
 
     def draw_coloring(self, index: int) -> tuple[str, str, str]:
         """Ink, paper and caption text of image `index`."""
-        generator = make_generator(self.seed, "look", index)
+        generator = make_generator(self.seed, Draw.DIGIT_STYLE, index)
         ink_name, paper_name = INK_PAPER_PAIRS[int(torch.randint(len(INK_PAPER_PAIRS), (), generator=generator))]
         omission = float(torch.rand((), generator=generator))
         if omission < 1 / 6:

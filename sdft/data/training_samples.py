@@ -14,7 +14,7 @@ from sdft.data.dataset import ImageDataset
 from sdft.data.images import crop_with_mask
 from sdft.data.tensor_cache import KEY_SIZE
 from sdft.data.transforms import ImageSubset
-from sdft.rng import draw_pyramid_noise, make_generator
+from sdft.rng import Draw, draw_pyramid_noise, make_generator
 
 CROP_MODES = ("buckets", "center", "random")
 CACHE_MODES = ("disk", "ram", "off")
@@ -105,7 +105,7 @@ class DataSettings:
         return SamplingPlan(self.seed, self.choose_target_sizes(source, unit), samples_per_step)
 
     def build_dataset(
-        self, source: ImageDataset, model, name: str = "", samples_per_step: int = 1
+        self, source: ImageDataset, model, name: str = Draw.TRAINING_IMAGES, samples_per_step: int = 1
     ) -> "TrainingDataset":
         return TrainingDataset(self, source, model, name, samples_per_step)
 
@@ -119,7 +119,14 @@ class TrainingDataset(Dataset):
 
     collate = staticmethod(default_collate)
 
-    def __init__(self, settings: DataSettings, source: ImageDataset, model, name: str = "", samples_per_step: int = 1):
+    def __init__(
+        self,
+        settings: DataSettings,
+        source: ImageDataset,
+        model,
+        name: str = Draw.TRAINING_IMAGES,
+        samples_per_step: int = 1,
+    ):
         """`name` separates the random draws of several datasets in one run; a step takes `samples_per_step` samples."""
         self.settings, self.name, self.tokenize = settings, name, model.tokenize
         self.channels, *_ = (model.latent_shape(r)[0] for r in (settings.resolution, *settings.extra_resolutions))
@@ -146,9 +153,9 @@ class TrainingDataset(Dataset):
         index = self.plan.image_index(number)
         size = size or self.sizes[index]
         crop_position = (
-            tuple(self.draw_uniform(number, "crop", 2).tolist()) if self.settings.crop == "random" else CENTER
+            tuple(self.draw_uniform(number, Draw.CROP, 2).tolist()) if self.settings.crop == "random" else CENTER
         )
-        flip = self.settings.flip and bool(self.draw_uniform(number, "flip") < 0.5)
+        flip = self.settings.flip and bool(self.draw_uniform(number, Draw.FLIP) < 0.5)
         return {
             **self.load_image_tensors(index, size, crop_position, flip),
             **self.load_text_tensors(self.draw_caption(index, number)),
@@ -164,7 +171,7 @@ class TrainingDataset(Dataset):
         return {
             **self.load_image_tensors(index, self.sizes[index]),
             **self.load_text_tensors(self.ids[index][0]),
-            **self.draw_noise(("fixed", index, timestep_fraction), self.sizes[index]),
+            **self.draw_noise((Draw.FIXED, index, timestep_fraction), self.sizes[index]),
             "timestep": torch.tensor(int(timestep_fraction * self.timesteps)),
         }
 
@@ -184,16 +191,16 @@ class TrainingDataset(Dataset):
 
     def draw_caption(self, index: int, number: int) -> Tensor:
         """Token ids `[tokens]` of one of the image's captions, or of the empty caption, drawn by sample number."""
-        if bool(self.draw_uniform(number, "dropout") < self.settings.dropout):
+        if bool(self.draw_uniform(number, Draw.DROPOUT) < self.settings.dropout):
             return self.empty_ids
-        variant = int(self.draw_uniform(number, "caption") * len(self.ids[index]))
+        variant = int(self.draw_uniform(number, Draw.CAPTION) * len(self.ids[index]))
         if self.source.cycles_captions:
             variant = number // self.plan.num_images % len(self.ids[index])
         if not self.settings.shuffle_tags:
             return self.ids[index][variant]
         tags = [tag.strip() for tag in self.all_captions[index][variant].split(",")]
         fixed, movable = tags[: self.settings.keep_tags], tags[self.settings.keep_tags :]
-        order = torch.randperm(len(movable), generator=self.build_generator("tags", number)).tolist()
+        order = torch.randperm(len(movable), generator=self.build_generator(Draw.TAGS, number)).tolist()
         return self.tokenize([", ".join([*fixed, *[movable[i] for i in order]])])[0]
 
     def load_text_tensors(self, ids: Tensor) -> dict[str, Tensor]:
@@ -202,17 +209,17 @@ class TrainingDataset(Dataset):
     def draw_noise(self, number, size: Size) -> dict[str, Tensor]:
         shape, discount = self.latent_shape(size), self.settings.pyramid_noise
         return {
-            "posterior": self.draw_normal(number, "posterior", shape),
-            "noise": draw_pyramid_noise(shape, discount, self.build_generator("noise", number)),
-            "perturbation": self.draw_normal(number, "perturbation", shape),
-            "offset": self.draw_normal(number, "offset", (self.channels, 1, 1)),
-            "direction": self.draw_normal(number, "direction", shape),
-            "guidance": self.draw_uniform(number, "guidance")[0],
+            "posterior": self.draw_normal(number, Draw.POSTERIOR, shape),
+            "noise": draw_pyramid_noise(shape, discount, self.build_generator(Draw.NOISE, number)),
+            "perturbation": self.draw_normal(number, Draw.PERTURBATION, shape),
+            "offset": self.draw_normal(number, Draw.OFFSET, (self.channels, 1, 1)),
+            "direction": self.draw_normal(number, Draw.DIRECTION, shape),
+            "guidance": self.draw_uniform(number, Draw.GUIDANCE)[0],
         }
 
     def draw_timestep(self, number: int) -> Tensor:
         """Integer timestep `[]` in `timestep_range`, from `timestep_distribution`."""
-        generator = self.build_generator("timestep", number)
+        generator = self.build_generator(Draw.TIMESTEP, number)
         is_logit_normal = self.settings.timestep_distribution == "logit_normal"
         fraction = (
             torch.randn((), generator=generator).sigmoid() if is_logit_normal else torch.rand((), generator=generator)

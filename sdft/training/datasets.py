@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from sdft.data.dataset import ImageDataset
 from sdft.data.latent_cache import fill_caches
 from sdft.data.prior_preservation import PriorPreservationDataset
+from sdft.rng import Draw
 from sdft.training.disk_space import check_disk_space, estimate_run_size
 from sdft.training.inputs import RunInputs
 
@@ -25,9 +26,11 @@ def build_datasets(parts: dict, inputs: RunInputs, class_source: ImageDataset | 
     settings, model = parts["dataset"], inputs.model
     training = settings.build_dataset(inputs.training_source, model, samples_per_step=inputs.samples_per_step)
     if class_source is not None:
-        class_dataset = settings.build_dataset(class_source, model, "class ")
+        class_dataset = settings.build_dataset(class_source, model, Draw.CLASS_IMAGES)
         training = PriorPreservationDataset(training, class_dataset, parts["prior"].weight)
-    validation = inputs.validation_source and settings.build_dataset(inputs.validation_source, model, "held out ")
+    validation = inputs.validation_source and settings.build_dataset(
+        inputs.validation_source, model, Draw.HELD_OUT_IMAGES
+    )
     return RunDatasets(training, validation)
 
 

@@ -13,7 +13,7 @@ from sdft.losses.diffusion import DiffusionLoss
 from sdft.losses.smooth_diffusion import SmoothDiffusionLoss
 from sdft.methods.base import Method
 from sdft.models.stable_diffusion import StableDiffusion
-from sdft.rng import make_generator
+from sdft.rng import Draw, make_generator
 from sdft.training.fsdp import gather_full_tensor, is_sharded, shard_model
 
 RESUMED_STATE = {
@@ -106,7 +106,7 @@ class DiffusionModule(LightningModule):
 
     def on_train_batch_start(self, batch, batch_idx):
         """Seed the global generator, which dropout draws from, by batch index and rank, so that a resumed run is bit-exact."""
-        seed = make_generator(self.seed, "dropout", batch_idx, self.global_rank).initial_seed()
+        seed = make_generator(self.seed, Draw.DROPOUT, batch_idx, self.global_rank).initial_seed()
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` also queues a call per absent device
         if self.device.type == "cuda":
             torch.cuda.manual_seed_all(seed)
