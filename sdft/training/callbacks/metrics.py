@@ -8,6 +8,7 @@ import torch
 from lightning import Callback
 
 NUM_TIMESTEP_QUARTERS = 4
+STORED_ATTRIBUTES = ("last", "rates", "steps", "seconds", "last_report_step")
 
 
 class TrainingMetrics(Callback):
@@ -15,6 +16,7 @@ class TrainingMetrics(Callback):
 
     def __init__(self, every: int):
         self.every, self.last, self.paused_seconds = every, {}, 0.0
+        self.rates: dict[str, float] = {}  # of the last step, by parameter group
         self.steps, self.seconds = 0, 0.0  # optimizer steps and their duration, without the first
         self.last_report_step = 0
         self.previous_seconds, self.resumed_sums = 0.0, None  # of the resumed process
@@ -37,11 +39,11 @@ class TrainingMetrics(Callback):
 
     def state_dict(self):
         sums = self.trainer.strategy.reduce(self.sums.clone(), reduce_op="sum").tolist()
-        plain = {key: getattr(self, key) for key in ("last", "steps", "seconds", "last_report_step")}
+        plain = {key: getattr(self, key) for key in STORED_ATTRIBUTES}
         return plain | {"sums": sums, "elapsed": self.get_elapsed_seconds()}
 
     def load_state_dict(self, state):
-        for key in ("last", "steps", "seconds", "last_report_step"):
+        for key in STORED_ATTRIBUTES:
             setattr(self, key, state[key])
         self.resumed_sums, self.previous_seconds = state["sums"], state["elapsed"]
 
@@ -59,6 +61,10 @@ class TrainingMetrics(Callback):
         start = time.perf_counter()
         yield
         self.paused_seconds += time.perf_counter() - start
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        """Read the rates of this step: the schedule, and Prodigy's `d`, advance before the step is reported."""
+        self.rates = {f"lr_{group['name']}": group["lr"] * group.get("d", 1) for group in optimizer.param_groups}
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         quarter = outputs["timestep"] * NUM_TIMESTEP_QUARTERS // self.num_timesteps
@@ -92,10 +98,7 @@ class TrainingMetrics(Callback):
         if self.images:
             self.last["images_per_second"] = self.images / seconds
         self.last |= {f"loss_quarter_{q + 1}": t / n for q, (t, n) in enumerate(zip(totals, counts, strict=True)) if n}
-        self.last["grad_norm"] = float(module.grad_norm)
-        self.last |= {
-            f"lr_{group['name']}": group["lr"] * group.get("d", 1) for group in trainer.optimizers[0].param_groups
-        }
+        self.last |= {"grad_norm": float(module.grad_norm), **self.rates}
         self.last["memory_gb"] = get_peak_memory_gb(module.device)
         for logger in trainer.loggers:
             logger.log_metrics({f"train/{key}": value for key, value in self.last.items()}, trainer.global_step)

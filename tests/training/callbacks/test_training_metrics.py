@@ -39,6 +39,7 @@ def training(tiny):
 
 def run_step(training_metrics, trainer, module, losses, timesteps):
     trainer.global_step += 1
+    training_metrics.on_before_optimizer_step(trainer, module, trainer.optimizers[0])
     outputs = {"losses": torch.tensor(losses), "timestep": torch.tensor(timesteps)}
     weights = {"weight": torch.ones(len(losses)), "sample_weight": torch.ones(len(losses))}
     training_metrics.on_train_batch_end(trainer, module, outputs, weights, trainer.global_step - 1)
@@ -53,6 +54,24 @@ def test_loss_overall_and_by_timestep_quarter(training):
     assert step == 2
     assert row["train/loss"] == pytest.approx(3) and row["train/grad_norm"] == 0.25 and row["train/lr_unet"] == 0.5
     assert [row.get(f"train/loss_quarter_{q}") for q in (1, 2, 3, 4)] == [1.5, 3, None, 6]
+
+
+def test_a_row_has_the_rates_with_which_its_step_was_taken(training):
+    training_metrics, trainer, module = training
+    (group,) = trainer.optimizers[0].param_groups
+    for step in (1, 2):
+        group |= {"lr": 1.0 / step, "d": 0.25}
+        training_metrics.on_before_optimizer_step(trainer, module, trainer.optimizers[0])
+        trainer.global_step = step
+        group |= {"lr": 0.0, "d": 8.0}  # the schedule and Prodigy advance
+        outputs = {"losses": torch.ones(1), "timestep": torch.zeros(1, dtype=torch.long)}
+        training_metrics.on_train_batch_end(
+            trainer, module, outputs, {"weight": torch.ones(1), "sample_weight": torch.ones(1)}, step - 1
+        )
+    assert training_metrics.last["lr_unet"] == 0.5 * 0.25
+    resumed = TrainingMetrics(every=2)
+    resumed.load_state_dict(training_metrics.state_dict())
+    assert resumed.rates == training_metrics.rates  # reported by a run that resumes after its last step
 
 
 def test_pauses_do_not_count_as_training_time(training):  # pitfall 35
