@@ -12,7 +12,7 @@ SCHEDULE_SHAPES = ("constant", "linear", "polynomial", "cosine", "cosine_with_re
 
 @dataclass
 class LRSchedule:
-    """`warmup` in optimizer steps, or as a fraction of the run when below 1; `min_lr_ratio` is the final factor.
+    """`warmup` in optimizer steps, or as a fraction of the run when below 1; `min_lr_ratio` is where decays end.
 
     `num_cycles` applies to cosine_with_restarts, `power` to polynomial:
     min_lr_ratio + (1 - min_lr_ratio) * (1 - progress) ** power.
@@ -46,13 +46,16 @@ class LRSchedule:
             raise ValueError(f"warmup={self.warmup}: choose fewer than the run's {steps} steps")
 
     def compute_factor(self, step: int, steps: int) -> float:
-        """Learning-rate factor of optimizer step `step` (from 0) of `steps`; decaying shapes end at `min_lr_ratio`."""
+        """Learning-rate factor of optimizer step `step` (from 0) of `steps`, as in diffusers' `get_scheduler`.
+
+        Warm-up starts at 0. Decaying shapes would reach `min_lr_ratio` at the step after the last one.
+        """
         warmup = self.count_warmup_steps(steps)
         if step < warmup:
-            return (step + 1) / (warmup + 1)
+            return step / warmup
         if self.shape == "constant":
             return 1.0
-        progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+        progress = min(1.0, (step - warmup) / (steps - warmup))
         if self.shape in ("linear", "polynomial"):
             return self.min_lr_ratio + (1 - self.min_lr_ratio) * (1 - progress) ** self.power
         cycle_progress = progress if self.shape == "cosine" or progress == 1 else progress * self.num_cycles % 1
