@@ -28,7 +28,10 @@ def copy_weights(weights: dict[str, Tensor], values: dict[str, Tensor]) -> None:
 
 
 class EMA(Callback):
-    """After optimizer step n the average moves by 1 - min(decay, (1 + n) / (10 + n)) towards the weights."""
+    """Update n, after optimizer step n, moves the average by 1 - min(decay, n / (9 + n)) towards the weights, as in diffusers.
+
+    The first update copies them.
+    """
 
     def __init__(self, decay: float):
         self.decay, self.updates, self.average = decay, 0, {}
@@ -51,7 +54,7 @@ class EMA(Callback):
             return  # gradient accumulation: no optimizer step yet
         self.last_step = trainer.global_step
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = min(self.decay, self.updates / (9 + self.updates)) if self.updates > 1 else 0.0
         update = get_ema_multi_avg_fn(decay)
         update(list(self.average.values()), [p.detach() for p in self.weights], self.updates)
 

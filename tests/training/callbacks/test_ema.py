@@ -1,6 +1,8 @@
 """The EMA is updated on optimizer steps only, replaces the raw weights temporarily, and is checkpointed."""
 
+import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from torch import nn
 
 from sdft.training.callbacks.ema import EMA
@@ -22,16 +24,17 @@ def make_trainer(step: int):
     return type("Trainer", (), {"global_step": step})()
 
 
-def test_the_average_follows_the_formula():  # pitfall 17
-    module, ema = Module(), EMA(0.5)
+@pytest.mark.parametrize("decay", [0.2, 0.9, 0.9999])
+def test_every_update_has_the_value_of_diffusers(decay):  # pitfall 17
+    module, ema = Module(), EMA(decay)
     ema.on_train_start(make_trainer(0), module)
-    reference = torch.zeros(3)
-    for step in range(1, 30):
-        module.weight.data = torch.full((3,), float(step))
+    reference = EMAModel(module.parameters(), decay=decay)
+    for step in range(1, 120):
+        module.weight.data += torch.tensor([1.0, -0.3, 0.01]) / step
         ema.on_train_batch_end(make_trainer(step), module, None, None, 0)
-        decay = min(0.5, (1 + step) / (10 + step))
-        reference = decay * reference + (1 - decay) * module.weight.data
-    assert torch.allclose(ema.average["weight"], reference) and ema.updates == 29
+        reference.step(module.parameters())
+        assert torch.allclose(ema.average["weight"], reference.shadow_params[0], rtol=1e-5), step
+    assert ema.updates == 119
 
 
 def test_micro_batches_do_not_update_it():
