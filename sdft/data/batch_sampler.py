@@ -8,23 +8,48 @@ from torch.utils.data import Sampler
 from sdft.rng import Draw, draw_permutation, make_generator
 
 Epoch = tuple[list[int], list[range]]  # image indices in order; the range of them that each step takes
+StepSizes = list[
+    tuple[int, int]
+]  # first step and samples per step of each part of a run; a resumed run may change them
 
 
 class SamplingPlan:
     """A step contains images of one bucket only. Each epoch visits every image once in a new order.
 
     With one bucket, steps may span epochs; with several, each epoch is split per bucket, so a bucket's last step may be
-    smaller.
+    smaller. A change of the samples per step continues with the next sample: the rest of an epoch is split anew.
     """
 
-    def __init__(self, seed: int, buckets: list[Hashable], samples_per_step: int):
+    def __init__(self, seed: int, buckets: list[Hashable], samples_per_step: int | StepSizes):
         """`buckets` has one entry per image; a step takes `samples_per_step` samples over all ranks and micro-batches."""
-        self.seed, self.num_images, self.samples_per_step = seed, len(buckets), samples_per_step
+        self.seed, self.num_images = seed, len(buckets)
+        self.step_sizes = [(0, samples_per_step)] if isinstance(samples_per_step, int) else samples_per_step
         members: dict[Hashable, list[int]] = {}
         for image, bucket in enumerate(buckets):
             members.setdefault(bucket, []).append(image)
         self.buckets = [torch.tensor(members[bucket]) for bucket in sorted(members)]
+        self.samples_per_step = self.step_sizes[0][1]
+        self.first_step = self.first_sample = self.first_epoch = (
+            0  # from here, every step and epoch has the current size
+        )
+        self.split_epoch: Epoch = ([], [])  # the epoch before the first, which began with another size
         self.cached_epoch: tuple[int, list[int], list[range]] = (-1, [], [])
+        for step, count in self.step_sizes[1:]:
+            self.change_samples_per_step(step, count)
+
+    def change_samples_per_step(self, step: int, count: int) -> None:
+        """Take `count` samples per step from `step` on; all earlier changes are at earlier steps."""
+        if len(self.buckets) == 1:
+            self.first_sample, self.first_step = self.sample_numbers(step)[0], step
+        else:
+            epoch, position = self.locate_step(step)
+            images, ranges = self.draw_epoch(epoch)
+            self.samples_per_step = count
+            rest_images, rest = self.draw_several_buckets(epoch, images[: ranges[position].start])
+            self.split_epoch = (rest_images, [*ranges[:position], *rest]) if position else ([], [])
+            self.first_epoch = epoch + bool(position)
+            self.first_step = step - position + len(self.split_epoch[1])
+        self.samples_per_step, self.cached_epoch = count, (-1, [], [])
 
     @property
     def steps_per_epoch(self) -> float:
@@ -34,14 +59,19 @@ class SamplingPlan:
 
     def count_steps(self, epochs: int) -> int:
         """Optimizer steps that visit every image `epochs` times."""
-        return max(
-            1,
-            -(-epochs * self.num_images // self.samples_per_step)
-            if len(self.buckets) == 1
-            else epochs * int(self.steps_per_epoch),
-        )
+        if len(self.buckets) == 1:
+            return max(1, self.first_step - (self.first_sample - epochs * self.num_images) // self.samples_per_step)
+        return max(1, self.first_step + (epochs - self.first_epoch) * int(self.steps_per_epoch))
+
+    def count_epochs(self, steps: int) -> float:
+        """Epochs that `steps` optimizer steps visit."""
+        if len(self.buckets) == 1:
+            return (self.first_sample + (steps - self.first_step) * self.samples_per_step) / self.num_images
+        return self.first_epoch + (steps - self.first_step) / self.steps_per_epoch
 
     def draw_epoch(self, epoch: int) -> Epoch:
+        if self.split_epoch[0] and epoch == self.first_epoch - 1:
+            return self.split_epoch
         if self.cached_epoch[0] != epoch:
             draw = self.draw_one_bucket if len(self.buckets) == 1 else self.draw_several_buckets
             self.cached_epoch = (epoch, *draw(epoch))
@@ -50,23 +80,32 @@ class SamplingPlan:
     def draw_one_bucket(self, epoch: int) -> Epoch:
         return draw_permutation(self.seed, epoch, self.num_images).tolist(), []
 
-    def draw_several_buckets(self, epoch: int) -> Epoch:
-        steps = []
+    def draw_several_buckets(self, epoch: int, visited: list[int] | None = None) -> Epoch:
+        """The order of the images, of which the first ones are `visited`, and the ranges of the others."""
+        images, ranges, steps = list(visited or []), [], []
         for bucket in self.buckets:
             shuffled = bucket[draw_permutation(self.seed, (epoch, int(bucket[0])), len(bucket))]
-            steps += list(shuffled.split(self.samples_per_step))
+            rest = shuffled[~torch.isin(shuffled, torch.tensor(images))] if images else shuffled
+            steps += [step for step in rest.split(self.samples_per_step) if len(step)]
         order = torch.randperm(len(steps), generator=make_generator(self.seed, Draw.STEP_ORDER, epoch)).tolist()
-        images, ranges = [], []
         for step in [steps[i] for i in order]:
             ranges.append(range(len(images), len(images) + len(step)))
             images += step.tolist()
         return images, ranges
 
+    def locate_step(self, step: int) -> tuple[int, int]:
+        """Epoch of a step, and its position in that epoch, with several buckets."""
+        if step < self.first_step:
+            return self.first_epoch - 1, step - self.first_step + len(self.split_epoch[1])
+        epoch, position = divmod(step - self.first_step, int(self.steps_per_epoch))
+        return self.first_epoch + epoch, position
+
     def sample_numbers(self, step: int) -> list[int]:
-        """Numbers of the samples in optimizer step `step` (from 0)."""
+        """Numbers of the samples in optimizer step `step` (from 0; after a change of the step size, from its epoch on)."""
         if len(self.buckets) == 1:
-            return list(range(step * self.samples_per_step, (step + 1) * self.samples_per_step))
-        epoch, position = divmod(step, int(self.steps_per_epoch))
+            start = self.first_sample + (step - self.first_step) * self.samples_per_step
+            return list(range(start, start + self.samples_per_step))
+        epoch, position = self.locate_step(step)
         return [epoch * self.num_images + n for n in self.draw_epoch(epoch)[1][position]]
 
     def image_index(self, sample: int) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import Dataset, default_collate
 
-from sdft.data.batch_sampler import SamplingPlan
+from sdft.data.batch_sampler import SamplingPlan, StepSizes
 from sdft.data.buckets import Size, choose_bucket, choose_bucket_step
 from sdft.data.contact_sheet import ContactSheet
 from sdft.data.dataset import ImageDataset
@@ -100,12 +100,12 @@ class DataSettings:
                 target_sizes += [(resolution, resolution)] * len(source)
         return target_sizes
 
-    def build_plan(self, source: ImageDataset, unit: int, samples_per_step: int) -> SamplingPlan:
+    def build_plan(self, source: ImageDataset, unit: int, samples_per_step: int | StepSizes) -> SamplingPlan:
         """Assign images to optimizer steps of `samples_per_step` samples."""
         return SamplingPlan(self.seed, self.choose_target_sizes(source, unit), samples_per_step)
 
     def build_dataset(
-        self, source: ImageDataset, model, name: str = Draw.TRAINING_IMAGES, samples_per_step: int = 1
+        self, source: ImageDataset, model, name: str = Draw.TRAINING_IMAGES, samples_per_step: int | StepSizes = 1
     ) -> "TrainingDataset":
         return TrainingDataset(self, source, model, name, samples_per_step)
 
@@ -120,12 +120,7 @@ class TrainingDataset(Dataset):
     collate = staticmethod(default_collate)
 
     def __init__(
-        self,
-        settings: DataSettings,
-        source: ImageDataset,
-        model,
-        name: str = Draw.TRAINING_IMAGES,
-        samples_per_step: int = 1,
+        self, settings: DataSettings, source: ImageDataset, model, name: str, samples_per_step: int | StepSizes
     ):
         """`name` separates the random draws of several datasets in one run; a step takes `samples_per_step` samples."""
         self.settings, self.name, self.tokenize = settings, name, model.tokenize

@@ -24,7 +24,7 @@ class RunDatasets:
 def build_datasets(parts: dict, inputs: RunInputs, class_source: ImageDataset | None) -> RunDatasets:
     """Training samples, as pairs with class images if there are any, and held-out samples."""
     settings, model = parts["dataset"], inputs.model
-    training = settings.build_dataset(inputs.training_source, model, samples_per_step=inputs.samples_per_step)
+    training = settings.build_dataset(inputs.training_source, model, samples_per_step=inputs.step_sizes)
     if class_source is not None:
         class_dataset = settings.build_dataset(class_source, model, Draw.CLASS_IMAGES)
         training = PriorPreservationDataset(training, class_dataset, parts["prior"].weight)

@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 import sdft.distributed as processes
+from sdft.data.batch_sampler import StepSizes
 from sdft.data.dataset import ImageDataset
 from sdft.data.prompts import read_prompts
 from sdft.data.transforms import split_validation
@@ -15,7 +16,7 @@ from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.data_index import build_data_index, describe_input_changes
 from sdft.runs.hashing import hash_dataset, hash_weights
 from sdft.runs.resume import PreviousRun, load_previous_run
-from sdft.training.run_setup import load_resume_step
+from sdft.training.run_setup import check_steps_left, load_resume_point
 
 
 @dataclass
@@ -25,7 +26,7 @@ class RunInputs:
     validation_source: ImageDataset | None
     prompts: list[str]
     steps: int
-    samples_per_step: int
+    step_sizes: StepSizes
     checkpoint: Path | None
     resume_step: int
     previous_run: PreviousRun | None
@@ -78,16 +79,17 @@ def load_inputs(cfg: DictConfig, folder: Path, parts: dict, source: ImageDataset
     training.get_part_lr(model)
     parts["method"].check(model, training_source.captions())
     digests = {"model": hash_weights(model), "data": hash_dataset(training_source)} if processes.rank() == 0 else {}
-    steps = training.count_steps(parts["dataset"].build_plan(training_source, model.size_multiple, samples_per_step))
+    resume_step, step_sizes = load_resume_point(checkpoint, samples_per_step)
+    steps = training.count_steps(parts["dataset"].build_plan(training_source, model.size_multiple, step_sizes))
     parts["schedule"].check(steps)
-    resume_step = load_resume_step(cfg, checkpoint, steps, previous_run)
+    check_steps_left(cfg, resume_step, steps, previous_run)
     return RunInputs(
         model,
         training_source,
         validation_source,
         prompts,
         steps,
-        samples_per_step,
+        step_sizes,
         checkpoint,
         resume_step,
         previous_run,

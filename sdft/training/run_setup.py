@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from sdft.config import check_option_types, check_required_nodes
+from sdft.data.batch_sampler import StepSizes
 from sdft.data.dataset_report import build_dataset_report
 from sdft.runs.data_index import write_data_index
 from sdft.runs.metadata import RunRecord
@@ -54,16 +55,27 @@ def check_options(cfg: DictConfig) -> None:
         check_reproducible(cfg)
 
 
-def load_resume_step(cfg: DictConfig, checkpoint: Path | None, steps: int, previous_run: PreviousRun | None) -> int:
-    """The step to resume from; `ValueError` if nothing would be left to train."""
+def load_resume_point(checkpoint: Path | None, samples_per_step: int) -> tuple[int, StepSizes]:
+    """The step to resume from, and the samples per step until it and from it on."""
+    if not checkpoint:
+        return 0, [(0, samples_per_step)]
     from sdft.runs.checkpoint_file import read_checkpoint
 
-    resume_step = read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
+    state = read_checkpoint(checkpoint)
+    if not state.keys() >= {"global_step", "step_sizes"}:
+        raise ValueError(
+            f"resume={checkpoint}: has no step sizes; choose a checkpoint that this version of sdft has saved"
+        )
+    step, sizes = state["global_step"], [tuple(size) for size in state["step_sizes"]]
+    return step, sizes if sizes[-1][1] == samples_per_step else [*sizes, (step, samples_per_step)]
+
+
+def check_steps_left(cfg: DictConfig, resume_step: int, steps: int, previous_run: PreviousRun | None) -> None:
+    """`ValueError` if nothing would be left to train."""
     is_finished = previous_run is None or previous_run.record["state"] == "finished"
-    if resume_step > steps or (checkpoint and resume_step == steps and is_finished):
+    if resume_step > steps or (resume_step and resume_step == steps and is_finished):
         advice = "increase steps and add allow_config_change=true" if previous_run else "increase steps"
         raise ValueError(f"resume={cfg.resume}: already at step {resume_step} of {steps}; {advice}")
-    return resume_step
 
 
 def collect_summary(module, dataset, parts: dict, cfg: DictConfig, trainer, inputs, scorers) -> tuple[StepSpec, dict]:

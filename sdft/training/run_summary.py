@@ -27,7 +27,7 @@ def collect_run_summary(module, dataset, training, schedule, trainer, step: Step
         "images": len(dataset),
         "num_class_images": sum(len(part) for part in dataset.datasets[1:]),
         "steps": steps,
-        "epochs": round(steps / dataset.plan.steps_per_epoch, 2),
+        "epochs": round(dataset.plan.count_epochs(steps), 2),
         "buckets": {f"{w}x{h}": n for (w, h), n in sorted(Counter(dataset.datasets[0].sizes).items())},
         "batch": {
             "size": training.batch_size,

@@ -62,7 +62,24 @@ def build_lightning_trainer(callbacks: list[Callback], **kwargs) -> Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     disabled = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "use_distributed_sampler"), False)
-    return Trainer(max_epochs=-1, callbacks=[FinishWithoutSteps(), *callbacks], **disabled, **kwargs)
+    return Trainer(max_epochs=-1, callbacks=[FinishWithoutSteps(), DataPosition(), *callbacks], **disabled, **kwargs)
+
+
+class DataPosition(Callback):
+    """Resume at the next sample, also with another batch size, gradient accumulation or number of devices.
+
+    Lightning counts micro-batches, which become those that the steps before the checkpoint would have taken.
+    """
+
+    def on_save_checkpoint(self, trainer, module, checkpoint):
+        checkpoint["step_sizes"] = trainer.datamodule.samples.plan.step_sizes
+
+    def on_load_checkpoint(self, trainer, module, checkpoint):
+        batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            completed = batches - counts["processed"] + counts["completed"]  # one less during `on_train_batch_end`
+            counts |= {"ready": batches, "started": batches, "processed": batches, "completed": completed}
 
 
 class FinishWithoutSteps(Callback):

@@ -163,7 +163,7 @@ def patch_programs(home: Path, patch: pytest.MonkeyPatch):
         "load_pretrained",
         lambda name, *options: deepcopy(model) if name == tiny else real(name, *options),
     )
-    patch.setattr(sdft.training.inputs, "load_resume_step", accept)
+    patch.setattr(sdft.training.inputs, "check_steps_left", accept)
     patch.setattr(sdft.distributed, "launch_processes", accept)
     patch.setattr(sdft.evaluation.evaluate, "select_device", accept)
     patch.setattr(yaml, "load", cache_yaml_load(yaml.load))

@@ -81,3 +81,35 @@ def test_small_resolutions_have_small_bucket_steps():
 def test_steps_of_one_bucket_span_epochs_and_are_complete():
     plan = SamplingPlan(0, ["square"] * 10, 4)
     assert [len(plan.sample_numbers(k)) for k in range(10)] == [4] * 10 and plan.count_steps(2) == 5
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    buckets=BUCKETS,
+    sizes=st.lists(st.tuples(st.integers(1, 7), st.integers(1, 9)), min_size=2, max_size=4),
+    seed=st.integers(0, 3),
+)
+def test_a_change_of_the_samples_per_step_continues_with_the_next_sample(buckets, sizes, seed):
+    numbers, step, step_sizes = [], 0, []
+    for num_steps, samples_per_step in sizes:
+        step_sizes = [*step_sizes, (step, samples_per_step)]
+        plan = SamplingPlan(seed, buckets, step_sizes)
+        last = max(step + num_steps, plan.count_steps(3)) if len(step_sizes) == len(sizes) else step + num_steps
+        for current in range(step, last):
+            taken = plan.sample_numbers(current)
+            assert len({buckets[plan.image_index(n)] for n in taken}) == 1 and 1 <= len(taken) <= samples_per_step
+            numbers += taken
+        step = last
+    assert numbers == list(range(len(numbers)))
+    assert plan.count_epochs(last) == pytest.approx(len(numbers) / len(buckets), abs=1)
+    for epoch in range(3):  # also the one during which the size changed
+        images = [plan.image_index(n) for n in range(epoch * len(buckets), (epoch + 1) * len(buckets))]
+        if (epoch + 1) * len(buckets) > sum(n * size for n, size in sizes[:-1]):
+            assert sorted(images) == list(range(len(buckets)))
+
+
+def test_the_rest_of_an_epoch_is_counted_in_samples():
+    plan = SamplingPlan(0, ["square"] * 40, [(0, 4), (15, 8)])
+    assert plan.sample_numbers(15)[0] == 60 and plan.count_steps(3) == 15 + 8 and plan.count_epochs(15) == 1.5
+    plan = SamplingPlan(0, ["wide"] * 20 + ["tall"] * 20, [(0, 4), (15, 8)])
+    assert plan.sample_numbers(15)[0] == 60 and plan.count_steps(2) == 15 + 3

@@ -75,6 +75,26 @@ def test_a_resumed_run_is_bit_identical(run):
             assert image.read_bytes() == (resumed / "samples" / name / image.name).read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("before, after", [((2, 2), (4, 1)), ((4, 1), (2, 2)), ((4, 1), (1, 4)), ((2, 1), (3, 2))])
+def test_a_run_resumes_at_its_next_sample_with_another_batch_size_and_accumulation(run, before, after):
+    def start(steps: int, sizes: tuple[int, int], name: str, *overrides: str):
+        batch = [f"batch_size={sizes[0]}", f"gradient_accumulation_steps={sizes[1]}", "data.per_digit=3"]
+        return run(f"steps={steps}", *batch, "optimizer.eps=1e-3", *overrides, name=name)[1]
+
+    first = start(3, before, "first")
+    resumed = start(7, after, "resumed", f"resume={first / 'checkpoints' / 'last.ckpt'}")
+    rows = read_metric_rows(resumed)
+    assert [row["step"] for row in rows] == ["4", "5", "6", "7"]
+    if before[0] * before[1] == after[0] * after[1]:
+        assert_tensors_equal(load_adapter(start(7, before, "uninterrupted")), load_adapter(resumed), 1e-5)
+    checkpoint = torch.load(resumed / "checkpoints" / "last.ckpt", weights_only=True)
+    sizes = [(0, before[0] * before[1]), (3, after[0] * after[1])]
+    assert checkpoint["step_sizes"] == (sizes if sizes[0][1] != sizes[1][1] else sizes[:1])
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    assert progress["processed"] == 7 * after[1]
+
+
 def test_checkpoints_contain_trainable_parameters_only(run):
     module, folder = run("steps=2", "ema=0.9")
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
