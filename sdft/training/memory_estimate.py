@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from sdft.training.compile import remove_compiled_forwards
 from sdft.training.fake_tensors import FakeTensorMode, copy_with_tensors
-from sdft.training.module import DiffusionModule, enable_gradient_checkpointing
+from sdft.training.gradient_checkpointing import enable_gradient_checkpointing
+from sdft.training.module import DiffusionModule
 from sdft.training.step_spec import StepSpec
 
 GB = 2**30

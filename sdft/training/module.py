@@ -1,20 +1,16 @@
 """Lightning module of the training step: a model, a method, an objective, and a learning rate per part."""
 
-from contextlib import nullcontext
-from functools import partial
-
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
 
 from sdft.losses.diffusion import DiffusionLoss
 from sdft.losses.smooth_diffusion import SmoothDiffusionLoss
 from sdft.methods.base import Method
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.rng import Draw, make_generator
-from sdft.training.fsdp import gather_full_tensor, is_sharded, shard_model
+from sdft.training.fsdp import gather_full_tensor, shard_model
+from sdft.training.gradient_checkpointing import enable_gradient_checkpointing
 
 RESUMED_STATE = {
     "grad_norm": torch.float32,
@@ -57,6 +53,7 @@ class DiffusionModule(LightningModule):
         self.optimizer, self.schedule, self.lr, self.max_grad_norm = optimizer, schedule, lr, max_grad_norm
         self.seed, self.smoothness = seed, smoothness
         self.grad_norm: Tensor | None = None
+        self.scale: float | None = None  # of the fp16 scaler, after the last step
         self.has_nonfinite_loss: Tensor | bool = False  # in this step
         self.skipped_steps: Tensor | None = None  # count of steps with a NaN/Inf gradient
         self.offloaded_parts: list[str] = []  # on the CPU during training, as their outputs are cached
@@ -136,13 +133,12 @@ class DiffusionModule(LightningModule):
         self.grad_norm = gather_full_tensor(
             nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
         ).detach()
-        uses_scaler = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        is_nonfinite = self.has_nonfinite_loss if uses_scaler else ~self.grad_norm.isfinite()
-        self.has_nonfinite_loss = False
-        if (
-            not uses_scaler
-        ):  # a scaler skips overflowing gradients itself, as part of its search; only NaN/Inf losses count
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            is_nonfinite = ~self.grad_norm.isfinite()
             self.skip_nonfinite_step(optimizer, parameters, is_nonfinite)
+        else:  # it skips overflowing gradients itself, as part of its search: only NaN/Inf losses, of any rank, count
+            is_nonfinite = self.trainer.strategy.reduce(self.has_nonfinite_loss.float(), reduce_op="max") > 0
+        self.has_nonfinite_loss = False
         if self.skipped_steps is None:
             self.skipped_steps = torch.zeros_like(is_nonfinite, dtype=torch.long)
             self.last_skipped_step = torch.zeros_like(is_nonfinite, dtype=torch.long)
@@ -150,8 +146,8 @@ class DiffusionModule(LightningModule):
         self.last_skipped_step = torch.where(is_nonfinite, self.trainer.global_step, self.last_skipped_step)
 
     def skip_nonfinite_step(self, optimizer, parameters: list[nn.Parameter], is_nonfinite: Tensor) -> None:
-        """Leave the weights unchanged when the gradient is NaN/Inf; without a device sync for fused optimizers."""
-        if all(group.get("fused") for group in optimizer.param_groups) and not any(map(is_sharded, parameters)):
+        """Leave the weights unchanged when the gradient is NaN/Inf; a device sync for optimizers that are not fused."""
+        if all(group.get("fused") for group in optimizer.param_groups):
             optimizer.grad_scale, optimizer.found_inf = None, is_nonfinite.float()
         elif is_nonfinite:
             for parameter in parameters:
@@ -159,13 +155,16 @@ class DiffusionModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        self.scale = None if scaler is None else scaler.get_scale()
+        if scaler and self.scale is None:
+            self.scale = scaler.get_scale()
         if self.smoothness:
             self.smoothness.update_mean(lambda value: self.trainer.strategy.reduce(value, reduce_op="mean"))
 
     def lr_scheduler_step(self, scheduler, metric):
         """Do not advance the schedule on steps that the fp16 scaler skips."""
-        if self.scale is None or self.trainer.precision_plugin.scaler.get_scale() >= self.scale:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        previous, self.scale = self.scale, scaler.get_scale() if scaler else None
+        if not scaler or self.scale >= previous:
             scheduler.step()
 
     def on_save_checkpoint(self, checkpoint):
@@ -213,38 +212,3 @@ def cast_parameters(model: StableDiffusion, compute_dtype: torch.dtype, frozen_d
     for part in model.parts.values():
         for parameter in part.parameters():
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen_dtype)
-
-
-def enable_gradient_checkpointing(model: StableDiffusion) -> None:
-    """Recompute the activations inside the blocks in the backward pass."""
-    model.unet.enable_gradient_checkpointing(
-        partial(checkpoint, use_reentrant=False, context_fn=build_checkpoint_contexts)
-    )
-    for encoder in model.text_encoders.values():
-        if not any(p.requires_grad for p in encoder.parameters()):
-            continue
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
-        encoder.activation_checkpointing_enable()
-        for layer in encoder.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                layer.training = True  # HF only checkpoints in train mode; dropout sub-modules stay in eval
-
-
-def build_checkpoint_contexts():
-    """Contexts of the forward pass and its recomputation, which must use the same attention kernel."""
-    is_fused = (
-        torch.backends.cuda.flash_sdp_enabled()
-    )  # `sdft.losses.smooth_diffusion` turns it off for second derivatives
-    return nullcontext(), nullcontext() if is_fused else ReusableMathAttention()
-
-
-class ReusableMathAttention:
-    """Re-enterable `sdpa_kernel`: a second derivative recomputes the forward pass twice."""
-
-    def __enter__(self):
-        self.context = sdpa_kernel(SDPBackend.MATH)
-        self.context.__enter__()
-
-    def __exit__(self, *error):
-        self.context.__exit__(*error)

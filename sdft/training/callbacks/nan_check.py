@@ -22,7 +22,8 @@ class NanCheck(Callback):
         return "nan_check"
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step % self.every == 0 or module.device.type == "cpu":
+        is_step_end = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if is_step_end and (trainer.global_step % self.every == 0 or module.device.type == "cpu"):
             self.report_skipped_steps(trainer, module)
 
     def on_train_end(self, trainer, module):
