@@ -13,12 +13,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning idle OpenMP thre
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from sdft.cli.errors import propagate_hydra_errors, report_errors_in_one_line
 from sdft.cli.overrides import INFO_FLAGS, MULTIRUN_FLAGS, parse_overrides
 from sdft.config import CONF
 from sdft.distributed import get_process_info, prepare_launched_process
+from sdft.options.composition import check_composition, explain_unknown_override
 from sdft.runs.invocation import Invocation
 from sdft.runs.resume import restore_overrides
 
@@ -42,9 +44,10 @@ def hydra_main(config: str) -> Callable:
 
             def run(cfg: DictConfig) -> None:
                 with report_errors_in_one_line(show_traceback), remove_unstarted_runs():
+                    check_composition(config, cfg, HydraConfig.get())
                     task(cfg, *([build_invocation(name, program)] if takes_invocation else []))
 
-            with propagate_hydra_errors(), report_errors_in_one_line(show_traceback):
+            with propagate_hydra_errors(), report_errors_in_one_line(show_traceback), name_unknown_options(config):
                 parse_overrides(sys.argv[1:])
                 if config == "train":
                     sys.argv[1:] = restore_overrides(sys.argv[1:])
@@ -64,6 +67,20 @@ def hydra_main(config: str) -> Callable:
         return main
 
     return decorate
+
+
+@contextmanager
+def name_unknown_options(config: str):
+    """Replace Hydra's refusal of an unknown key by one with the option that was meant."""
+    try:
+        yield
+    except HydraException as error:
+        overrides = parse_overrides(sys.argv[1:])
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            message = explain_unknown_override(error, config, overrides)
+        if message:
+            raise ValueError(message) from None
+        raise
 
 
 def get_program(name: str | None) -> tuple[str, ...]:

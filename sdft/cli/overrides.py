@@ -5,6 +5,7 @@ import argparse
 from hydra.errors import HydraException
 
 from sdft.config import CONF
+from sdft.options.foreign_names import OPTION_BY_NAME
 
 MULTIRUN_FLAGS = ("-m", "--multirun")
 INFO_FLAGS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version")  # print and exit
@@ -41,7 +42,9 @@ def build_flag_parser() -> FlagParser:
 
 def parse_overrides(arguments: list[str]) -> list[str]:
     """Return the arguments that are not flags; `ValueError` for flags that Hydra would answer with a page or a traceback."""
-    parsed = build_flag_parser().parse_args(arguments)
+    parsed, unknown = build_flag_parser().parse_known_args(arguments)
+    if unknown:
+        raise ValueError(describe_unknown_flag(unknown))
     if parsed.experimental_rerun is not None:
         raise ValueError(
             f"--experimental-rerun={parsed.experimental_rerun}: reads a pickle, which can execute code; "
@@ -55,6 +58,19 @@ def parse_overrides(arguments: list[str]) -> list[str]:
     for override in parsed.overrides:
         check_override(override)
     return parsed.overrides
+
+
+def describe_unknown_flag(unknown: list[str]) -> str:
+    """The error for arguments that are neither overrides nor flags of Hydra."""
+    name = unknown[0].partition("=")[0].lstrip("-").replace("-", "_")
+    option = OPTION_BY_NAME.get(name, name).split("|")[0]
+    is_option = unknown[0].startswith("-") and name.isidentifier()
+    advice = (
+        f"options have no dashes, such as {option}{'' if '=' in option else '=…'}"
+        if is_option
+        else "options are KEY=VALUE"
+    )
+    return f"{' '.join(unknown)}: {advice}, and --help lists them"
 
 
 def check_override(text: str) -> None:

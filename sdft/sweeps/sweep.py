@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sdft.config import CONF
+from sdft.options.composition import check_composition
 from sdft.runs.files import atomic_write, read_json
 from sdft.runs.lock import Lock
 from sdft.sweeps.grid import (
@@ -199,7 +200,8 @@ def compose_job_configs(combinations: list[list[str]]) -> list[DictConfig]:
             overrides = [text for text in combination if not text.startswith("-")]
             cfg = compose("train", [*overrides, "hydra.runtime.output_dir=here"], return_hydra_config=True)
             with open_dict(cfg):
-                cfg.pop("hydra")
+                hydra_config = cfg.pop("hydra")
+            check_composition("train", cfg, hydra_config)
             check_config(cfg)
             configs.append(cfg)
     return configs
