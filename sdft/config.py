@@ -35,6 +35,10 @@ SECRET_NAMES = {  # parts of the names of environment variables that hold secret
     "CREDENTIALS",
 }
 MIN_SECRET_LENGTH = 8  # characters
+PATH_OPTIONS = frozenset(  # last parts of the keys of options that take files and folders
+    """path class_path folder to run runs adapter adapters adapter_cache resume reproduce base tuned images contact_sheet multirun
+    checkpoint controlnet prompts class_prompts controls architecture faces detector dir name""".split()  # noqa: SIM905
+)
 
 
 def check_config(cfg: DictConfig) -> None:
@@ -49,6 +53,7 @@ def check_config(cfg: DictConfig) -> None:
     for key, value in iterate_leaves(OmegaConf.to_container(cfg)):
         check_secret(key, value)
         check_number(key, value)
+        check_path(key, value)
     for path, node in iterate_targets(cfg):
         check_node(path, node, raw)
 
@@ -97,6 +102,15 @@ def check_number(key: str, value) -> None:
         raise ValueError(f"{key}={value}: choose a finite number")
     if isinstance(value, int) and abs(value) >= MAX_INTEGER:
         raise ValueError(f"{key}={str(value)[:30]}…: choose a number of at most 18 digits")
+
+
+def check_path(key: str, value) -> None:
+    """Raise `ValueError` for a blank path, which would mean the working folder; in lists of prompts, blank ones are allowed."""
+    name, _, last = key.rpartition(".")
+    option = name.rpartition(".")[2] if last.isdecimal() else last
+    is_prompt = last.isdecimal() and option in ("prompts", "class_prompts", "controls")
+    if isinstance(value, str) and not value.strip() and option in PATH_OPTIONS and not is_prompt:
+        raise ValueError(f"{key}={value!r}: blank; give a file, folder or name, or leave the option out")
 
 
 def check_secret(key: str, value) -> None:

@@ -25,6 +25,8 @@ def main(name: str | None = None) -> None:
         for file in sorted(folder.glob("run.json")) or sorted(folder.glob("*/run.json"), key=job_sort_key)
     ]
     try:
+        if any(not path.strip() for path in paths):
+            raise ValueError(f"{' '.join(map(repr, paths))}: a blank folder; give run folders")
         if not runs:
             raise ValueError(
                 f"{' '.join(paths) or 'no folder'}: no run.json; give run folders, or a folder of run folders"

@@ -17,10 +17,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from sdft.cli.errors import propagate_hydra_errors, report_errors_in_one_line
-from sdft.cli.overrides import INFO_FLAGS, MULTIRUN_FLAGS, parse_overrides
+from sdft.cli.overrides import INFO_FLAGS, MULTIRUN_FLAGS, check_single_values, parse_overrides
 from sdft.config import CONF
 from sdft.distributed import get_process_info, prepare_launched_process
 from sdft.options.composition import check_composition, explain_unknown_override
+from sdft.options.quoting import read_literally
 from sdft.runs.invocation import Invocation
 from sdft.runs.resume import restore_overrides
 
@@ -48,6 +49,7 @@ def hydra_main(config: str) -> Callable:
                     task(cfg, *([build_invocation(name, program)] if takes_invocation else []))
 
             with propagate_hydra_errors(), report_errors_in_one_line(show_traceback), name_unknown_options(config):
+                sys.argv[1:] = map(read_literally, sys.argv[1:])
                 parse_overrides(sys.argv[1:])
                 if config == "train":
                     sys.argv[1:] = restore_overrides(sys.argv[1:])
@@ -62,6 +64,7 @@ def hydra_main(config: str) -> Callable:
                 sweep_arguments = [a for a in sys.argv[1:] if a in MULTIRUN_FLAGS or a.startswith("sweeps=")]
                 if sweep_arguments and not set(INFO_FLAGS) & set(sys.argv):
                     sys.exit(run_requested_sweep(config, sweep_arguments, program))
+                check_single_values(sys.argv[1:])
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config)(run)()
 
         return main

@@ -2,10 +2,9 @@
 
 import argparse
 
-from hydra.errors import HydraException
-
 from sdft.config import CONF
 from sdft.options.foreign_names import OPTION_BY_NAME
+from sdft.options.quoting import correct_override, parse_override
 
 MULTIRUN_FLAGS = ("-m", "--multirun")
 INFO_FLAGS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version")  # print and exit
@@ -73,18 +72,30 @@ def describe_unknown_flag(unknown: list[str]) -> str:
     return f"{' '.join(unknown)}: {advice}, and --help lists them"
 
 
+def describe_unreadable_override(text: str) -> str:
+    """The error for an override that does not follow Hydra's grammar, with the corrected argument."""
+    if correction := correct_override(text):
+        return f"{text}: has characters that must be quoted for the shell and for Hydra; give {correction}"
+    return f"{text!r}: not KEY=VALUE; --help lists the options"
+
+
+def check_single_values(overrides: list[str]) -> None:
+    """Raise `ValueError` for an override with several values, which only a sweep takes."""
+    for text in overrides:
+        if (override := parse_override(text)) and override.is_sweep_override():
+            raise ValueError(
+                f"{text}: several values; give {correct_override(text)} for one, or train.py -m for a sweep"
+            )
+
+
 def check_override(text: str) -> None:
     """Check the form KEY=VALUE and the name of a group's choice; Hydra's own errors do not name the override."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    try:
-        override = OverridesParser.create().parse_override(text)
-        value = override.value()
-    except HydraException as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{text!r}: not KEY=VALUE; quote values with punctuation, as 'KEY=\"a: b\"' ({reason})"
-        ) from None
+    override = parse_override(text)
+    if override is None:
+        raise ValueError(describe_unreadable_override(text))
+    value = override.value()
+    if not override.is_delete() and not text.partition("=")[2].strip():
+        raise ValueError(f"{text}: no value, as of an unset shell variable; give one, or leave the option out")
     key = override.key_or_group
     groups = {folder.name: folder for folder in CONF.iterdir() if folder.is_dir()}
     if not key:

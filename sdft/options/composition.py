@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sdft.config import CONF, import_target, iterate_leaves
-from sdft.options.suggestions import describe_unknown_option, list_groups
+from sdft.options.suggestions import describe_unknown_option, flatten, list_groups
 
 RECIPE = "experiment"  # the config group of recipes
 MODEL_OPTIONS = ("resolution", "sampling")  # top-level options whose values belong to a model
@@ -74,14 +74,6 @@ def drop_recipe_values(cfg: DictConfig, chosen: DictConfig, recipe: str, changed
         print(
             f"recipe     {recipe} without {', '.join(dropped)}: set for its own {', '.join(changed)}", file=sys.stderr
         )
-
-
-def flatten(node: dict, path: str = "") -> dict:
-    """The values of a nested dict by dotted key; a list is one value."""
-    leaves = {}
-    for key, value in node.items():
-        leaves |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return leaves
 
 
 def covers(key: str, path: str) -> bool:

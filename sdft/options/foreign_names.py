@@ -87,7 +87,7 @@ EQUIVALENTS = {
     # data
     "data.path|data=folder data.path=VALUE": "train_data_dir instance_data_dir data_dir dataset_dir image_dir images_dir "
     "data_root image_folder dataset_path train_data instance_data_root dataset_config in_json data_folder",
-    "data.name|data=hub data.name=VALUE": "dataset_name dataset hub_dataset",
+    "data.name|data=hub data.name=VALUE": "dataset_name hub_dataset",
     "data.config": "dataset_config_name",
     "data.caption_column": "caption_column text_column",
     "data.image_column": "image_column",

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 from omegaconf import DictConfig, OmegaConf
 
-from sdft.config import CONF, iterate_leaves
+from sdft.config import CONF
 from sdft.options.foreign_names import OPTION_BY_NAME, OTHER_VALUES, REASON_BY_NAME, VALUES
 
 MIN_SIMILARITY = 0.72  # of a suggested name
@@ -20,7 +20,7 @@ def describe_unknown_option(text: str, config: str, cfg: DictConfig) -> str:
 
 def suggest_option(key: str, value: str, config: str, cfg: DictConfig) -> str:
     """What to use instead of the unknown `key`."""
-    known = {path: leaf for path, leaf in iterate_leaves(OmegaConf.to_container(cfg, resolve=False)) if path}
+    known = flatten(OmegaConf.to_container(cfg, resolve=False))
     name = key.lower().replace("-", "_")
     last = name.rpartition(".")[2]
     group = key.partition(".")[0]
@@ -38,21 +38,27 @@ def suggest_option(key: str, value: str, config: str, cfg: DictConfig) -> str:
     settable = [path for path, leaf in known.items() if not is_derived(path, leaf) and "_target_" not in path]
     if nested := [path for path in settable if path.rpartition(".")[2] == last]:
         return f"did you mean {' or '.join(nested[:3])}?"
-    if similar := find_similar(name, settable, [str(key) for key in cfg]):
+    if similar := find_similar(name, settable, list(known), [str(key) for key in cfg]):
         return f"did you mean {similar}?"
     if "." in key and isinstance(node := OmegaConf.select(cfg, key.rpartition(".")[0]), DictConfig) and node:
         return f"{key.rpartition('.')[0]} has {', '.join(str(k) for k in node if not str(k).startswith('_'))}"
     return "--help lists the options"
 
 
-def find_similar(name: str, paths: list[str], top_level: list[str]) -> str | None:
-    """The key closest to `name`: a top-level one, else a whole path, else one with a similar last part."""
+def find_similar(name: str, paths: list[str], all_paths: list[str], top_level: list[str]) -> str | None:
+    """The key closest to `name`: one of the same node, else a top-level one, a whole path, or one with a similar last part."""
     last_parts = {path.rpartition(".")[2]: path for path in reversed(paths)}
-    for candidates in ({key: key for key in top_level}, {path: path for path in paths}, last_parts):
-        if close := get_close_matches(name, candidates, 1, MIN_SIMILARITY):
+    parent, _, last = name.rpartition(".")
+    siblings = {path.rpartition(".")[2]: path for path in all_paths if path.rpartition(".")[0] == parent}
+    searches = (
+        [(last, siblings)]
+        if parent and siblings
+        else [(name, dict(zip(paths, paths, strict=True))), (last, last_parts)]
+    )
+    for text, candidates in [*([] if parent else [(name, {key: key for key in top_level})]), *searches]:
+        if close := get_close_matches(text, candidates, 1, MIN_SIMILARITY):
             return candidates[close[0]]
-    close = get_close_matches(name.rpartition(".")[2], last_parts, 1, MIN_SIMILARITY)
-    return last_parts[close[0]] if close else None
+    return None
 
 
 def is_derived(path: str, leaf) -> bool:
@@ -112,3 +118,11 @@ def list_groups(config: str) -> list[str]:
     """The config groups of a program."""
     entries = OmegaConf.load(CONF / f"{config}.yaml").defaults
     return [key for entry in entries if OmegaConf.is_dict(entry) for key in entry if (CONF / key).is_dir()]
+
+
+def flatten(node: dict, path: str = "") -> dict:
+    """The values of a nested dict by dotted key; a list is one value."""
+    leaves = {}
+    for key, value in node.items():
+        leaves |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return leaves

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageChops
 
 import sdft.runs.metrics_csv as metrics_file
+from sdft.options.quoting import format_for_shell
 from sdft.runs.checkpoint_file import read_checkpoint
 from sdft.runs.files import read_config, read_json
 from sdft.runs.resume import diff_configs
@@ -22,7 +23,9 @@ def check_reproducible(cfg: DictConfig) -> None:
     if not record:
         raise ValueError(f"reproduce={cfg.reproduce}: not a run folder; give a run folder, or last")
     if (state := record.get("state")) != "finished":
-        raise ValueError(f"reproduce={folder}: the run is not finished ({state}); use resume={folder} to continue it")
+        raise ValueError(
+            f"reproduce={folder}: the run is not finished ({state}); use {format_for_shell('resume', folder)} to continue it"
+        )
     if changes := [entry for entry in record["resumed"] if entry["changed"]]:
         names = ", ".join(changes[0]["changed"])
         raise ValueError(

@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from sdft.options.quoting import format_for_shell, format_override, parse_text_value
 from sdft.runs.files import read_config, read_json
 
 LAST, RESUME, REPRODUCE = "last", "resume", "reproduce"
@@ -36,7 +37,7 @@ def restore_overrides(arguments: list[str]) -> list[str]:
     ]
     if not requests or any(parse_override_key(argument) == "hydra.run.dir" for argument in arguments):
         return arguments
-    option, value = parse_override_key(requests[-1]), requests[-1].partition("=")[2].strip("'\"")
+    option, value = parse_override_key(requests[-1]), parse_text_value(requests[-1])
     folder = find_last_started_run(option) if value == LAST else Path(value).expanduser()
     if folder.is_file() and option == RESUME:
         return arguments
@@ -54,8 +55,8 @@ def restore_overrides(arguments: list[str]) -> list[str]:
         raise ValueError(f"{option}={value}: {targets[0]} would run other code; repeat this override to allow it")
     flags = [argument for argument in new if argument.startswith("-")]
     new = [argument for argument in new if argument not in flags]
-    output = [f"hydra.run.dir={folder}", "hydra.output_subdir=null"] if option == RESUME else []
-    return [*flags, *old, *new, f"{option}={folder}", *output]
+    output = [format_override("hydra.run.dir", folder), "hydra.output_subdir=null"] if option == RESUME else []
+    return [*flags, *old, *new, format_override(option, folder), *output]
 
 
 def parse_override_key(override: str) -> str:
@@ -115,7 +116,7 @@ def load_previous_run(cfg: DictConfig, folder: Path, samples_per_step: int) -> P
     if not (folder / "run.json").is_file():
         return None
     if cfg.resume is None or not (path := Path(cfg.resume).expanduser()).is_dir() or not path.samefile(folder):
-        raise ValueError(f"{folder}: already contains a run; use resume={folder} to continue it")
+        raise ValueError(f"{folder}: already contains a run; use {format_for_shell('resume', folder)} to continue it")
     from sdft.runs.metrics_csv import METRICS_FILE, read_metrics
 
     record = read_json(folder / "run.json")

@@ -3,6 +3,8 @@
 import itertools
 import math
 
+from sdft.options.quoting import format_override, parse_override
+
 MAX_JOBS = 10_000  # per sweep
 
 
@@ -14,9 +16,7 @@ def expand_grid(values: dict[str, list], overrides: list[str]) -> list[list[str]
     expanded = [expand_override(override) for override in overrides]
     replaced = list_option_keys(overrides)
     from_values = [
-        [f"{key}={format_override_value(value)}" for value in choices]
-        for key, choices in values.items()
-        if key not in replaced
+        [format_parameter(key, value) for value in choices] for key, choices in values.items() if key not in replaced
     ]
     if (count := math.prod(len(choices) for choices in [*from_values, *expanded])) > MAX_JOBS:
         raise ValueError(
@@ -62,9 +62,7 @@ def build_search_space(parameters: dict, overrides: list[str]) -> tuple[dict, li
     }
     space = {key: distribution for key, (distribution, _) in parsed.items() if distribution}
     fixed = [
-        f"{key}={format_override_value(spec['value'])}"
-        for key, (distribution, spec) in parsed.items()
-        if distribution is None
+        format_parameter(key, spec["value"]) for key, (distribution, spec) in parsed.items() if distribution is None
     ]
     for text in overrides:
         override = parse_override(text)
@@ -84,22 +82,15 @@ def search_space_corners(space: dict) -> list[list]:
     return [[end[0] for end in ends], [end[-1] for end in ends]]
 
 
-def parse_override(text: str):
-    """An override as Hydra parses it; None for a flag."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    return None if text.startswith("-") else OverridesParser.create().parse_override(text)
+def format_parameter(key: str, value) -> str:
+    """A value of a sweep file as an override; text with `${` stays an interpolation."""
+    return f"{key}={value}" if isinstance(value, str) and "${" in value else format_override(key, value)
 
 
 def is_range_override(text: str) -> bool:
     """Whether the value is a continuous range, which cannot be expanded."""
     override = parse_override(text)
     return override is not None and override.is_sweep_override() and not override.is_discrete_sweep()
-
-
-def format_override_value(value) -> str:
-    """A value in command-line syntax."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def varying_overrides(combinations: list[list[str]], number: int) -> list[str]:

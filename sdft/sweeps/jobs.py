@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from sdft.options.quoting import format_override
 from sdft.runs.checkpoint_file import find_latest_checkpoint
 from sdft.runs.files import read_json
 
@@ -34,13 +35,13 @@ class Job:
         resume = prepare_job_folder(self.folder)
         flags = [text for text in self.overrides if text.startswith("-")]  # must precede all overrides
         overrides = [text for text in self.overrides if text not in flags]
-        return [*self.program, *flags, *overrides, *resume, f"hydra.run.dir={self.folder}"]
+        return [*self.program, *flags, *overrides, *resume, format_override("hydra.run.dir", self.folder)]
 
 
 def prepare_job_folder(folder: Path) -> list[str]:
     """Return `[resume=FOLDER]` if the job has a checkpoint; otherwise empty its folder."""
     if (folder / "run.json").is_file() and find_latest_checkpoint(folder / "checkpoints"):
-        return [f"resume={folder}"]
+        return [format_override("resume", folder)]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return []

@@ -18,12 +18,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sdft.config import CONF
 from sdft.options.composition import check_composition
+from sdft.options.quoting import format_override
 from sdft.runs.files import atomic_write, read_json
 from sdft.runs.lock import Lock
 from sdft.sweeps.grid import (
     build_search_space,
     expand_grid,
-    format_override_value,
     is_range_override,
     parameter_values,
     search_space_corners,
@@ -93,10 +93,7 @@ def run_search(
     if options.trials is not None and options.trials < 1:
         raise ValueError(f"trials={options.trials}: choose 1 or more")
     space, fixed = build_search_space(parameters, overrides)
-    corners = [
-        [*fixed, *(f"{key}={format_override_value(value)}" for key, value in zip(space, corner, strict=True))]
-        for corner in search_space_corners(space)
-    ]
+    corners = [[*fixed, *map(format_override, space, corner)] for corner in search_space_corners(space)]
     configs = compose_job_configs(corners)
     trials, name = options.trials or file.get("run_cap") or DEFAULT_TRIALS, name or configs[0].name
     goal = {target_metric(file): file["metric"]["goal"]} if target_metric(file) else {}

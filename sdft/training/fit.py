@@ -7,6 +7,7 @@ import torch
 import sdft.distributed as processes
 from sdft.data.datamodule import TrainingDataModule
 from sdft.models.cpu_threads import limit_threads
+from sdft.options.quoting import format_for_shell
 from sdft.runs.invocation import ExitStatus
 from sdft.runs.metadata import RunRecord
 from sdft.training.callbacks.signals import StoppedBySignal
@@ -43,7 +44,7 @@ def fit_and_record(
     except StoppedBySignal as stop:
         record.end("stopped", stopped_at=stop.step)
         if processes.rank() == 0:
-            print(f"stopped    by {stop}; resume with resume={record.folder}", flush=True)
+            print(f"stopped    by {stop}; resume with {format_for_shell('resume', record.folder)}", flush=True)
         close_loggers(stop.status)
         processes.barrier()
         raise ExitStatus(stop.status) from None

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from sdft.options.quoting import format_for_shell
+
 OUT_OF_MEMORY_PATTERN = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 OUT_OF_DISK_PATTERN = re.compile(
     r"PytorchStreamWriter failed|unexpected pos|No space left|StorageFull|File ?too ?large", re.IGNORECASE
@@ -59,4 +61,4 @@ def describe_resume(folder: Path) -> str:
 
     if not (checkpoint := find_latest_checkpoint(folder / "checkpoints")):
         return "no checkpoint was saved"
-    return f"{checkpoint.name} is saved, resume with resume={folder}"
+    return f"{checkpoint.name} is saved, resume with {format_for_shell('resume', folder)}"

@@ -17,6 +17,7 @@ from sdft.apps.gallery.run_index import IndexedRun
 from sdft.apps.gallery.safe_paths import is_visible_name, read_safe_bytes, read_safe_json, resolve_safe_path
 from sdft.apps.gallery.sample_images import list_sample_images, list_sample_steps
 from sdft.apps.gallery.score_tables import GROUP_TITLES, list_score_rows
+from sdft.options.quoting import format_override
 
 MAX_LISTED_FILES = 300  # per subfolder
 MAX_COUNTED_FILES = 20_000  # per run
@@ -99,13 +100,15 @@ def list_commands(run: IndexedRun) -> list[dict]:
         line, safe = format_command(run.facts.command)
         commands.append({"name": "this run", "text": line, "safe": safe})
     if run.state == "finished":
-        commands.append({"name": "reproduce", **command("python", "train.py", f"reproduce={folder}")})
+        commands.append({"name": "reproduce", **command("python", "train.py", format_override("reproduce", folder))})
         more = int(run.facts.numbers.get("steps", 0)) * 2
         options = [f"steps={more}", "allow_config_change=true"] if more else ["allow_config_change=true"]
-        commands.append({"name": "train longer", **command("python", "train.py", f"resume={folder}", *options)})
-        commands.append({"name": "evaluate", **command("python", "evaluate.py", f"run={folder}")})
+        commands.append(
+            {"name": "train longer", **command("python", "train.py", format_override("resume", folder), *options)}
+        )
+        commands.append({"name": "evaluate", **command("python", "evaluate.py", format_override("run", folder))})
     elif run.state in ("stopped", "failed") and any(run.folder.glob("checkpoints/*.ckpt")):
-        commands.append({"name": "resume", **command("python", "train.py", f"resume={folder}")})
+        commands.append({"name": "resume", **command("python", "train.py", format_override("resume", folder))})
     return commands
 
 

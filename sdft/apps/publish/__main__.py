@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sdft.cli.entry_point import hydra_main
+from sdft.options.quoting import format_for_shell
 
 OPTION_TYPES = {"run": str | None, "to": str | None, "license": str | None}
 OPTION_TYPES |= dict.fromkeys(("best", "captions", "push", "private"), bool)
@@ -32,7 +33,7 @@ def main(cfg):
     if cfg.push:
         print(f"hub      {upload_folder(folder, cfg.to, cfg.private, f'{run.parent.name} of sdft')}")
     else:
-        print(f"next     sdft publish run={run} to={cfg.to or 'USER/NAME'} license=… push=true")
+        print(f"next     sdft publish {format_for_shell('run', run)} to={cfg.to or 'USER/NAME'} license=… push=true")
 
 
 if __name__ == "__main__":

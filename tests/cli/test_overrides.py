@@ -1,0 +1,68 @@
+"""The form of overrides, before Hydra reads them."""
+
+import pytest
+from test_composition import PROGRAMS, compose_and_check
+
+from sdft.cli.overrides import parse_overrides
+from sdft.config import check_config
+
+PATHS = {  # every option that takes a file or a folder, by program
+    "compare": [],
+    "convert": ["adapter", "folder", "architecture", "name"],
+    "evaluate": ["run", "adapter", "prompts", "controls"],
+    "extract": ["base", "tuned", "folder"],
+    "gallery": ["folder", "multirun"],
+    "generate": ["run", "reproduce", "folder", "prompts", "adapters", "checkpoint"],
+    "inspect": ["data.path", "contact_sheet"],
+    "merge": ["run", "to", "adapters"],
+    "mix": ["adapters", "folder"],
+    "morph": ["images", "adapters", "folder", "adapter_cache"],
+    "publish": ["run", "to"],
+    "resize": ["adapter", "folder"],
+    "show": ["adapter"],
+    "stylize": ["images", "run", "adapters", "folder", "controlnet"],
+    "train": ["data.path", "resume", "reproduce", "prompts", "model.name", "class_path"],
+    "wandb_report": [],
+}
+GIVEN = {
+    "train": ["method=dreambooth_lora", "data.path=x", "instance_prompt=a", "class_prompt=b"],
+    "convert": ["adapter=x", "to=kohya"],
+    "extract": ["base=x", "tuned=y"],
+    "inspect": ["data.path=x"],
+    "mix": ["adapters=[x]"],
+    "morph": ["images=[a,b]", "prompts=[a]"],
+    "resize": ["adapter=x"],
+    "show": ["adapter=x"],
+    "stylize": ["images=x"],
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_blank_path_is_refused_wherever_a_path_is_taken(program):
+    for option in PATHS[program]:
+        for value in ("''", "'  '", *(["['', b]"] if option in ("adapters", "images") else [])):
+            cfg = compose_and_check(*GIVEN.get(program, []), f"{option}={value}", config=program)
+            with pytest.raises(ValueError, match=rf"^{option}(\.0)?=.*: blank"):
+                check_config(cfg)
+
+
+def test_a_path_from_an_empty_variable_of_the_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("PHOTOS", "")
+    with pytest.raises(ValueError, match="^data.path=''"):
+        check_config(compose_and_check("data=folder", "data.path=${oc.env:PHOTOS}"))
+
+
+@pytest.mark.parametrize(
+    "argument", ["data.path=", "data.path= ", "+resume=", "hydra.run.dir=", "rank=", "data.caption="]
+)
+def test_an_override_without_a_value_is_refused(argument):
+    with pytest.raises(ValueError, match=": no value"):
+        parse_overrides([argument])
+    parse_overrides(["data.caption=''", "sampling.negative_prompt=''", "prompts=['']", "~rank"])
+
+
+def test_an_empty_prompt_and_caption_are_accepted():
+    cfg = compose_and_check(
+        "data=folder", "data.path=x", "data.caption=''", "prompts=['']", "sampling.negative_prompt=''"
+    )
+    check_config(cfg)
