@@ -56,8 +56,7 @@ PUBLISHED_OPTIONS = {
     "captions_sft": {"steps": 15000, "gradient_accumulation_steps": 4, "batch_size": 1, "lr": 1e-5,
                      "max_grad_norm": 1, "gradient_checkpointing": True},
     "captions_sft_4gpu": {"steps": 4000, "devices": 4, "lr": 1e-5},
-    "captions_lora": {"seed": 1337, "steps": 15000, "gradient_accumulation_steps": 4, "rank": 4, "save_every": 500,
-                      "prompts": ["Totoro"]},
+    "captions_lora": {"seed": 1337, "steps": 15000, "gradient_accumulation_steps": 4, "rank": 4, "save_every": 500},
     "single_image": {"epochs": 200},
     "style": {"epochs": 20, "rank": 8},
 }  # fmt: skip

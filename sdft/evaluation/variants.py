@@ -37,7 +37,10 @@ def build_run_variants(
     if scales != [1.0] and method.output_kind != "adapter":
         raise ValueError(f"adapter_scales={scales}: only adapters can be scaled; this run wrote {method.output_kind}/")
     variants = [ModelVariant(BASE)]
-    for step, file in select_checkpoints(run, checkpoints):
+    selected = select_checkpoints(run, checkpoints)
+    if checkpoints == "all" and not selected and not (run / BEST).is_dir():
+        raise ValueError(f"checkpoints=all: {run} has none; train with save_every=N checkpoints_total_limit=9")
+    for step, file in selected:
         variants.append(
             ModelVariant(
                 f"step {step}",

@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sdft.config import CONF, import_target, iterate_leaves
+from sdft.options.requirements import check_requirements
 from sdft.options.suggestions import describe_unknown_option, flatten, list_groups
 
 RECIPE = "experiment"  # the config group of recipes
@@ -39,6 +40,12 @@ def check_composition(config: str, cfg: DictConfig, hydra_config: DictConfig) ->
     if "epochs" in given and "steps" not in given and cfg.get("steps") is not None and "training" in cfg:
         cfg.steps = None  # a recipe's
     check_given_options_are_read(config, cfg, given)
+    check_requirements(config, cfg, {key: override for key, override in given.items() if not is_neutral(override)})
+
+
+def is_neutral(override: Override) -> bool:
+    """Whether an override deletes a key or sets it to null or false, which asks for nothing."""
+    return override.is_delete() or override.value() in (None, False)
 
 
 def compose_choices(config: str, choices: dict[str, str]) -> DictConfig:

@@ -60,9 +60,9 @@ class Strategy:
                     f"num_nodes={self.num_nodes}: launch it on every machine with torchrun --nnodes={self.num_nodes} "
                     "--nproc-per-node=… --rdzv-backend=c10d --rdzv-endpoint=FIRST:29500 train.py …, or with srun"
                 )
-            if self.on_cpu() and self.world_size() > (most := max(16, count_cpu_cores())):
+            if self.on_cpu() and self.world_size() > (cores := count_cpu_cores()):
                 raise ValueError(
-                    f"devices={self.devices}: this machine has {count_cpu_cores()} cores; choose {most} or fewer"
+                    f"devices={self.devices}: only {cores} CPU cores are available; choose {cores} or fewer"
                 )
             return self.world_size() if self.world_size() > 1 else 0
         if (launched := get_process_info()).count != self.world_size():

@@ -190,6 +190,7 @@ def test_report_without_any_scorer(trained_run):
         (["checkpoints=[[1]]"], r"checkpoints=\[1\]: "),
         (["checkpoints=best"], "checkpoints=best: .*evaluate_every=N"),
         (["checkpoints=2"], "checkpoints=2: "),
+        (["checkpoints=all"], "checkpoints=all: .*save_every=N"),
         (["resolution=64"], "resolution=64: .*adapter=FILE"),
         (["model=sd15"], "model=…: "),
         (["metrics=none"], "metrics=none: "),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sdft.distributed import count_cpu_cores
 from sdft.training.precision import Precision
 from sdft.training.strategy import Strategy
 
@@ -50,3 +51,10 @@ def test_tf32_is_what_it_says():
     for tf32, precision in ((True, "high"), (False, "highest")):
         Precision(tf32=tf32).configure_tf32()
         assert torch.get_float32_matmul_precision() == precision and torch.backends.cudnn.allow_tf32 is tf32
+
+
+def test_more_processes_than_cores_are_refused_on_a_cpu():
+    cores = count_cpu_cores()
+    with pytest.raises(ValueError, match=f"devices={cores + 1}: only {cores} CPU cores"):
+        Strategy(accelerator="cpu", devices=cores + 1).count_processes_to_launch()
+    assert Strategy(accelerator="cpu", devices=cores).count_processes_to_launch() == (cores if cores > 1 else 0)
