@@ -76,9 +76,10 @@ def main(count: int, side: int) -> None:
     steps = [dataset.plan.sample_numbers(k) for k in range(10)]
     batch = dataset.collate([dataset[n] for n in steps[0]])
     unet, noise = model.unet.requires_grad_(True), torch.randn_like(batch["mean"])
+    timesteps = model.noise_process.find_timesteps(batch["timestep_draw"])
 
     def train_step():
-        unet(noise, batch["timestep"], batch["context"]).sample.square().mean().backward()
+        unet(noise, timesteps, batch["context"]).sample.square().mean().backward()
 
     train_step()
     compute = time_call(lambda: [train_step() for _ in range(10)])[0] / 10

@@ -117,9 +117,9 @@ def build_bare_step(module, optimizer, batch: dict, compiled: bool):
     model = module.model
     mixed = model.compute_dtype is not torch.float32
     with torch.no_grad(), torch.autocast(module.device.type, model.compute_dtype, enabled=mixed):
-        latents, context = module.encode_batch(batch)
+        latents, context, draws = module.prepare_inputs(batch)
     trains_text_encoder = any(module.get_trainable_parts().keys() & module.model.text_encoders)
-    target, timesteps = torch.randn_like(latents), batch["timestep"]
+    target, timesteps = torch.randn_like(latents), draws["timestep"]
 
     def run_step():
         eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -18,16 +18,14 @@ from sdft.rng import Draw, draw_pyramid_noise, make_generator
 
 CROP_MODES = ("buckets", "center", "random")
 CACHE_MODES = ("disk", "ram", "off")
-TIMESTEP_DISTRIBUTIONS = ("uniform", "logit_normal")  # logit_normal favours the middle (Esser et al., 2024)
 RESOLUTION_RANGE = (8, 8192)  # pixels
-MIN_TIMESTEP_RANGE = 0.01  # fraction of the noise schedule: ten timesteps
 CENTER = (0.5, 0.5)
 
 
 @dataclass
 class DataSettings:
     """Options that turn images into samples. `resolution` is in pixels; each image is also used at `extra_resolutions`;
-    `dropout` is the fraction of samples without caption; `timestep_range` bounds timesteps as fractions of the noise schedule.
+    `dropout` is the fraction of samples without caption.
 
     `crop`: buckets keep each image's aspect ratio, at about resolution² pixels and enlarged at most about `max_upscale` times
     (0: unlimited); center and random cut a square. `shuffle_tags` shuffles the comma-separated tags of a caption, except the
@@ -44,8 +42,6 @@ class DataSettings:
     shuffle_tags: bool = False
     keep_tags: int = 1
     pyramid_noise: float = 0.0
-    timestep_distribution: str = "uniform"
-    timestep_range: list[float] = field(default_factory=lambda: [0.0, 1.0])
     cache: str = "disk"
 
     def __post_init__(self):
@@ -68,16 +64,6 @@ class DataSettings:
         if not 0 <= self.pyramid_noise < 1:
             raise ValueError(
                 f"pyramid_noise={self.pyramid_noise}: choose from 0 (off) to 1 (excluded); 0.3 is a common value"
-            )
-        if self.timestep_distribution not in TIMESTEP_DISTRIBUTIONS:
-            raise ValueError(
-                f"dataset.timestep_distribution={self.timestep_distribution}: choose {' or '.join(TIMESTEP_DISTRIBUTIONS)}"
-            )
-        bounds = list(self.timestep_range)
-        if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] - MIN_TIMESTEP_RANGE <= 1 - MIN_TIMESTEP_RANGE:
-            raise ValueError(
-                f"dataset.timestep_range={bounds}: choose two increasing fractions, at least {MIN_TIMESTEP_RANGE} apart, "
-                "such as [0.0,1.0]"
             )
 
     def repeat_for_resolutions(self, source: ImageDataset) -> ImageDataset:
@@ -125,7 +111,7 @@ class TrainingDataset(Dataset):
         """`name` separates the random draws of several datasets in one run; a step takes `samples_per_step` samples."""
         self.settings, self.name, self.tokenize = settings, name, model.tokenize
         self.channels, *_ = (model.latent_shape(r)[0] for r in (settings.resolution, *settings.extra_resolutions))
-        self.factor, self.timesteps = model.vae_scale_factor, len(model.alphas_cumprod)
+        self.factor = model.vae_scale_factor
         self.sizes = settings.choose_target_sizes(source, model.size_multiple)
         self.plan, self.datasets = SamplingPlan(settings.seed, self.sizes, samples_per_step), [self]
         self.source = settings.repeat_for_resolutions(source)
@@ -155,19 +141,19 @@ class TrainingDataset(Dataset):
             **self.load_image_tensors(index, size, crop_position, flip),
             **self.load_text_tensors(self.draw_caption(index, number)),
             **self.draw_noise(number, size),
-            "timestep": self.draw_timestep(number),
+            "timestep_draw": self.draw_uniform(number, Draw.TIMESTEP)[0],
             "weight": torch.ones(()),
             "sample_weight": torch.tensor(sample_weight),
             "index": torch.tensor(index),
         }
 
     def load_fixed_sample(self, index: int, timestep_fraction: float) -> dict[str, Tensor]:
-        """Image `index`, center-cropped, at `timestep_fraction` (0..1) of the timesteps, with fixed noise: for comparisons."""
+        """Image `index`, center-cropped, at `timestep_fraction` (0..1) of the noise schedule, with fixed noise."""
         return {
             **self.load_image_tensors(index, self.sizes[index]),
             **self.load_text_tensors(self.ids[index][0]),
             **self.draw_noise((Draw.FIXED, index, timestep_fraction), self.sizes[index]),
-            "timestep": torch.tensor(int(timestep_fraction * self.timesteps)),
+            "timestep_fraction": torch.tensor(timestep_fraction),
         }
 
     def load_image_tensors(
@@ -211,16 +197,6 @@ class TrainingDataset(Dataset):
             "direction": self.draw_normal(number, Draw.DIRECTION, shape),
             "guidance": self.draw_uniform(number, Draw.GUIDANCE)[0],
         }
-
-    def draw_timestep(self, number: int) -> Tensor:
-        """Integer timestep `[]` in `timestep_range`, from `timestep_distribution`."""
-        generator = self.build_generator(Draw.TIMESTEP, number)
-        is_logit_normal = self.settings.timestep_distribution == "logit_normal"
-        fraction = (
-            torch.randn((), generator=generator).sigmoid() if is_logit_normal else torch.rand((), generator=generator)
-        )
-        first, last = (round(edge * self.timesteps) for edge in self.settings.timestep_range)
-        return (first + fraction * (last - first)).long().clamp(max=last - 1)
 
     def latent_shape(self, size: Size) -> tuple[int, int, int]:
         """Latent `[channels, height, width]` of an image of `size`."""

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sdft.losses.diffusion import add_noise, check_terminal_snr, check_unmasked_weight, compute_masked_mean
+from sdft.losses.diffusion import check_unmasked_weight, compute_masked_mean
 
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0  # as fixed in the LCM scheduler
 
@@ -20,7 +20,7 @@ class LatentConsistencyLoss:
     """The teacher takes a guided DDIM step; the pseudo-Huber distance of the student's predictions at both ends is the loss.
 
     `solver_steps` is the number of steps of the whole path; each sample draws a guidance scale from `guidance_range`. `teacher`
-    maps (model, noisy latents, timesteps, context) to the teacher's output; `DiffusionModule` sets it to that of the method.
+    maps (model, noisy latents, timesteps, conditioning) to the teacher's output; `DiffusionModule` sets it to that of the method.
     """
 
     guidance_range: list[float] = field(default_factory=lambda: [4.0, 16.0])
@@ -41,20 +41,20 @@ class LatentConsistencyLoss:
         check_unmasked_weight(self.unmasked_weight)
 
     def check(self, model) -> None:
-        check_terminal_snr(model)
+        model.noise_process.check_terminal_snr()
 
-    def __call__(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
+    def __call__(self, model, latents: Tensor, conditioning, draws: dict[str, Tensor]) -> Tensor:
         """Losses `[batch]` of latents `[batch, 4, h, w]`.
 
         `draws` holds normal `noise` `[batch, 4, h, w]`, `timestep` and uniform `guidance` `[batch]`, `mask` `[batch, 1, h, w]`.
         """
         late, early = self.get_solver_timesteps(model, draws["timestep"])
-        noisy = add_noise(model, latents, draws["noise"], late)
+        noisy = model.noise_process.add_noise(latents, draws["noise"], late)
         # before the no_grad block: autocast caches its casts of weights, and these need gradients
-        prediction = predict_clean_latents(model, noisy, late, context)
+        prediction = predict_clean_latents(model, noisy, late, conditioning)
         with torch.no_grad():
-            less_noisy = self.take_teacher_step(model, noisy, late, early, context, draws["guidance"])
-            target = predict_clean_latents(model, less_noisy, early, context)
+            less_noisy = self.take_teacher_step(model, noisy, late, early, conditioning, draws["guidance"])
+            target = predict_clean_latents(model, less_noisy, early, conditioning)
         distances = ((prediction - target).square() + self.huber_c**2).sqrt() - self.huber_c
         return compute_masked_mean(distances, draws["mask"], self.unmasked_weight)
 
@@ -62,30 +62,29 @@ class LatentConsistencyLoss:
 
     def get_solver_timesteps(self, model, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Start and end of the solver step that contains each timestep; with 50 steps the starts are 19, 39, … 999."""
-        size = len(model.alphas_cumprod) // self.solver_steps
+        size = model.noise_process.num_timesteps // self.solver_steps
         late = (timesteps // size).clamp(max=self.solver_steps - 1) * size + size - 1
         return late, (late - size).clamp(min=0)
 
     @torch.no_grad()
     def take_teacher_step(
-        self, model, noisy: Tensor, late: Tensor, early: Tensor, context: Tensor, guidance: Tensor
+        self, model, noisy: Tensor, late: Tensor, early: Tensor, conditioning, guidance: Tensor
     ) -> Tensor:
         """The result `[batch, 4, h, w]` of the teacher's guided DDIM step from `noisy`."""
-        unconditional_context = model.unconditional_embedding.to(context).expand_as(context)
-        contexts = torch.cat([context, unconditional_context])
-        both = self.teacher(model, noisy.repeat(2, 1, 1, 1), late.repeat(2), contexts).float()
+        pair = model.append_unconditional(conditioning)
+        both = self.teacher(model, noisy.repeat(2, 1, 1, 1), late.repeat(2), pair).float()
         conditional, unconditional = both.chunk(2)
         low, high = self.guidance_range
         scale = (low + guidance * (high - low))[:, None, None, None]
-        clean, noise = model.predict_latents_and_noise(
-            unconditional + scale * (conditional - unconditional), noisy, late
-        )
-        return add_noise(model, clean, noise, early)
+        output = unconditional + scale * (conditional - unconditional)
+        clean, noise = model.noise_process.recover_latents_and_noise(output, noisy, late)
+        return model.noise_process.add_noise(clean, noise, early)
 
 
-def predict_clean_latents(model, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+def predict_clean_latents(model, noisy: Tensor, timesteps: Tensor, conditioning) -> Tensor:
     """The consistency function `[batch, 4, h, w]`: the input at timestep 0, the predicted image at late timesteps."""
-    clean, _ = model.predict_latents_and_noise(model.predict(noisy, timesteps, context).float(), noisy, timesteps)
+    output = model.predict(noisy, timesteps, conditioning).float()
+    clean, _ = model.noise_process.recover_latents_and_noise(output, noisy, timesteps)
     scaled = TIMESTEP_SCALING * timesteps[:, None, None, None]
     skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
     return skip * noisy + scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5 * clean

@@ -5,7 +5,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-MIN_TERMINAL_SNR = 1e-6  # schedulers use 2**-24 for zero
 WEIGHTINGS = ("none", "min_snr", "soft_min_snr", "debiased")
 LOSSES = ("mse", "l1", "huber")
 
@@ -44,26 +43,26 @@ class DiffusionLoss:
         check_unmasked_weight(self.unmasked_weight)
 
     def check(self, model) -> None:
-        check_terminal_snr(model)
+        model.noise_process.check_terminal_snr()
 
-    def __call__(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """Weighted losses `[batch]` of latents `[batch, 4, h, w]`.
+    def __call__(self, model, latents: Tensor, conditioning, draws: dict[str, Tensor]) -> Tensor:
+        """Weighted losses `[batch]` of latents `[batch, 4, h, w]`; `conditioning` is handed to the model as it is.
 
         `draws` holds standard normal `noise` and `perturbation` `[batch, 4, h, w]`, `offset` `[batch, 4, 1, 1]`,
         `timestep` `[batch]` and `mask` `[batch, 1, h, w]`, 0..1.
         """
-        return self.compute_unweighted_losses(model, latents, context, draws) * self.compute_snr_weights(
+        return self.compute_unweighted_losses(model, latents, conditioning, draws) * self.compute_snr_weights(
             model, draws["timestep"]
         )
 
-    def compute_unweighted_losses(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
+    def compute_unweighted_losses(self, model, latents: Tensor, conditioning, draws: dict[str, Tensor]) -> Tensor:
         """Losses `[batch]` before weighting."""
+        process, timesteps = model.noise_process, draws["timestep"]
         noise = draws["noise"] + self.noise_offset * draws["offset"]
-        alpha = model.alphas_cumprod[draws["timestep"]][:, None, None, None]
-        signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
-        noisy = signal * latents + sigma * (noise + self.input_perturbation * draws["perturbation"])
-        target = noise if model.prediction_type == "epsilon" else signal * noise - sigma * latents
-        error = model.predict(noisy, draws["timestep"], context).float() - target
+        noisy = process.add_noise(latents, noise + self.input_perturbation * draws["perturbation"], timesteps)
+        error = model.predict(noisy, timesteps, conditioning).float() - process.compute_target(
+            latents, noise, timesteps
+        )
         return compute_masked_mean(self.compute_elementwise_loss(error), draws["mask"], self.unmasked_weight)
 
     def compute_elementwise_loss(self, error: Tensor) -> Tensor:
@@ -82,8 +81,7 @@ class DiffusionLoss:
         soft_min_snr  gamma / (snr + gamma)         Crowson et al., 2024
         debiased      1 / sqrt(snr)                 Yu et al., 2023
         """
-        alpha = model.alphas_cumprod[timesteps]
-        snr = alpha / (1 - alpha)
+        snr = model.noise_process.compute_snr(timesteps)
         if self.weighting == "none" or not self.snr_gamma:
             return snr.new_ones(snr.shape)
         x0_weight = {  # weight of the x0 loss: times 1 / snr for epsilon, 1 / (snr + 1) for velocity
@@ -91,26 +89,12 @@ class DiffusionLoss:
             "soft_min_snr": snr * self.snr_gamma / (snr + self.snr_gamma),
             "debiased": snr.sqrt(),
         }[self.weighting]
-        return x0_weight / (snr + (model.prediction_type == "v_prediction"))
-
-
-def check_terminal_snr(model) -> None:
-    """Raise `ValueError` for epsilon prediction at zero terminal SNR, where recovering the image divides by zero."""
-    if model.prediction_type == "epsilon" and model.alphas_cumprod[-1] < MIN_TERMINAL_SNR:
-        raise ValueError(
-            "model.prediction_type=epsilon: not supported with zero terminal SNR (rescale_betas_zero_snr); use v_prediction"
-        )
+        return model.noise_process.convert_x0_weights(x0_weight, snr)
 
 
 def check_unmasked_weight(unmasked_weight: float) -> None:
     if not 0 <= unmasked_weight <= 1:
         raise ValueError(f"unmasked_weight={unmasked_weight}: choose from 0 (masked-out regions are ignored) to 1")
-
-
-def add_noise(model, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """Latents `[batch, 4, h, w]` at the noise level of each timestep."""
-    alpha = model.alphas_cumprod[timesteps][:, None, None, None]
-    return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
 
 def compute_masked_mean(distances: Tensor, mask: Tensor, unmasked_weight: float) -> Tensor:

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sdft.losses.diffusion import add_noise
-
 
 @dataclass
 class SmoothDiffusionLoss:
@@ -29,23 +27,24 @@ class SmoothDiffusionLoss:
             raise ValueError(f"smoothness.decay={self.decay}: choose more than 0, and at most 1; 0.01 is usual")
         self.mean, self.steps, self.length_sum, self.count = torch.zeros(()), torch.zeros(()), torch.zeros(()), 0
 
-    def __call__(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
+    def __call__(self, model, latents: Tensor, conditioning, draws: dict[str, Tensor]) -> Tensor:
         """The terms to add to the losses `[batch]`.
 
         `draws` also holds a normal `direction` `[batch, 4, h, w]` and `sample_weight` `[batch]`.
         """
-        lengths = self.compute_path_lengths(model, latents, context, draws)
+        lengths = self.compute_path_lengths(model, latents, conditioning, draws)
         self.mean, self.steps = self.mean.to(lengths), self.steps.to(lengths)
         self.length_sum = self.length_sum.to(lengths) + (lengths.detach() * draws["sample_weight"]).mean()
         self.count += 1
         return self.weight * (self.steps > 0) * (lengths - self.mean).square()
 
-    def compute_path_lengths(self, model, latents: Tensor, context: Tensor, draws: dict[str, Tensor]) -> Tensor:
+    def compute_path_lengths(self, model, latents: Tensor, conditioning, draws: dict[str, Tensor]) -> Tensor:
         """|Jᵀ y| / |y| `[batch]`, with the Jacobian J of the predicted image in the noisy latent and a direction y."""
-        noisy = add_noise(model, latents, draws["noise"], draws["timestep"]).detach().requires_grad_()
+        process, timesteps = model.noise_process, draws["timestep"]
+        noisy = process.add_noise(latents, draws["noise"], timesteps).detach().requires_grad_()
         with sdpa_kernel(SDPBackend.MATH):  # fused kernels have no second derivative
-            predicted = model.predict(noisy, draws["timestep"], context).float()
-            clean, _ = model.predict_latents_and_noise(predicted, noisy, draws["timestep"])
+            output = model.predict(noisy, timesteps, conditioning).float()
+            clean, _ = process.recover_latents_and_noise(output, noisy, timesteps)
             (gradients,) = torch.autograd.grad((clean * draws["direction"]).sum(), noisy, create_graph=True)
         return (sum_squares(gradients) + 1e-12).sqrt() / sum_squares(draws["direction"]).sqrt()
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from sdft.models.embedded import ASSETS_FOLDER
+from sdft.models.noise_process import PREDICTION_TYPES, VariancePreservingProcess
 from sdft.models.safetensors_check import check_model_folder, check_no_custom_code
-from sdft.models.stable_diffusion import PREDICTION_TYPES, StableDiffusion, compute_alphas_cumprod
+from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import get_identity
 from sdft.runs.hashing import share_digests
 
@@ -46,7 +47,7 @@ def load_stable_diffusion(
         model.scheduler = change_prediction_type(
             model.scheduler, prediction_type or model.prediction_type, zero_terminal_snr
         )
-        model.alphas_cumprod = compute_alphas_cumprod(model.scheduler.config)
+        model.noise_process = VariancePreservingProcess(model.scheduler.config)
     return model
 
 

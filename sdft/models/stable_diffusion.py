@@ -6,14 +6,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+from sdft.models.noise_process import VariancePreservingProcess
+
 COMPONENT_NAMES = {"unet": "unet", "clip_l": "text_encoder"}  # diffusers' names of the parts
 
 
 class StableDiffusion(nn.Module):
     """Initially all parameters are frozen and in eval mode; a method chooses the trainable ones.
 
-    `scheduler` is the checkpoint's own; sampling copies it. Training reads `alphas_cumprod`.
+    `scheduler` is the checkpoint's own; sampling copies it, and training uses the `noise_process` of its configuration.
     """
 
     def __init__(self, unet, vae, text_encoder, tokenizer, scheduler):
@@ -21,18 +22,14 @@ class StableDiffusion(nn.Module):
         self.unet, self.vae, self.clip_l = unet, vae, text_encoder
         self.tokenizer, self.scheduler, self.name = tokenizer, scheduler, "the model"
         self.prompt_chunks = 1  # chunks of the text encoder's length per prompt
-        self.register_buffer("alphas_cumprod", compute_alphas_cumprod(scheduler.config), persistent=False)
+        self.noise_process = VariancePreservingProcess(scheduler.config)
         self.base_vocabulary_size = len(tokenizer)  # without placeholder tokens that a method adds
         self.compute_dtype = torch.float32  # may be changed by the training module
         self.requires_grad_(False).eval()
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
-                f"model.prediction_type={self.prediction_type}: choose one of {', '.join(PREDICTION_TYPES)}"
-            )
 
     @property
     def prediction_type(self) -> str:
-        return self.scheduler.config.get("prediction_type", "epsilon")
+        return self.noise_process.prediction_type
 
     @property
     def vae_scale_factor(self) -> int:
@@ -131,19 +128,15 @@ class StableDiffusion(nn.Module):
         dtype = next(self.unet.parameters()).dtype  # faster than `unet.dtype`, which visits every module
         return self.unet(noisy.to(dtype), timesteps, context.to(dtype)).sample
 
-    def predict_latents_and_noise(self, output: Tensor, noisy: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean latents and noise, `[batch, 4, h, w]` each, that the UNet's `output` predicts for `noisy`."""
-        alpha = self.alphas_cumprod[timesteps][:, None, None, None]
-        signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
-        if self.prediction_type == "epsilon":
-            return (noisy - sigma * output) / signal, output
-        return signal * noisy - sigma * output, signal * output + sigma * noisy
-
     @torch.no_grad()
     def cache_unconditional_embedding(self) -> None:
         """Store the context of the empty caption as `unconditional_embedding` `[1, tokens, width]`, for guidance in training."""
         ids = self.tokenize([""]).to(self.clip_l.device)
         self.register_buffer("unconditional_embedding", self.condition(ids), persistent=False)
+
+    def append_unconditional(self, context: Tensor) -> Tensor:
+        """`context` followed by as many contexts of the empty caption, `[2 * batch, tokens, width]`, for guidance."""
+        return torch.cat([context, self.unconditional_embedding.to(context).expand_as(context)])
 
     def build_pipeline(self, pipeline_class=None, **parts):
         """A diffusers pipeline (default `StableDiffusionPipeline`) of these networks, a copy of the scheduler, and `parts`."""
@@ -159,10 +152,3 @@ class StableDiffusion(nn.Module):
             requires_safety_checker=False,
             **parts,
         )
-
-
-def compute_alphas_cumprod(config) -> Tensor:
-    """Cumulative product of 1 - beta `[timesteps]` as in DDPM training, whatever the checkpoint's scheduler."""
-    from diffusers import DDPMScheduler
-
-    return DDPMScheduler.from_config(config).alphas_cumprod.clone()

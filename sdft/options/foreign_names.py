@@ -81,8 +81,8 @@ EQUIVALENTS = {
     "noise_offset": "offset_noise noise_offset_random_strength",
     "input_perturbation": "ip_noise_gamma",
     "pyramid_noise": "multires_noise_discount multires_noise_iterations pyramid_noise_discount",
-    "'dataset.timestep_range=[0,1]'": "min_timestep max_timestep",
-    "dataset.timestep_distribution": "timestep_sampling timestep_bias_strategy",
+    "'timestep_sampling.range=[0,1]'": "min_timestep max_timestep",
+    "timestep_sampling.distribution": "timestep_sampling timestep_bias_strategy",
     "unmasked_weight": "masked_loss conditioning_data_dir alpha_mask unmasked_probability mask_weight",
     # data
     "data.path|data=folder data.path=VALUE": "train_data_dir instance_data_dir data_dir dataset_dir image_dir images_dir "

@@ -75,6 +75,7 @@ def build_module(cfg: DictConfig, parts: dict, model):
         checkpointing=training.gradient_checkpointing,
         seed=cfg.seed,
         smoothness=parts["smoothness"] if parts["smoothness"].weight else None,
+        timestep_sampling=parts["timestep_sampling"],
     )
     rates = {part: module.lr[part] for part in module.get_trainable_parts()}
     training.check_trained_parts(rates)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from sdft.losses.diffusion import DiffusionLoss
 from sdft.losses.smooth_diffusion import SmoothDiffusionLoss
 from sdft.methods.base import Method
+from sdft.models.noise_process import TimestepSampling
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.rng import Draw, make_generator
 from sdft.training.fsdp import gather_full_tensor, shard_model
@@ -37,6 +38,7 @@ class DiffusionModule(LightningModule):
         checkpointing: bool = False,
         seed: int = 0,
         smoothness: SmoothDiffusionLoss | None = None,
+        timestep_sampling: TimestepSampling | None = None,
     ):
         """`optimizer` builds an optimizer from parameter groups, `schedule` a scheduler from it and the number of steps.
 
@@ -51,7 +53,7 @@ class DiffusionModule(LightningModule):
             objective.teacher = method.predict_as_teacher
         self.model, self.method, self.objective = model, method, objective
         self.optimizer, self.schedule, self.lr, self.max_grad_norm = optimizer, schedule, lr, max_grad_norm
-        self.seed, self.smoothness = seed, smoothness
+        self.seed, self.smoothness, self.timestep_sampling = seed, smoothness, timestep_sampling or TimestepSampling()
         self.grad_norm: Tensor | None = None
         self.scale: float | None = None  # of the fp16 scaler, after the last step
         self.has_nonfinite_loss: Tensor | bool = False  # in this step
@@ -80,19 +82,29 @@ class DiffusionModule(LightningModule):
 
     def compute_losses(self, batch: dict) -> Tensor:
         """Weighted loss of each sample `[batch]`."""
-        inputs = self.encode_batch(batch)
-        losses = self.objective(self.model, *inputs, batch)
-        return losses + self.smoothness(self.model, *inputs, batch) if self.smoothness else losses
+        inputs = self.prepare_inputs(batch)
+        losses = self.objective(self.model, *inputs)
+        return losses + self.smoothness(self.model, *inputs) if self.smoothness else losses
 
     def compute_unweighted_losses(self, batch: dict) -> Tensor:
         """Loss of each sample `[batch]` before weighting, comparable between runs with different weightings."""
-        return self.objective.compute_unweighted_losses(self.model, *self.encode_batch(batch), batch)
+        return self.objective.compute_unweighted_losses(self.model, *self.prepare_inputs(batch))
 
-    def encode_batch(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """Latents `[batch, 4, h/8, w/8]` and context `[batch, tokens, width]`."""
+    def prepare_inputs(self, batch: dict) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Latents `[batch, 4, h/8, w/8]`, conditioning, and the batch with the `timestep` `[batch]` of its raw draw."""
         moments = (batch["mean"], batch["std"]) if "mean" in batch else self.model.moments(batch["pixels"])
         context = batch["context"] if "context" in batch else self.model.condition(batch["ids"])
-        return self.model.latents(*moments, batch["posterior"]), context
+        return (
+            self.model.latents(*moments, batch["posterior"]),
+            context,
+            batch | {"timestep": self.get_timesteps(batch)},
+        )
+
+    def get_timesteps(self, batch: dict) -> Tensor:
+        """Timesteps `[batch]`: at the fractions of fixed samples, else drawn from `timestep_sampling`."""
+        if "timestep_fraction" in batch:
+            return self.model.noise_process.find_timesteps(batch["timestep_fraction"])
+        return self.timestep_sampling(self.model.noise_process, batch["timestep_draw"])
 
     def on_train_start(self):
         for part in self.offloaded_parts:
@@ -112,7 +124,7 @@ class DiffusionModule(LightningModule):
         losses = self.compute_losses(batch)
         loss = (losses * batch["weight"] * batch["sample_weight"]).mean()
         self.has_nonfinite_loss = ~loss.detach().isfinite() | self.has_nonfinite_loss
-        return {"loss": loss, "losses": losses.detach(), "timestep": batch["timestep"]}
+        return {"loss": loss, "losses": losses.detach(), "timestep": self.get_timesteps(batch)}
 
     def configure_optimizers(self):
         groups = []

@@ -32,6 +32,7 @@ COMPONENTS = (
     "method",
     "objective",
     "smoothness",
+    "timestep_sampling",
     "schedule",
     "precision",
     "strategy",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sdft.apps.morph.ddim_inversion import DDIM
-from sdft.models.stable_diffusion import compute_alphas_cumprod
+from sdft.models.noise_process import compute_alphas_cumprod
 
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 KINDS = ("epsilon", "v_prediction")

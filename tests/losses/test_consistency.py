@@ -15,7 +15,6 @@ from test_training_run import assert_tensors_equal, load_adapter, max_pixel_diff
 
 from sdft.lora.scaling import disable_adapters
 from sdft.losses.consistency import LatentConsistencyLoss, predict_clean_latents
-from sdft.losses.diffusion import add_noise
 from sdft.methods.lcm_lora import LCMLoRA
 from sdft.training.module import DiffusionModule
 
@@ -100,7 +99,7 @@ def test_a_perfect_model_of_a_single_image_has_no_loss(tiny, kind):
     model.cache_unconditional_embedding()
 
     def predict(noisy, timesteps, context, error=0.0):
-        alpha = model.alphas_cumprod[timesteps][:, None, None, None]
+        alpha = model.noise_process.alphas_cumprod[timesteps][:, None, None, None]
         noise = (noisy - alpha.sqrt() * image) / (1 - alpha).sqrt() + error * noisy
         return noise if kind == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * image
 
@@ -228,4 +227,4 @@ def test_add_noise_matches_diffusers(tiny):
     model, latents, noise = tiny(), torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     timesteps = torch.tensor([19, 999])
     expected = DDIMScheduler.from_config(model.scheduler.config).add_noise(latents, noise, timesteps)
-    assert torch.allclose(add_noise(model, latents, noise, timesteps), expected, atol=1e-6)
+    assert torch.allclose(model.noise_process.add_noise(latents, noise, timesteps), expected, atol=1e-6)

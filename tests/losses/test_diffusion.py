@@ -10,7 +10,7 @@ FULL_MASK = {"mask": torch.ones(1, 1, 8, 8)}
 
 
 def compute_snr(model, t):
-    alpha = model.alphas_cumprod[torch.tensor(t)]
+    alpha = model.noise_process.alphas_cumprod[torch.tensor(t)]
     return (alpha / (1 - alpha)).item()
 
 
@@ -112,14 +112,14 @@ def test_unweighted_losses_are_the_losses_before_weighting(tiny):
 
 def test_epsilon_with_zero_terminal_snr_raises(tiny):
     model = tiny()
-    model.alphas_cumprod[-1] = 2**-24
+    model.noise_process.alphas_cumprod[-1] = 2**-24
     with pytest.raises(ValueError, match="model.prediction_type=epsilon: .*zero terminal SNR"):
         DiffusionLoss().check(model)
 
 
 def test_v_prediction_has_zero_weight_at_zero_terminal_snr(tiny):
     model = tiny(prediction_type="v_prediction")
-    model.alphas_cumprod[-1] = 2**-24
+    model.noise_process.alphas_cumprod[-1] = 2**-24
     DiffusionLoss().check(model)
     assert DiffusionLoss().compute_snr_weights(model, torch.tensor([999])).item() == pytest.approx(0, abs=1e-6)
 
@@ -158,7 +158,7 @@ def test_input_perturbation_perturbs_the_input_only(tiny):  # pitfall 10
         "perturbation": extra,
     } | FULL_MASK
     losses = DiffusionLoss(input_perturbation=0.1)(model, latents, None, draws)
-    alpha = model.alphas_cumprod[500]
+    alpha = model.noise_process.alphas_cumprod[500]
     assert torch.allclose(
         inputs["noisy"], alpha.sqrt() * latents + (1 - alpha).sqrt() * (noise + 0.1 * extra), atol=1e-6
     )
@@ -175,7 +175,8 @@ def test_l1_and_huber():
 
 def test_zero_terminal_snr_reaches_training_and_sampling(tiny):
     model = tiny(prediction_type="v_prediction", zero_terminal_snr=True)
-    assert model.alphas_cumprod[-1] < 1e-6 and model.alphas_cumprod[0] == pytest.approx(0.99915, abs=1e-5)
+    alphas = model.noise_process.alphas_cumprod
+    assert alphas[-1] < 1e-6 and alphas[0] == pytest.approx(0.99915, abs=1e-5)
     DiffusionLoss().check(model)
     assert model.build_pipeline().scheduler.alphas_cumprod[-1] < 1e-6
     from diffusers import DDIMScheduler, PNDMScheduler

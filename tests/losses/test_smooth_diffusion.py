@@ -30,7 +30,7 @@ def make_draws(sample_weight=1.0, seed=0) -> dict[str, torch.Tensor]:
 
 def compute_expected_lengths(model, slopes, direction) -> torch.Tensor:
     """|J y| / |y| of a diagonal J: (1 - sigma a) / signal for noise, signal - sigma a for velocity."""
-    alpha = model.alphas_cumprod[TIMESTEPS][:, None, None, None]
+    alpha = model.noise_process.alphas_cumprod[TIMESTEPS][:, None, None, None]
     signal, sigma, a = alpha.sqrt(), (1 - alpha).sqrt(), slopes[None, :, None, None]
     jacobian = (1 - sigma * a) / signal if model.prediction_type == "epsilon" else signal - sigma * a
     return (jacobian * direction).square().sum((1, 2, 3)).sqrt() / direction.square().sum((1, 2, 3)).sqrt()
@@ -49,7 +49,7 @@ def test_the_term_and_its_gradient_are_those_of_the_squared_deviation(tiny):
     model, draws, smooth = build_linear_model(tiny, slope.expand(4)), make_draws(), SmoothDiffusionLoss(0.7)
     smooth.load_state_dict({"mean": 0.25, "steps": 3.0})
     term = smooth(model, torch.randn(2, 4, 8, 8), None, draws)
-    alpha = model.alphas_cumprod[TIMESTEPS]
+    alpha = model.noise_process.alphas_cumprod[TIMESTEPS]
     length = (1 - (1 - alpha).sqrt() * 0.5) / alpha.sqrt()  # in every direction
     assert torch.allclose(term, 0.7 * (length - 0.25).square(), rtol=1e-5)
     (gradient,) = torch.autograd.grad(term.sum(), slope)
@@ -107,7 +107,7 @@ def test_gradient_checkpointing_does_not_change_its_gradients(tiny):
         module = build_module(tiny(), checkpointing=checkpointing, smoothness=SmoothDiffusionLoss(10.0))
         module.smoothness.load_state_dict({"mean": 0.1, "steps": 1.0})
         tensors = make_batch(module.model)
-        unregularized = module.objective(module.model, *module.encode_batch(tensors), tensors)
+        unregularized = module.objective(module.model, *module.prepare_inputs(tensors))
         assert (module.compute_losses(tensors) - unregularized).min() > 0
         module.training_step(tensors, 0)["loss"].backward()
         gradients.append({name: p.grad for name, p in module.get_trainable_parameters().items()})

@@ -73,7 +73,7 @@ def test_the_clip_tokenizer_works_offline():
 
 
 def test_the_terminal_snr_of_the_sd_schedule_is_not_zero(tiny):
-    assert tiny().alphas_cumprod[-1].item() == pytest.approx(0.0046601, abs=1e-6)
+    assert tiny().noise_process.alphas_cumprod[-1].item() == pytest.approx(0.0046601, abs=1e-6)
 
 
 def test_a_new_model_is_frozen_and_in_eval_mode(tiny):

@@ -41,7 +41,11 @@ def build_sample(module, pixels: bool = False) -> dict[str, torch.Tensor]:
     """A batch of one, 32 px, with token ids, and with pixels or the moments of their latents."""
     model, side = module.model, 32 // module.model.vae_scale_factor
     sample = {name: torch.rand(1, 4, side, side) for name in ("posterior", "noise", "perturbation")}
-    sample |= {"mask": torch.ones(1, 1, side, side), "offset": torch.rand(1, 4, 1, 1), "timestep": torch.tensor([5])}
+    sample |= {
+        "mask": torch.ones(1, 1, side, side),
+        "offset": torch.rand(1, 4, 1, 1),
+        "timestep_draw": torch.tensor([0.005]),
+    }
     sample |= {"weight": torch.ones(1), "sample_weight": torch.ones(1), "ids": model.tokenize(["a three"])}
     moments = {"mean": sample["noise"], "std": sample["noise"]}
     return sample | ({"pixels": torch.rand(1, 3, 32, 32)} if pixels else moments)

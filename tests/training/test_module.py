@@ -33,7 +33,7 @@ def build_batch(model, size=2, seed=0):
         "noise": torch.randn(shape),
         "perturbation": torch.randn(shape),
         "offset": torch.randn(size, shape[1], 1, 1),
-        "timestep": torch.randint(0, 1000, (size,)),
+        "timestep_draw": torch.rand(size),
         "weight": torch.ones(size),
         "sample_weight": torch.ones(size),
         "mask": torch.ones(size, 1, *shape[2:]),

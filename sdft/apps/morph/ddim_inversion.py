@@ -29,7 +29,7 @@ class DDIM:
 
     @classmethod
     def from_model(cls, model: StableDiffusion, steps: int) -> "DDIM":
-        return cls(model.alphas_cumprod, model.prediction_type, steps)
+        return cls(model.noise_process.alphas_cumprod, model.prediction_type, steps)
 
     def compute_factors(self, step: int) -> tuple[float, float]:
         """p and q of the stride from level `step` + 1 to `step`."""

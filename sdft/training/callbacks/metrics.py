@@ -28,7 +28,7 @@ class TrainingMetrics(Callback):
     def on_train_start(self, trainer, module):
         self.start_time, self.trainer = time.perf_counter(), trainer
         self.first_batch = trainer.global_step * trainer.accumulate_grad_batches
-        self.num_timesteps = len(module.model.alphas_cumprod)
+        self.num_timesteps = module.model.noise_process.num_timesteps
         self.reset_sums(module.device)
         if self.resumed_sums is not None and trainer.is_global_zero:
             self.sums += torch.tensor(self.resumed_sums, device=module.device)

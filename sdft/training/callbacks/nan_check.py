@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import torch
 from lightning import Callback
+
+from sdft.rng import Draw
 
 MAX_LISTED_SAMPLES = 8  # images per message
 
@@ -34,7 +37,7 @@ class NanCheck(Callback):
         if module.skipped_steps is None or (num_skipped := int(module.skipped_steps)) == self.num_reported:
             return
         step = int(module.last_skipped_step)
-        message = f"step {step + 1}: NaN/Inf loss or gradient; {self.describe_samples(step)}"
+        message = f"step {step + 1}: NaN/Inf loss or gradient; {self.describe_samples(module, step)}"
         if self.on_nan == "stop":
             raise ValueError(
                 f"{message}; the weights were not updated, {self.describe_last_checkpoint()}; lower lr, or check these images"
@@ -51,14 +54,14 @@ class NanCheck(Callback):
     def load_state_dict(self, state):
         self.num_reported = state["num_reported"]
 
-    def describe_samples(self, step: int) -> str:
+    def describe_samples(self, module, step: int) -> str:
         """Image names and timesteps of a step's samples."""
         dataset = self.samples.datasets[0]
         numbers = dataset.plan.sample_numbers(step)
-        listed = [
-            f"{dataset.source[dataset.plan.image_index(number)].name} at timestep {int(dataset.draw_timestep(number))}"
-            for number in numbers[:MAX_LISTED_SAMPLES]
-        ]
+        draws = torch.cat([dataset.draw_uniform(number, Draw.TIMESTEP) for number in numbers[:MAX_LISTED_SAMPLES]])
+        timesteps = module.timestep_sampling(module.model.noise_process, draws).tolist()
+        names = [dataset.source[dataset.plan.image_index(number)].name for number in numbers]
+        listed = [f"{name} at timestep {timestep}" for name, timestep in zip(names, timesteps, strict=False)]
         return ", ".join(listed) + (
             f" and {len(numbers) - MAX_LISTED_SAMPLES} more" if len(numbers) > MAX_LISTED_SAMPLES else ""
         )
