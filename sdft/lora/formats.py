@@ -20,6 +20,10 @@ from sdft.lora.state_dict import (
 from sdft.runs.files import atomic_write
 
 OMITTED_CONFIG_KEYS = ("task_type", "runtime_config", "base_model_name_or_path")  # the last is a local path
+DORA_WARNING = (
+    "only sdft and LyCORIS read DoRA in the kohya format as trained; sd-scripts, ComfyUI, A1111 and diffusers get another. "
+    "The nearest LoRA for them: sdft convert adapter=FILE to=kohya base=MODEL rank=32"
+)
 MAX_ERROR_LENGTH = 300  # characters of a loader's error message
 FORMAT_METADATA_KEYS = {PEFT_CONFIG_KEY, "ss_network_module", "ss_network_dim", "ss_network_alpha"}  # recomputed
 FILE_METADATA_KEYS = {"format", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"}  # of one file only

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from sdft.lora.architecture import get_layer, get_model_architecture, normalize_layer_name
 from sdft.lora.file import LoraFile, check_weight_count
-from sdft.lora.low_rank import approximate_low_rank
 from sdft.lora.mixing import MixResult
 from sdft.models.loading import load_stable_diffusion
 from sdft.models.stable_diffusion import StableDiffusion
+from sdft.runs.files import is_local_path
 from sdft.runs.hashing import hash_weights
 
 Targets = dict[str, list[str] | None]  # by part: suffixes of layer names, or None for all layers
@@ -59,14 +59,25 @@ def extract_lora(
         before, after = (get_layer(part, m.components[part], name).weight.double() for m in (base, tuned))
         change = (after - before).cpu()
         if torch.count_nonzero(change):
-            product = approximate_low_rank(change.flatten(1), rank or max_rank, energy)
-            result.total_energy += (layer_energy := float(change.square().sum()))
-            retained = float(product[0].T.matmul(change.flatten(1)).mul(product[1]).sum())
-            result.lost_energy += max(layer_energy - retained, 0.0)
-            result.set_layer(part, name, tuple(change.shape), product)
+            result.add_nearest(part, name, change, rank or max_rank, energy)
     if not result.parts:
         raise ValueError(f"tuned={tuned.name}: no selected layer differs from base={base.name}")
     return result, result.total_energy / total_difference
+
+
+@torch.no_grad()
+def find_nearest_lora(base: StableDiffusion, file: LoraFile, rank: int) -> MixResult:
+    """The plain LoRA of `rank` nearest to the change that a file makes to the base weights, its DoRA magnitudes included."""
+    if rank < 1:
+        raise ValueError(f"rank={rank}: choose 1 or more; the error falls with the rank")
+    result = MixResult()
+    for (part, name), layer in file.layers.items():
+        weight = get_layer(part, base.components[part], name).weight.double().cpu()
+        if torch.count_nonzero(change := layer.apply_to(weight) - weight):
+            result.add_nearest(part, name, change, rank)
+    if not result.parts:
+        raise ValueError(f"adapter={file.path}: changes no weight of base={base.name}")
+    return result
 
 
 def check_extraction(base: StableDiffusion, tuned: StableDiffusion, rank: int | None, energy: float | None) -> int:
@@ -115,9 +126,15 @@ def build_extract_metadata(
     base: StableDiffusion, tuned: StableDiffusion, rank: int | None, energy: float | None, energy_fraction: float
 ) -> dict[str, str]:
     """Header metadata that records the two models and the settings."""
-    sources = [
-        {"file": "/".join(Path(model.name).parts[-2:]), "sha256": hash_weights(model)} for model in (base, tuned)
-    ]
+    sources = [{"file": format_model_name(model.name), "sha256": hash_weights(model)} for model in (base, tuned)]
     settings = {"rank": rank} if energy is None else {"energy": energy}
     record = {"created_by": "extract", **settings, "energy_fraction": round(energy_fraction, 6), "sources": sources}
     return {"sdft": json.dumps(record, ensure_ascii=False)}
+
+
+def format_model_name(name: str) -> str:
+    """The name of a model without the folders of this machine: a hub id, a folder's name, or that of the run with `pipeline`."""
+    path = Path(name)
+    if not is_local_path(name):
+        return name
+    return f"{path.parent.name}/{path.name}" if path.name == "pipeline" else path.name

@@ -7,11 +7,13 @@ to up, down to down) is different: (a + b)(c + d) has two additional products.
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from sdft.lora.file import LoraFile, check_weight_count
 from sdft.lora.low_rank import (
     LowRank,
     LowRankLayer,
+    approximate_low_rank,
     build_low_rank_layer,
     compute_energy,
     compute_squared_distance,
@@ -41,6 +43,19 @@ class MixResult:
         layer = build_low_rank_layer(product, shape)
         layer.magnitude = magnitude
         self.parts.setdefault(part, {})[name] = layer
+
+    def add_nearest(self, part: str, name: str, change: Tensor, rank: int, energy: float | None = None) -> None:
+        """Add the best approximation of at most `rank` to a full change `[out, in, ...]`."""
+        matrix = change.flatten(1)
+        product = approximate_low_rank(matrix, rank, energy)
+        self.total_energy += (layer_energy := float(matrix.square().sum()))
+        self.lost_energy += max(layer_energy - float((product[0].T @ matrix * product[1]).sum()), 0.0)
+        self.set_layer(part, name, tuple(change.shape), product)
+
+    @property
+    def relative_error(self) -> float:
+        """The norm of the error over that of the exact change, over all layers."""
+        return (self.lost_energy / (self.total_energy or 1)) ** 0.5
 
     @property
     def energy_fraction(self) -> float:
@@ -101,8 +116,8 @@ def check_mix(files: list[LoraFile], merge_method: str, rank: int | None) -> Non
     for file in files:
         if file.has_dora:
             raise ValueError(
-                f"adapter={file.path}: DoRA cannot be mixed, as its change depends on the base weights; merge it into its "
-                "base, and extract a LoRA from the two models"
+                f"adapter={file.path}: DoRA cannot be mixed, as its change depends on the base weights; convert it to the "
+                "nearest LoRA first: sdft convert adapter=FILE to=diffusers base=MODEL rank=32"
             )
     max_rank = sum(max(layer.rank for layer in file.layers.values()) for file in files)
     if rank is not None and not 1 <= rank <= max_rank:

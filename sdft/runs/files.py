@@ -37,6 +37,19 @@ def get_identity(file: Path) -> tuple[int, ...]:
     return tuple(value & UINT64 for value in (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
 
+def find_home() -> Path | None:
+    """The home folder; None without one, as for a user id without an account in a container."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def is_local_path(name: str) -> bool:
+    """Whether a text is a path on this machine: absolute, in the home folder, or existing."""
+    return name.startswith("~") or Path(name).is_absolute() or (0 < len(name) < 250 and Path(name).exists())
+
+
 def read_json(file: Path) -> dict:
     """Read a JSON object; empty if the file does not exist. Raises `ValueError` for invalid content."""
     try:

@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 import sdft.distributed as processes
+from sdft.lora.formats import DORA_WARNING
 from sdft.runs.metadata import RunRecord
 from sdft.runs.reproduce import compare_bitwise
 
@@ -54,6 +55,8 @@ def finish_run(record: RunRecord, cfg: DictConfig, method, scorers, has_validati
     result = folder / method.output_kind
     print(f"images     {folder / 'samples.png'}   {folder / 'loss.png'}")
     print(f"{method.output_kind:<10} {result}/ ({get_weights_size_mb(result):.1f} MB)")
+    if getattr(method, "use_dora", False):
+        print(f"warning    {DORA_WARNING}")
     if best := record.metadata.get("best"):
         print(f"best       {folder / 'best'}/ from step {best['step']}: {best['metric']} {best['value']:.3f}")
     evaluation_command = "python evaluate.py" if scorers else "python evaluate.py metrics=clip"

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sdft.lora.architecture import list_architectures
+from sdft.lora.architecture import get_layer, list_architectures
 from sdft.lora.file import read_lora_file
 from sdft.lora.merging import merge_lora_files
 from sdft.methods.lora import LoRA
@@ -119,6 +119,24 @@ def test_converting_and_back_preserves_weights_and_metadata(app, home):
     assert read_header(home / "back" / FILE)["mine"] == "yes"
 
 
+def test_convert_warns_of_dora_in_the_kohya_format_and_finds_the_nearest_lora(app, home):
+    assert "warning  " in app("convert", "adapter=dora", "to=kohya", "folder=misread")
+    output = app("convert", "adapter=dora", "to=kohya", "base=tiny-sd", "rank=4", "folder=nearest")
+    error = float(re.search(r"rank 4: differs from the DoRA by ([\d.]+)% of its change", output)[1]) / 100
+    assert "warning" not in output and read_header(home / "nearest" / "dora-kohya.safetensors")["ss_network_dim"] == "4"
+    (file,) = (read_lora_file(path, TINY) for path in (home / "nearest").iterdir())
+    tuned, base = load_stable_diffusion("tiny-sd"), load_stable_diffusion("tiny-sd")
+    merge_lora_files(tuned, [read_lora_file(home / "dora", TINY)], [1.0])
+    lost = total = 0.0
+    for (part, name), layer in file.layers.items():
+        before, after = (get_layer(part, model.components[part], name).weight.double() for model in (base, tuned))
+        lost += float((after - before - layer.compute_delta()).square().sum())
+        total += float((after - before).square().sum())
+    assert not file.has_dora and 0 < error < 1 and error == pytest.approx((lost / total) ** 0.5, rel=1e-2)
+    higher = app("convert", "adapter=dora", "to=diffusers", "base=tiny-sd", "rank=320", "folder=full")
+    assert "rank 320: differs from the DoRA by 0.00% of its change" in higher
+
+
 def test_merge_writes_a_pipeline_or_a_single_file(app, home):
     app("merge", "model=tiny", "adapters=[a]", "to=merged")
     output = app("merge", "model=tiny", "adapters=[a,b]", "weights=[1,0.5]", "to=one.safetensors", "dtype=fp16")
@@ -195,6 +213,10 @@ BAD = {
     ("resize", "adapter=a", "rank=5"): "rank=5: choose 1 to 4",
     ("convert", "adapter=a", "to=webui"): "to=webui: .*kohya.*diffusers",
     ("convert", "adapter=bad.ckpt", "to=kohya"): "bad.ckpt: ",
+    ("convert", "adapter=dora", "to=kohya", "rank=4"): "rank=4: requires base=",
+    ("convert", "adapter=dora", "to=kohya", "base=tiny-sd"): "base=tiny-sd: .*rank=",
+    ("convert", "adapter=dora", "to=kohya", "base=tiny-sd", "rank=0"): "rank=0: choose 1 or more",
+    ("convert", "adapter=a", "to=kohya", "base=tiny-sd", "rank=4"): "base=tiny-sd: .*DoRA",
     ("show", "adapter=wide.safetensors"): r"wide.safetensors: .* \(architecture=FOLDER ",
     ("show", "adapter=a", "architecture=sd15"): "adapter=a/.* fits? .*sd15",
     ("show", "adapter=a", "architecture=nowhere"): "architecture=nowhere: .*sd15, sd21, tiny-sd",

@@ -212,6 +212,13 @@ def test_merging_equals_loading(tiny, files, kinds, weights):
         merge_lora_files(model, [read_lora_file(path, TINY) for path in paths], [*weights, 1.0])
 
 
+@pytest.mark.parametrize("kind", ["a", "use_dora"])
+def test_merging_at_strength_0_is_exactly_the_base(tiny, files, kind):
+    model, base = tiny(), tiny()
+    merge_lora_files(model, [read_lora_file(files[kind], TINY)], [0.0])
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), base.parameters(), strict=True))
+
+
 def test_a_merged_pipeline_and_its_single_file_open_in_plain_diffusers(tiny, files, tmp_path):
     model = tiny()
     expected = predict_with_adapters(tiny, [files["a"]])

@@ -7,7 +7,7 @@ import torch
 
 from sdft.lora.architecture import list_architectures
 from sdft.lora.file import DIFFUSERS_FILE, LoraFile, read_lora_file
-from sdft.lora.formats import save_lora
+from sdft.lora.formats import DORA_WARNING, save_lora
 from sdft.lora.state_dict import build_adapter_state
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -59,6 +59,8 @@ def save_lora_formats(parts: dict, folder: Path, name: str, metadata: dict[str, 
     adapters = {part: build_adapter_state(part, layers) for part, layers in parts.items()}
     save_lora(adapters, folder, check_file_name(name), metadata, parse_dtype(dtype))
     print(f"saved    {folder / DIFFUSERS_FILE}\n         {folder / f'{name}-kohya.safetensors'}")
+    if any(layer.magnitude is not None for layers in parts.values() for layer in layers.values()):
+        print(f"warning  {DORA_WARNING}")
 
 
 def format_ranks(ranks: list[int]) -> str:

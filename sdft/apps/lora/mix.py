@@ -55,8 +55,7 @@ def main(cfg):
 def format_accuracy(result, merge_method: str) -> str:
     """How close the mix is to the exact weighted sum."""
     if merge_method == "linear":
-        error = (result.lost_energy / (result.total_energy or 1)) ** 0.5
-        return f"differs from the weighted sum by {error:.1%} of its norm; merge_method=svd is more accurate"
+        return f"differs from the weighted sum by {result.relative_error:.1%} of its norm; merge_method=svd is more accurate"
     if result.lost_energy == 0:
         return "exact weighted sum"
     return f"retains {result.energy_fraction:.4%} of the energy of the weighted sum"
