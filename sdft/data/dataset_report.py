@@ -38,7 +38,7 @@ def build_dataset_report(
     """`sizes` are the training sizes of the images; `max_tokens` is the longest prompt that the text encoder accepts."""
     original_sizes, captions = source.sizes(), [text for texts in source.all_captions() for text in texts]
     lengths = [len(ids) for ids in tokenizer(captions, truncation=False, verbose=False).input_ids]
-    words = Counter(term for text in captions for term in re.findall(r"\w[\w'-]{2,}", text.lower()))
+    words = Counter(term for text in captions for term in split_terms(text))
     tags = Counter(tag for text in captions for part in text.split(",") if (tag := " ".join(part.split())))
     upscales = [max(w / a, h / b) for (w, h), (a, b) in zip(sizes, original_sizes, strict=True)]
     stats = {
@@ -51,6 +51,7 @@ def build_dataset_report(
         "longest caption": {"tokens": max(lengths), "text": captions[lengths.index(max(lengths))]},
         "truncated captions": sum(length > max_tokens for length in lengths),
         "frequent words": dict(words.most_common(MAX_FREQUENT_WORDS)),
+        "words of every caption": find_shared_terms(captions),
         "frequent tags": dict(tags.most_common(MAX_FREQUENT_TAGS)),
         "upscaled images": sum(factor > 1 for factor in upscales),
         "skipped": list(source.skipped_files()),
@@ -63,6 +64,20 @@ def build_dataset_report(
         [*format_summary(stats, statistics.median(lengths)), *source.inventory().format_lines()],
         list(format_warnings(stats, upscales, max_tokens)),
     )
+
+
+def split_terms(text: str) -> list[str]:
+    """Words of at least three letters, in lower case."""
+    return re.findall(r"\w[\w'-]{2,}", text.lower())
+
+
+def find_shared_terms(captions: list[str]) -> list[str]:
+    """The words that every caption contains, in the order of the first one."""
+    shared = list(dict.fromkeys(split_terms(captions[0]))) if captions else []
+    for text in captions:
+        terms = set(split_terms(text))
+        shared = [term for term in shared if term in terms]
+    return shared
 
 
 def format_summary(stats: dict, median_tokens: float) -> Iterator[str]:

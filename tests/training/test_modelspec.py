@@ -14,8 +14,15 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from sdft.data.dataset_report import find_shared_terms
 from sdft.models.embedded import ASSETS_FOLDER
-from sdft.training.export.modelspec import build_modelspec_metadata, get_modelspec_architecture, write_header_metadata
+from sdft.training.export.model_card import format_base_code
+from sdft.training.export.modelspec import (
+    build_kohya_metadata,
+    build_modelspec_metadata,
+    get_modelspec_architecture,
+    write_header_metadata,
+)
 from sdft.training.export.trigger_words import find_trigger_words
 
 FILES = ("pytorch_lora_weights.safetensors", "lora-kohya.safetensors")
@@ -126,7 +133,7 @@ def test_base_models_have_their_modelspec_names(architecture, prediction_type, n
     assert get_modelspec_architecture(SimpleNamespace(unet=unet, prediction_type=prediction_type)) == name
 
 
-STATISTICS = {"frequent words": {"cat": 9, "the": 9, "red": 5, "hat": 1}, "captions": 10, "unique captions": 9}
+STATISTICS = {"words of every caption": ["the", "cat"], "frequent words": {"photo": 9}, "unique captions": 9}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +143,7 @@ STATISTICS = {"frequent words": {"cat": 9, "the": 9, "red": 5, "hat": 1}, "capti
         ({"instance_prompt": "a sks dog", "caption_template": "a sks dog"}, STATISTICS, ["a sks dog"]),
         ({"caption_template": "{caption} in the style\nof sks"}, STATISTICS, ["in the style of sks"]),
         ({"caption_template": "{caption}"}, {"unique captions": 1, "longest caption": {"text": "a cat"}}, ["a cat"]),
-        ({}, STATISTICS, ["cat", "red"]),
+        ({}, STATISTICS, ["cat"]),
         ({}, {}, []),
     ],
 )
@@ -144,3 +151,43 @@ def test_trigger_words_come_from_options_or_captions(config, data, expected, tmp
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "data.json").write_text(json.dumps(data))
     assert find_trigger_words(tmp_path) == expected
+
+
+def test_trigger_terms_are_in_every_caption():
+    captions = ["A photo of Sks dog, a dog", "sks DOG in snow", "photo of a dog with sks"]
+    assert find_shared_terms(captions) == ["sks", "dog"]
+    assert find_shared_terms([*captions, "photo photo photo"]) == find_shared_terms([*captions, ""]) == []
+
+
+FACTS = {"images": 5, "num_class_images": 0, "epochs": 2, "steps": 10, "resolution": 64, "part_lr": {"unet": 1e-3}}
+OPTIONS = {"name": "x", "weighting": "min_snr", "snr_gamma": 5.0, "crop": "center"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"ss_random_crop": False, "ss_enable_bucket": False, "ss_min_snr_gamma": 5.0, "ss_keep_tokens": None}),
+        ({"crop": "random", "weighting": "debiased"}, {"ss_random_crop": True, "ss_min_snr_gamma": None}),
+        ({"crop": "buckets", "snr_gamma": 0.0}, {"ss_enable_bucket": True, "ss_min_snr_gamma": None}),
+        ({"keep_tags": 1, "shuffle_tags": True}, {"ss_keep_tokens": 1}),
+        ({"keep_tags": 1, "shuffle_tags": False}, {"ss_keep_tokens": None}),
+        ({}, {"ss_unet_lr": 1e-3, "ss_learning_rate": 1e-3, "ss_text_encoder_lr": None}),
+    ],
+)
+def test_kohya_metadata_is_true(options, expected):
+    metadata = build_kohya_metadata(FACTS | {"options": OPTIONS | options}, 10, {})
+    assert {key: metadata.get(key) for key in expected} == pytest.approx(expected)
+
+
+def test_learning_rates_are_those_of_the_trained_parts():
+    metadata = build_kohya_metadata(FACTS | {"options": OPTIONS, "part_lr": {"clip_l": 5e-4}}, 10, {})
+    assert (metadata["ss_text_encoder_lr"], metadata["ss_learning_rate"], metadata["ss_unet_lr"]) == (5e-4, 5e-4, None)
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [("a/b", "a/b"), ("/srv/secret/mine", "/PATH/TO/mine"), ("sdft/assets/tiny-sd", str(ASSETS_FOLDER / "tiny-sd"))],
+)
+def test_the_card_names_a_base_that_anybody_has_or_a_placeholder(base, expected):
+    exec(format_base_code(base), variables := {})
+    assert variables["base"] == expected

@@ -1,6 +1,7 @@
 """Complete runs in this process: seeds, workers, accumulation, EMA, resume."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -134,6 +135,18 @@ def test_a_run_writes_its_folder(shared_run):
         "train/lr_unet",
         "train/images_per_second",
     }
+
+
+def test_the_code_of_the_model_card_runs_in_its_folder_and_gives_the_sampled_image(shared_run, monkeypatch):
+    from PIL import Image, ImageChops
+
+    _, folder = shared_run(*PRETRAINED)
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "adapter" / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(folder / "adapter")
+    exec(code, variables := {})
+    with Image.open(folder / "samples" / "step-000002" / "000.png") as sample:
+        difference = ImageChops.difference(sample.convert("RGB"), variables["image"])
+    assert max(high for _, high in difference.getextrema()) <= 2
 
 
 @pytest.mark.parametrize("file", ["pytorch_lora_weights.safetensors", "lora-kohya.safetensors"])

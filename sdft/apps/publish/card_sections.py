@@ -102,9 +102,11 @@ def render_settings_section(record: dict) -> str:
     return f"## Settings\n\n{format_markdown_table(['option', 'value'], rows)}\n\n{format_inline_code(versions)}"
 
 
-def render_tools_section(kind: str, name: str, triggers: list[str]) -> list[str]:
+def render_tools_section(kind: str, name: str, triggers: list[str], dora: bool = False) -> list[str]:
     """How to use the file in WebUIs."""
     prompt_part = format_inline_code(", ".join(triggers)) if triggers else "the prompt"
+    if kind == "adapter" and dora:
+        return ["In WebUIs: they misread DoRA; use the nearest LoRA, which the command above makes."]
     if kind == "adapter":
         file = f"{name}-kohya"
         return [

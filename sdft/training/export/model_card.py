@@ -5,12 +5,15 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sdft.runs.files import is_local_path
 from sdft.runs.metadata import format_command_line
 
 USAGE_SNIPPETS = {
-    "adapter": """pipe = StableDiffusionPipeline.from_pretrained({base!r})
+    "adapter": """{base}
+pipe = StableDiffusionPipeline.from_pretrained(base)
 pipe.load_lora_weights({load_path}, weight_name="pytorch_lora_weights.safetensors")""",
-    "embedding": """pipe = StableDiffusionPipeline.from_pretrained({base!r})
+    "embedding": """{base}
+pipe = StableDiffusionPipeline.from_pretrained(base)
 pipe.load_textual_inversion({load_path}, weight_name="learned_embeds.safetensors")""",
     "pipeline": """pipe = StableDiffusionPipeline.from_pretrained({load_path})""",
 }
@@ -33,7 +36,7 @@ CARD_TEMPLATE = """---
 {leading_sections}
 ## Use
 
-```python
+{location_note}```python
 import torch
 from diffusers import StableDiffusionPipeline
 
@@ -61,8 +64,13 @@ FILES_TABLE = """
 | file | format |
 |---|---|
 | `pytorch_lora_weights.safetensors` | diffusers |
-| `{name}-kohya.safetensors` | kohya{dora} |
+| `{name}-kohya.safetensors` | kohya |
 """
+DORA_NOTE = """
+**DoRA**: sd-scripts, ComfyUI, A1111 and diffusers misread it in the kohya format. Load the other file in diffusers, or convert it
+to the nearest LoRA: `sdft convert adapter={name}-kohya.safetensors to=kohya base=MODEL rank=32`.
+"""
+LOCATION_NOTE = "Run this code in the folder of this file.\n\n"
 REPRODUCTION_NOTE = "In fp32 this gives the first image of the last row above."
 
 
@@ -82,7 +90,7 @@ class ModelCard:
     command: list[str]
     dora: bool = False
     scheduler: str = ""  # code that replaces the pipeline's scheduler
-    load_path: str | None = None  # path or repository of the weights; the result's folder by default
+    load_path: str = "."  # path or repository of the weights; by default the card's folder
     reproduction_note: str = REPRODUCTION_NOTE
     front_matter: dict = field(default_factory=dict)  # further YAML metadata for hubs
     leading_sections: list[str] = field(default_factory=list)  # before the usage code
@@ -90,14 +98,14 @@ class ModelCard:
 
     def render(self) -> str:
         """The card as Markdown with YAML front matter."""
-        base = to_inline_code_text(Path(self.base).name if Path(self.base).expanduser().is_absolute() else self.base)
+        base = to_inline_code_text(Path(self.base).name if is_local_path(self.base) else self.base)
         front = {
             "library_name": "diffusers",
             "base_model": base,
             "pipeline_tag": "text-to-image",
             "tags": ["stable-diffusion", "text-to-image", self.method],
         } | self.front_matter
-        dora = " (DoRA: not for diffusers)" if self.dora else ""
+        files = (FILES_TABLE + DORA_NOTE * self.dora).format(name=self.name) if self.result == "adapter" else ""
         negative = self.sampling.negative_prompt
         return CARD_TEMPLATE.format(
             front_matter="\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None),
@@ -107,7 +115,10 @@ class ModelCard:
             description=RESULT_DESCRIPTIONS[self.result],
             steps=self.steps,
             resolution=self.resolution,
-            use=USAGE_SNIPPETS[self.result].format(base=base, load_path=json.dumps(self.load_path or self.result)),
+            location_note=LOCATION_NOTE if self.load_path == "." else "",
+            use=USAGE_SNIPPETS[self.result].format(
+                base=format_base_code(self.base), load_path=json.dumps(self.load_path)
+            ),
             prompt=json.dumps(self.prompt, ensure_ascii=False),
             sampling_steps=self.sampling.steps,
             guidance_scale=self.sampling.guidance_scale,
@@ -115,11 +126,21 @@ class ModelCard:
             negative=f"    negative_prompt={json.dumps(negative, ensure_ascii=False)},\n" if negative else "",
             scheduler=self.scheduler,
             reproduction_note=self.reproduction_note,
-            files=FILES_TABLE.format(name=self.name, dora=dora) if self.result == "adapter" else "",
+            files=files,
             leading_sections="".join(f"\n{section}\n" for section in self.leading_sections),
             trailing_sections="".join(f"\n{section}\n" for section in self.trailing_sections),
             command=format_command_line(self.command).replace("````", ""),
         )
+
+
+def format_base_code(base: str) -> str:
+    """Code that names the base model: a hub id, an embedded one, or a placeholder for a local folder."""
+    name = to_inline_code_text(base)
+    if name.startswith("sdft/assets/"):
+        return f'from importlib.resources import files\n\nbase = str(files("sdft") / {name.removeprefix("sdft/")!r})'
+    if is_local_path(base):
+        return f"base = {f'/PATH/TO/{Path(name).name}'!r}  # the folder of the base model"
+    return f"base = {name!r}"
 
 
 def get_method_tag(class_name: str) -> str:

@@ -23,19 +23,15 @@ MODELSPEC_ADAPTER_TYPES = {"adapter": "lora", "embedding": "textual-inversion"} 
 MAX_THUMBNAIL_SIZE = 256  # pixels of the longer side
 KOHYA_OPTIONS = {  # option of a run by kohya's metadata key
     "ss_seed": "seed",
-    "ss_learning_rate": "lr",
     "ss_batch_size_per_device": "batch_size",
     "ss_gradient_accumulation_steps": "gradient_accumulation_steps",
     "ss_gradient_checkpointing": "gradient_checkpointing",
     "ss_optimizer": "optimizer",
     "ss_lr_scheduler": "schedule",
     "ss_max_grad_norm": "max_grad_norm",
-    "ss_min_snr_gamma": "snr_gamma",
     "ss_noise_offset": "noise_offset",
     "ss_caption_dropout_rate": "caption_dropout",
     "ss_shuffle_caption": "shuffle_tags",
-    "ss_keep_tokens": "keep_tags",
-    "ss_random_crop": "crop",
     "ss_flip_aug": "flip",
 }
 
@@ -82,8 +78,11 @@ def build_kohya_metadata(facts: dict, steps: int, tag_counts: dict[str, int]) ->
     name = to_printable_line(options["name"])
     metadata = {key: options[option] for key, option in KOHYA_OPTIONS.items() if options.get(option) is not None}
     return metadata | {
+        "ss_learning_rate": next(iter(rates.values()), None),
         "ss_unet_lr": rates.get("unet"),
         "ss_text_encoder_lr": rates.get("clip_l"),
+        "ss_min_snr_gamma": options.get("snr_gamma") or None if options.get("weighting") == "min_snr" else None,
+        "ss_keep_tokens": options.get("keep_tags") if options.get("shuffle_tags") else None,
         "ss_mixed_precision": {"fp32": "no"}.get(options.get("precision"), options.get("precision")),
         "ss_random_crop": options.get("crop") == "random",
         "ss_output_name": name,

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from sdft.runs.files import read_config, read_json
 
-MIN_CAPTION_FRACTION = 0.5  # of the captions contain a trigger word
+MAX_TRIGGERS = 5
 STOP_WORDS = (
     """the and with for from his her its their this that has have are was were who which into onto over under near"""
 )
 
 
 def find_trigger_words(run: Path) -> list[str]:
-    """The placeholder token, the instance prompt, the template's text, the only caption, or the most common caption words."""
+    """The placeholder token, the instance prompt, the template's text, the only caption, or the words of every caption."""
     config, stats = read_config(run), read_json(run / "data.json")
     template, method = config.get("caption_template"), config.get("method") or {}
     if token := method.get("placeholder_token"):
@@ -22,12 +22,8 @@ def find_trigger_words(run: Path) -> list[str]:
         return [template_text]
     if stats.get("unique captions") == 1 and (caption := to_printable_line(stats["longest caption"]["text"])):
         return [caption]
-    frequencies, num_captions = stats.get("frequent words", {}), stats.get("captions", 0)
-    return [
-        to_printable_line(term)
-        for term, count in frequencies.items()
-        if count >= MIN_CAPTION_FRACTION * num_captions and term not in STOP_WORDS.split()
-    ][:5]
+    terms = [term for term in stats.get("words of every caption", []) if term not in STOP_WORDS.split()]
+    return [to_printable_line(term) for term in terms[:MAX_TRIGGERS]]
 
 
 def to_printable_line(text: str) -> str:
