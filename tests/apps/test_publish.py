@@ -11,6 +11,8 @@ import markdown
 import pytest
 import yaml
 from conftest import compose_config
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors import safe_open
 from test_security import HOSTILE, Page
 
@@ -140,7 +142,7 @@ def test_an_unfinished_run_is_rejected(tmp_path):
         write_publication(PublishRequest(tmp_path))
 
 
-@pytest.mark.parametrize("content", ["pickle", "link", "path", "secret"])
+@pytest.mark.parametrize("content", ["pickle", "link", "path", "secret", "image"])
 def test_private_content_stops_publishing_and_keeps_the_previous_folder(content, run, monkeypatch):
     previous = write_publication(PublishRequest(run))
     previous_files = {name: (previous / name).read_bytes() for name in list_files(previous)}
@@ -148,6 +150,10 @@ def test_private_content_stops_publishing_and_keeps_the_previous_folder(content,
         (run / "adapter" / "lora.pt").write_bytes(b"x")
     elif content == "link":
         (run / "adapter" / "notes.md").symlink_to(run / "config.yaml")
+    elif content == "image":
+        information = PngInfo()
+        information.add_text("parameters", f"lora {Path.home() / 'mine.safetensors'}", zip=True)
+        Image.new("RGB", (8, 8)).save(run / "samples.png", pnginfo=information)
     elif content == "path":
         (run / "adapter" / "config.json").write_text(json.dumps({"_name_or_path": str(Path.home() / "models")}))
     else:
@@ -158,6 +164,24 @@ def test_private_content_stops_publishing_and_keeps_the_previous_folder(content,
     assert "feedface" not in str(error.value) and "\n" not in str(error.value)
     assert {name: (previous / name).read_bytes() for name in list_files(previous)} == previous_files
     assert [path.name for path in run.iterdir() if path.name.startswith(".published")] == []
+
+
+def test_publishing_needs_no_home_folder(run, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", fail)
+    monkeypatch.setattr(Path, "expanduser", lambda path: fail() if str(path).startswith("~") else path)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"command": [*record["command"], "prompts=~/mine.txt"]}))
+    assert "prompts=…" in (write_publication(PublishRequest(run)) / "README.md").read_text()
+
+
+def test_the_card_of_a_dora_says_who_misreads_it(run):
+    config = (run / "config.yaml").read_text().replace("use_dora: false", "use_dora: true")
+    (run / "config.yaml").write_text(config)
+    card = (write_publication(PublishRequest(run)) / "README.md").read_text()
+    assert "ComfyUI, A1111 and diffusers misread" in card and "sdft convert" in card and "<lora:" not in card
 
 
 class FakeHub:

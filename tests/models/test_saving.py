@@ -35,6 +35,13 @@ def test_vocab_json_and_merges_txt_suffice_for_the_same_tokens(tiny, tmp_path):
     assert tokenizer(CAPTIONS).input_ids == model.tokenizer(CAPTIONS).input_ids
 
 
+def test_a_saved_pipeline_has_no_local_path(tiny, tmp_path):
+    save_pipeline(tiny(), tmp_path / "base")
+    save_pipeline(load_pretrained(str(tmp_path / "base")), tmp_path / "tuned")
+    for file in (tmp_path / "tuned").rglob("*.json"):
+        assert str(tmp_path) not in file.read_text(encoding="utf-8"), file.name
+
+
 def test_a_pipeline_in_half_precision_has_half_precision_weights(tiny, tmp_path):
     save_pipeline(tiny(), tmp_path / "pipeline", torch.float16)
     for file in (tmp_path / "pipeline").rglob("*.safetensors"):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdft.data.prompts import MAX_PROMPT_CHARS
 from sdft.models.noise_schedulers import SCHEDULER_TITLES, check_scheduler_name, find_scheduler_name
-from sdft.runs.files import atomic_write
+from sdft.runs.files import atomic_write, find_home
 from sdft.runs.hashing import hash_file
 
 METADATA_KEY, SCHEMA_VERSION = "sdft", 2
@@ -180,8 +180,8 @@ def shorten_path(path: Path | str) -> str:
     path = Path(path)
     if not path.is_absolute():
         return path.as_posix()
-    for root, prefix in ((Path.cwd(), ""), (Path.home(), "~")):
-        if path.is_relative_to(root):
+    for root, prefix in ((Path.cwd(), ""), (find_home(), "~")):
+        if root and path.is_relative_to(root):
             return (Path(prefix) / path.relative_to(root)).as_posix()
     return path.name
 

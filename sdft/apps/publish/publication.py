@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from omegaconf import DictConfig
+from PIL import Image
 
 from sdft.apps.publish.card_sections import (
     render_data_section,
@@ -20,7 +21,7 @@ from sdft.apps.publish.card_sections import (
 from sdft.config import check_secret
 from sdft.evaluation.variants import BEST
 from sdft.models.safetensors_check import check_safetensors
-from sdft.runs.files import read_config, read_json
+from sdft.runs.files import find_home, is_local_path, read_config, read_json
 from sdft.runs.samples import find_last_samples, read_sample_prompts
 from sdft.training.export.model_card import REPRODUCTION_NOTE, ModelCard, get_method_tag
 from sdft.training.export.modelspec import MODELSPEC_ADAPTER_TYPES, build_modelspec_metadata, write_header_metadata
@@ -109,15 +110,16 @@ def build_card(request: PublishRequest, config: DictConfig, record: dict, kind: 
     run, prompts, triggers = request.run, read_sample_prompts(request.run), find_trigger_words(request.run)
     name = re.sub(r"[^\w .+-]", "", config.name) or "result"
     base = to_printable_line(record.get("base") or config.model.name)
-    base = Path(base).name if Path(base).expanduser().exists() else base
+    base_name = Path(base).name if is_local_path(base) else base
     method, best = get_method_tag(config.method.get("_target_", "").rpartition(".")[2]), record.get("best") or {}
     images = sorted((folder / "images").glob("*.png"), key=lambda file: int(file.stem))
     widget = [
         {"text": prompt, "output": {"url": f"images/{file.name}"}}
         for file, prompt in zip(images, prompts, strict=False)
     ]
+    dora = bool(config.method.get("use_dora"))
     front_matter = {
-        "base_model": base if re.fullmatch(REPO_ID_PATTERN, base) else None,
+        "base_model": base_name if re.fullmatch(REPO_ID_PATTERN, base_name) else None,
         "license": request.license,
         "instance_prompt": triggers[0] if triggers else None,
         "tags": ["stable-diffusion", "text-to-image", method, "diffusers"],
@@ -134,17 +136,17 @@ def build_card(request: PublishRequest, config: DictConfig, record: dict, kind: 
         prompt=prompts[0] if prompts else "",
         sampling=SimpleNamespace(**config.sampling),
         command=redact_command(record["command"]),
-        dora=bool(config.method.get("use_dora")),
+        dora=dora,
         load_path=request.to or ".",
-        reproduction_note="" if request.best else REPRODUCTION_NOTE,
+        reproduction_note="" if request.best or config.sampling.get("scheduler") else REPRODUCTION_NOTE,
         front_matter=front_matter,
         leading_sections=[
-            render_license_section(request.license, base),
+            render_license_section(request.license, base_name),
             *render_trigger_section(triggers),
             render_data_section(run, record, request.captions),
             *render_scores_section(run, folder),
         ],
-        trailing_sections=[*render_tools_section(kind, name, triggers), render_settings_section(record)],
+        trailing_sections=[*render_tools_section(kind, name, triggers, dora), render_settings_section(record)],
     )
 
 
@@ -164,15 +166,15 @@ def redact_command(command: list[str]) -> list[str]:
     for argument in map(to_printable_line, command):
         key, equals, value = argument.partition("=")
         is_path = key.lstrip("+").rpartition(".")[2] in PATH_OPTIONS or PATH_PATTERN.search(value)
-        exists = bool(value) and len(value) < 250 and Path(value).expanduser().exists()
-        hidden = f"{key}{equals}…" if is_path or exists else argument
+        hidden = f"{key}{equals}…" if is_path or is_local_path(value) else argument
         redacted.append(hidden if equals else Path(argument).name)
     return redacted
 
 
 def check_publication(folder: Path) -> None:
     """Raise `ValueError` for a local path, a secret of the environment, or a file of another type, such as pickled weights."""
-    local_paths = {str(path) for path in (Path.home(), Path.cwd(), folder.resolve().parent) if len(path.parts) > 1}
+    folders = (find_home(), Path.cwd(), folder.resolve().parent)
+    local_paths = {str(path) for path in folders if path and len(path.parts) > 1}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder)
         if file.suffix == ".safetensors":
@@ -182,7 +184,8 @@ def check_publication(folder: Path) -> None:
         elif file.suffix in (".json", ".md", ".txt"):
             text = file.read_text(encoding="utf-8")
         elif file.suffix == ".png":
-            continue
+            with Image.open(file) as image:
+                text = str({key: value for key, value in image.info.items() if isinstance(value, str)})
         else:
             raise ValueError(f"publish: {name} is not publishable; allowed are safetensors, JSON, text and PNG files")
         check_secret(f"publish: {name}", text)
