@@ -18,7 +18,7 @@ def test_a_saved_pipeline_has_the_names_and_files_of_transformers_4_and_loads_un
     tensors = load_file(tmp_path / "pipeline" / "text_encoder" / "model.safetensors")
     assert {key.split(".")[0] for key in tensors} == {"text_model"}
     loaded = load_pretrained(str(tmp_path / "pipeline"))
-    for part in ("unet", "vae", "text_encoder"):
+    for part in ("unet", "vae", "clip_l"):
         expected, weights = (m.get_submodule(part).state_dict() for m in (model, loaded))
         assert expected.keys() == weights.keys() and all(torch.equal(expected[key], weights[key]) for key in expected)
     assert torch.equal(model.tokenize(CAPTIONS), loaded.tokenize(CAPTIONS))

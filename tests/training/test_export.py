@@ -164,7 +164,9 @@ def test_the_diffusers_file_is_right_for_readers_without_alpha(tiny, tmp_path, k
         assert file.metadata() == {"format": "pt"}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
     fresh = read_lora_file(tmp_path / "mine-kohya.safetensors").layers  # the trained change, by another format
-    ranks = {part: {len(t) for k, t in tensors.items() if k.startswith(part) and "lora_A" in k} for part in model.parts}
+    ranks = {
+        part: {len(t) for k, t in tensors.items() if k.startswith(part) and "lora_A" in k} for part in model.components
+    }
     assert all(len(values) <= 1 for values in ranks.values()) and len(tensors) == 2 * len(fresh)
     for (part, layer), expected in fresh.items():
         up, down = (tensors[f"{part}.{layer}.lora_{side}.weight"].double().flatten(1) for side in "BA")

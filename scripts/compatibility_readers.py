@@ -1,0 +1,108 @@
+"""How sd-scripts, ComfyUI, A1111 and LyCORIS read a LoRA file of Stable Diffusion 1: their key names and formulas, restated.
+
+Each reader maps the tensors of a file and the base weights `[out, in, ...]` by `part.layer` to the changes of the weights.
+sd-scripts: networks/lora.py. ComfyUI: comfy/lora.py, comfy/weight_adapter (0.3). A1111: extensions-builtin/Lora (1.10).
+LyCORIS: lycoris/modules/locon.py (3).
+"""
+
+import re
+
+import torch
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+KOHYA_PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
+BLOCK_LAYER = re.compile(r"\.(attentions|resnets|downsamplers|upsamplers|self_attn|mlp)\.")
+
+
+def to_kohya_name(name: str) -> str:
+    part, _, layer = name.partition(".")
+    return KOHYA_PREFIXES[part] + layer.replace(".", "_")
+
+
+def multiply(up: Tensor, down: Tensor, weight: Tensor) -> Tensor:
+    return (up.double().flatten(1) @ down.double().flatten(1)).reshape(weight.shape)
+
+
+def find_kohya_layers(tensors: Weights, base: Weights) -> dict[str, tuple[Tensor, float, Tensor | None]]:
+    """Per layer the product of the factors, alpha / rank, and `dora_scale`; only layers of attention and ResNet blocks."""
+    layers = {}
+    for name, weight in base.items():
+        key = to_kohya_name(name)
+        if BLOCK_LAYER.search(name) and f"{key}.lora_down.weight" in tensors:
+            up, down = tensors[f"{key}.lora_up.weight"], tensors[f"{key}.lora_down.weight"]
+            alpha = tensors.get(f"{key}.alpha", torch.tensor(len(down)))
+            layers[name] = multiply(up, down, weight), float(alpha) / len(down), tensors.get(f"{key}.dora_scale")
+    return layers
+
+
+def read_as_sd_scripts(tensors: Weights, base: Weights) -> Weights:
+    """`dora_scale` is not loaded."""
+    return {name: scale * change for name, (change, scale, _) in find_kohya_layers(tensors, base).items()}
+
+
+def read_as_a1111(tensors: Weights, base: Weights) -> Weights:
+    """DoRA magnitudes divide by the norms per input, as in LyCORIS 2."""
+    changes = {}
+    for name, (change, scale, magnitude) in find_kohya_layers(tensors, base).items():
+        adapted = base[name].double() + scale * change
+        if magnitude is not None:
+            adapted = adapted * (magnitude.double() / compute_norms(adapted, dimension=1))
+        changes[name] = adapted - base[name].double()
+    return changes
+
+
+def read_as_lycoris(tensors: Weights, base: Weights) -> Weights:
+    """DoRA magnitudes divide by the norms per output, as in the paper."""
+    changes = {}
+    for name, (change, scale, magnitude) in find_kohya_layers(tensors, base).items():
+        adapted = base[name].double() + scale * change
+        if magnitude is not None:
+            adapted = adapted * (magnitude.double() / compute_norms(adapted, dimension=0))
+        changes[name] = adapted - base[name].double()
+    return changes
+
+
+def read_as_comfyui(tensors: Weights, base: Weights) -> Weights:
+    """kohya names, and diffusers names with `.processor.` before attention projections; without alpha the scale is 1.
+
+    DoRA magnitudes per output divide by the norms of the base weight.
+    """
+    changes = {}
+    for name, weight in base.items():
+        for key, suffixes in list_comfyui_keys(name):
+            if key + suffixes[0] not in tensors:
+                continue
+            up, down = (tensors[key + suffix] for suffix in suffixes)
+            alpha, magnitude = tensors.get(f"{key}.alpha"), tensors.get(f"{key}.dora_scale")
+            scale = 1.0 if alpha is None else float(alpha) / len(down)
+            adapted = weight.double() + scale * multiply(up, down, weight)
+            if magnitude is not None:
+                is_output = len(magnitude) == len(weight)
+                norms = compute_norms(weight.double() if is_output else adapted, dimension=0 if is_output else 1)
+                adapted = adapted * (magnitude.double() / norms)
+            changes[name] = adapted - weight.double()
+    return changes
+
+
+def list_comfyui_keys(name: str) -> list[tuple[str, tuple[str, str]]]:
+    """Key prefixes of a layer with the suffixes of its factors."""
+    peft = (".lora_B.weight", ".lora_A.weight")
+    kohya = (to_kohya_name(name), (".lora_up.weight", ".lora_down.weight"))
+    if name.startswith("text_encoder."):
+        return [kohya, (name.replace("text_encoder.", "text_encoder.text_model.", 1), peft)]
+    key = name.replace(".to_", ".processor.to_").removesuffix(".0" if name.endswith(".to_out.0") else "\0")
+    return [kohya, (key, ("_lora.up.weight", "_lora.down.weight")), (key, peft)]
+
+
+def compute_norms(weight: Tensor, dimension: int) -> Tensor:
+    """Norms over all other dimensions, in a shape that divides the weight."""
+    return torch.linalg.vector_norm(weight, dim=[n for n in range(weight.ndim) if n != dimension], keepdim=True)
+
+
+READERS = {
+    "sd-scripts": read_as_sd_scripts,
+    "ComfyUI": read_as_comfyui,
+    "A1111": read_as_a1111,
+    "LyCORIS": read_as_lycoris,
+}
