@@ -238,8 +238,13 @@ def test_invalid_arguments_are_named_in_one_line(run_program, first):
     assert not [fault for number in range(first, first + 20) if (fault := find_fault(number, run_program))]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("first", range(0, 2000, 250))
+FUZZ_CASES = [
+    pytest.param(0, marks=pytest.mark.slow),
+    *(pytest.param(n, marks=pytest.mark.soak) for n in range(250, 2000, 250)),
+]
+
+
+@pytest.mark.parametrize("first", FUZZ_CASES)
 def test_two_thousand_cases_are_named_in_one_line(run_program, first):
     assert not [fault for number in range(first, first + 250) if (fault := find_fault(number, run_program))]
 
