@@ -67,6 +67,7 @@ def rejecting_server():
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.parametrize("problem", ["unreachable", "rejected key", "invalid key"])
