@@ -34,6 +34,8 @@ def generate_variant_images(
         if model is None or loaded not in (BASE, state.source):
             torch.manual_seed(cfg.seed)
             model, loaded = instantiate(cfg.model), BASE
+            for other in states if state is states[0] else []:
+                other.check(model)
         if loaded != state.source:
             state.load(model)
             loaded = state.source

@@ -1,15 +1,19 @@
 """Model variants to evaluate: the base, a run's result at any adapter scale, a checkpoint, or an external file."""
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from sdft.evaluation.statistics import FINE_TUNED_LABEL
+from sdft.lora.architecture import get_model_architecture
+from sdft.lora.file import read_lora_file
 from sdft.lora.formats import load_lora
 from sdft.methods.base import Method
 from sdft.methods.full import FullFineTuning
+from sdft.models.loading import check_model_folder
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.checkpoint_file import read_checkpoint
 
@@ -19,13 +23,17 @@ BEST = "best"  # run subfolder with the result chosen by checkpoint_metric
 
 @dataclass
 class ModelVariant:
-    """`load` puts the weights identified by `source` into a base model; `scale` multiplies its adapters."""
+    """`load` puts the weights identified by `source` into a base model; `scale` multiplies its adapters.
+
+    `check` raises `ValueError` for weights that do not fit the base, before any image is generated.
+    """
 
     label: str
     source: str = BASE
     load: Callable[[StableDiffusion], None] = lambda model: None
     scale: float = 1.0
     step: int | None = None
+    check: Callable[[StableDiffusion], None] = lambda model: None
 
 
 def build_run_variants(
@@ -67,21 +75,36 @@ def find_result_folder(run: Path, method: Method) -> Path:
 def build_file_variants(path: Path, scales: list[float]) -> list[ModelVariant]:
     """The base, and a LoRA file at each of `scales` or a pipeline folder in the diffusers layout."""
     if not (path / "model_index.json").is_file():
-        return [
-            ModelVariant(BASE),
-            *build_scaled_variants(format_file_label(path), str(path), lambda model: load_lora(model, path), scales),
-        ]
+        variants = build_scaled_variants(
+            format_file_label(path), str(path), lambda model: load_lora(model, path), scales
+        )
+        variants[0].check = lambda model: read_lora_file(path, [get_model_architecture(model)])
+        return [ModelVariant(BASE), *variants]
     if scales != [1.0]:
         raise ValueError(f"adapter_scales={scales}: only adapters can be scaled; adapter={path} is a pipeline")
 
     def load(model: StableDiffusion) -> None:
         try:
-            FullFineTuning(text_encoder=True).load(model, path)
+            with name_adapter_in_errors():
+                FullFineTuning(text_encoder=True).load(model, path)
         except RuntimeError as error:
             part = "text_encoder" if "CLIPText" in str(error) else "unet"
             raise ValueError(f"adapter={path}: the shapes of its {part} do not match {model.name}") from None
 
-    return [ModelVariant(BASE), ModelVariant(format_file_label(path), str(path), load)]
+    def check(_: StableDiffusion) -> None:
+        with name_adapter_in_errors():
+            check_model_folder(path)
+
+    return [ModelVariant(BASE), ModelVariant(format_file_label(path), str(path), load, check=check)]
+
+
+@contextmanager
+def name_adapter_in_errors():
+    """Replace `model.name=` in errors by the option that the user gave."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error).replace("model.name=", "adapter=", 1)) from None
 
 
 def format_file_label(path: Path) -> str:

@@ -1,13 +1,14 @@
 """Load a model from a folder, the hub, the package, or a configuration with random weights."""
 
-from inspect import isclass, signature
+from inspect import signature
 from pathlib import Path
 
 import torch
 
 from sdft.models.embedded import ASSETS_FOLDER
-from sdft.models.noise_process import PREDICTION_TYPES, VariancePreservingProcess
-from sdft.models.safetensors_check import check_model_folder, check_no_custom_code
+from sdft.models.family import check_model_family, read_config
+from sdft.models.noise_process import PREDICTION_TYPES, VariancePreservingProcess, compute_alphas_cumprod
+from sdft.models.safetensors_check import check_no_custom_code, choose_variants
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import get_identity
 from sdft.runs.hashing import share_digests
@@ -67,43 +68,91 @@ def change_prediction_type(scheduler, prediction_type: str, zero_terminal_snr: b
 
 
 def load_pretrained(name: str, revision: str | None = None, variant: str | None = None) -> StableDiffusion:
-    """The pretrained model of a folder or hub id, in fp32; `ValueError` if it is missing or unsafe."""
+    """The pretrained model of a folder or hub id, in fp32; `ValueError` if it is missing, unsafe or of another family."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading weights; downloads keep theirs
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        check_model_folder(folder)
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"model.name={name}: no such folder")
-    else:
+    if folder.is_file():
+        raise ValueError(describe_single_file(folder))
+    if not folder.is_dir():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise ValueError(f"model.name={name}: no such folder")
         folder = download_model(name, revision, variant)
-        check_model_folder(folder)
-    fp32 = {"torch_dtype": torch.float32, "variant": variant, "local_files_only": True, "use_safetensors": True}
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **fp32)
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **fp32)
+    check_model_folder(folder)
+    variants = choose_variants(folder, variant)
+    scheduler, tokenizer = load_scheduler(folder), load_tokenizer(folder)
+    unet = load_network(UNet2DConditionModel, folder, "unet", variants, torch_dtype=torch.float32)
+    vae = load_network(AutoencoderKL, folder, "vae", variants, torch_dtype=torch.float32)
+    text_encoder = load_network(CLIPTextModel, folder, "text_encoder", variants, dtype=torch.float32)
     for network in (unet, vae):
         network.register_to_config(_name_or_path=None)  # keep local paths out of exported configurations
-    model = StableDiffusion(
-        unet,
-        vae,
-        CLIPTextModel.from_pretrained(
-            folder,
-            subfolder="text_encoder",
-            dtype=torch.float32,
-            variant=variant,
-            local_files_only=True,
-            use_safetensors=True,
-        ),
-        CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        load_scheduler(folder),
-    )
+    model = StableDiffusion(unet, vae, text_encoder, tokenizer, scheduler)
     files = describe_weight_files(folder)
     for part in ("", "vae", *model.text_encoders):
         share_digests(model.get_submodule(part), (part, files))
     return model
+
+
+def check_model_folder(folder: Path) -> None:
+    """`ValueError` for a folder with code, of another family, or with parts that are missing or do not fit each other."""
+    check_no_custom_code(folder)
+    check_model_family(folder)
+
+
+def load_network(network_class, folder: Path, part: str, variants: dict[str, str | None], **dtype):
+    """One network of a model folder; `ValueError` if its weights are damaged or incomplete."""
+    try:
+        network, info = network_class.from_pretrained(
+            folder,
+            subfolder=part,
+            variant=variants[part],
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **dtype,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(f"model.name={folder}: {part}/ cannot be loaded ({get_first_line(error)})") from None
+    if missing := sorted(info["missing_keys"]):
+        count = f" and {len(missing) - 1} more" * (len(missing) > 1)
+        raise ValueError(f"model.name={folder}: the weights in {part}/ lack {missing[0]}{count}")
+    return network
+
+
+def load_tokenizer(folder: Path):
+    """CLIP's tokenizer; `ValueError` if it is damaged or has more tokens than the text encoder."""
+    from transformers import CLIPTokenizer
+
+    if not (folder / "tokenizer").is_dir():
+        raise ValueError(f"model.name={folder}: no tokenizer/")
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    except Exception as error:  # the tokenizers library raises no narrower class
+        raise ValueError(f"model.name={folder}: tokenizer/ cannot be loaded ({get_first_line(error)})") from None
+    config = read_config(folder, "text_encoder/config.json")
+    size = (config.get("text_config") or config).get("vocab_size", len(tokenizer))
+    if len(tokenizer) > size:
+        raise ValueError(
+            f"model.name={folder}: tokenizer/ has {len(tokenizer)} tokens, but text_encoder/ knows {size}; choose parts that fit"
+        )
+    return tokenizer
+
+
+def describe_single_file(file: Path) -> str:
+    """How to use a checkpoint in one file, which is not opened yet."""
+    if file.suffix not in (".safetensors", ".ckpt"):
+        return f"model.name={file}: a file; give a folder in the diffusers layout, or a hub id"
+    return (
+        f"model.name={file}: a checkpoint in one file, which cannot be opened yet; convert it to a folder: python -c "
+        f"'from diffusers import StableDiffusionPipeline as P; P.from_single_file({str(file)!r}).save_pretrained(\"FOLDER\")'"
+    )
+
+
+def get_first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
 def describe_weight_files(folder: Path) -> tuple[tuple[Path, tuple[int, ...]], ...]:
@@ -129,20 +178,22 @@ def download_model(name: str, revision: str | None, variant: str | None) -> Path
 
 
 def load_scheduler(folder: Path):
-    """The scheduler of scheduler_config.json; `ValueError` if diffusers has no such class."""
+    """The scheduler of scheduler_config.json; `ValueError` if its settings are invalid. `check_model_family` checks its class."""
     import diffusers
 
-    config = diffusers.DDPMScheduler.load_config(folder, subfolder="scheduler")
-    scheduler_class = getattr(diffusers, str(config.get("_class_name")), None)
-    if not (isclass(scheduler_class) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
-        raise ValueError(f"{folder / 'scheduler'}: {config.get('_class_name')} is not a scheduler of diffusers")
-    return scheduler_class.from_config(config)
+    config = read_config(folder, "scheduler/scheduler_config.json")
+    try:
+        scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+        compute_alphas_cumprod(scheduler.config)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"model.name={folder}: scheduler/ cannot be loaded ({get_first_line(error)})") from None
+    return scheduler
 
 
 def find_configs(name: str, architecture: str | None) -> Path:
     """The folder with the config.json files of the networks."""
     if Path(name).expanduser().is_dir():
-        check_no_custom_code(Path(name).expanduser())
+        check_model_folder(Path(name).expanduser())
         return Path(name).expanduser()
     if architecture is None or not (ASSETS_FOLDER / architecture).is_dir():
         supported = sorted(p.parent.name for p in ASSETS_FOLDER.glob("*/unet"))

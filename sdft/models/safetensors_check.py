@@ -1,35 +1,52 @@
-"""Security checks: weights must be safetensors, and a model folder must hold the five known parts and no code."""
+"""Security checks: weights must be safetensors, and a model folder must hold no code."""
 
+import re
 from pathlib import Path
 
-from sdft.runs.files import read_json
+from sdft.models.family import read_config
 
 MODEL_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-NETWORKS = ("unet", "vae", "text_encoder")
+WEIGHT_NAMES = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 ALLOWED_LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # of the classes in model_index.json
 
 
-def check_model_folder(folder: Path) -> None:
-    """`ValueError` for a model folder that is incomplete or unsafe; reads no weights."""
-    for part in MODEL_PARTS:
-        if not (folder / part).is_dir():
-            raise ValueError(f"model.name={folder}: no {part}/; a model folder holds {', '.join(MODEL_PARTS)}")
-    check_no_custom_code(folder)
-    for part in NETWORKS:
-        files = sorted((folder / part).glob("*.safetensors"))
-        if not files:
-            existing = ", ".join(file.name for file in sorted((folder / part).iterdir())) or "nothing"
-            raise ValueError(
-                f"model.name={folder}: no .safetensors in {part}/, only {existing}; pickles can hold code "
-                "and are not loaded"
-            )
-        for file in files:
-            check_safetensors(file, "model.name")
+def choose_variants(folder: Path, variant: str | None) -> dict[str, str | None]:
+    """By network the variant to load: `variant` where it exists, else the plain weights, else the only variant.
+
+    `ValueError` for weights that are missing or no safetensors, for an unknown `variant`, and where several remain.
+    """
+    found = {part: find_variants(folder, part) for part in WEIGHT_NAMES}
+    known = sorted({str(name) for names in found.values() for name in names if name})
+    if variant and variant not in known:
+        raise ValueError(f"model.variant={variant}: {folder} has {', '.join(known) or 'no variants'}")
+    chosen = {}
+    for part, names in found.items():
+        candidates = [name for name in (variant, None) if name in names] or list(names)
+        if len(candidates) > 1 and None not in candidates:
+            raise ValueError(f"model.variant=null: {part}/ of {folder} has {', '.join(sorted(names))}; choose one")
+        chosen[part] = candidates[0]
+    return chosen
+
+
+def find_variants(folder: Path, part: str) -> set[str | None]:
+    """The variants of a network's weights, such as fp16; None: the plain weights."""
+    files = sorted((folder / part).glob("*.safetensors"))
+    for file in files:
+        check_safetensors(file, "model.name")
+    pattern = re.compile(rf"{WEIGHT_NAMES[part]}(?:\.([\w-]+?))?(?:-\d+-of-\d+)?\.safetensors")
+    matches = [match for file in files if (match := pattern.fullmatch(file.name))]
+    if not matches:
+        existing = ", ".join(file.name for file in sorted((folder / part).iterdir())) or "nothing"
+        raise ValueError(
+            f"model.name={folder}: no {WEIGHT_NAMES[part]}.safetensors in {part}/, only {existing}; pickles can hold code and "
+            "are not loaded"
+        )
+    return {match[1] for match in matches}
 
 
 def check_no_custom_code(folder: Path) -> None:
     """`ValueError` for configurations that name code outside the allowed libraries, which would otherwise be ignored."""
-    index = read_json(folder / "model_index.json")
+    index = read_config(folder, "model_index.json", required=False)
     classes = {key: value for key, value in index.items() if isinstance(value, list)}
     foreign = [key for key, value in classes.items() if value[:1] != [None] and value[0] not in ALLOWED_LIBRARIES]
     if foreign or isinstance(index.get("_class_name"), list):
@@ -37,7 +54,7 @@ def check_no_custom_code(folder: Path) -> None:
         raise ValueError(f"model.name={folder}: model_index.json names custom code ({key}), which is not supported")
     for part in MODEL_PARTS:
         for file in sorted((folder / part).glob("*config.json")):
-            if "auto_map" in read_json(file):
+            if "auto_map" in read_config(folder, f"{part}/{file.name}"):
                 raise ValueError(
                     f"model.name={folder}: {part}/{file.name} names custom code (auto_map), which is not supported"
                 )

@@ -105,3 +105,22 @@ def test_only_adapters_can_be_scaled(train_run):
     model = load_tiny_model()
     other.load(model)
     assert torch.equal(predict_noise(model), predict_noise(module.model.eval()))
+
+
+def test_a_file_that_does_not_fit_is_refused_before_any_image_is_generated(tmp_path):
+    from omegaconf import OmegaConf
+    from safetensors.torch import save_file
+
+    from sdft.evaluation.variant_images import generate_variant_images
+
+    save_file(
+        {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(2, 2)}, tmp_path / "xl.safetensors"
+    )
+    model = {"_target_": "sdft.models.loading.load_stable_diffusion", "name": "tiny-sd", "weights": "random"}
+    cfg = OmegaConf.create({"seed": 0, "model": model})
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    for name in ("xl.safetensors", "pipeline"):
+        states = build_file_variants(tmp_path / name, [1.0])
+        with pytest.raises(ValueError, match=f"adapter=.*{name}: is .*Stable Diffusion XL"):
+            next(generate_variant_images(tmp_path, cfg, states, [], None, "cpu"))
