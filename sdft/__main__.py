@@ -3,6 +3,8 @@
 import sys
 from importlib import import_module
 
+from sdft.cli.output import protect_output
+
 PROGRAMS = {
     "compare": "sdft.apps.compare",
     "convert": "sdft.apps.lora.convert",
@@ -24,6 +26,7 @@ PROGRAMS = {
 
 
 def main() -> None:
+    protect_output()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h"):
         print(

@@ -95,15 +95,18 @@ def launch_processes(count: int, folder, command: list[str]) -> int:
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "45")  # seconds for the other ranks to save
     options = {"max_restarts": 0, "monitor_interval": 0.2, "local_addr": "localhost"}
     if any(field.name == "signals_to_handle" for field in fields(LaunchConfig)):
-        options["signals_to_handle"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # forwarded to all ranks
+        forwarded = ["SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2"]  # to all ranks
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            forwarded.append("SIGHUP")
+        options["signals_to_handle"] = ",".join(forwarded)
     config = LaunchConfig(1, 1, count, **rendezvous, **options)
     try:
         elastic_launch(config, sys.executable)("-u", *command)
     except ChildFailedError as error:
         # a killed process is the cause; the others may have failed because of it
-        first = min(error.failures.values(), key=lambda failure: (failure.exitcode > 0, failure.timestamp))
+        first_rank, first = min(error.failures.items(), key=lambda item: (item[1].exitcode > 0, item[1].timestamp))
         if first.exitcode < 0:
-            print(f"error: rank {first.local_rank} of {count} was killed ({first.signal_name()})", file=sys.stderr)
+            print(f"error: rank {first_rank} of {count} was killed ({first.signal_name()})", file=sys.stderr)
             return 128 - first.exitcode
         return first.exitcode
     except SignalException as error:

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from sdft.cli.errors import report_errors_in_one_line
+from sdft.cli.output import protect_output
 from sdft.runs.files import read_json
 from sdft.sweeps.compare import compare_runs
 
@@ -15,6 +17,7 @@ def job_sort_key(file: Path) -> tuple[int, str]:
 
 def main(name: str | None = None) -> None:
     """sdft compare FOLDER… [metric=CLIP-I]: one folder of runs, results in it, or several, results in outputs/comparison/."""
+    protect_output()
     options = [argument for argument in sys.argv[1:] if "=" in argument]
     metric = next((option.removeprefix("metric=") for option in options if option.startswith("metric=")), None)
     paths = [argument for argument in sys.argv[1:] if "=" not in argument]
@@ -24,7 +27,7 @@ def main(name: str | None = None) -> None:
         for folder in folders
         for file in sorted(folder.glob("run.json")) or sorted(folder.glob("*/run.json"), key=job_sort_key)
     ]
-    try:
+    with report_errors_in_one_line(show_traceback=False):
         if any(not path.strip() for path in paths):
             raise ValueError(f"{' '.join(map(repr, paths))}: a blank folder; give run folders")
         if not runs:
@@ -45,9 +48,6 @@ def main(name: str | None = None) -> None:
         if not finished:
             raise ValueError("no finished run in the given folders")
         compare_runs(finished, output, metric)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -17,16 +16,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from sdft.cli.errors import propagate_hydra_errors, report_errors_in_one_line
+from sdft.cli.output_folders import check_output_options, remove_empty_folders
 from sdft.cli.overrides import INFO_FLAGS, MULTIRUN_FLAGS, check_single_values, parse_overrides
+from sdft.cli.process import prepare_process
 from sdft.config import CONF
 from sdft.distributed import get_process_info, prepare_launched_process
 from sdft.options.composition import check_composition, explain_unknown_override
 from sdft.options.quoting import read_literally
-from sdft.runs.invocation import Invocation
+from sdft.runs.invocation import Invocation, StopRequest
 from sdft.runs.resume import restore_overrides
-
-RUN_FILE = "run.json"  # exists in the folder of every started run
-HYDRA_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")  # in the folder that Hydra makes for a run
 
 
 def hydra_main(config: str) -> Callable:
@@ -44,11 +42,17 @@ def hydra_main(config: str) -> Callable:
             program = get_program(name)
 
             def run(cfg: DictConfig) -> None:
-                with report_errors_in_one_line(show_traceback), remove_unstarted_runs():
+                with report_errors_in_one_line(show_traceback), remove_empty_folders():
                     check_composition(config, cfg, HydraConfig.get())
-                    task(cfg, *([build_invocation(name, program)] if takes_invocation else []))
+                    check_output_options(cfg)
+                    task(cfg, *([build_invocation(name, program, signals)] if takes_invocation else []))
 
-            with propagate_hydra_errors(), report_errors_in_one_line(show_traceback), name_unknown_options(config):
+            with (
+                prepare_process() as signals,
+                propagate_hydra_errors(),
+                report_errors_in_one_line(show_traceback),
+                name_unknown_options(config),
+            ):
                 sys.argv[1:] = map(read_literally, sys.argv[1:])
                 parse_overrides(sys.argv[1:])
                 if config == "train":
@@ -91,7 +95,7 @@ def get_program(name: str | None) -> tuple[str, ...]:
     return (sys.executable, "-m", "sdft", name) if name else (sys.executable, os.path.abspath(sys.argv[0]))
 
 
-def build_invocation(name: str | None, program: tuple[str, ...]) -> Invocation:
+def build_invocation(name: str | None, program: tuple[str, ...], stop_request: StopRequest) -> Invocation:
     """What Hydra and the command line say of this start."""
     hydra_config = HydraConfig.get()
     return Invocation(
@@ -101,6 +105,7 @@ def build_invocation(name: str | None, program: tuple[str, ...]) -> Invocation:
         choices=dict(hydra_config.runtime.choices),
         restart=program,
         arguments=tuple(sys.argv[1:]),
+        stop_request=stop_request,
     )
 
 
@@ -121,38 +126,4 @@ def run_requested_sweep(config: str, sweep_arguments: list[str], program: tuple[
     names = [argument.removeprefix("sweeps=") for argument in sweep_arguments if argument not in MULTIRUN_FLAGS]
     if len(names) > 1:
         raise ValueError(f"{' '.join(sweep_arguments)}: mutually exclusive; give one of them")
-    with exit_on_sigterm():
-        return run_sweep(names[-1] if names else None, [a for a in sys.argv[1:] if a not in sweep_arguments], program)
-
-
-@contextmanager
-def exit_on_sigterm():
-    """Let SIGTERM end a sweep as Ctrl-C does, with exit status 143."""
-    try:
-        previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    except ValueError:  # only the main thread may set signal handlers
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextmanager
-def remove_unstarted_runs():
-    """If a run fails before it starts, remove the files that Hydra has written for it, and the folders left empty."""
-    hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
-    try:
-        yield
-    except BaseException:
-        if hydra_config.output_subdir and not (folder / RUN_FILE).exists():
-            subfolder = folder / hydra_config.output_subdir
-            for name in HYDRA_FILES:
-                (subfolder / name).unlink(missing_ok=True)
-            for empty in (subfolder, folder, *list(folder.parents)[:2]):
-                if empty == Path.cwd() or not empty.is_dir() or any(empty.iterdir()):
-                    break
-                empty.rmdir()
-        raise
+    return run_sweep(names[-1] if names else None, [a for a in sys.argv[1:] if a not in sweep_arguments], program)

@@ -102,6 +102,8 @@ def check_override(text: str) -> None:
         raise ValueError(f"{text!r}: not KEY=VALUE; --help lists the options")
     if key == "hydra.mode":
         raise ValueError(f"{text}: Hydra's own sweeps run all jobs in one process; use -m")
+    if key == "hydra.output_subdir" and value is not None:
+        raise ValueError(f"{text}: fixed; a run stores its overrides in .hydra, other programs store none")
     is_group = key in groups or key == "hydra" or "/" in key
     is_interpolation = key in groups and "${" in text
     if not is_group or override.is_sweep_override() or (isinstance(value, str | list | dict) and not is_interpolation):

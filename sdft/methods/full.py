@@ -1,12 +1,11 @@
 """Full fine-tuning of the UNet, and optionally of the text encoder."""
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from sdft.methods.base import Method
+from sdft.runs.files import replace_folder
 
 
 @dataclass
@@ -24,11 +23,8 @@ class FullFineTuning(Method):
     def save(self, model, folder: Path, name: str):
         from sdft.models.saving import save_pipeline
 
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        save_pipeline(model, partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        with replace_folder(folder) as partial:
+            save_pipeline(model, partial)
 
     def load(self, model, folder: Path):
         from sdft.models.loading import load_pretrained

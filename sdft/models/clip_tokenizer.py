@@ -11,7 +11,7 @@ def load_clip_tokenizer(folder: Path):
 
     if any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
         return CLIPTokenizer.from_pretrained(folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     vocabulary, merges = load_clip_vocabulary()
     return CLIPTokenizer(
         vocab=vocabulary,

@@ -19,11 +19,14 @@ class Lock:
         self.path, self.description = folder / LOCK_FILE, description
         folder.mkdir(parents=True, exist_ok=True)
         while True:
-            self.file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115
+            self.file = open(self.path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
             self.acquire()
             if self.path.exists() and os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
                 break
             self.file.close()  # the previous holder has just deleted this file
+        if (content := self.read_content()) and not content.startswith('{"pid"'):
+            self.file.close()
+            raise ValueError(f"{self.path}: not a lock file of this program; move it or choose another folder")
         self.previous_holder = self.read_holder()
         self.file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, self.file)
@@ -41,9 +44,12 @@ class Lock:
             if holder and holder["host"] == socket.gethostname() and is_alive(holder["pid"]):
                 self.raise_locked()
 
-    def read_holder(self) -> dict | None:
+    def read_content(self) -> str:
         self.file.seek(0)
-        content = self.file.read()
+        return self.file.read()
+
+    def read_holder(self) -> dict | None:
+        content = self.read_content()
         return json.loads(content) if content.endswith("}") else None
 
     def raise_locked(self) -> None:

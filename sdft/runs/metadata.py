@@ -5,6 +5,8 @@ import platform
 import shlex
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from omegaconf import OmegaConf
 from sdft.distributed import rank
 from sdft.runs.files import atomic_write, read_json
 from sdft.runs.invocation import Invocation
+from sdft.runs.lock import Lock
 
 LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-core", "open-clip-torch", "wandb")
 
@@ -50,6 +53,16 @@ class RunRecord:
         if rank() == 0:
             self.write()
 
+    @contextmanager
+    def end_on_error(self) -> Iterator[None]:
+        """If the body raises while the run is running, record that it failed, or was stopped by Ctrl-C or a signal."""
+        try:
+            yield
+        except BaseException as error:
+            if self.metadata.get("state") == "running":
+                self.end("stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
+            raise
+
     def write(self) -> None:
         with atomic_write(self.folder / "run.json") as file:
             file.write_text(json.dumps(self.metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -65,12 +78,12 @@ def format_command_line(command: list[str]) -> str:
 
 
 def mark_failed(folder: Path, status: int) -> int:
-    """Return `status`; if it is an error, set the state of an unfinished run to failed."""
-    file = folder / "run.json"
-    if status and (metadata := read_json(file)).get("state") in ("running", "trained"):
-        with atomic_write(file) as partial:
-            text = json.dumps(metadata | {"state": "failed"}, indent=2, ensure_ascii=False)
-            partial.write_text(text + "\n", encoding="utf-8")
+    """Return `status`; if it is an error, set the state of an unfinished run to failed, unless another start holds its lock."""
+    record = RunRecord(folder)
+    if status and read_json(folder / "run.json").get("state") in ("running", "trained"):
+        with suppress(ValueError), Lock(folder, "a run"):
+            record.metadata = read_json(folder / "run.json") | {"state": "failed"}
+            record.write()
     return status
 
 

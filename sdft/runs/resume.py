@@ -1,5 +1,7 @@
 """Resume a run in its own folder, with its own options and W&B run."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from sdft.options.quoting import format_for_shell, format_override, parse_text_value
-from sdft.runs.files import read_config, read_json
+from sdft.runs.files import atomic_write, read_config, read_json
 
 LAST, RESUME, REPRODUCE = "last", "resume", "reproduce"
 RESUME_OPTIONS = (RESUME, REPRODUCE, "allow_config_change", "allow_data_change")
@@ -73,6 +75,28 @@ def find_last_started_run(option: str) -> Path:
     if not runs:
         raise ValueError(f"{option}={LAST}: no run in outputs/; give a run folder")
     return max(runs, key=lambda folder: (folder / OVERRIDES_FILE).stat().st_mtime)
+
+
+@contextmanager
+def store_overrides(folder: Path, overrides: Sequence[str], has_started: Callable[[], bool]) -> Iterator[None]:
+    """Store the overrides of a start for a later resume; if the body raises before the run has started, restore the old ones.
+
+    The caller holds the folder's lock.
+    """
+    file = folder / OVERRIDES_FILE
+    before, made = file.read_bytes() if file.is_file() else None, not file.parent.is_dir()
+    with atomic_write(file) as partial:
+        partial.write_text(yaml.safe_dump(list(overrides), allow_unicode=True), encoding="utf-8")
+    try:
+        yield
+    except BaseException:
+        if before is not None and not has_started():
+            file.write_bytes(before)
+        elif not has_started():
+            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.parent.rmdir() if made else None
+        raise
 
 
 def read_overrides(folder: Path) -> list[str]:

@@ -118,9 +118,13 @@ def prepare_sweep(state: dict, launcher: Launcher, configs: list[DictConfig]) ->
     """Return the sweep's folder (an existing one with the same jobs, else a new one) and its lock."""
     folder = find_existing_sweep(state) or Path("multirun") / state["sweep"] / time.strftime("%Y-%m-%d_%H-%M-%S")
     launcher.prepare(folder, configs)
+    lock = Lock(folder, "the same sweep")
+    if read_json(folder / STATE_FILE) not in ({}, state):
+        lock.release()
+        raise ValueError(f"{folder}: another sweep started in the same second; start this one again")
     with atomic_write(folder / STATE_FILE) as partial:
         partial.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return folder, Lock(folder, "the same sweep")
+    return folder, lock
 
 
 def print_finished_jobs(done: int, total: int, folder: Path) -> None:
@@ -190,6 +194,7 @@ def compose_job_configs(combinations: list[list[str]]) -> list[DictConfig]:
     from hydra import compose, initialize_config_dir
 
     from sdft.config import check_config
+    from sdft.training.loggers import check_names
 
     configs = []
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -200,6 +205,7 @@ def compose_job_configs(combinations: list[list[str]]) -> list[DictConfig]:
                 hydra_config = cfg.pop("hydra")
             check_composition("train", cfg, hydra_config)
             check_config(cfg)
+            check_names(cfg)
             configs.append(cfg)
     return configs
 

@@ -10,10 +10,11 @@ from sdft.models.cpu_threads import limit_threads
 from sdft.options.quoting import format_for_shell
 from sdft.runs.invocation import ExitStatus
 from sdft.runs.metadata import RunRecord
-from sdft.training.callbacks.signals import StoppedBySignal
+from sdft.training.callbacks.stop_request import StoppedOnRequest
 from sdft.training.compile import compile_blocks, set_channels_last, should_compile
 from sdft.training.finish import close_loggers, collect_training_results
 from sdft.training.step_spec import StepSpec
+from sdft.training.trainer import fit
 
 
 def apply_memory_format_and_compile(module, dataset, compile: str, device, steps: int) -> None:
@@ -33,23 +34,20 @@ def apply_memory_format_and_compile(module, dataset, compile: str, device, steps
 def fit_and_record(
     module, dataset, trainer, training, checkpoint: Path | None, record: RunRecord, step: StepSpec, options: dict
 ) -> None:
-    """Train, and record the outcome (trained, stopped or failed) in `run.json`."""
+    """Train, and record in `run.json` that the run is trained, or stopped on request."""
     try:
         num_trainable = sum(p.numel() for p in module.get_trainable_parameters().values())
         for logger in trainer.loggers:
             logger.log_hyperparams(options | {"trainable": num_trainable})
         data = TrainingDataModule(dataset, training.batch_size, training.workers)
         with limit_threads(module.model.unet, step.latent_shape):
-            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    except StoppedBySignal as stop:
+            fit(trainer, module, data, ckpt_path=checkpoint, weights_only=True)
+    except StoppedOnRequest as stop:
         record.end("stopped", stopped_at=stop.step)
         if processes.rank() == 0:
             print(f"stopped    by {stop}; resume with {format_for_shell('resume', record.folder)}", flush=True)
         close_loggers(stop.status)
         processes.barrier()
         raise ExitStatus(stop.status) from None
-    except BaseException:
-        record.end("failed")
-        raise
     processes.barrier()  # rank 0 writes the files that the others read
     record.end("trained", **collect_training_results(trainer, record.folder / module.method.output_kind))

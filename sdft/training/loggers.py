@@ -1,8 +1,43 @@
 """Loggers besides `metrics.csv`. None of them prompts the user or requires the network."""
 
 import os
+import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+
+from omegaconf import DictConfig
+
+from sdft.runs.files import check_name
+
+WANDB_NAME_OPTIONS = {"project": "logger.project", "name": "name", "group": "logger.group"}
+MAX_WANDB_NAME, MAX_WANDB_TAG = 128, 64  # characters
+WANDB_PROJECT_CHARACTERS = "/\\#?%:"  # that a project name cannot contain
+
+
+def check_names(cfg: DictConfig) -> None:
+    """`ValueError` unless `name` can name folders and files, and W&B, if it is the logger, accepts the names it is given."""
+    if not re.fullmatch(r"[\w+-][\w .+-]*", str(cfg.name)):
+        raise ValueError(f"name={cfg.name}: use letters, digits, spaces and . _ + - only")
+    check_name("name", str(cfg.name))
+    if "wandb" in str(cfg.logger):
+        check_wandb_names(cfg.logger)
+
+
+def check_wandb_names(options: Mapping) -> None:
+    """`ValueError` for names that W&B refuses, some of them only when a run that was logged offline is uploaded."""
+    for key, option in WANDB_NAME_OPTIONS.items():
+        if len(value := options.get(key) or "") > MAX_WANDB_NAME:
+            raise ValueError(
+                f"{option}={value[:40]}…: {len(value)} characters; W&B accepts {MAX_WANDB_NAME}; shorten it or use logger=none"
+            )
+    project = options.get("project") or ""
+    if not project.strip() or set(project) & set(WANDB_PROJECT_CHARACTERS) or not project.isprintable():
+        characters = " ".join(WANDB_PROJECT_CHARACTERS)
+        raise ValueError(f"logger.project={project!r}: refused by W&B; choose a name without {characters}")
+    for tag in options.get("tags") or ():
+        if not 0 < len(tag) <= MAX_WANDB_TAG:
+            raise ValueError(f"tags: {tag[:40]!r} has {len(tag)} characters; W&B accepts 1 to {MAX_WANDB_TAG}")
 
 
 def build_wandb_logger(
@@ -20,6 +55,7 @@ def build_wandb_logger(
 
     `id` resumes a W&B run that has logged all steps before `last_logged_step`.
     """
+    check_wandb_names({"name": name, "project": project, "group": group, "tags": tags})
     from wandb import Settings
 
     from sdft.training.wandb_logger import FINISH_TIMEOUT, START_TIMEOUT, SafeWandbLogger

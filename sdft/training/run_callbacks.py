@@ -13,7 +13,7 @@ from sdft.training.callbacks.export import ResultExport
 from sdft.training.callbacks.metrics import TrainingMetrics
 from sdft.training.callbacks.oom_checkpoint import OomCheckpoint
 from sdft.training.callbacks.sample_images import SampleImageWriter
-from sdft.training.callbacks.signals import SignalHandler, StopOnSignal
+from sdft.training.callbacks.stop_request import StopOnRequest, StopRequestListener
 from sdft.training.datasets import RunDatasets
 from sdft.training.inputs import RunInputs
 from sdft.training.monitoring_callbacks import build_monitoring_callbacks
@@ -40,16 +40,17 @@ def build_callbacks(
         evaluations = [
             build_evaluation_callback(cfg, parts, folder, evaluation, ema, training_metrics, inputs.checkpoint)
         ]
-    signals, interval = SignalHandler(), (training.get_save_interval_steps(), training.get_save_interval_seconds())
+    stop_request = invocation.stop_request
+    interval = (training.get_save_interval_steps(), training.get_save_interval_seconds())
     return [
-        signals,
+        StopRequestListener(stop_request),
         OomCheckpoint(folder),
         *build_monitoring_callbacks(parts, datasets, folder, ema, training_metrics),
         sample_images,
         *evaluations,
         ResultExport(sample_images, cfg.name, list(invocation.command)),
         *parts["callbacks"].values(),
-        StopOnSignal(signals, folder),
+        StopOnRequest(stop_request, folder),
         PeriodicCheckpoint(folder / "checkpoints", *interval, metrics_csv),
     ]
 

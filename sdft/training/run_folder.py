@@ -1,14 +1,30 @@
 """The folder of a run: shared by its processes, locked against other runs."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import sdft.distributed as processes
-from sdft.runs.files import remove_partial_files
+from sdft.runs.files import check_output_path, remove_partial_files
 from sdft.runs.invocation import ExitStatus, Invocation
 from sdft.runs.lock import Lock
-from sdft.runs.metadata import mark_failed
+from sdft.runs.metadata import RunRecord, mark_failed
+from sdft.runs.resume import has_started, store_overrides
+
+RUN_FILES = (  # that a run replaces or removes
+    *(
+        "config.yaml",
+        "metrics.csv",
+        "changes.diff",
+        "images.csv",
+        "data.json",
+        "data.png",
+        "loss.png",
+        "samples.png",
+        "samples",
+    ),
+    *("checkpoints", "adapter", "embedding", "pipeline", "best", "evaluation"),
+)
 
 
 def launch_or_join(strategy, invocation: Invocation) -> Path:
@@ -32,9 +48,21 @@ def verify_shared_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def lock_run_folder(folder: Path) -> Iterator[Path]:
-    """Hold the folder's lock on rank 0, and remove what a killed run has left half written."""
-    with Lock(folder, "a run") if processes.rank() == 0 else nullcontext() as lock:
-        if lock:
+def open_run_folder(folder: Path, overrides: Sequence[str] = ()) -> Iterator[RunRecord]:
+    """Hold the folder's lock on rank 0, store the overrides there, and record the end of a started run.
+
+    What a killed run has left half written is removed. `ValueError` for a folder with files of others that a run would replace.
+    """
+    record = RunRecord(folder)
+    if processes.rank():
+        with record.end_on_error():
+            yield record
+        return
+    check_output_path("hydra.run.dir", folder)
+    with Lock(folder, "a run"):
+        if has_started(folder):
             remove_partial_files(folder)
-        yield folder
+        elif foreign := [name for name in RUN_FILES if (folder / name).exists()]:
+            raise ValueError(f"hydra.run.dir={folder}: {foreign[0]} there is not of a run; choose an empty folder")
+        with store_overrides(folder, overrides, lambda: bool(record.metadata)), record.end_on_error():
+            yield record

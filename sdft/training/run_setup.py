@@ -1,6 +1,5 @@
 """Start of a run: check the options, print the summary, and write the first files."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,9 +9,9 @@ from sdft.config import check_option_types, check_required_nodes
 from sdft.data.batch_sampler import StepSizes
 from sdft.data.dataset_report import build_dataset_report
 from sdft.runs.data_index import write_data_index
-from sdft.runs.metadata import RunRecord
 from sdft.runs.reproduce import check_reproducible
 from sdft.runs.resume import PreviousRun
+from sdft.training.loggers import check_names
 from sdft.training.run_summary import collect_run_summary, print_run_summary
 from sdft.training.step_spec import StepSpec, build_step_spec
 
@@ -47,8 +46,7 @@ GROUP_OPTIONS = ("method", "model", "data", "optimizer", "schedule", "precision"
 def check_options(cfg: DictConfig) -> None:
     """Check the options without a typed component, and that no required node is missing."""
     check_option_types(cfg, OPTION_TYPES)
-    if not re.fullmatch(r"[\w+-][\w .+-]*", cfg.name):  # names folders and files
-        raise ValueError(f"name={cfg.name}: use letters, digits, spaces and . _ + - only")
+    check_names(cfg)
     if cfg.model == "none":
         raise ValueError("model=none: accepted by evaluate.py only; choose a model")
     check_required_nodes(cfg, REQUIRED_NODES)
@@ -88,11 +86,11 @@ def collect_summary(module, dataset, parts: dict, cfg: DictConfig, trainer, inpu
     return step, summary | {"digests": inputs.digests}
 
 
-def start_run(run, summary: dict, folder: Path, inputs) -> RunRecord:
+def start_run(run, summary: dict, inputs) -> None:
     """Report the run and its data on the terminal, in the run folder and to the loggers; rank 0 only."""
-    record, trainer, cfg = RunRecord(folder), run.trainer, run.cfg
+    record, folder, trainer, cfg = run.record, run.record.folder, run.trainer, run.cfg
     if not trainer.is_global_zero:
-        return record
+        return
     from sdft.training.callbacks.sample_images import log_image_sheet
 
     dataset, model = run.datasets.training.datasets[0], inputs.model
@@ -118,13 +116,12 @@ def start_run(run, summary: dict, folder: Path, inputs) -> RunRecord:
     sheet.save(folder / "data.png")
     for logger in trainer.loggers:
         log_image_sheet(logger, "data", sheet, 0)
-    return record
 
 
 def get_wandb_run_info(loggers: list, cfg: DictConfig) -> dict:
     """Id, project, name and mode of the W&B run, to resume it later; empty without one."""
     runs = [logger.experiment for logger in loggers if hasattr(logger, "log_table")]
-    if not runs:
+    if not runs or not runs[0].id:
         return {}
     return {"wandb": {"id": runs[0].id, "project": cfg.logger.project, "name": cfg.name, "mode": cfg.logger.mode}}
 

@@ -105,4 +105,4 @@ def print_run_summary(summary: dict, headline: str, data_lines: list[str], folde
     print("\n".join([*lines, f"output     {folder}"]))
     for line in summary["warnings"]:
         print(f"warning    {line}", file=sys.stderr)
-    sys.stdout.flush()
+    print(end="", flush=True)

@@ -82,6 +82,16 @@ class DataPosition(Callback):
             counts |= {"ready": batches, "started": batches, "processed": batches, "completed": completed}
 
 
+def fit(trainer: Trainer, module, data, **kwargs) -> None:
+    """`trainer.fit`, in which Ctrl-C stays a `KeyboardInterrupt`; Lightning makes it exit status 1."""
+    try:
+        trainer.fit(module, data, **kwargs)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+
+
 class FinishWithoutSteps(Callback):
     """Call `on_train_start` and `on_train_end` also when a resumed run has no step left, for which Lightning skips both.
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -17,7 +16,7 @@ from sdft.training.fit import apply_memory_format_and_compile, fit_and_record
 from sdft.training.inputs import RunInputs, load_inputs
 from sdft.training.intermediate_evaluation import build_intermediate_evaluation, load_run_scorers
 from sdft.training.oom_advice import explain_resource_errors
-from sdft.training.run_folder import launch_or_join, lock_run_folder
+from sdft.training.run_folder import launch_or_join, open_run_folder
 from sdft.training.run_setup import check_options, collect_summary, flatten_options, start_run
 
 
@@ -28,9 +27,10 @@ def train(cfg: DictConfig, invocation: Invocation) -> "TrainingRun":
     User errors raise `ValueError` before anything is written to the folder.
     """
     run = TrainingRun(cfg, invocation)
-    with lock_run_folder(launch_or_join(run.parts["strategy"], invocation)) as folder:
-        run.prepare(folder)
-        with close_loggers_on_exit(), explain_resource_errors(cfg, folder, run.trainer):
+    folder = launch_or_join(run.parts["strategy"], invocation)
+    with open_run_folder(folder, invocation.overrides) as record:
+        run.prepare(record)
+        with close_loggers_on_exit(), explain_resource_errors(cfg, record.folder, run.trainer):
             run.fit()
             run.finish()
     return run
@@ -64,9 +64,9 @@ class TrainingRun:
         """Top-level options and group choices, as columns for loggers."""
         return flatten_options(self.cfg, self.invocation.choices)
 
-    def prepare(self, folder: Path) -> None:
+    def prepare(self, record) -> None:
         """Load data and model, fill the caches, build module and trainer, print the summary and write the first files."""
-        cfg, parts = self.cfg, self.parts
+        cfg, parts, folder = self.cfg, self.parts, record.folder
         inputs: RunInputs = load_inputs(cfg, folder, parts, self.source)
         device, training = parts["strategy"].device(), parts["training"]
         self.scorers = load_run_scorers(cfg, parts, device)
@@ -86,7 +86,8 @@ class TrainingRun:
         self.step, summary = collect_summary(
             self.module, self.datasets.training, parts, cfg, self.trainer, inputs, self.scorers
         )
-        self.record, self.checkpoint = start_run(self, summary, folder, inputs), inputs.checkpoint
+        self.record, self.checkpoint = record, inputs.checkpoint
+        start_run(self, summary, inputs)
 
     def fit(self) -> None:
         """Train; the outcome (trained, stopped or failed) is recorded in `run.json`."""

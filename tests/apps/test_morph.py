@@ -15,6 +15,7 @@ from sdft.apps.morph.diffmorpher import DiffMorpher, MorphSettings
 from sdft.apps.morph.image_pair import read_image_pair, resize_to_common_size
 from sdft.apps.morph.single_image_lora import SingleImageTrainer
 from sdft.apps.morph.video import FrameSequence, can_write_mp4, write_gif, write_mp4
+from sdft.cli.signals import SignalListener
 from sdft.data.dataset import CaptionedImage
 from sdft.data.digits import Digits
 from sdft.runs.hashing import hash_weights
@@ -185,16 +186,15 @@ def test_training_an_adapter_leaves_the_base_unchanged_and_an_incomplete_one_is_
     assert trainer.load_or_train(base, image, Precision(), "cpu", tmp_path).seconds
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_are_not_handled_while_an_adapter_is_trained(number, tiny, tmp_path, monkeypatch):
-    handlers, previous = [], signal.getsignal(number)
-    monkeypatch.setattr(
-        "sdft.apps.morph.adapter_training.SignalHandlerRestorer.on_train_batch_start",
-        lambda *_: handlers.append(signal.getsignal(number)),
-        raising=False,
-    )
-    SingleImageTrainer(steps=1).load_or_train(tiny(), Digits("neon", [3], 1)[0], Precision(), "cpu", tmp_path)
-    assert handlers == [previous] and signal.getsignal(number) == previous
+@pytest.mark.parametrize(("number", "end"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_ends_the_training_of_an_adapter_with_its_own_status(number, end, tiny, tmp_path, monkeypatch):
+    name = "sdft.training.callbacks.metrics.TrainingMetrics.on_train_batch_start"
+    monkeypatch.setattr(name, lambda *_: signal.raise_signal(number), raising=False)
+    previous = signal.getsignal(number)
+    with pytest.raises(end) as ended, SignalListener():
+        SingleImageTrainer(steps=1).load_or_train(tiny(), Digits("neon", [3], 1)[0], Precision(), "cpu", tmp_path)
+    assert end is KeyboardInterrupt or ended.value.code == 128 + number
+    assert signal.getsignal(number) == previous
 
 
 def gray_image(level: int) -> Image.Image:

@@ -86,9 +86,15 @@ def get_error(*arguments: str, cwd, name: str = "train.py", run=run_forked_progr
         (["method=dreambooth_lora"], ["class_prompt=…, data.path=…, instance_prompt=…"]),
         (["warmup=900"], ["warmup=900: ", "50 steps"]),
         (["sweeps=seeds", "sweeps=methods"], ["sweeps=seeds sweeps=methods: "]),
+        (["hydra.output_subdir=.", "rank=0"], ["hydra.output_subdir=.: "]),
+        ([f"name={'n' * 250}"], ["name=nnn", "200 bytes"]),
+        (["logger.project=runs/train"], ["logger.project='runs/train': "]),
+        ([f"logger.project={'p' * 140}"], ["logger.project=ppp", "128"]),
+        ([f"name={'n' * 140}"], ["name=nnn", "128"]),
+        ([f"tags=[{'t' * 70}]"], ["tags: ", "64"]),
         (["sweeps=nothing"], ["sweeps=nothing: ", "learning_rate, methods"]),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value)[:60],
 )
 def test_invalid_overrides_are_named_in_one_line(tmp_path, overrides, parts):
     line = get_error(*overrides, cwd=tmp_path)
@@ -109,6 +115,14 @@ def test_invalid_image_folders(tmp_path):
     (images / "broken.jpg").write_bytes(b"\xff\xd8 no")
     line = get_error("data=folder", "data.path=images", "data.caption=a thing", cwd=tmp_path)
     assert "images/broken.jpg: " in line
+
+
+def test_a_refused_run_leaves_the_files_of_its_folder(tmp_path):
+    (tmp_path / "photographs").mkdir()
+    for folder in ("photographs", "photographs/new/run"):
+        assert "rank=0" in get_error(f"hydra.run.dir={folder}", "rank=0", cwd=tmp_path)
+    (tmp_path / "photographs" / "config.yaml").touch()
+    assert "config.yaml" in get_error("hydra.run.dir=photographs", cwd=tmp_path)
 
 
 def test_a_model_folder_without_a_unet(tmp_path):

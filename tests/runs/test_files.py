@@ -1,8 +1,12 @@
 """Files are written completely or not at all."""
 
+import os
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
 
-from sdft.runs.files import atomic_write, read_config, read_json
+from sdft.runs.files import atomic_write, check_name, check_output_path, read_config, read_json, replace_folder
 from sdft.runs.resume import read_overrides
 
 
@@ -21,6 +25,49 @@ def test_a_failure_preserves_the_existing_file(tmp_path):
         file.write_text("ne")
         raise RuntimeError
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "ß" * 101,  # 202 bytes
+        "a" * 256 + "/run",
+        "/".join(["a" * 200] * 19),
+        "file/run",
+        "a\0b",
+    ],
+)
+def test_paths_that_cannot_be_written_are_refused_before_anything_is_computed(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="folder"):
+        check_output_path("folder", Path(path))
+
+
+def test_the_longest_accepted_name_can_be_written(tmp_path):
+    name = check_name("name", "ß" * 100)
+    with atomic_write(check_output_path("folder", tmp_path / name) / f"{name}-kohya.safetensors") as file:
+        file.touch()
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_replaced_folder_is_never_missing(failing, tmp_path, monkeypatch):
+    folder, calls, rename = tmp_path / "result", [], os.replace
+    folder.mkdir()
+    (folder / "old").touch()
+
+    def replace(source, target):
+        calls.append(target)
+        if len(calls) == failing:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr("os.replace", replace)
+    with suppress(KeyboardInterrupt), replace_folder(folder) as partial:
+        partial.mkdir()
+        (partial / "new").touch()
+    assert [path.name for path in folder.iterdir()] == ["old" if failing else "new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,8 @@ def test_a_killed_sweep_resumes(fake_train_script, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_stops_a_sweep_and_its_jobs(fake_train_script, tmp_path):
-    program = "import sys\nfrom sdft.cli.entry_point import exit_on_sigterm\nfrom sdft.sweeps.sweep import run_sweep\n"
-    program += "with exit_on_sigterm():\n    sys.exit(run_sweep(None, ['rank=1,2', 'seed=0']))"
+    program = "import sys\nfrom sdft.cli.signals import SignalListener\nfrom sdft.sweeps.sweep import run_sweep\n"
+    program += "with SignalListener():\n    sys.exit(run_sweep(None, ['rank=1,2', 'seed=0']))"
     process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"NAP": "60"})
     deadline = time.monotonic() + 60
     while not (tmp_path / "ran.txt").exists() or not fake_train_script():
@@ -166,6 +166,16 @@ def test_a_running_sweep_is_locked(fake_train_script, tmp_path):
     with pytest.raises(ValueError, match=f"process {other.pid} on "):
         run_sweep(None, ["rank=1", "seed=0"])
     other.communicate()
+
+
+def test_two_sweeps_of_one_second_do_not_share_a_folder(fake_train_script, tmp_path, monkeypatch):
+    monkeypatch.setattr("sdft.sweeps.sweep.time.strftime", lambda _: "now")
+    assert run_sweep(None, ["rank=1", "seed=0"]) == 0
+    state = (tmp_path / "multirun/lora/now/sweep.json").read_text()
+    with pytest.raises(ValueError, match=r"multirun/lora/now: "):
+        run_sweep(None, ["rank=2", "seed=0"])
+    assert (tmp_path / "multirun/lora/now/sweep.json").read_text() == state
+    assert run_sweep(None, ["rank=1", "seed=0"]) == 0
 
 
 def test_the_readme_lists_every_sweep():

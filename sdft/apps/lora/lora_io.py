@@ -9,6 +9,7 @@ from sdft.lora.architecture import list_architectures
 from sdft.lora.file import DIFFUSERS_FILE, LoraFile, read_lora_file
 from sdft.lora.formats import DORA_WARNING, save_lora
 from sdft.lora.state_dict import build_adapter_state
+from sdft.runs.files import check_name
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_HISTORY_LENGTH = 20_000  # characters of a source's own provenance to copy
@@ -31,9 +32,9 @@ def parse_dtype(name: str) -> torch.dtype:
 
 
 def check_file_name(name: str) -> str:
-    if not name or Path(name).name != name or not name.isprintable() or len(name.encode()) > 200:
+    if not name or Path(name).name != name or not name.isprintable():
         raise ValueError(f"name={name[:200]}: give a file name without folders")
-    return name
+    return check_name("name", name)
 
 
 def build_provenance(app: str, files: list[LoraFile], weights: list[float] | None = None, **settings) -> dict[str, str]:

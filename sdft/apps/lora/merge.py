@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sdft.cli.entry_point import hydra_main
+from sdft.runs.files import check_output_path
 
 
 def build_merged_model(cfg):
@@ -42,6 +43,7 @@ def main(cfg):
     to = Path(cfg.to).expanduser()
     if to.suffix in (".ckpt", ".pt", ".bin"):
         raise ValueError(f"to={to}: pickle formats can hold code; give NAME.safetensors or a folder")
+    check_output_path("to", to)
     if to.exists():
         raise ValueError(f"to={to}: already exists; give another name")
     from sdft.apps.lora.lora_io import build_provenance, parse_dtype

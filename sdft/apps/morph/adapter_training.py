@@ -10,12 +10,11 @@ from sdft.models.cpu_threads import limit_threads
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.training.callbacks.metrics import TrainingMetrics
 from sdft.training.callbacks.progress_bar import ProgressBar
-from sdft.training.callbacks.signals import SignalHandler
 from sdft.training.lr_schedule import LRSchedule
 from sdft.training.module import DiffusionModule
 from sdft.training.precision import Precision
 from sdft.training.strategy import Strategy
-from sdft.training.trainer import build_lightning_trainer
+from sdft.training.trainer import build_lightning_trainer, fit
 
 
 def build_module(model: StableDiffusion, method, precision: Precision, lr: float, seed: int) -> DiffusionModule:
@@ -33,16 +32,9 @@ def fit_module(module: DiffusionModule, samples, steps: int, precision: Precisio
         precision=precision.lightning_precision,
         max_steps=steps,
         logger=False,
-        callbacks=[SignalHandlerRestorer(), training_metrics, ProgressBar(training_metrics)],
+        callbacks=[training_metrics, ProgressBar(training_metrics)],
         enable_checkpointing=False,
     )
     model = module.model
     with limit_threads(model.unet, model.batch_shape(1, samples.sizes[0])):
-        trainer.fit(module, TrainingDataModule(samples, 1))
-
-
-class SignalHandlerRestorer(SignalHandler):
-    """Restore the signal handlers at the first step: after SIGTERM, Lightning's would end the program with status 0."""
-
-    def on_train_start(self, trainer, module):
-        self.restore_handlers()
+        fit(trainer, module, TrainingDataModule(samples, 1))

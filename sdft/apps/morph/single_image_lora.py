@@ -58,7 +58,8 @@ class SingleImageTrainer:
         method.save(model, folder, ADAPTER_NAME)
         seconds = time.perf_counter() - start
         with atomic_write(folder / COMPLETE_MARKER) as file:
-            file.write_text(json.dumps(settings | {"seconds": round(seconds, 1)}, indent=1, ensure_ascii=False) + "\n")
+            text = json.dumps(settings | {"seconds": round(seconds, 1)}, indent=1, ensure_ascii=False)
+            file.write_text(text + "\n", encoding="utf-8")
         return CachedAdapter(folder, seconds)
 
     @staticmethod

@@ -1,6 +1,5 @@
 """Write a run's result as a folder to publish: model card, images, weights in both formats, and no local paths or secrets."""
 
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from sdft.apps.publish.card_sections import (
 from sdft.config import check_secret
 from sdft.evaluation.variants import BEST
 from sdft.models.safetensors_check import check_safetensors
-from sdft.runs.files import find_home, is_local_path, read_config, read_json
+from sdft.runs.files import find_home, is_local_path, read_config, read_json, replace_folder
 from sdft.runs.samples import find_last_samples, read_sample_prompts
 from sdft.training.export.model_card import REPRODUCTION_NOTE, ModelCard, get_method_tag
 from sdft.training.export.modelspec import MODELSPEC_ADAPTER_TYPES, build_modelspec_metadata, write_header_metadata
@@ -65,9 +64,7 @@ def write_publication(request: PublishRequest) -> Path:
         raise ValueError(f"best=true: {run} has no {BEST}/; train with evaluate_every=N checkpoint_metric=SCORE")
     if links := [file for file in source.rglob("*") if file.is_symlink()]:
         raise ValueError(f"publish: {links[0]} is a link; only regular files are published")
-    partial = run / f".{PUBLISHED_FOLDER}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with replace_folder(run / PUBLISHED_FOLDER) as partial:
         shutil.copytree(source, partial, ignore=shutil.ignore_patterns("README.md", "samples.png", ".*"))
         copy_images(run, partial)
         card = build_card(request, config, record, kind, partial)
@@ -75,10 +72,6 @@ def write_publication(request: PublishRequest) -> Path:
         if kind in MODELSPEC_ADAPTER_TYPES:
             write_header_metadata(partial, build_header_metadata(request, record, kind))
         check_publication(partial)
-        shutil.rmtree(run / PUBLISHED_FOLDER, ignore_errors=True)
-        os.replace(partial, run / PUBLISHED_FOLDER)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return run / PUBLISHED_FOLDER
 
 

@@ -9,7 +9,7 @@ EMA_DECAY = 0.9  # of the training curve's moving average
 
 def read_metric_column(folder: Path, column: str) -> tuple[list[int], list[float]]:
     """Steps and values of one column of `metrics.csv`."""
-    with open(folder / "metrics.csv", newline="") as file:
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = [(int(row["step"]), float(row[column])) for row in csv.DictReader(file) if row.get(column)]
     return [step for step, _ in rows], [value for _, value in rows]
 
