@@ -67,21 +67,38 @@ class SafeWandbLogger(WandbLogger):
         self.experiment.summary.update(values)
 
 
+class NoRun:
+    """Takes the place of a W&B run that could not be started in any mode: accepts every call and does nothing."""
+
+    id, disabled = None, True
+
+    def __getattr__(self, name: str):
+        return self
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+
 def start_wandb_run(settings: wandb.Settings, options: dict):
-    """Start a W&B run in the mode of `settings`, or the next that works of offline and disabled."""
-    try:
-        run = wandb.init(settings=settings, **options)
-    except Exception as error:
-        was_online, settings.mode = settings.mode == "online", "offline" if settings.mode == "online" else "disabled"
-        if not was_online:
-            print_wandb_warning(f"W&B failed to start ({format_exception(error)}); the run continues without it")
-        run = start_wandb_run(settings, options)
-        if was_online and not run.disabled:
-            print_wandb_warning(f"W&B failed to start online ({format_exception(error)}); logging offline", run)
-        return run
-    run.define_metric("trainer/global_step")  # the x-axis of Lightning's W&B logger
-    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    RUNNING.append(run)
+    """Start a W&B run in the mode of `settings`, or the next that works of offline and disabled; else `NoRun`."""
+    modes, first_error = ("online", "offline", "disabled"), None
+    for mode in modes[modes.index(settings.mode) :]:
+        settings.mode = mode
+        try:
+            run = wandb.init(settings=settings, **options)
+        except Exception as error:
+            first_error = first_error or error
+            continue
+        run.define_metric("trainer/global_step")  # the x-axis of Lightning's W&B logger
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        RUNNING.append(run)
+        break
+    else:
+        run = NoRun()
+    if first_error and run.disabled:
+        print_wandb_warning(f"W&B failed to start ({format_exception(first_error)}); the run continues without it")
+    elif first_error:
+        print_wandb_warning(f"W&B failed to start online ({format_exception(first_error)}); logging offline", run)
     return run
 
 

@@ -11,12 +11,14 @@ from threading import Thread
 import pytest
 import wandb
 from conftest import QUICK_OVERRIDES, ROOT, run_training
+from PIL import Image
 from test_loggers import read_wandb_records
 from wandb.sdk import wandb_setup
 
 from sdft.training import loggers
 from sdft.training import wandb_logger as tracking
 from sdft.training.finish import close_loggers_on_exit
+from sdft.training.run_setup import get_wandb_run_info
 
 KEY = "a" * 40  # the length of a valid key
 KILL = """
@@ -97,6 +99,41 @@ def test_a_run_continues_without_wandb_if_offline_mode_fails_too(fresh_wandb, mo
     assert logger.experiment.id and logger.experiment.disabled
     (warning,) = capsys.readouterr().out.splitlines()
     assert warning.startswith("warning") and "W&B" in warning and "(division by zero)" in warning
+
+
+@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+def test_a_run_continues_if_wandb_starts_in_no_mode(mode, fresh_wandb, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(wandb, "init", lambda **kwargs: calls.append(kwargs["settings"].mode) or 1 / 0)
+    logger = loggers.build_wandb_logger("run", "run", mode=mode)
+    logger.log_hyperparams({"rank": 1})
+    logger.log_metrics({"loss": 1.0}, 1)
+    logger.log_image("image", [Image.new("RGB", (8, 8))])
+    logger.log_table("table", ["one"], [[1]])
+    logger.log_summary({"loss": 1.0})
+    modes = ["online", "offline", "disabled"]
+    assert calls == modes[modes.index(mode) :] and get_wandb_run_info([logger], None) == {}
+    (warning,) = capsys.readouterr().out.splitlines()
+    assert warning.startswith("warning") and "(division by zero)" in warning
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"project": "a:b?c#d"}, "logger.project="),
+        ({"project": " "}, "logger.project="),
+        ({"project": "p" * 129}, "logger.project="),
+        ({"name": "n" * 129}, "name="),
+        ({"group": "g" * 129}, "logger.group="),
+        ({"tags": ["t" * 65]}, "tags: "),
+        ({"tags": ["a", ""]}, "tags: "),
+    ],
+)
+def test_names_that_wandb_refuses_are_refused_first(options, key):
+    valid = {"project": "my project", "name": "ä" * 128, "group": None, "tags": ["t" * 64]}
+    loggers.check_wandb_names(valid)
+    with pytest.raises(ValueError, match=key):
+        loggers.check_wandb_names(valid | options)
 
 
 def test_failures_of_media_are_reported_once(fresh_wandb, monkeypatch, capsys):
