@@ -2,7 +2,6 @@
 
 import atexit
 import gc
-import logging
 from contextlib import contextmanager
 from importlib import import_module
 
@@ -31,7 +30,6 @@ def pause_garbage_collection():
 
 def import_training_libraries(logger: str) -> None:
     """Import what every training run needs, and W&B if `logger` is the target of its logger."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that no run here uses
     torch, *others = TRAINING_LIBRARIES
     for name in [torch, *(WANDB_LIBRARIES if "wandb" in logger else ()), *others]:
         import_module(name)

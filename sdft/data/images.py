@@ -2,7 +2,10 @@
 
 import math
 import struct
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +19,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # by content, not by suffix; no
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 MAX_IMAGE_PIXELS = 128 * 2**20  # guards against decompression bombs
 MAX_COVERING_PIXELS = 64 * 2**20  # of an image that is enlarged to cover its crop
+WARNINGS_LOCK = threading.Lock()  # images are decoded in threads, which share the warning filters
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `decode_image` refuses them by name
 
@@ -32,7 +36,9 @@ def decode_image(
     """
     name = name or str(file)
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with silence_pillow():
+            opened = Image.open(file, formats=FORMATS)
+        with opened as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise ValueError(
                     f"{image.width}x{image.height} px are more than {MAX_IMAGE_PIXELS // 2**20} megapixels"
@@ -45,11 +51,20 @@ def decode_image(
         raise ValueError(f"{name}: not a readable image ({error})") from None
 
 
+@contextmanager
+def silence_pillow() -> Iterator[None]:
+    """Suppress warnings about damaged EXIF data, which do not name the file and do not concern its pixels."""
+    with WARNINGS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def to_upright_rgb(image: Image.Image, background: str) -> Image.Image:
     """Apply the EXIF orientation and convert to 8-bit RGB without transparency."""
     image.load()
     try:
-        image = ImageOps.exif_transpose(image)
+        with silence_pillow():
+            image = ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
         image = image.copy()  # unreadable EXIF data
     if image.mode.startswith("I"):  # 16 bits per pixel

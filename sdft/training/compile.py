@@ -5,6 +5,7 @@ sampling and validation, with other shapes and few steps, run eagerly.
 """
 
 import os
+import re
 import shutil
 from importlib.util import find_spec
 from types import MethodType
@@ -13,6 +14,8 @@ import torch
 from torch import nn
 
 COMPILED_BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
+COMPILER_MODULES = ("torch._dynamo", "torch._inductor", "torch._functorch")  # where the compiler's errors are defined
+MAX_ERROR_LENGTH = 200  # characters
 MIN_STEPS_TO_COMPILE = 1000  # steps from which the compile time is certainly regained
 
 
@@ -47,13 +50,28 @@ def compile_blocks(unet: nn.Module, shapes: int) -> int:
 
 
 def build_training_forward(eager, shapes: int):
-    """A `forward` that is compiled when gradients are enabled, else `eager`."""
+    """A `forward` that is compiled when gradients are enabled, else `eager`; `ValueError` if the compiler fails."""
     compiled = torch.compile(eager, dynamic=False if shapes == 1 else None)
 
     def forward(block, *args, **kwargs):
-        return (compiled if torch.is_grad_enabled() else eager)(block, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            return eager(block, *args, **kwargs)
+        try:
+            return compiled(block, *args, **kwargs)
+        except Exception as error:
+            if not type(error).__module__.startswith(COMPILER_MODULES):
+                raise
+            cause = find_error_line(str(error))
+        raise ValueError(f"compile: torch's compiler fails: {cause}; mend it, or use compile=off")
 
     return forward
+
+
+def find_error_line(output: str) -> str:
+    """The first line of a compiler's output that names an error; the output has pages of commands and generated code."""
+    lines = [" ".join(line.split()) for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r"\berror: ", line)]
+    return (errors or lines or ["without a message"])[0][:MAX_ERROR_LENGTH]
 
 
 def remove_compiled_forwards(network: nn.Module) -> None:

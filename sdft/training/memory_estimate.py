@@ -18,6 +18,7 @@ from sdft.training.compile import remove_compiled_forwards
 from sdft.training.fake_tensors import FakeTensorMode, copy_with_tensors
 from sdft.training.gradient_checkpointing import enable_gradient_checkpointing
 from sdft.training.module import DiffusionModule
+from sdft.training.optimizers import build_optimizer
 from sdft.training.step_spec import StepSpec
 
 GB = 2**30
@@ -174,7 +175,7 @@ def probe_optimizer_state(optimizer, ndim: int, device: torch.device) -> list[tu
     """(shape, parameter shape, element size) of every state tensor of a parameter with `ndim` sides."""
     probe_shape = PROBE_SHAPES[ndim]
     first, second = (nn.Parameter(torch.ones(probe_shape, device=device)) for _ in range(2))
-    probe = optimizer([{"params": [first, second], "lr": 1e-3, "name": "probe"}])
+    probe = build_optimizer(optimizer, [{"params": [first, second], "lr": 1e-3, "name": "probe"}])
     for parameter in (first, second):
         parameter.grad = torch.full_like(parameter, 1e-3)
     if hasattr(probe, "train"):

@@ -12,6 +12,7 @@ from sdft.models.stable_diffusion import StableDiffusion
 from sdft.rng import Draw, make_generator
 from sdft.training.fsdp import gather_full_tensor, shard_model
 from sdft.training.gradient_checkpointing import enable_gradient_checkpointing
+from sdft.training.optimizers import build_optimizer
 
 RESUMED_STATE = {
     "grad_norm": torch.float32,
@@ -136,7 +137,7 @@ class DiffusionModule(LightningModule):
             for multiplier, parameters in sorted(by_multiplier.items()):
                 name = part if multiplier == 1 else f"{part}_x{multiplier:g}"
                 groups.append({"params": parameters, "lr": self.lr[part] * multiplier, "name": name})
-        optimizer = self.optimizer(groups)
+        optimizer = build_optimizer(self.optimizer, groups)
         return [optimizer], [{"scheduler": self.schedule(optimizer, self.trainer.max_steps), "interval": "step"}]
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):

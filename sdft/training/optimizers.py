@@ -1,9 +1,18 @@
 """Check the optimizer's settings before anything slow runs."""
 
+import io
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+
+
+def build_optimizer(constructor: Callable, parameters: list):
+    """Build an optimizer without what its constructor prints: it is built several times, to check it and to measure memory."""
+    with redirect_stdout(io.StringIO()):
+        return constructor(parameters)
 
 
 def check_optimizer(cfg: DictConfig) -> None:
@@ -17,7 +26,7 @@ def check_optimizer(cfg: DictConfig) -> None:
         )
     settings = ", ".join(f"{key}={value}" for key, value in optimizer.keywords.items())
     try:
-        optimizer([torch.nn.Parameter(torch.zeros(1))])
+        build_optimizer(optimizer, [torch.nn.Parameter(torch.zeros(1))])
     except Exception as error:  # the type depends on the optimizer and on the setting
         message = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"optimizer: {optimizer.func.__name__}({settings}) failed: {message}") from None

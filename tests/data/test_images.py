@@ -1,5 +1,7 @@
 """Files decode to upright RGB, and crops keep the aspect ratio."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -29,6 +31,16 @@ def test_exif_rotation_is_applied(quadrants, tmp_path):
     quadrants.save(tmp_path / "a.png", exif=exif)
     assert decode_image(tmp_path / "a.png").size == (40, 60)
     assert corner_colors(decode_image(tmp_path / "a.png")) == "brgb"
+
+
+def test_damaged_exif_data_is_read_in_silence(quadrants, tmp_path, recwarn):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\x1a\x01\x05\0\x01\0\0\0\xff\xff\xff\0"
+    files = [tmp_path / f"{number}.jpg" for number in range(20)]
+    for file in files:
+        quadrants.save(file, exif=exif)
+    with ThreadPoolExecutor(4) as threads:
+        assert all(image.size == (40, 60) for image in threads.map(decode_image, files))
+    assert not recwarn.list
 
 
 def test_transparency_is_composited_on_the_background(tmp_path):

@@ -39,6 +39,26 @@ def test_dependencies_of_the_compiler_are_checked(monkeypatch):
     assert find_missing_compiler(torch.device("cuda")) == "triton"
 
 
+def test_an_error_of_the_compiler_is_one_line(monkeypatch):
+    page = "C++ compile error\n\nCommand:\ng++ -x c++\n\nOutput:\na.cpp:1:10: fatal error: Python.h: No such file\n#include <b>"
+    failures = [type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})(page), RuntimeError(page)]
+
+    def fail(*_):
+        raise failures[0]
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: fail)
+    forward = compilation.build_training_forward(lambda block: block, shapes=1)
+    with pytest.raises(
+        ValueError, match=r"^compile: .* a.cpp:1:10: fatal error: Python.h: No such file; .*compile=off$"
+    ):
+        forward(1)
+    with torch.no_grad():
+        assert forward(1) == 1
+    failures.pop(0)
+    with pytest.raises(RuntimeError, match="Command"):  # of another origin
+        forward(1)
+
+
 def test_an_unknown_compile_mode_is_refused():
     from sdft.training.settings import TrainingSettings
 

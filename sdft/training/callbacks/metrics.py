@@ -59,8 +59,10 @@ class TrainingMetrics(Callback):
     @contextmanager
     def pause_clock(self):
         start = time.perf_counter()
-        yield
-        self.paused_seconds += time.perf_counter() - start
+        try:
+            yield
+        finally:
+            self.paused_seconds += time.perf_counter() - start
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         """Read the rates of this step: the schedule, and Prodigy's `d`, advance before the step is reported."""

@@ -87,3 +87,11 @@ def test_pauses_do_not_count_as_training_time(training):  # pitfall 35
 def test_the_device_is_named():
     assert format_device(torch.device("cpu"), 1).endswith(", 1 thread)")
     assert format_device(torch.device("cpu"), 2).endswith(", 2 threads)")
+
+
+def test_a_pause_that_fails_is_a_pause(training):
+    training_metrics = training[0]
+    with pytest.raises(KeyboardInterrupt), training_metrics.pause_clock():
+        time.sleep(0.05)
+        raise KeyboardInterrupt
+    assert training_metrics.paused_seconds >= 0.05
