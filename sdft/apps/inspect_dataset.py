@@ -27,10 +27,10 @@ def main(cfg):
     print("\n".join(report.lines))
     for warning in report.warnings:
         print(f"warning    {warning}", file=sys.stderr)
-    print(f"schedule {plan.steps_per_epoch:g} steps per epoch, batch {cfg.batch_size}")
+    print(f"schedule   {plan.steps_per_epoch:g} steps per epoch, batch {cfg.batch_size}")
     if cfg.contact_sheet:
         ContactSheet(source, sizes).draw().save(cfg.contact_sheet)
-        print(f"images   {Path(cfg.contact_sheet)}")
+        print(f"images     {Path(cfg.contact_sheet)}")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ class PriorPreservation:
             Path(self.path).expanduser() if self.path else CLASS_IMAGES_DIR / format_folder_name(self.prompt, settings)
         )
         requests = {f"{number:05d}.png": (self.prompt, self.seed + number) for number in range(self.images)}
-        title = f"class    {self.prompt!r}"
+        title = f"class      {self.prompt!r}"
         generate_missing_images(requests, sampling, model, resolution, folder, settings, title, key="class_path")
         source = ImageFolder(str(folder), default_caption=self.prompt)
         indices = [i for i, file in enumerate(source.files) if file.name in requests]

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from sdft.config import check_config, check_known_targets, check_option_types
 from sdft.evaluation.variants import ModelVariant, build_file_variants, build_run_variants
 from sdft.runs.files import read_config, read_json
+from sdft.runs.resume import report_default_run
 
 # nested keys kept from a run's config; the others configure training
 RUN_CONFIG_KEYS = ("data", "method", "model", "metrics", "protocol", "sampling", "prior", "precision")
@@ -150,4 +151,6 @@ def find_newest_run(outputs: Path = Path("outputs")) -> Path:
     runs = [file.parent for file in outputs.glob("*/*/run.json") if read_json(file).get("state") == "finished"]
     if not runs:
         raise ValueError(f"run=null: no finished run in {outputs}/; train one first, or give run=FOLDER")
-    return max(runs, key=lambda run: (run / "run.json").stat().st_mtime)
+    newest = max(runs, key=lambda run: (run / "run.json").stat().st_mtime)
+    report_default_run(newest, "which finished last")
+    return newest

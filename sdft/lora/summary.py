@@ -42,23 +42,23 @@ def format_lora_summary(file: LoraFile, all_metadata: bool = False) -> list[str]
     )
     dtype = str(file.dtype).removeprefix("torch.")
     lines = [
-        f"file     {escape_text(str(file.path), 400)}",
-        f"format   {file.file_format}, {dtype}, {file.tensor_count} tensors, {size / 2**20:.2f} MiB",
-        f"sha256   {file.digest}",
-        f"fits     {file.architecture}",
-        f"type     {types}",
-        f"rank     {format_counts(layer.rank for layer in layers.values())}",
-        f"alpha    {format_counts(layer.alpha for layer in layers.values())}",
+        f"file       {escape_text(str(file.path), 400)}",
+        f"format     {file.file_format}, {dtype}, {file.tensor_count} tensors, {size / 2**20:.2f} MiB",
+        f"sha256     {file.digest}",
+        f"fits       {file.architecture}",
+        f"type       {types}",
+        f"rank       {format_counts(layer.rank for layer in layers.values())}",
+        f"alpha      {format_counts(layer.alpha for layer in layers.values())}",
     ]
     for part, names in file.parts.items():
         counts = Counter(map(get_target_name, names)).most_common()
         targets = ", ".join(f"{name} {count}" for name, count in counts[:8])
-        lines.append(f"targets  {part}: {targets}" + f", and {len(counts) - 8} more" * (len(counts) > 8))
+        lines.append(f"targets    {part}: {targets}" + f", and {len(counts) - 8} more" * (len(counts) > 8))
     if file.offsets:
         lines.append(
-            f"other    {len(file.offsets)} biases and norms, such as {'.'.join(min(file.offsets))}: can only be merged"
+            f"other      {len(file.offsets)} biases and norms, such as {'.'.join(min(file.offsets))}: can only be merged"
         )
-    lines += [f"note     {escape_text(note, 400)}" for note in file.notes]
+    lines += [f"note       {escape_text(note, 400)}" for note in file.notes]
     table = ["", *format_block_table(file)] if layers else []
     return [*lines, *table, "", *format_metadata(file.metadata, all_metadata)]
 
@@ -116,15 +116,15 @@ def format_block_table(file: LoraFile) -> list[str]:
 
 def format_metadata(metadata: dict[str, str], all_metadata: bool) -> list[str]:
     """Header metadata from untrusted sources: control characters are escaped and long values truncated."""
-    lines = [f"history  {line}" for line in format_provenance(metadata.get("sdft", ""))]
+    lines = [f"history    {line}" for line in format_provenance(metadata.get("sdft", ""))]
     if all_metadata:
         names = sorted(set(metadata) - {"sdft"})
     else:
         names = [name for name in MAIN_METADATA_KEYS if name in metadata]
-    lines += [f"metadata {escape_text(name, 60)} = {escape_text(metadata[name])}" for name in names]
+    lines += [f"metadata   {escape_text(name, 60)} = {escape_text(metadata[name])}" for name in names]
     hidden = len(set(metadata) - set(names) - {"format", "sdft", PEFT_CONFIG_KEY})
-    lines += [f"         {hidden} more in the header; all=true prints them"] * bool(hidden)
-    return lines or ["metadata none"]
+    lines += [f"           {hidden} more in the header; all=true prints them"] * bool(hidden)
+    return lines or ["metadata   none"]
 
 
 def format_provenance(text: str) -> list[str]:

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from sdft.distributed import get_process_info
 from sdft.options.quoting import format_for_shell, format_override, parse_text_value
 from sdft.runs.files import atomic_write, read_config, read_json
 
@@ -74,7 +76,23 @@ def find_last_started_run(option: str) -> Path:
     runs = [file.parent.parent for file in Path("outputs").glob(f"*/*/{OVERRIDES_FILE}")]
     if not runs:
         raise ValueError(f"{option}={LAST}: no run in outputs/; give a run folder")
-    return max(runs, key=lambda folder: (folder / OVERRIDES_FILE).stat().st_mtime)
+    last = max(runs, key=lambda folder: (folder / OVERRIDES_FILE).stat().st_mtime)
+    report_default_run(last, "which started last")
+    return last
+
+
+@cache
+def report_default_run(run: Path, reason: str) -> None:
+    """Print once which run is used because none was given."""
+    if get_process_info().rank == 0:
+        print(f"run        {run}, {reason}", flush=True)
+
+
+def describe_resumption(folder: Path, sweep: str | None) -> str:
+    """How to continue a run; a job is continued by its sweep, which also starts the other jobs."""
+    return (
+        "repeat the command of the sweep to resume it" if sweep else f"resume with {format_for_shell('resume', folder)}"
+    )
 
 
 @contextmanager

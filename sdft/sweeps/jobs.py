@@ -120,6 +120,7 @@ def run_jobs(source: JobSource, launcher: Launcher, program: tuple[str, ...]) ->
                 handle.stop()
             while any(handle.exit_code() is None for handle in running.values()):
                 time.sleep(POLL_SECONDS)
+        print("stopped    repeat the same command to resume the sweep: only unfinished jobs run", flush=True)
         raise
 
 

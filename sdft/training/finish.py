@@ -1,4 +1,4 @@
-"""End of a run: collect the results, evaluate, and print where everything was written."""
+"""End of a run: evaluate, and print where everything was written."""
 
 import sys
 from contextlib import contextmanager
@@ -9,30 +9,10 @@ from omegaconf import DictConfig
 
 import sdft.distributed as processes
 from sdft.lora.formats import DORA_WARNING
+from sdft.options.quoting import format_for_shell
 from sdft.runs.metadata import RunRecord
 from sdft.runs.reproduce import compare_bitwise
-
-
-def collect_training_results(trainer, result: Path) -> dict:
-    """Measurements of the callbacks, and the size of the trained weights."""
-    from sdft.training.callbacks.evaluation import PeriodicEvaluation
-    from sdft.training.callbacks.metrics import TrainingMetrics
-    from sdft.training.callbacks.validation import ValidationLoss
-
-    callbacks = {type(callback): callback for callback in trainer.callbacks}
-    training_metrics, validation = callbacks[TrainingMetrics], callbacks[ValidationLoss]
-    best = callbacks[PeriodicEvaluation].best if PeriodicEvaluation in callbacks else None
-    early_stop = {"stopped_at": trainer.global_step} if trainer.global_step < trainer.max_steps else {}
-    steps = training_metrics.steps
-    return {
-        **({"best": best} if best else {}),
-        **early_stop,
-        "seconds": round(training_metrics.get_elapsed_seconds(), 1),
-        "last": training_metrics.last,
-        "seconds_per_step": round(training_metrics.seconds / steps, 4) if steps else None,
-        "validation_loss": [validation.first, validation.last],
-        "result_mb": round(get_weights_size_mb(result), 3),
-    }
+from sdft.training.results import get_weights_size_mb
 
 
 def finish_run(record: RunRecord, cfg: DictConfig, method, scorers, has_validation: bool, loggers: list) -> None:
@@ -59,8 +39,16 @@ def finish_run(record: RunRecord, cfg: DictConfig, method, scorers, has_validati
         print(f"warning    {DORA_WARNING}")
     if best := record.metadata.get("best"):
         print(f"best       {folder / 'best'}/ from step {best['step']}: {best['metric']} {best['value']:.3f}")
-    evaluation_command = "python evaluate.py" if scorers else "python evaluate.py metrics=clip"
-    print(f"next       {evaluation_command}   ·   python train.py model=sd15 data=folder data.path=PHOTOS")
+    print(f"next       {'   ·   '.join(list_next_commands(folder, cfg))}")
+
+
+def list_next_commands(folder: Path, cfg: DictConfig) -> list[str]:
+    """Commands that continue with this run: evaluate it if that was not done, then use it; after the digits, train on photos."""
+    is_digits = str(cfg.data.get("_target_")).startswith("sdft.data.digits.")
+    run = format_for_shell("run", folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+    evaluate = [] if cfg.metrics else [f"python evaluate.py {run} metrics={'digits' if is_digits else 'clip'}"]
+    use = "python train.py model=sd15 data=folder data.path=PHOTOS" if is_digits else f"sdft publish {run}"
+    return [*evaluate, f"sdft generate {run}", use]
 
 
 def evaluate_result(folder: Path, cfg: DictConfig, method, scorers, loggers: list) -> None:
@@ -83,10 +71,6 @@ def report_reproduction(record: RunRecord, original: str) -> bool:
         print(f"           {line}", flush=True)
     record.end("finished", reproduces={"run": original, "identical": identical})
     return identical
-
-
-def get_weights_size_mb(result: Path) -> float:
-    return sum(f.stat().st_size for f in result.rglob("*.safetensors")) / 2**20
 
 
 def free_training_memory(module, trainer) -> None:

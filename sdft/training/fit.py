@@ -7,12 +7,13 @@ import torch
 import sdft.distributed as processes
 from sdft.data.datamodule import TrainingDataModule
 from sdft.models.cpu_threads import limit_threads
-from sdft.options.quoting import format_for_shell
 from sdft.runs.invocation import ExitStatus
 from sdft.runs.metadata import RunRecord
+from sdft.runs.resume import describe_resumption
 from sdft.training.callbacks.stop_request import StoppedOnRequest
 from sdft.training.compile import compile_blocks, set_channels_last, should_compile
-from sdft.training.finish import close_loggers, collect_training_results
+from sdft.training.finish import close_loggers
+from sdft.training.results import collect_training_results
 from sdft.training.step_spec import StepSpec
 from sdft.training.trainer import fit
 
@@ -45,7 +46,7 @@ def fit_and_record(
     except StoppedOnRequest as stop:
         record.end("stopped", stopped_at=stop.step)
         if processes.rank() == 0:
-            print(f"stopped    by {stop}; resume with {format_for_shell('resume', record.folder)}", flush=True)
+            print(f"stopped    by {stop}; {describe_resumption(record.folder, options.get('sweep'))}", flush=True)
         close_loggers(stop.status)
         processes.barrier()
         raise ExitStatus(stop.status) from None

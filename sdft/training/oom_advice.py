@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sdft.options.quoting import format_for_shell
+from sdft.runs.resume import describe_resumption
 
 OUT_OF_MEMORY_PATTERN = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 OUT_OF_DISK_PATTERN = re.compile(
@@ -53,12 +53,12 @@ def explain_resource_errors(cfg, folder: Path, trainer) -> Iterator[None]:
             message = f"{folder}: the disk is full at step {trainer.global_step}; earlier files are intact"
         else:
             raise
-        raise ValueError(f"{message}; {describe_resume(folder)}") from error
+        raise ValueError(f"{message}; {describe_resume(folder, cfg.get('sweep'))}") from error
 
 
-def describe_resume(folder: Path) -> str:
+def describe_resume(folder: Path, sweep: str | None) -> str:
     from sdft.runs.checkpoint_file import find_latest_checkpoint
 
     if not (checkpoint := find_latest_checkpoint(folder / "checkpoints")):
         return "no checkpoint was saved"
-    return f"{checkpoint.name} is saved, resume with {format_for_shell('resume', folder)}"
+    return f"{checkpoint.name} is saved, {describe_resumption(folder, sweep)}"

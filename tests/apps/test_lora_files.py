@@ -97,7 +97,7 @@ def test_mix_writes_both_formats_with_their_provenance(app, home):
 
 def test_resize_records_its_settings_in_the_header(app, home):
     output = app("resize", "adapter=a/mine-kohya.safetensors", "energy=0.8", "folder=resized", "name=small")
-    assert "rank     4 -> " in output and "% of the energy" in output
+    assert "rank       4 -> " in output and "% of the energy" in output
     metadata = read_header(home / "resized" / "small-kohya.safetensors")
     assert metadata["ss_network_dim"] == "4" and json.loads(metadata["sdft"])["energy"] == 0.8
 
@@ -154,7 +154,7 @@ def test_merge_writes_a_pipeline_or_a_single_file(app, home):
 
 def test_extract_returns_the_merged_lora(app, home):
     output = app("extract", "base=tiny-sd", "tuned=tuned", "rank=4", "folder=extracted")
-    assert "layers   64, rank 4: " in output and "100.0000%" in output and "omitted" not in output
+    assert "layers     64, rank 4: " in output and "100.0000%" in output and "omitted" not in output
     one, other = read_lora_file(home / "extracted", TINY), read_lora_file(home / "a", TINY)
     assert one.layers.keys() == other.layers.keys()
     for key, layer in one.layers.items():
@@ -177,7 +177,7 @@ def test_show_prints_a_summary_and_escapes_hostile_headers(app, home):
         "diffusers, float32",
         "tiny-sd",
         "4 (all 64 layers)",
-        "alpha    4 (all 64 layers)",
+        "alpha      4 (all 64 layers)",
         "to_q 14",
         "down 0",
         "mid",

@@ -53,7 +53,7 @@ def app(image_folder, monkeypatch, capsys):
 @pytest.mark.slow
 def test_outputs_are_written_and_adapters_are_trained_once(app, image_folder):
     out = app(PROMPTS, *FAST, "compare=true", "folder=first")
-    assert out.count("(trained in ") == 2 and "images   first/morph.gif, first/strip.png" in out
+    assert out.count("(trained in ") == 2 and "images     first/morph.gif, first/strip.png" in out
     assert sorted(file.name for file in (image_folder / "first" / "frames").iterdir()) == ["0.png", "1.png", "2.png"]
     scores = json.loads((image_folder / "first" / "scores.json").read_text())
     assert list(scores["scores"]) == ["all parts", "no LoRA", "no AdaIN", "no attention", "no even spacing"]
@@ -76,7 +76,7 @@ def test_outputs_are_written_and_adapters_are_trained_once(app, image_folder):
         assert first == second
     files = "adapters=[" + ",".join(str(file.parent) for file in sorted(before) if "kohya" not in file.name) + "]"
     out = app(PROMPTS, *FAST, files, "folder=third", "lora=factors", "model.prediction_type=v_prediction")
-    assert "adapter" not in out and "images   third/morph.gif" in out
+    assert "adapter" not in out and "images     third/morph.gif" in out
 
 
 @pytest.mark.parametrize(

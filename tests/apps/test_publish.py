@@ -260,7 +260,7 @@ def test_the_program_prints_the_card_and_needs_a_license_to_push(run, monkeypatc
     monkeypatch.setattr(sys, "argv", ["publish", f"run={run}"])
     main()
     printed = capsys.readouterr().out
-    assert f"card     {run / 'published' / 'README.md'}" in printed and "license  none" in printed
+    assert f"card       {run / 'published' / 'README.md'}" in printed and "license    none" in printed
     monkeypatch.setattr(sys, "argv", ["publish", f"run={run}", "to=someone/sks", "push=true"])
     with pytest.raises(SystemExit):
         main()

@@ -291,13 +291,14 @@ def test_run_without_metrics_is_rejected(trained_run):
         build_evaluation_jobs(compose_evaluation_config("run=nowhere"))
 
 
-def test_newest_finished_run_is_default(tmp_path):
+def test_newest_finished_run_is_default_and_named(tmp_path, capsys):
     with pytest.raises(ValueError, match="run=null: "):
         find_newest_run(tmp_path)
     for stamp, state in (("1", "finished"), ("2", "failed")):
         (tmp_path / "lora" / stamp).mkdir(parents=True)
         (tmp_path / "lora" / stamp / "run.json").write_text(json.dumps({"state": state}))
-    assert find_newest_run(tmp_path) == tmp_path / "lora" / "1"
+    assert find_newest_run(tmp_path) == find_newest_run(tmp_path) == tmp_path / "lora" / "1"
+    assert capsys.readouterr().out == f"run        {tmp_path / 'lora' / '1'}, which finished last\n"
 
 
 def test_caption_template_applies_to_prompts_but_not_to_scoring_prompts(run):

@@ -21,7 +21,7 @@ def main(cfg):
     )
     listener = bind_socket(cfg.port)
     address = f"http://{LOCALHOST}:{listener.getsockname()[1]}/"
-    print(f"address  {address}   Ctrl-C to stop", flush=True)
+    print(f"address    {address}   Ctrl-C to stop", flush=True)
     if cfg.open:
         import webbrowser
 

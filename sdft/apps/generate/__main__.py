@@ -25,7 +25,7 @@ def generate(cfg, overrides: set[str]) -> None:
     check_config(cfg)
     grid, image_metadata = parse_request(cfg, overrides)
     folder, console = Path(cfg.folder).expanduser(), Console()
-    print(f"generate {len(grid.cells)} image{'s' * (len(grid.cells) > 1)} in {folder}/", flush=True)
+    print(f"generate   {len(grid.cells)} image{'s' * (len(grid.cells) > 1)} in {folder}/", flush=True)
     bar = track(
         grid.generate_images(folder),
         "generate",
@@ -35,12 +35,12 @@ def generate(cfg, overrides: set[str]) -> None:
     )
     for _ in bar:
         pass
-    print(f"images   {'   '.join(map(str, write_contact_sheets(grid, folder)))}")
+    print(f"images     {'   '.join(map(str, write_contact_sheets(grid, folder)))}")
     if grid.batch_position:
         difference = describe_pixel_difference(Path(cfg.reproduce).expanduser(), grid.files[grid.cells[0]])
         print(f"reproduce  {difference}")
         if changes := describe_environment_changes(image_metadata, grid.last_metadata):
-            print(f"note     {changes}")
+            print(f"note       {changes}")
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ def main(cfg):
     result, fraction = extract_lora(base, tuned, cfg.rank, cfg.energy, targets, track_layers)
     count = sum(len(layers) for layers in result.parts.values())
     ranks = format_ranks(result.ranks)
-    print(f"layers   {count}, rank {ranks}: retains {result.energy_fraction:.4%} of the energy of their change")
+    print(f"layers     {count}, rank {ranks}: retains {result.energy_fraction:.4%} of the energy of their change")
     if fraction < 0.9999:
-        print(f"omitted  {1 - fraction:.4%} of the total change: norms, biases and layers outside the targets")
+        print(f"omitted    {1 - fraction:.4%} of the total change: norms, biases and layers outside the targets")
     metadata = build_extract_metadata(base, tuned, cfg.rank, cfg.energy, result.energy_fraction)
     save_lora_formats(result.parts, Path(cfg.folder), cfg.name, metadata, cfg.dtype)
 

@@ -59,9 +59,9 @@ def save_lora_formats(parts: dict, folder: Path, name: str, metadata: dict[str, 
     """Save in both formats and print the paths."""
     adapters = {part: build_adapter_state(part, layers) for part, layers in parts.items()}
     save_lora(adapters, folder, check_file_name(name), metadata, parse_dtype(dtype))
-    print(f"saved    {folder / DIFFUSERS_FILE}\n         {folder / f'{name}-kohya.safetensors'}")
+    print(f"saved      {folder / DIFFUSERS_FILE}\n           {folder / f'{name}-kohya.safetensors'}")
     if any(layer.magnitude is not None for layers in parts.values() for layer in layers.values()):
-        print(f"warning  {DORA_WARNING}")
+        print(f"warning    {DORA_WARNING}")
 
 
 def format_ranks(ranks: list[int]) -> str:

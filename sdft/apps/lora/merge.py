@@ -57,8 +57,8 @@ def main(cfg):
     else:
         save_pipeline_folder(model, to, dtype, provenance)
     for weight, file in zip(weights, files, strict=True):
-        print(f"{weight:<8g} {file.path}  ({file.file_format}, {len(file.layers)} layers)")
-    print(f"saved    {to}  ({'single file, original layout' if to.suffix else 'diffusers pipeline'}, {cfg.dtype})")
+        print(f"{weight:<10g} {file.path}  ({file.file_format}, {len(file.layers)} layers)")
+    print(f"saved      {to}  ({'single file, original layout' if to.suffix else 'diffusers pipeline'}, {cfg.dtype})")
 
 
 if __name__ == "__main__":

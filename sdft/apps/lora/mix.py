@@ -39,9 +39,9 @@ def main(cfg):
     result = mix_lora_files(files, weights, cfg.merge_method, cfg.rank)
     for weight, file in zip(weights, files, strict=True):
         ranks = format_ranks(sorted({layer.rank for layer in file.layers.values()}))
-        print(f"{weight:<8g} {file.path}  ({file.file_format}, rank {ranks})")
+        print(f"{weight:<10g} {file.path}  ({file.file_format}, rank {ranks})")
     print(
-        f"mix      {cfg.merge_method}, rank {format_ranks(result.ranks)}: {format_accuracy(result, cfg.merge_method)}"
+        f"mix        {cfg.merge_method}, rank {format_ranks(result.ranks)}: {format_accuracy(result, cfg.merge_method)}"
     )
     settings = {
         "merge_method": cfg.merge_method,

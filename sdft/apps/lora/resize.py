@@ -29,8 +29,8 @@ def main(cfg):
     (file,) = read_lora_files([cfg.adapter], cfg.architecture)
     result = resize_lora_file(file, cfg.rank, cfg.energy)
     ranks = sorted({layer.rank for layer in file.layers.values()})
-    print(f"rank     {format_ranks(ranks)} -> {format_ranks(result.ranks)}")
-    print(f"retains  {result.energy_fraction:.4%} of the energy of the change")
+    print(f"rank       {format_ranks(ranks)} -> {format_ranks(result.ranks)}")
+    print(f"retains    {result.energy_fraction:.4%} of the energy of the change")
     settings = {"rank": cfg.rank} if cfg.rank else {"energy": cfg.energy}
     settings["energy_fraction"] = round(result.energy_fraction, 6)
     metadata = file.metadata | build_provenance("resize", [file], **settings)

@@ -28,7 +28,7 @@ def load_or_train_adapters(cfg, model, images, precision) -> list[Path]:
     for image in images:
         adapter = trainer.load_or_train(model, image, precision, cfg.accelerator, cache_folder)
         origin = f"trained in {adapter.seconds:.0f} s" if adapter.seconds else "cached"
-        print(f"adapter  {adapter.folder} ({origin})", flush=True)
+        print(f"adapter    {adapter.folder} ({origin})", flush=True)
         folders.append(adapter.folder)
     model.to(device)
     return folders

@@ -28,8 +28,8 @@ def write_results(morpher, sequences, folder: Path, cfg, metric) -> None:
     with atomic_write(folder / "scores.json") as file:
         file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if metric:
-        print(f"distance {metric.name}: PPL is the sum between consecutive images, PDV the variance between frames")
+        print(f"distance   {metric.name}: PPL is the sum between consecutive images, PDV the variance between frames")
     width = max(map(len, [*scores, "autoencoder"]))
     for name, row in {"autoencoder": limit, **scores}.items():
-        print(f"scores   {name:<{width}}  " + "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
-    print(f"images   {folder}/morph.gif" + (f", {folder}/strip.png" if cfg.compare else ""))
+        print(f"scores     {name:<{width}}  " + "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
+    print(f"images     {folder}/morph.gif" + (f", {folder}/strip.png" if cfg.compare else ""))

@@ -53,9 +53,9 @@ def main(cfg):
     folder = Path(cfg.folder)
     sheet = stylize_images(transfer, loaded.model, files, controlnet, folder, metadata)
     scale = transfer.controlnet_scale if controlnet else 0
-    print(f'prompt   "{prompt}" · strength {transfer.strength:g} · controlnet_scale {scale:g}')
-    print(f"strips   {len(files)} in {folder}/")
-    print(f"images   {sheet}")
+    print(f'prompt     "{prompt}" · strength {transfer.strength:g} · controlnet_scale {scale:g}')
+    print(f"strips     {len(files)} in {folder}/")
+    print(f"images     {sheet}")
 
 
 if __name__ == "__main__":

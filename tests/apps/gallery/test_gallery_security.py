@@ -261,7 +261,7 @@ def test_the_app_prints_its_address_and_listens_only_on_localhost(outputs):
     try:
         line = process.stdout.readline()
         address = line.split()[1]
-        assert line.startswith("address  http://127.0.0.1:")
+        assert line.startswith("address    http://127.0.0.1:")
         with urlopen(address, timeout=120) as answer:
             assert b"x/run" in answer.read() or answer.status == 200
         port = int(address.rsplit(":", 1)[1].strip("/"))
