@@ -141,9 +141,9 @@ def list_references(cfg: DictConfig) -> set[str]:
 def check_given_options_are_read(config: str, cfg: DictConfig, given: dict) -> None:
     """Raise `ValueError` for a top-level option on the command line that the chosen nodes do not refer to.
 
-    Options that `conf/CONFIG.yaml` declares and does not refer to are read by the code.
+    Options that `conf/CONFIG.yaml` declares and does not refer to, or refers to for Hydra alone, are read by the code.
     """
-    text = (CONF / f"{config}.yaml").read_text(encoding="utf-8")
+    text = (CONF / f"{config}.yaml").read_text(encoding="utf-8").partition("\nhydra:")[0]
     references = list_references(cfg)
     for key, override in given.items():
         is_read_by_code = re.search(rf"^{re.escape(key)}:", text, re.MULTILINE) and f"${{{key}}}" not in text

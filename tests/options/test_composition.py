@@ -126,6 +126,7 @@ def test_what_an_interpolation_or_an_object_reads_is_accepted():
     callback = ["+callbacks.mine._target_=lightning.pytorch.callbacks.EarlyStopping", "+callbacks.mine.monitor=loss"]
     compose_and_check(*callback, "+trainer.benchmark=true", "++rank=4", "+optimizer.amsgrad=true")
     compose_and_check("data._target_=my.Dataset", "++model.name=x")
+    assert compose_and_check("name=mine", "logger=none").name == "mine"  # names folders and files
 
 
 def test_every_program_is_started_by_the_function_that_checks():
