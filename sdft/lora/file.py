@@ -19,7 +19,7 @@ from sdft.lora.key_names import (
     group_tensors,
     parse_tensor_name,
 )
-from sdft.lora.layer_matching import match_architecture
+from sdft.lora.layer_matching import ArchitectureMismatchError, match_architecture
 from sdft.lora.layer_parsing import FILE_ADAPTER_TYPES, detect_adapter_type, parse_layer
 from sdft.lora.low_rank import LowRankLayer
 from sdft.lora.peft_config import PEFT_FILE, read_peft_alphas
@@ -99,6 +99,8 @@ def read_lora_file(path: Path, architectures: list[Architecture] | None = None, 
                 f"changes {len(file.offsets)} biases or norms, such as {min(file.offsets)[1]}, which no adapter holds; merge it "
                 "into its base (sdft merge) and use the result"
             )
+    except ArchitectureMismatchError as error:
+        raise ArchitectureMismatchError(f"adapter={path}: {error}") from None
     except ValueError as error:
         raise ValueError(f"adapter={path}: {error}") from None
     for note in file.notes:
@@ -116,7 +118,9 @@ def parse_lora_file(
         groups, file_format = group_tensors(weights)
         architecture, found = match_architecture(groups, architectures)
     except ValueError as error:
-        raise ValueError(describe_foreign_file(weights, is_lora) or str(error)) from None
+        if description := describe_foreign_file(weights, is_lora):
+            raise ValueError(description) from None
+        raise error from None
     offsets = pop_offsets(groups, found)
     shapes = {name: architecture.get_shape(*found[name]) for name in groups}
     input_norms = detect_input_norms(groups, shapes)

@@ -11,6 +11,10 @@ TUCKER_ROLES = {"mid", "hada_t1", "hada_t2", "lokr_t2"}  # cores `[rank, rank, h
 NORM_ROLES = {"w_norm", "b_norm"}
 
 
+class ArchitectureMismatchError(ValueError):
+    """The layers of a file are not those of any of the given architectures."""
+
+
 def match_architecture(
     groups: Groups, architectures: list[Architecture]
 ) -> tuple[Architecture, dict[str, tuple[str, str]]]:
@@ -30,8 +34,8 @@ def match_architecture(
     layers, candidates = unmatched or misshapen, " or ".join(architecture.name for architecture in architectures)
     first = f"{layers[0]} and {len(layers) - 1} more" if len(layers) > 1 else layers[0]
     if unmatched:
-        raise ValueError(f"{first}: fits no layer of {candidates}")
-    raise ValueError(f"does not fit {candidates}: {first} has the wrong shape for its layer")
+        raise ArchitectureMismatchError(f"{first}: fits no layer of {candidates}")
+    raise ArchitectureMismatchError(f"does not fit {candidates}: {first} has the wrong shape for its layer")
 
 
 def fits_shape(group: dict[str, Tensor], shape: tuple[int, ...]) -> bool:

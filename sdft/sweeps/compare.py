@@ -92,15 +92,14 @@ def describe_cheapest(best: Setting, cheaper: list[Setting], fractions: dict[str
             ratio = best.mean("trainable") / max(1, setting.mean("trainable"))
             saving = f"{ratio:.3g}x fewer trainable parameters" if ratio > 1.01 else "less training time"
             return f"{setting.label}: {saving}, {format_gain(mean, 'of the gain', lower_bound)}"
-    if all(lower_bound is None for _, lower_bound in fractions.values()):
+    bounded = {label: fraction for label, fraction in fractions.items() if fraction[1] is not None}
+    if not bounded:
         return (
             "undetermined: no confidence interval; run several seeds per setting, or set metrics=… for per-image scores"
         )
-    closest = max(fractions, key=lambda label: fractions[label][1] or 0)
+    closest = max(bounded, key=lambda label: bounded[label][1])
     required = f"no cheaper setting keeps {format_percent(MIN_GAIN_FRACTION)} of the gain at the 95 % lower bound"
-    return (
-        f"none: {required}; closest is {closest} with {format_gain(fractions[closest][0], '', fractions[closest][1])}"
-    )
+    return f"none: {required}; closest is {closest} with {format_gain(bounded[closest][0], '', bounded[closest][1])}"
 
 
 def gain_fraction(

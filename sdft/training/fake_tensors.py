@@ -66,6 +66,10 @@ class FakeTensorMode(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.prim.device.default:
             return args[0].device
+        if func.name() == "aten::_local_scalar_dense" and args[0].dtype is torch.bool:
+            return (
+                True  # a branch on data, such as peft's on a random number that drops a whole layer: compute the layer
+            )
         kwargs = {name: to_meta(value) for name, value in (kwargs or {}).items()}
         if "device" in kwargs:
             kwargs["device"] = "meta"

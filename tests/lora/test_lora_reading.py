@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sdft.apps.lora.lora_io import read_lora_files
 from sdft.lora.architecture import list_architectures
 from sdft.lora.file import read_lora_file
 from sdft.lora.formats import load_lora
@@ -323,3 +324,17 @@ def test_a_file_is_never_read_in_part(tmp_path):
         save_file(tensors | {key: draw(48, 48)}, tmp_path / "x.safetensors")
         with pytest.raises(ValueError, match=f"x.safetensors: .*{message}"):
             read_lora_file(tmp_path / "x.safetensors", TINY)
+
+
+def test_another_architecture_is_advised_only_for_files_of_one(tmp_path):
+    """Also in a folder whose name says that it fits."""
+    folder = tmp_path / "outfits that fit"
+    folder.mkdir()
+    save_file({"lora_unet_nothing.lora_up.weight": torch.zeros(4, 4)}, folder / "one.safetensors")
+    (folder / "broken.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="architecture=FOLDER"):
+        read_lora_files([folder / "one.safetensors"], None)
+    for file, architecture in (("broken", None), ("one", "tiny-sd")):
+        with pytest.raises(ValueError, match="adapter=") as error:
+            read_lora_files([folder / f"{file}.safetensors"], architecture)
+        assert "architecture=FOLDER" not in str(error.value)

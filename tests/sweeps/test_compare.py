@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from sdft.apps.compare import main
 from sdft.evaluation.plots.svg_charts import create_figure, label_points, plot_pareto_scatter
-from sdft.sweeps.compare import compare_runs, recommend_setting, seed_differences
+from sdft.sweeps.compare import compare_runs, describe_cheapest, recommend_setting, seed_differences
 from sdft.sweeps.compare_page import plot_by_option
 from sdft.sweeps.optuna_search import objective_directions
 from sdft.sweeps.results import FinishedRun, comparable_metrics, group_by_setting, metric_info, read_finished_run
@@ -66,6 +66,14 @@ def test_the_cheapest_setting_keeps_most_of_the_gain_at_the_lower_bound():
     _, cheapest = recommend_setting(group_by_setting(runs), "CLIP-I")
     assert cheapest.startswith("cheapest   none: ") and "90 %" in cheapest and "rank=1 with 50 %" in cheapest
     assert recommend_setting(group_by_setting(runs[:1]), "CLIP-I") == []
+
+
+def test_the_closest_setting_is_one_with_an_interval():
+    settings = group_by_setting([make_run(rank, 0, [0.5]) for rank in (1, 4, 16)])
+    best, cheaper = settings[-1], settings[:-1]
+    fractions = {cheaper[0].label: (0.2, None), cheaper[1].label: (0.1, 0.0)}
+    text = describe_cheapest(best, cheaper, fractions)
+    assert text.startswith("none: ") and f"closest is {cheaper[1].label} with 10 %" in text
 
 
 def test_a_seed_that_failed_is_not_averaged_away():

@@ -12,7 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from sdft.losses.diffusion import DiffusionLoss
 from sdft.methods.full import FullFineTuning
-from sdft.methods.lora import LoRA
+from sdft.methods.lora import ADAPTER_TYPES, INIT_METHODS, LoRA
+from sdft.methods.textual_inversion import TextualInversion
 from sdft.training.memory_estimate import (
     count_bytes,
     estimate_memory,
@@ -87,6 +88,29 @@ def test_the_estimate_equals_the_memory_of_a_step(tiny, case):
     assert estimate.activations == pytest.approx(measure_step(module, step), rel=0.03)
     assert estimate.weights == sum(map(count_bytes, [*module.parameters(), *module.buffers()]))
     assert estimate.gradients == sum(map(count_bytes, module.get_trainable_parameters().values()))
+
+
+CONV_TARGETS = ["to_q", "conv1", "downsamplers.0.conv"]
+METHODS = {
+    **{f"{kind} {targets[-1]}": LoRA(4, 4.0, adapter_type=kind, unet_targets=targets)
+       for kind in ADAPTER_TYPES for targets in (["to_q"], CONV_TARGETS)},
+    **{init: LoRA(4, 4.0, init_lora_weights=init, unet_targets=["to_q"]) for init in INIT_METHODS},
+    "dora": LoRA(4, 4.0, use_dora=True, unet_targets=CONV_TARGETS),
+    "rslora with dropout": LoRA(4, 4.0, use_rslora=True, dropout=0.1),
+    "textual inversion": TextualInversion("<mine>", num_vectors=2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_memory_of_every_kind_of_adapter_is_estimated(tiny, name):
+    module = build_module(tiny(), METHODS[name])
+    module.train()
+    estimate = estimate_memory(module, StepSpec(build_sample(module), 4, 1, CPU))
+    if name.startswith(("loha", "lokr")):  # they draw a random number per layer, and skip it if that is 0
+        assert estimate.activations == pytest.approx(
+            measure_step(module, StepSpec(build_sample(module), 4, 1, CPU)), rel=0.1
+        )
+    assert estimate.activations > estimate.gradients > 0
 
 
 def test_estimating_changes_neither_module_nor_rng_and_is_fast(tiny):

@@ -8,6 +8,7 @@ import torch
 from sdft.lora.architecture import list_architectures
 from sdft.lora.file import DIFFUSERS_FILE, LoraFile, read_lora_file
 from sdft.lora.formats import DORA_WARNING, save_lora
+from sdft.lora.layer_matching import ArchitectureMismatchError
 from sdft.lora.state_dict import build_adapter_state
 from sdft.runs.files import check_name
 
@@ -20,8 +21,8 @@ def read_lora_files(paths: list[str], architecture: str | None, offsets: bool = 
     architectures = list_architectures(architecture)
     try:
         return [read_lora_file(Path(path), architectures, offsets) for path in paths]
-    except ValueError as error:
-        hint = " (architecture=FOLDER selects another model)" if "fit" in str(error) and architecture is None else ""
+    except ArchitectureMismatchError as error:
+        hint = " (architecture=FOLDER selects another model)" if architecture is None else ""
         raise ValueError(f"{error}{hint}") from None
 
 

@@ -7,7 +7,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdft.evaluation.metrics.feature_extractor import FeatureExtractor, ScorerUnavailableError, split_batches
+from sdft.evaluation.metrics.feature_extractor import (
+    FeatureExtractor,
+    ScorerUnavailableError,
+    is_offline,
+    split_batches,
+)
 from sdft.models.embedded import TINY_CLIP
 
 
@@ -26,6 +31,8 @@ class ClipFeatureExtractor(FeatureExtractor):
                 "use tiny-clip (embedded), or for example ViT-L-14-quickgelu"
             )
         try:
+            if is_offline() and full_name == name:
+                check_offline_weights(name, pretrained)
             model, _, self.transform = open_clip.create_model_and_transforms(
                 full_name, pretrained=pretrained, weights_only=True
             )
@@ -50,3 +57,13 @@ class ClipFeatureExtractor(FeatureExtractor):
         """Unit features `[captions, width]`."""
         tokens = (self.tokenizer(batch) for batch in split_batches(captions, self.batch_size))
         return torch.cat([self.move_to_device().encode_text(t.to(self.device), normalize=True).cpu() for t in tokens])
+
+
+def check_offline_weights(name: str, pretrained: str | None) -> None:
+    """Raise `OSError` for weights that open_clip would download from an address outside the hub."""
+    import open_clip
+
+    source = open_clip.get_pretrained_cfg(name, pretrained or "")
+    file = Path("~/.cache/clip").expanduser() / source.get("url", "").rsplit("/", 1)[-1]  # open_clip's folder
+    if source.get("url") and not source.get("hf_hub") and not file.is_file():
+        raise OSError(f"{file.name} not found with HF_HUB_OFFLINE=1")

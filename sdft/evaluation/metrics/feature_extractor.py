@@ -19,6 +19,13 @@ class ScorerUnavailableError(ValueError):
         self.name = name
 
 
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids downloads; libraries that know nothing of the hub must not use the network either."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
+
+
 class Scorer:
     """Moves its network to the device on use and back to the CPU in `offload()`, to leave the GPU to training."""
 

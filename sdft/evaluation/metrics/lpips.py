@@ -1,6 +1,7 @@
 """Perceptual distance of two images: LPIPS (Zhang et al., 2018), or the same formula over CLIP layers."""
 
 from itertools import combinations
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sdft.evaluation.metrics.clip import ClipFeatureExtractor
-from sdft.evaluation.metrics.feature_extractor import Scorer, ScorerUnavailableError, split_batches
+from sdft.evaluation.metrics.feature_extractor import Scorer, ScorerUnavailableError, is_offline, split_batches
 
 NUM_LAYERS = 4  # CLIP layers, spread evenly over the depth
 
@@ -29,13 +30,15 @@ class Lpips(Scorer):
         weights = {"alex": models.AlexNet_Weights, "vgg": models.VGG16_Weights, "squeeze": models.SqueezeNet1_1_Weights}
         if net not in weights:
             raise ValueError(f"{option}={net}: choose one of {', '.join(weights)}, or clip")
+        file = Path(torch.hub.get_dir(), "checkpoints", weights[net].IMAGENET1K_V1.url.rsplit("/", 1)[1])
         try:
+            if is_offline() and not file.is_file():
+                raise OSError
             self.model = LearnedPerceptualImagePatchSimilarity(net, reduction="none", normalize=True)
         except OSError:
-            file = weights[net].IMAGENET1K_V1.url.rsplit("/", 1)[1]
             raise ScorerUnavailableError(
-                f"{option}={net}: torchvision weights {file} not found; "
-                f"download them once with network access, or copy the file to {torch.hub.get_dir()}/checkpoints/"
+                f"{option}={net}: torchvision weights {file.name} not found{' (HF_HUB_OFFLINE=1)' * is_offline()}; "
+                f"download them once with network access, or copy the file to {file.parent}/"
             ) from None
 
     @torch.no_grad()

@@ -49,13 +49,35 @@ def test_missing_weights_are_reported_with_file_and_folder(monkeypatch, tmp_path
         Lpips("resnet")
 
 
-def test_lpips_equals_torchmetrics_pair_by_pair(monkeypatch, photographs):
+def test_offline_no_weights_are_requested_from_the_network(monkeypatch, tmp_path):
+    import open_clip
+
+    from sdft.evaluation.metrics.clip import ClipFeatureExtractor
+
+    def refuse(*_, **__):
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    for net in ("alex", "vgg", "squeeze"):
+        with pytest.raises(ScorerUnavailableError, match=rf"metrics.perceptual={net}: .*HF_HUB_OFFLINE=1"):
+            Lpips(net)
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"url": "https://host/weights.pt"})
+    with pytest.raises(ScorerUnavailableError, match="metrics.clip=ViT-B-32: .*weights.pt.*HF_HUB_OFFLINE=1"):
+        ClipFeatureExtractor("ViT-B-32", "openai")
+
+
+def test_lpips_equals_torchmetrics_pair_by_pair(monkeypatch, tmp_path, photographs):
     """With random weights of the real architecture."""
     from PIL import Image
     from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as reference
 
     torch.manual_seed(0)
     weights = models.alexnet(weights=None).state_dict()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth").touch()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", lambda *_, **__: weights)
     images = [Image.open(photographs / f"{name}.jpg").resize((64, 64)) for name in ("cat", "coffee", "rocket")]
     lpips = Lpips("alex", batch_size=2)
