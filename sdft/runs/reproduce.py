@@ -51,7 +51,7 @@ def compare_weights(before: Path, after: Path) -> Iterator[str]:
     """Compare the trained and EMA weights of the last checkpoints."""
     old, new = (read_checkpoint(folder / "checkpoints" / "last.ckpt") for folder in (before, after))
     weight_getters = {"weights": lambda state: state["state_dict"]}
-    if "ema" in old["callbacks"]:
+    if old["callbacks"]["ema"]["average"]:
         weight_getters["EMA weights"] = lambda state: state["callbacks"]["ema"]["average"]
     for kind, get_weights in weight_getters.items():
         gaps = {name: float((w - get_weights(new)[name]).abs().max()) for name, w in get_weights(old).items()}

@@ -133,7 +133,7 @@ def build_trainer(
         max_steps=inputs.steps,
         accumulate_grad_batches=training.gradient_accumulation_steps,
         logger=[metrics_csv, *([logger] if logger else [])],
-        callbacks=build_callbacks(cfg, parts, datasets, folder, inputs, evaluation, metrics_csv, invocation),
+        callbacks=build_callbacks(cfg, parts, datasets, inputs, evaluation, invocation),
         log_every_n_steps=training.log_every,
         enable_checkpointing=True,
         default_root_dir=folder,

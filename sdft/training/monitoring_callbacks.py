@@ -1,6 +1,6 @@
 """Callbacks that watch training: metrics, progress, EMA, validation loss, and checks that stop a run that cannot succeed."""
 
-from pathlib import Path
+from lightning import Callback
 
 from sdft.training.callbacks.ema import EMA
 from sdft.training.callbacks.gradient_check import ZeroGradientCheck
@@ -9,20 +9,16 @@ from sdft.training.callbacks.metrics import TrainingMetrics
 from sdft.training.callbacks.nan_check import NanCheck
 from sdft.training.callbacks.progress_bar import ProgressBar
 from sdft.training.callbacks.validation import ValidationLoss
-from sdft.training.datasets import RunDatasets
 
 
-def build_monitoring_callbacks(
-    parts: dict, datasets: RunDatasets, folder: Path, ema: EMA, training_metrics: TrainingMetrics
-) -> list:
-    """In execution order: a step is checked before it is measured, and averaged before it is validated."""
-    training = parts["training"]
-    return [
-        NanCheck(datasets.training, training.on_nan, training.log_every, folder),
-        training_metrics,
-        LossSpikeWarning(training_metrics),
-        ProgressBar(training_metrics),
-        ZeroGradientCheck(),
-        *([ema] if training.ema else []),
-        ValidationLoss(datasets.training, datasets.validation, training.validate_every, training_metrics, ema),
-    ]
+def build_monitoring_callbacks(training, validation_dataset) -> dict[str, Callback]:
+    """Callbacks by their names in `run_callbacks.CALLBACK_ORDER`; `training` has the settings."""
+    return {
+        "nan_check": NanCheck(training.on_nan, training.log_every),
+        "training_metrics": TrainingMetrics(training.log_every),
+        "loss_spike": LossSpikeWarning(),
+        "progress_bar": ProgressBar(),
+        "gradient_check": ZeroGradientCheck(),
+        "ema": EMA(training.ema),
+        "validation": ValidationLoss(training.validate_every, validation_dataset),
+    }

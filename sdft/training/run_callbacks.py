@@ -7,10 +7,8 @@ from omegaconf import DictConfig
 
 from sdft.runs.invocation import Invocation
 from sdft.training.callbacks.checkpoint import PeriodicCheckpoint
-from sdft.training.callbacks.ema import EMA
 from sdft.training.callbacks.evaluation import EVALUATION_SEED_OFFSET, PeriodicEvaluation
 from sdft.training.callbacks.export import ResultExport
-from sdft.training.callbacks.metrics import TrainingMetrics
 from sdft.training.callbacks.oom_checkpoint import OomCheckpoint
 from sdft.training.callbacks.sample_images import SampleImageWriter
 from sdft.training.callbacks.stop_request import StopOnRequest, StopRequestListener
@@ -18,59 +16,55 @@ from sdft.training.datasets import RunDatasets
 from sdft.training.inputs import RunInputs
 from sdft.training.monitoring_callbacks import build_monitoring_callbacks
 
+CALLBACK_ORDER = (  # Lightning calls the methods of callbacks in this order, and those of `checkpoint` last
+    "stop_request_listener",  # from here on a request to stop is noted
+    "oom_checkpoint",  # before all that may run out of memory
+    "nan_check",  # a step is checked before it is measured
+    "training_metrics",
+    "loss_spike",
+    "progress_bar",
+    "gradient_check",
+    "ema",  # averaged before it is validated and sampled
+    "validation",
+    "sample_images",
+    "evaluation",
+    "export",
+    "user",  # those of the config group `callbacks`
+    "stop_on_request",  # after a step is complete
+    "checkpoint",
+)
+
 
 def build_callbacks(
-    cfg: DictConfig,
-    parts: dict,
-    datasets: RunDatasets,
-    folder: Path,
-    inputs: RunInputs,
-    evaluation,
-    metrics_csv,
-    invocation: Invocation,
+    cfg: DictConfig, parts: dict, datasets: RunDatasets, inputs: RunInputs, evaluation, invocation: Invocation
 ) -> list:
-    """The callbacks in execution order, the user's own last; Lightning moves checkpoint callbacks to the end."""
-    training = parts["training"]
-    ema, training_metrics = EMA(training.ema), TrainingMetrics(training.log_every)
-    sample_images = SampleImageWriter(
-        folder, parts["sampling"], inputs.prompts, cfg.resolution, training.sample_every, ema, training_metrics
-    )
-    evaluations = []
+    """The callbacks of a run in `CALLBACK_ORDER`; `evaluation` runs during training, if there is one."""
+    training, stop_request = parts["training"], invocation.stop_request
+    callbacks = build_monitoring_callbacks(training, datasets.validation) | {
+        "stop_request_listener": StopRequestListener(stop_request),
+        "oom_checkpoint": OomCheckpoint(),
+        "sample_images": SampleImageWriter(parts["sampling"], inputs.prompts, cfg.resolution, training.sample_every),
+        "export": ResultExport(cfg.name, list(invocation.command)),
+        "stop_on_request": StopOnRequest(stop_request),
+        "checkpoint": PeriodicCheckpoint(training.get_save_interval_steps(), training.get_save_interval_seconds()),
+    }
     if evaluation:
-        evaluations = [
-            build_evaluation_callback(cfg, parts, folder, evaluation, ema, training_metrics, inputs.checkpoint)
-        ]
-    stop_request = invocation.stop_request
-    interval = (training.get_save_interval_steps(), training.get_save_interval_seconds())
-    return [
-        StopRequestListener(stop_request),
-        OomCheckpoint(folder),
-        *build_monitoring_callbacks(parts, datasets, folder, ema, training_metrics),
-        sample_images,
-        *evaluations,
-        ResultExport(sample_images, cfg.name, list(invocation.command)),
-        *parts["callbacks"].values(),
-        StopOnRequest(stop_request, folder),
-        PeriodicCheckpoint(folder / "checkpoints", *interval, metrics_csv),
-    ]
+        callbacks["evaluation"] = build_evaluation_callback(cfg, parts, evaluation, inputs.checkpoint)
+    groups = {name: [callback] for name, callback in callbacks.items()} | {"user": [*parts["callbacks"].values()]}
+    return [callback for name in CALLBACK_ORDER for callback in groups.get(name, [])]
 
 
-def build_evaluation_callback(
-    cfg: DictConfig, parts: dict, folder: Path, evaluation, ema, training_metrics, checkpoint: Path | None
-) -> PeriodicEvaluation:
+def build_evaluation_callback(cfg: DictConfig, parts: dict, evaluation, checkpoint: Path | None) -> PeriodicEvaluation:
     """The callback that runs `evaluation` during training, with seeds other than the final evaluation's."""
     training = parts["training"]
     seed = parts["sampling"].seed + EVALUATION_SEED_OFFSET
     return PeriodicEvaluation(
-        folder,
         evaluation,
         replace(parts["sampling"], images=evaluation.images, seed=seed),
         cfg.resolution,
         every=training.evaluate_every,
         monitor=training.checkpoint_metric,
         patience=training.patience,
-        ema=ema,
-        training_metrics=training_metrics,
         name=cfg.name,
         previous_run=checkpoint.parent.parent if checkpoint else None,
     )

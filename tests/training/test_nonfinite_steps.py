@@ -64,7 +64,7 @@ def test_skipped_steps_are_read_at_the_end_of_steps_only():
 
     count = Count()
     module = SimpleNamespace(skipped_steps=count, device=torch.device("cuda"))
-    check = NanCheck(None, "stop", 2, None)
+    check = NanCheck("stop", 2)
     for batch_idx in range(16):
         trainer = SimpleNamespace(global_step=(batch_idx + 1) // 4, accumulate_grad_batches=4)
         check.on_train_batch_end(trainer, module, None, None, batch_idx)

@@ -26,13 +26,12 @@ def build_module(model: StableDiffusion, method, precision: Precision, lr: float
 
 def fit_module(module: DiffusionModule, samples, steps: int, precision: Precision, strategy: Strategy) -> None:
     """Train with the regular trainer, in batches of one sample."""
-    training_metrics = TrainingMetrics(max(1, steps // 20))
     trainer = build_lightning_trainer(
         **strategy.trainer_kwargs(),
         precision=precision.lightning_precision,
         max_steps=steps,
         logger=False,
-        callbacks=[training_metrics, ProgressBar(training_metrics)],
+        callbacks=[TrainingMetrics(max(1, steps // 20)), ProgressBar()],
         enable_checkpointing=False,
     )
     model = module.model

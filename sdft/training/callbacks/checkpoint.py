@@ -11,13 +11,17 @@ from sdft.runs.metrics_csv import MetricsCsv
 
 
 class PeriodicCheckpoint(Checkpoint):
-    """Save every `seconds` if nonzero, else every `every` steps; store the number of `metrics` rows with each checkpoint.
+    """Save every `seconds` if nonzero, else every `every` steps; store the number of metrics rows with each checkpoint.
 
     Lightning calls `Checkpoint` callbacks last.
     """
 
-    def __init__(self, folder: Path, every: int, seconds: float, metrics: MetricsCsv):
-        self.folder, self.every, self.seconds, self.metrics = folder, every, seconds, metrics
+    def __init__(self, every: int, seconds: float):
+        self.every, self.seconds = every, seconds
+
+    def setup(self, trainer, module, stage):
+        self.folder = Path(trainer.default_root_dir) / "checkpoints"
+        self.metrics = next(logger for logger in trainer.loggers if isinstance(logger, MetricsCsv))
 
     @property
     def state_key(self) -> str:

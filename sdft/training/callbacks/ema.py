@@ -30,7 +30,7 @@ def copy_weights(weights: dict[str, Tensor], values: dict[str, Tensor]) -> None:
 class EMA(Callback):
     """Update n, after optimizer step n, moves the average by 1 - min(decay, n / (9 + n)) towards the weights, as in diffusers.
 
-    The first update copies them.
+    The first update copies them. A decay of 0 turns the average off.
     """
 
     def __init__(self, decay: float):
@@ -42,6 +42,8 @@ class EMA(Callback):
 
     def on_train_start(self, trainer, module):
         self.last_step = trainer.global_step
+        if not self.decay:
+            return
         weights = module.get_trainable_parameters()
         if not self.average:
             self.average = {name: p.detach().clone() for name, p in weights.items()}
@@ -50,7 +52,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step == self.last_step:
+        if not self.decay or trainer.global_step == self.last_step:
             return  # gradient accumulation: no optimizer step yet
         self.last_step = trainer.global_step
         self.updates += 1
@@ -83,4 +85,5 @@ class EMA(Callback):
         }
 
     def load_state_dict(self, state):
-        self.average, self.updates = state["average"], state["updates"]
+        if self.decay:
+            self.average, self.updates = state["average"], state["updates"]

@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-from lightning import Callback
 from PIL import Image
 
 import sdft.distributed as processes
@@ -11,8 +10,7 @@ from sdft.evaluation.statistics import flatten_scores, orient_score
 from sdft.evaluation.variants import BEST
 from sdft.models.sampling import Sampling
 from sdft.runs.evaluation_history import EvaluationHistory
-from sdft.training.callbacks.ema import EMA
-from sdft.training.callbacks.metrics import TrainingMetrics
+from sdft.training.callbacks.base import RunCallback
 from sdft.training.export.modelspec import write_result_metadata
 from sdft.training.fsdp import unshard_model
 from sdft.training.intermediate_evaluation import IntermediateEvaluation, split_metric_key
@@ -22,7 +20,7 @@ EVALUATION_SEED_OFFSET = (
 )
 
 
-class PeriodicEvaluation(Callback):
+class PeriodicEvaluation(RunCallback):
     """`monitor` names the score that selects the result in `best/`, such as `CLIP-I` or `controls/drift`.
 
     `previous_run` is the folder of the run that a resumed run continues.
@@ -30,25 +28,25 @@ class PeriodicEvaluation(Callback):
 
     def __init__(
         self,
-        folder: Path,
         evaluation: IntermediateEvaluation,
         sampling: Sampling,
         resolution: int,
         every: int,
         monitor: str | None,
         patience: int,
-        ema: EMA,
-        training_metrics: TrainingMetrics,
         name: str,
         previous_run: Path | None = None,
     ):
-        self.folder, self.evaluation, self.sampling, self.resolution = folder, evaluation, sampling, resolution
+        self.evaluation, self.sampling, self.resolution = evaluation, sampling, resolution
         self.every, self.monitor, self.patience = every, monitor, patience
-        self.ema, self.training_metrics, self.name, self.previous_run = ema, training_metrics, name, previous_run
-        self.history = EvaluationHistory(folder / "evaluation")
+        self.name, self.previous_run = name, previous_run
         self.best: dict | None = None  # step, metric and value
         self.evaluations_since_best = 0
         self.last_step: int | None = None  # of the last evaluation
+
+    def setup(self, trainer, module, stage):
+        super().setup(trainer, module, stage)
+        self.history = EvaluationHistory(self.folder / "evaluation")
 
     @property
     def state_key(self) -> str:

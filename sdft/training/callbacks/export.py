@@ -1,22 +1,22 @@
 """Export at the end of training: the method's own files, a model card, and a last checkpoint to resume from."""
 
-from lightning import Callback
-
+from sdft.training.callbacks.base import RunCallback
 from sdft.training.callbacks.sample_images import SampleImageWriter
 from sdft.training.export.model_card import write_model_card
 from sdft.training.export.modelspec import write_result_metadata
 from sdft.training.fsdp import unshard_model
 
 
-class ResultExport(Callback):
-    def __init__(self, samples: SampleImageWriter, name: str, command: list[str]):
-        self.samples, self.name, self.command = samples, name, command
+class ResultExport(RunCallback):
+    def __init__(self, name: str, command: list[str]):
+        self.name, self.command = name, command
 
     def on_train_end(self, trainer, module):
-        samples, folder = self.samples, self.samples.folder
+        samples = next(callback for callback in trainer.callbacks if isinstance(callback, SampleImageWriter))
+        folder = self.folder
         trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
         result = folder / module.method.output_kind
-        with samples.ema.apply_averages(module):
+        with self.ema.apply_averages(module):
             model = unshard_model(module.model)
             if trainer.is_global_zero:
                 module.method.save(model, result, self.name)

@@ -4,9 +4,7 @@ import math
 from collections import deque
 from statistics import median
 
-from lightning import Callback
-
-from sdft.training.callbacks.metrics import TrainingMetrics
+from sdft.training.callbacks.base import RunCallback
 
 HISTORY_SIZE = 50  # reports
 MIN_HISTORY = 10  # reports before any loss counts as a spike
@@ -16,11 +14,11 @@ MAX_DEVIATIONS = (
 MIN_SPIKE_RATIO = 2  # to the highest loss of the history: losses of single images vary a thousandfold
 
 
-class LossSpikeWarning(Callback):
+class LossSpikeWarning(RunCallback):
     """Warn once per spike, which ends with the next normal report. Losses of a spike do not enter the history."""
 
-    def __init__(self, training_metrics: TrainingMetrics):
-        self.training_metrics, self.history = training_metrics, deque(maxlen=HISTORY_SIZE)
+    def __init__(self):
+        self.history = deque(maxlen=HISTORY_SIZE)
         self.spike_length, self.last_step = 0, 0  # in reports; of the last report
 
     @property

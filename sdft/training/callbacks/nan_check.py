@@ -1,24 +1,26 @@
 """Report steps skipped for a NaN/Inf loss or gradient, with their images and timesteps."""
 
-from pathlib import Path
-
 import torch
-from lightning import Callback
 
 from sdft.rng import Draw
+from sdft.training.callbacks.base import RunCallback
 
 MAX_LISTED_SAMPLES = 8  # images per message
 
 
-class NanCheck(Callback):
+class NanCheck(RunCallback):
     """`on_nan`: `stop` ends the run, `skip` counts the skipped steps.
 
     On a GPU it checks every `every` steps only: the module already skips the update.
     """
 
-    def __init__(self, samples, on_nan: str, every: int, folder: Path):
-        self.samples, self.on_nan, self.every, self.folder = samples, on_nan, every, folder
+    def __init__(self, on_nan: str, every: int):
+        self.on_nan, self.every = on_nan, every
         self.num_reported = 0  # skipped steps
+
+    def setup(self, trainer, module, stage):
+        super().setup(trainer, module, stage)
+        self.samples = trainer.datamodule.samples
 
     @property
     def state_key(self) -> str:

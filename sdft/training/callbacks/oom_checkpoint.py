@@ -1,10 +1,8 @@
 """Save a checkpoint of the last complete step when the device runs out of memory."""
 
 import traceback
-from pathlib import Path
 
-from lightning import Callback
-
+from sdft.training.callbacks.base import RunCallback
 from sdft.training.oom_advice import is_out_of_memory
 
 SAFE_FRAMES = (
@@ -15,14 +13,14 @@ SAFE_FRAMES = (
 )  # frames in which no weight changes
 
 
-class OomCheckpoint(Callback):
+class OomCheckpoint(RunCallback):
     """Single process only: saving is collective, and the other ranks wait for the failed one.
 
     Place it before callbacks that may run out of memory, so that it sees the end of every step.
     """
 
-    def __init__(self, folder: Path):
-        self.folder, self.first_step, self.is_saving, self.loop_state = folder, 0, False, {}
+    def __init__(self):
+        self.first_step, self.is_saving, self.loop_state = 0, False, {}
 
     def on_train_start(self, trainer, module):
         self.first_step = trainer.global_step

@@ -2,19 +2,15 @@
 
 import time
 
-from lightning import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sdft.training.callbacks.metrics import TrainingMetrics
+from sdft.training.callbacks.base import RunCallback
 
 LINE_INTERVAL_SECONDS = 30
 
 
-class ProgressBar(Callback):
-    def __init__(self, training_metrics: TrainingMetrics):
-        self.training_metrics = training_metrics
-
+class ProgressBar(RunCallback):
     def on_train_start(self, trainer, module):
         console = Console(stderr=False)
         self.last_line_time = time.monotonic()

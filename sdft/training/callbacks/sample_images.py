@@ -5,29 +5,17 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from lightning import Callback
 from PIL import Image
 
 from sdft.evaluation.plots.image_grid import build_labeled_grid
 from sdft.models.sampling import Sampling
 from sdft.runs.files import atomic_write
-from sdft.training.callbacks.ema import EMA
-from sdft.training.callbacks.metrics import TrainingMetrics
+from sdft.training.callbacks.base import RunCallback
 
 
-class SampleImageWriter(Callback):
-    def __init__(
-        self,
-        folder: Path,
-        sampling: Sampling,
-        prompts: list[str],
-        resolution: int,
-        every: int,
-        ema: EMA,
-        training_metrics: TrainingMetrics,
-    ):
-        self.folder, self.sampling, self.prompts, self.resolution = folder, sampling, prompts, resolution
-        self.every, self.ema, self.training_metrics = every, ema, training_metrics
+class SampleImageWriter(RunCallback):
+    def __init__(self, sampling: Sampling, prompts: list[str], resolution: int, every: int):
+        self.sampling, self.prompts, self.resolution, self.every = sampling, prompts, resolution, every
         self.last_step: int | None = None  # sampled
 
     @property

@@ -43,13 +43,13 @@ class StopRequestListener(Callback):
 class StopOnRequest(Callback):
     """Save a checkpoint and stop all ranks after the step in which one of them is requested to stop."""
 
-    def __init__(self, request: StopRequest, folder: Path):
-        self.request, self.folder = request, folder
+    def __init__(self, request: StopRequest):
+        self.request = request
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         number = processes.all_reduce_max(self.request.number)
         if number and trainer.global_step < trainer.max_steps:
-            trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
             raise StoppedOnRequest(number, trainer.global_step)

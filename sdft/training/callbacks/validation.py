@@ -1,12 +1,11 @@
 """Validation loss at fixed images, noise and timesteps, so that only training changes it."""
 
 import torch
-from lightning import Callback
 
 from sdft.data.training_samples import TrainingDataset
 from sdft.models.sampling import eval_mode
-from sdft.training.callbacks.ema import EMA
-from sdft.training.callbacks.metrics import NUM_TIMESTEP_QUARTERS, TrainingMetrics
+from sdft.training.callbacks.base import RunCallback
+from sdft.training.callbacks.metrics import NUM_TIMESTEP_QUARTERS
 
 NUM_TRAINING_IMAGES = 4  # without held-out images
 MAX_VALIDATION_IMAGES = 32
@@ -16,25 +15,21 @@ TIMESTEP_FRACTIONS = [
 ]  # of all timesteps: the middle of each quarter
 
 
-class ValidationLoss(Callback):
+class ValidationLoss(RunCallback):
     """Mean unweighted loss over at most `MAX_VALIDATION_IMAGES` held-out images, else the first `NUM_TRAINING_IMAGES`.
 
     Measured at the start, every `every` steps (None: `DEFAULT_VALIDATIONS` times per run; 0: never) and at the end.
     """
 
-    def __init__(
-        self,
-        samples: TrainingDataset,
-        held_out: TrainingDataset | None,
-        every: int | None,
-        training_metrics: TrainingMetrics,
-        ema: EMA,
-    ):
-        self.samples, self.every = held_out or samples, every
-        self.num_images = min(MAX_VALIDATION_IMAGES if held_out else NUM_TRAINING_IMAGES, len(self.samples))
-        self.training_metrics, self.ema = training_metrics, ema
+    def __init__(self, every: int | None, held_out: TrainingDataset | None):
+        self.every, self.held_out = every, held_out
         self.first = self.last = float("nan")
         self.last_step: int | None = None
+
+    def setup(self, trainer, module, stage):
+        super().setup(trainer, module, stage)
+        self.samples = self.held_out or trainer.datamodule.samples
+        self.num_images = min(MAX_VALIDATION_IMAGES if self.held_out else NUM_TRAINING_IMAGES, len(self.samples))
 
     @property
     def state_key(self) -> str:

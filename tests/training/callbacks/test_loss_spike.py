@@ -16,13 +16,15 @@ def find_spikes(losses: list[float], resume_at: int | None = None) -> list[int]:
     training_metrics = SimpleNamespace(last_report_step=0, last={})
     logger = SimpleNamespace(log_metrics=lambda metrics, step: spikes.append(step))
     trainer = SimpleNamespace(is_global_zero=False, loggers=[logger])
-    callback = LossSpikeWarning(training_metrics)
+    callback = LossSpikeWarning()
+    callback.training_metrics = training_metrics
     for number, loss in enumerate(losses, 1):
         training_metrics.last_report_step, training_metrics.last = number, {"loss": loss}
         callback.on_train_batch_end(trainer, None, None, None, 0)
         callback.on_train_batch_end(trainer, None, None, None, 0)  # a batch without a report
         if number == resume_at:
-            previous, callback = callback, LossSpikeWarning(training_metrics)
+            previous, callback = callback, LossSpikeWarning()
+            callback.training_metrics = training_metrics
             callback.on_train_start(trainer, None)
             callback.load_state_dict(previous.state_dict())
     return spikes

@@ -7,7 +7,8 @@ from sdft.training.callbacks.progress_bar import ProgressBar
 
 def test_it_shows_warm_up_until_there_are_metrics():
     training_metrics = SimpleNamespace(last={})
-    bar = ProgressBar(training_metrics)
+    bar = ProgressBar()
+    bar.training_metrics = training_metrics
     assert bar.format_metrics() == "warming up · "
     training_metrics.last = {"loss": 0.12345}
     assert bar.format_metrics() == "loss 0.1235 · "
@@ -20,7 +21,8 @@ def test_without_a_terminal_a_line_is_printed_at_intervals(monkeypatch, capsys):
 
     clock = [0.0]
     monkeypatch.setattr(progress_bar.time, "monotonic", lambda: clock[0])
-    bar = ProgressBar(SimpleNamespace(last={}))
+    bar = ProgressBar()
+    bar.training_metrics = SimpleNamespace(last={})
     trainer = SimpleNamespace(max_steps=9, global_step=0, global_rank=0)
     bar.on_train_start(trainer, None)
     for step, seconds in ((1, 10.0), (2, 31.0), (3, 40.0)):

@@ -60,7 +60,7 @@ class OneWeight(LightningModule):
 
 def fit_until(act, request: StopRequest, folder) -> Trainer:
     """Train in steps of two batches; returns the trainer of the steps that were made."""
-    callbacks = [StopRequestListener(request), StopOnRequest(request, folder)]
+    callbacks = [StopRequestListener(request), StopOnRequest(request)]
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     options = {"accelerator": "cpu", "default_root_dir": folder, "callbacks": callbacks}
     trainer = Trainer(max_epochs=-1, max_steps=8, accumulate_grad_batches=2, **quiet, **options)
