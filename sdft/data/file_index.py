@@ -21,7 +21,15 @@ SCAN_CACHE_DIR = Path("outputs/cache/scans")
 BLOCK_SIZE = 1024  # files that are scheduled at once
 SAVE_INTERVAL = 20  # seconds between saves of an unfinished scan
 ROW_TYPE = np.dtype(
-    [("identity", "u8", 4), ("digest", "u1", 32), ("width", "i4"), ("height", "i4"), ("dhash", "u8"), ("ok", "?")]
+    [
+        ("identity", "u8", 4),
+        ("digest", "u1", 32),
+        ("width", "i4"),
+        ("height", "i4"),
+        ("dhash", "u8"),
+        ("notes", "u1"),
+        ("ok", "?"),
+    ]
 )
 
 
@@ -35,10 +43,11 @@ class FileRecord:
     height: int = 0
     dhash: int = 0  # 64-bit perceptual hash
     error: str | None = None
+    notes: int = 0  # `ImageNotes`
 
 
 class RecordTable:
-    """Records of many files in one array, 89 bytes each; errors are stored apart."""
+    """Records of many files in one array, 90 bytes each; errors are stored apart."""
 
     def __init__(self, rows: np.ndarray, errors: dict[int, str] | None = None):
         self.rows, self.errors = rows, errors or {}
@@ -50,13 +59,19 @@ class RecordTable:
         row = self.rows[index]
         identity, digest = tuple(map(int, row["identity"])), row["digest"].tobytes().hex()
         return FileRecord(
-            identity, digest, int(row["width"]), int(row["height"]), int(row["dhash"]), self.errors.get(index)
+            identity,
+            digest,
+            int(row["width"]),
+            int(row["height"]),
+            int(row["dhash"]),
+            self.errors.get(index),
+            int(row["notes"]),
         )
 
     def __setitem__(self, index: int, record: FileRecord) -> None:
         digest = np.frombuffer(bytes.fromhex(record.digest or "00" * 32), np.uint8)
         self.rows[index] = (
-            record.identity, digest, record.width, record.height, record.dhash, not record.error
+            record.identity, digest, record.width, record.height, record.dhash, record.notes, not record.error
         )  # fmt: skip
         if record.error:
             self.errors[index] = record.error
@@ -155,6 +170,7 @@ def inspect_file(file: Path, decode: Callable[[Path], Image.Image]) -> FileRecor
         record.error = str(error)
         return record
     record.width, record.height, record.dhash = *image.size, compute_dhash(image)
+    record.notes = image.info.get("notes", 0)
     return record
 
 

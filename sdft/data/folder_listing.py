@@ -7,30 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sdft.data.images import IMAGE_SUFFIXES
+from sdft.data.image_formats import EXTRA_SUFFIXES, IMAGE_SUFFIXES
 from sdft.data.inventory import Inventory
 from sdft.data.metadata_tables import METADATA_FILES
 from sdft.runs.terminal import escape_unprintable
 
 MASK_SUFFIX = ".mask.png"
 OTHER_IMAGE_SUFFIXES = (  # also of camera raw files
-    *(
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".jfif",
-        ".jpe",
-        ".jp2",
-        ".j2k",
-        ".tga",
-        ".heic",
-        ".heif",
-        ".hif",
-        ".jxl",
-        ".psd",
-        ".svg",
-    ),
-    *(".ico", ".dds", ".exr", ".hdr", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+    *(".psd", ".svg", ".ico", ".ppm", ".pgm", ".qoi", ".dds", ".exr", ".hdr", ".raw", ".dng", ".cr2", ".cr3", ".nef"),
+    *(".arw", ".orf", ".rw2", ".raf"),
 )
 OTHER_CAPTION_SUFFIXES = (".caption", ".captions", ".cap", ".tags", ".json", ".jsonl", ".csv", ".parquet")
 
@@ -86,9 +71,11 @@ class FolderListing:
             self.register(self.texts, name[: -len(".txt")], path)
         elif path.parent == self.root and path.name in METADATA_FILES:
             self.tables.append(path)
-        elif lower.endswith(OTHER_IMAGE_SUFFIXES):
+        elif lower.endswith((*EXTRA_SUFFIXES, *OTHER_IMAGE_SUFFIXES)):
             self.unread_images.add(name)
-            self.inventory.add_unused(OTHER_IMAGES, self.format_name(path))
+            package = EXTRA_SUFFIXES.get(path.suffix.lower())
+            reason = f"images that need a package: pip install {package}" if package else OTHER_IMAGES
+            self.inventory.add_unused(reason, self.format_name(path))
         else:
             is_caption = lower.endswith(OTHER_CAPTION_SUFFIXES)
             reason = OTHER_TABLES if path.name in METADATA_FILES else OTHER_CAPTIONS if is_caption else OTHER_FILES

@@ -1,5 +1,6 @@
 """Captioned images from the Hugging Face hub, or from any folder or file that `datasets` loads."""
 
+import io
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +9,7 @@ from pathlib import Path
 from sdft.data.captions import choose_captions
 from sdft.data.content_index import ContentIndex, ContentRecord
 from sdft.data.dataset import CaptionedImage, ImageDataset
-from sdft.data.images import to_upright_rgb
+from sdft.data.images import DECODER_VERSION, decode_image, to_upright_rgb
 from sdft.data.inventory import Inventory
 from sdft.data.metadata_tables import parse_captions
 
@@ -67,7 +68,8 @@ class HuggingFaceDataset(ImageDataset):
 
     @cached_property
     def content_index(self) -> ContentIndex:
-        return ContentIndex(f"hub {self.name} {self.config} {self.split} {self.image_column} {self.background}")
+        options = f"{self.config} {self.split} {self.image_column} {self.background} {DECODER_VERSION}"
+        return ContentIndex(f"hub {self.name} {options}")
 
     @cached_property
     def encoded_rows(self):
@@ -94,8 +96,12 @@ class HuggingFaceDataset(ImageDataset):
         self.content_index.save()
 
     def __getitem__(self, index: int) -> CaptionedImage:
-        image = to_upright_rgb(self.rows[index][self.image_column], self.background)
-        return CaptionedImage(image, self.texts[index][0], f"{self.name} row {index}")
+        name, encoded = f"{self.name} row {index}", self.read_encoded(index)
+        if encoded is None:
+            image = to_upright_rgb(self.rows[index][self.image_column], self.background)
+        else:
+            image = decode_image(io.BytesIO(encoded), self.background, name=name)
+        return CaptionedImage(image, self.texts[index][0], name)
 
     def inventory(self) -> Inventory:
         return Inventory(dict(Counter(self.sources)))

@@ -12,7 +12,8 @@ from sdft.data.captions import CAPTION_LINES, REPLACED_BY_OPTION, CaptionReader,
 from sdft.data.dataset import CaptionedImage, ImageDataset
 from sdft.data.file_index import FileRecord, check_digest, is_mask, scan_files
 from sdft.data.folder_listing import FolderListing, get_stem, is_unicode
-from sdft.data.images import IMAGE_SUFFIXES, check_mask_size, decode_image, decode_mask
+from sdft.data.image_formats import IMAGE_SUFFIXES
+from sdft.data.images import DECODER_VERSION, check_mask_size, decode_image, decode_mask, describe_notes
 from sdft.data.inventory import Inventory, format_group, format_list
 
 ERROR_POLICIES = ("stop", "skip")
@@ -96,6 +97,8 @@ class ImageFolder(ImageDataset):
                 usable.append((file, number, texts))
                 self.masks |= {file: mask} if mask else {}
                 listing.inventory.count_used(source)
+                for note in describe_notes(record.notes):
+                    listing.inventory.add_note(note, listing.format_name(file))
         stems = set(map(get_stem, files.values()))
         self.errors += [f"{path}: a mask without its image" for stem, path in masks.items() if stem not in stems]
         if uncaptioned:
@@ -129,7 +132,8 @@ class ImageFolder(ImageDataset):
 
     def digest(self, index: int) -> str:
         mask = self.masks.get(self.files[index])
-        return f"{self.records[index].digest} {self.background} {self.mask_records[mask].digest if mask else ''}"
+        mask_digest = self.mask_records[mask].digest if mask else ""
+        return f"{self.records[index].digest} {self.background} {mask_digest} {DECODER_VERSION}"
 
     def image_names(self) -> list[str]:
         return [str(file.relative_to(self.root)) for file in self.files]

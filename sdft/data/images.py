@@ -6,39 +6,71 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntFlag
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # by content, not by suffix; no decoder of these runs programs
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+from sdft.data.colour import convert_to_srgb, split_transparency
+from sdft.data.image_formats import open_image
+
+DECODER_VERSION = 2  # part of the digests of images: a new one discards the latents of older decoders
 MAX_IMAGE_PIXELS = 128 * 2**20  # guards against decompression bombs
 MAX_COVERING_PIXELS = 64 * 2**20  # of an image that is enlarged to cover its crop
-WARNINGS_LOCK = threading.Lock()  # images are decoded in threads, which share the warning filters
+ORIENTATION_TAG = 0x0112  # of EXIF
+ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, struct.error, OverflowError)
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `decode_image` refuses them by name
 
 Size = tuple[int, int]  # width, height
+WARNINGS_LOCK = threading.Lock()  # images are decoded in threads, which share the warning filters
+
+
+class ImageNotes(IntFlag):
+    """What decoding an image passed over; in `image.info["notes"]`."""
+
+    MORE_FRAMES = 1
+    DAMAGED_HEADER = 2
+    DAMAGED_PROFILE = 4
+
+
+NOTE_TEXTS = {
+    ImageNotes.MORE_FRAMES: "only the first of several images is used",
+    ImageNotes.DAMAGED_HEADER: "damaged EXIF data or metadata; the orientation may be wrong",
+    ImageNotes.DAMAGED_PROFILE: "the ICC profile cannot be applied; taken as sRGB",
+}
+
+
+def describe_notes(notes: int) -> list[str]:
+    return [NOTE_TEXTS[note] for note in ImageNotes(notes)]
 
 
 def decode_image(
     file: Path | IO[bytes], background: str = "white", min_size: Size | None = None, name: str = ""
 ) -> Image.Image:
-    """Decode the first frame to upright 8-bit RGB; transparency is composited on `background`.
+    """Decode the first frame to upright 8-bit sRGB; transparency is composited on `background`. `info["notes"]`: `ImageNotes`.
 
     JPEGs are decoded at the lowest resolution that covers `min_size`, which is several times faster. Raises `ValueError`
     naming an unreadable file.
     """
     name = name or str(file)
     try:
-        with silence_pillow():
-            opened = Image.open(file, formats=FORMATS)
-        with opened as image:
+        with record_warnings() as caught:
+            image = open_image(file, name)
+        with image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise ValueError(
                     f"{image.width}x{image.height} px are more than {MAX_IMAGE_PIXELS // 2**20} megapixels"
@@ -46,33 +78,56 @@ def decode_image(
             if min_size:
                 scale = max(min_size) / min(image.size)
                 image.draft(None, (int(image.width * scale) + 1, int(image.height * scale) + 1))
-            return to_upright_rgb(image, background)
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError) as error:
+            return to_upright_rgb(image, background, ImageNotes.DAMAGED_HEADER if caught else ImageNotes(0))
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: not a readable image ({error})") from None
 
 
 @contextmanager
-def silence_pillow() -> Iterator[None]:
-    """Suppress warnings about damaged EXIF data, which do not name the file and do not concern its pixels."""
-    with WARNINGS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def record_warnings() -> Iterator[list]:
+    """Record the warnings of Pillow, which name no file; one thread at a time, as this changes global state."""
+    with WARNINGS_LOCK, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield caught
 
 
-def to_upright_rgb(image: Image.Image, background: str) -> Image.Image:
-    """Apply the EXIF orientation and convert to 8-bit RGB without transparency."""
+def read_orientation(image: Image.Image) -> tuple[Image.Transpose | None, ImageNotes]:
+    """Return how to turn an image upright, and whether its EXIF data is damaged."""
+    orientation = None
+    with record_warnings() as caught:
+        try:
+            orientation = image.getexif().get(ORIENTATION_TAG)
+        except DECODE_ERRORS as error:
+            caught.append(error)
+    method = ORIENTATIONS.get(orientation) if isinstance(orientation, int) else None
+    return method, ImageNotes.DAMAGED_HEADER if caught else ImageNotes(0)
+
+
+def to_upright_rgb(image: Image.Image, background: str, notes: ImageNotes = ImageNotes(0)) -> Image.Image:  # noqa: B008
+    """Apply the EXIF orientation and the ICC profile, and convert to 8-bit sRGB without transparency."""
+    layout = image.tile[0].args if getattr(image, "tile", None) else ""
+    raw_mode = layout if isinstance(layout, str) else str(layout[0]) if layout else ""
+    if image.format == "TIFF":
+        notes |= read_orientation(image)[1]  # Pillow reads it when it loads the image, rotates and resets it
     image.load()
+    method, damage = read_orientation(image)
+    notes |= damage
+    if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: previews and gain maps of phones
+        notes |= ImageNotes.MORE_FRAMES
+    colours, alpha = split_transparency(image, raw_mode)
     try:
-        with silence_pillow():
-            image = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
-        image = image.copy()  # unreadable EXIF data
-    if image.mode.startswith("I"):  # 16 bits per pixel
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
+        rgb = convert_to_srgb(colours, image.info.get("icc_profile"))
+    except ValueError:
+        notes |= ImageNotes.DAMAGED_PROFILE
+        rgb = colours.convert("RGB")
+    if alpha is not None:
+        rgb.putalpha(alpha)
         opaque = Image.new("RGBA", image.size, ImageColor.getrgb(background))
-        return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+        rgb = Image.alpha_composite(opaque, rgb).convert("RGB")
+    upright = rgb.copy() if method is None else rgb.transpose(method)
+    upright.info = {"notes": int(notes)}
+    return upright
 
 
 def check_mask_size(path: Path, size: Size, image_size: Size) -> None:

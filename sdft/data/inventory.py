@@ -45,7 +45,7 @@ class Inventory:
 
 
 def format_group(reason: str, names: list[str]) -> str:
-    return f"{len(names)} {reason}: {format_list(names, limit=MAX_EXAMPLES)}"
+    return f"{reason} ({len(names)}): {format_list(names, limit=MAX_EXAMPLES)}"
 
 
 def format_list(names: list[str], separator: str = ", ", limit: int = 5) -> str:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, default_collate
 
 from sdft.data.dataset import ImageDataset
 from sdft.data.image_folder import ImageFolder
-from sdft.data.images import IMAGE_SUFFIXES
+from sdft.data.image_formats import IMAGE_SUFFIXES
 from sdft.data.inventory import format_list
 from sdft.data.training_samples import TrainingDataset
 from sdft.data.transforms import ImageSubset

@@ -16,7 +16,8 @@ from pathlib import Path
 from sdft.data.captions import choose_captions
 from sdft.data.content_index import ContentIndex, ContentRecord
 from sdft.data.dataset import CaptionedImage, ImageDataset
-from sdft.data.images import IMAGE_SUFFIXES, decode_image
+from sdft.data.image_formats import IMAGE_SUFFIXES
+from sdft.data.images import DECODER_VERSION, decode_image
 from sdft.data.inventory import Inventory
 from sdft.data.metadata_tables import parse_captions
 from sdft.data.prompts import MAX_TEXT_BYTES
@@ -127,11 +128,12 @@ class WebDatasetShards(ImageDataset):
 
     @cached_property
     def content_index(self) -> ContentIndex:
-        return ContentIndex(f"shards {Path(self.path).expanduser().resolve()} {self.background}")
+        return ContentIndex(f"shards {Path(self.path).expanduser().resolve()} {self.background} {DECODER_VERSION}")
 
     def read_record(self, index: int) -> ContentRecord:
         return self.content_index.look_up(
-            self.read_member(index), lambda key: ContentRecord(*self[index].image.size, f"{key} {self.background}")
+            self.read_member(index),
+            lambda key: ContentRecord(*self[index].image.size, f"{key} {self.background} {DECODER_VERSION}"),
         )
 
     def save_records(self) -> None:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from sdft.config import check_config
 from sdft.data.image_folder import ImageFolder
-from sdft.data.images import IMAGE_SUFFIXES
+from sdft.data.image_formats import IMAGE_SUFFIXES
 from sdft.distributed import select_device
 from sdft.evaluation.metrics.base import EvaluationData
 from sdft.evaluation.metrics.clip_i import ReferenceSimilarity

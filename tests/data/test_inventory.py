@@ -48,7 +48,7 @@ def test_an_ordinary_folder_has_nothing_unused(folder):
         ("A.txt", folder_listing.OTHER_CASE_CAPTIONS),
         ("c.txt", folder_listing.ORPHAN_CAPTIONS),
         ("sub/metadata.jsonl", folder_listing.OTHER_TABLES),
-        ("c.JXL", folder_listing.OTHER_IMAGES),
+        ("c.PSD", folder_listing.OTHER_IMAGES),
         ("a.mask.jpg", folder_listing.OTHER_MASKS),
         (".a.txt", folder_listing.HIDDEN),
         ("notes.pdf", folder_listing.OTHER_FILES),
@@ -62,9 +62,9 @@ def test_every_file_that_is_not_used_is_named_with_the_reason(folder, name, reas
 
 
 def test_the_caption_of_an_image_that_is_not_read_is_not_named_twice(folder):
-    (folder / "c.jxl").write_text("")
+    (folder / "c.psd").write_text("")
     (folder / "c.txt").write_text("a thing")
-    assert list_unused(folder) == {folder_listing.OTHER_IMAGES: ["c.jxl"]}
+    assert list_unused(folder) == {folder_listing.OTHER_IMAGES: ["c.psd"]}
 
 
 def test_images_whose_names_are_almost_equal_are_named(folder):
@@ -127,8 +127,8 @@ def test_one_error_does_not_hide_the_others(folder, tmp_path):
 
 
 def test_a_folder_without_readable_images_names_what_it_has(tmp_path):
-    (tmp_path / "a.jxl").write_text("")
-    with pytest.raises(ValueError, match=r"data.path=.*no images; .*a\.jxl"):
+    (tmp_path / "a.psd").write_text("")
+    with pytest.raises(ValueError, match=r"data.path=.*no images; .*a\.psd"):
         ImageFolder(str(tmp_path))
     add_image(tmp_path / "a.png")
     (tmp_path / "a.caption").write_text("a thing")
@@ -192,7 +192,7 @@ def test_long_lists_are_cut_with_their_count(folder):
         (folder / f"{number}.pdf").touch()
     inventory = ImageFolder(str(folder)).inventory()
     assert inventory.to_json()["not used"][folder_listing.OTHER_FILES][-1] == "and 100 more"
-    assert any(line.startswith("not used   200 ") and len(line) < 200 for line in inventory.format_lines())
+    assert any("other files (200): " in line and len(line) < 200 for line in inventory.format_lines())
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
@@ -234,7 +234,7 @@ def test_parquet_with_equal_column_names_is_refused(folder):
 
 
 def test_rows_of_images_that_are_not_read_are_no_error(folder):
-    (folder / "c.jxl").write_text("")
-    rows = [{"file_name": name, "text": "x"} for name in ("a.png", "b.png", "c.jxl")]
+    (folder / "c.psd").write_text("")
+    rows = [{"file_name": name, "text": "x"} for name in ("a.png", "b.png", "c.psd")]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert ImageFolder(str(folder)).captions() == ["x", "x"]

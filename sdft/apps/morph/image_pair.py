@@ -6,7 +6,7 @@ from PIL import Image
 
 from sdft.data.buckets import Size, choose_bucket, choose_bucket_step
 from sdft.data.dataset import CaptionedImage
-from sdft.data.images import decode_image, pixels_to_image, resize_and_crop
+from sdft.data.images import decode_image, describe_notes, pixels_to_image, resize_and_crop
 from sdft.models.stable_diffusion import StableDiffusion
 
 UPSCALING_WARNING_FACTOR = 2.0  # enlargement above which a warning is printed
@@ -42,6 +42,9 @@ def resize_to_common_size(
     reason = "aspect ratios differ, center square" if buckets else "center crop"
     resized = [sample for sample in images if sample.image.size != size]
     lines = [f"{s.name}: {s.image.width}x{s.image.height} resized to {size[0]}x{size[1]} ({reason})" for s in resized]
+    lines += [
+        f"{sample.name}: {note}" for sample in images for note in describe_notes(sample.image.info.get("notes", 0))
+    ]
     for sample in resized:
         factor = max(size[0] / sample.image.width, size[1] / sample.image.height)
         if factor > UPSCALING_WARNING_FACTOR:

@@ -9,7 +9,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from sdft.apps.stylize.controlnet import detect_edges
-from sdft.data.images import IMAGE_SUFFIXES, decode_image, pixels_to_image, resize_and_crop
+from sdft.data.image_formats import IMAGE_SUFFIXES
+from sdft.data.images import decode_image, describe_notes, pixels_to_image, resize_and_crop
 from sdft.evaluation.plots.image_grid import load_font, wrap_text
 from sdft.lora.scaling import find_adapter_layers, scale_adapters
 from sdft.models.cpu_threads import limit_threads
@@ -17,6 +18,7 @@ from sdft.models.image_cache import slugify
 from sdft.models.sampling import build_prompt_inputs, eval_mode, move_to_device
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import atomic_write
+from sdft.runs.terminal import escape_unprintable
 
 MAX_STYLIZE_ASPECT_RATIO = 4.0  # of the longer to the shorter side
 
@@ -102,6 +104,8 @@ def list_input_images(images: str) -> list[Path]:
 def load_resized_image(file: Path, resolution: int, unit: int) -> Image.Image:
     """Load an image and resize it to about `resolution`² pixels, with sides that are multiples of `unit`."""
     image = decode_image(file)
+    for note in describe_notes(image.info["notes"]):
+        print(f"note     {escape_unprintable(str(file))}: {note}", flush=True)
     longer, shorter = max(image.size), min(image.size)
     if longer > MAX_STYLIZE_ASPECT_RATIO * shorter:
         raise ValueError(
