@@ -57,8 +57,8 @@ PUBLISHED_OPTIONS = {
                      "max_grad_norm": 1, "gradient_checkpointing": True},
     "captions_sft_4gpu": {"steps": 4000, "devices": 4, "lr": 1e-5},
     "captions_lora": {"seed": 1337, "steps": 15000, "gradient_accumulation_steps": 4, "rank": 4, "save_every": 500},
-    "single_image": {"epochs": 200},
-    "style": {"epochs": 20, "rank": 8},
+    "single_image": {"epochs": 200, "rank": 8, "noise_offset": 0.1, "snr_gamma": 0},
+    "style": {"epochs": 20, "rank": 8, "noise_offset": 0.1, "snr_gamma": 0, "crop": "random"},
 }  # fmt: skip
 
 
@@ -68,7 +68,14 @@ def test_options_are_the_published_ones(name):
     cfg = compose_checked_config(*read_command(recipe))
     assert {key: cfg[key] for key in PUBLISHED_OPTIONS[name]} == PUBLISHED_OPTIONS[name]
     schedule = {"homework_faces": "cosine_with_restarts", "captions_lora": "cosine"}.get(name, "constant")
-    assert cfg.schedule.shape == schedule and cfg.optimizer.betas == [0.9, 0.999] and cfg.optimizer.weight_decay == 0.01
+    weight_decay = 0.02 if name.startswith("captions") else 0.01
+    assert (
+        cfg.schedule.shape == schedule
+        and cfg.optimizer.betas == [0.9, 0.999]
+        and cfg.optimizer.weight_decay == weight_decay
+    )
+    if name in ("single_image", "style", "captions_lora", "dog_lora", "dog_dreambooth"):
+        assert cfg.method.text_encoder is False
     if name == "homework_faces":
         assert cfg.schedule.num_cycles == 3 and cfg.precision.compute_dtype == "bfloat16"
     if name.startswith(("homework", "captions")):
