@@ -23,22 +23,17 @@ TYPE_NAMES = {int: "an integer", float: "a number", str: "text", bool: "true or 
 
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in the wheel, in the checkout
-SECRET_NAMES = {  # parts of the names of environment variables that hold secrets
-    "KEY",
-    "APIKEY",
-    "TOKEN",
-    "SECRET",
-    "PASSWORD",
-    "PASSWD",
-    "PASSPHRASE",
-    "CREDENTIAL",
-    "CREDENTIALS",
-}
+SECRET_NAMES = frozenset(  # parts of the names of environment variables that hold secrets
+    "KEY APIKEY TOKEN SECRET PASSWORD PASSWD PASSPHRASE CREDENTIAL CREDENTIALS".split()  # noqa: SIM905
+)
 MIN_SECRET_LENGTH = 8  # characters
 PATH_OPTIONS = frozenset(  # last parts of the keys of options that take files and folders
     """path class_path folder to run runs adapter adapters adapter_cache resume reproduce base tuned images contact_sheet multirun
     checkpoint controlnet prompts class_prompts controls architecture faces detector dir name""".split()  # noqa: SIM905
 )
+URL_PASSWORD = re.compile(r"\w://[^/\s:@]*:[^/\s@]+@")  # as in postgres://user:password@host
+RESOLVER_CALL = re.compile(r"\$\{\s*([\w.]*)\s*(?::|\$\{)")  # its name; empty if the name is an interpolation itself
+ALLOWED_RESOLVERS = ("now", "hydra")  # those of conf/
 
 
 def check_config(cfg: DictConfig) -> None:
@@ -46,6 +41,8 @@ def check_config(cfg: DictConfig) -> None:
     if missing := sorted(find_missing_keys(OmegaConf.to_container(cfg, resolve=False))):
         raise ValueError("please set " + ", ".join(f"{key}=…" for key in missing))
     raw = dict(iterate_leaves(OmegaConf.to_container(cfg, resolve=False)))
+    for key, value in raw.items():
+        check_resolvers(key, value)
     try:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
@@ -120,15 +117,20 @@ def check_secret(key: str, value) -> None:
             raise ValueError(
                 f"{key}: contains the value of ${name}, which would be saved to disk; options cannot hold secrets"
             )
+    if URL_PASSWORD.search(str(value)):
+        raise ValueError(
+            f"{key}: contains an address with a password, which would be saved to disk; remove the password"
+        )
 
 
-def check_known_targets(cfg: DictConfig, source: Path) -> None:
-    """Raise `ValueError` if a config from another folder has a `_target_` that no file of `conf/` uses."""
-    files = CONF.rglob("*.yaml")
-    allowed = {name for file in files for name in re.findall(r"_target_: *([\w.]+)", file.read_text(encoding="utf-8"))}
-    for path, node in iterate_targets(cfg):
-        if node._target_ not in allowed:
-            raise ValueError(f"{source}: {path}._target_={node._target_} is not used in conf/; refusing to run it")
+def check_resolvers(key: str, value) -> None:
+    """Raise `ValueError` if an option calls a resolver, such as `oc.env`: what it returns would be saved in the run folder."""
+    for resolver in RESOLVER_CALL.findall(value) if isinstance(value, str) else ():
+        if resolver not in ALLOWED_RESOLVERS:
+            raise ValueError(
+                f"{key}={value[:MAX_VALUE_LENGTH]}: calls the resolver {resolver or '${…}'}; options are saved to disk and "
+                'refer only to other options, as ${lr}; let the shell insert a variable, as "$PHOTOS"'
+            )
 
 
 def find_missing_keys(node, path: str = ""):

@@ -145,7 +145,8 @@ time.sleep(float(os.environ.get('NAP', 0)))
 if options.get('rank') == os.environ.get('BAD'):
     sys.exit(3)
 rank, seed = int(options.get('rank', 8)), int(options.get('seed', 0))
-facts = {'trainable': {'unet': 5 * rank}, 'seconds': 2.0, 'seconds_per_step': 0.5, 'last': {'memory_gb': 1.0}, 'result_mb': 3.0,
+facts = {'format': 1, 'trainable': {'unet': 5 * rank},
+         'seconds': 2.0, 'seconds_per_step': 0.5, 'last': {'memory_gb': 1.0}, 'result_mb': 3.0,
          'validation_loss': [2.0, 1.0 / rank], 'device': 'cpu', 'state': 'finished', 'command': ['train.py', *sys.argv[1:]],
          'options': {'rank': rank, 'seed': seed, 'method': 'lora'}}
 (folder / 'run.json').write_text(json.dumps(facts))

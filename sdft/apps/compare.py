@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sdft.cli.errors import report_errors_in_one_line
 from sdft.cli.output import protect_output
-from sdft.runs.files import read_json
+from sdft.runs.metadata import read_record
 from sdft.sweeps.compare import compare_runs
 
 
@@ -40,7 +40,7 @@ def main(name: str | None = None) -> None:
             raise ValueError(f"{invalid[0]}: not an option; give folders and, optionally, metric=NAME")
         if empty := [str(folder) for folder in folders if not any(run.is_relative_to(folder) for run in runs)]:
             raise ValueError(f"{empty[0]}: no run.json; give run folders, or a folder of run folders")
-        states = {run: read_json(run / "run.json").get("state") for run in runs}
+        states = {run: read_record(run)["state"] for run in runs}
         for run, state in states.items():
             if state != "finished":
                 print(f"skipped    {run}: {state}")

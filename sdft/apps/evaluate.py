@@ -22,7 +22,7 @@ def main(cfg):
             print(f"sdft · {job.folder}", flush=True)
         reports[job.folder] = evaluate(job.folder, job.cfg, job.states)
         if cfg.wandb and processes.rank() == 0:
-            add_to_wandb_run(job.folder, reports[job.folder])
+            add_to_wandb_run(job.folder.parent, reports[job.folder])
     if len(reports) > 1 and processes.rank() == 0:
         print(format_runs_table(reports))
     processes.destroy_process_group()

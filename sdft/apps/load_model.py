@@ -8,15 +8,16 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from sdft.config import check_config, check_option_types
+from sdft.config import check_option_types
 from sdft.distributed import count_gpus, select_device
-from sdft.evaluation.request import find_newest_run, read_run_config
+from sdft.evaluation.request import find_newest_run
 from sdft.evaluation.variants import BEST, find_result_folder, load_checkpoint_weights, select_checkpoints
 from sdft.lora.file import check_weight_count, find_lora_file
 from sdft.lora.scaling import load_adapters, set_adapter_scales
 from sdft.methods.base import Method
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.hashing import hash_weights
+from sdft.runs.run_config import read_run_config
 from sdft.training.strategy import ACCELERATORS
 
 OPTION_TYPES = {
@@ -83,9 +84,7 @@ def resolve_model_config(app_cfg: DictConfig) -> tuple[DictConfig, Path | None]:
         raise ValueError(f"run={app_cfg.run}: not together with model or adapters; give run=… or model=… adapters=[…]")
     if not has_model:
         run = Path(app_cfg.run).expanduser() if app_cfg.get("run") else find_newest_run()
-        cfg = read_run_config(run)
-        check_config(cfg)
-        return cfg, run
+        return read_run_config(run), run
     if app_cfg.get("checkpoint") is not None:
         raise ValueError(f"checkpoint={app_cfg.checkpoint}: requires run=…, as only a run has checkpoints")
     if not OmegaConf.is_dict(app_cfg.get("model")):

@@ -1,6 +1,7 @@
 """Errors that a user can mend, in one line; all others keep their traceback."""
 
 import os
+import pathlib
 import sys
 import time
 import traceback
@@ -17,6 +18,7 @@ from sdft.distributed import get_process_info, is_initialized
 from sdft.runs.invocation import ExitStatus
 
 HYDRA_PACKAGES = (Path(hydra.__file__).parent, Path(omegaconf.__file__).parent)
+STANDARD_PATHS = Path(pathlib.__file__)  # raises RuntimeError where `~` has no home directory
 FIRST_ERROR_DELAY = 3  # seconds in which rank 0 reports an error that all ranks have; the launcher then ends the others
 
 
@@ -70,7 +72,9 @@ def is_user_error(error: BaseException) -> bool:
     error = unwrap_error(error)
     if isinstance(error, (HydraException, OmegaConfBaseException, OSError)):
         return True
-    if is_raised_in(error, *HYDRA_PACKAGES):
+    if is_raised_in(error, *HYDRA_PACKAGES) or (
+        isinstance(error, RuntimeError) and is_raised_in(error, STANDARD_PATHS)
+    ):
         return True
     return isinstance(error, ValueError) and is_raised_in(error, PACKAGE)
 

@@ -1,21 +1,26 @@
 """Compare base and fine-tuned model on the same prompts and seeds: a table, `scores.json`, images and an HTML report."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 import sdft.distributed as processes
 from sdft.data.transforms import apply_caption_template, split_validation
 from sdft.distributed import select_device
 from sdft.evaluation.evaluator import Evaluator
-from sdft.evaluation.protocol import build_prompt_groups, build_protocol, select_evaluation_spec
-from sdft.evaluation.report import write_report
-from sdft.evaluation.report_images import build_comparison_image
+from sdft.evaluation.protocol import (
+    PromptGroup,
+    build_prompt_groups,
+    build_protocol,
+    select_evaluation_spec,
+)
+from sdft.evaluation.report import write_comparison_image, write_report
 from sdft.evaluation.scorers import Scorers
 from sdft.evaluation.statistics import (
     compute_paired_difference,
@@ -27,14 +32,15 @@ from sdft.evaluation.statistics import (
 from sdft.evaluation.variant_images import generate_variant_images
 from sdft.evaluation.variants import ModelVariant
 from sdft.models.sampling import Sampling
-from sdft.runs.files import atomic_write
+from sdft.runs.evaluations import EVALUATION_FOLDER, SCORES_FORMAT, choose_evaluation_folder, write_scores
 
-SCORES_SCHEMA_VERSION = 1  # of scores.json
 METRIC_FIELDS = ("number_format", "higher_is_better", "description", "baseline")  # in scores.json
 
 
 def evaluate(folder: Path, cfg: DictConfig, states: list[ModelVariant], scorers: Scorers | None = None) -> dict | None:
-    """Score every state; the first is the base. Return and write `folder/scores.json`, with images and report in the same folder.
+    """Score every state; the first is the base. Return the report, and write it with images and page to a folder of its own.
+
+    That is `folder` for the first evaluation, and that of an equal one if there is one; `report["folder"]` is its name.
 
     All ranks generate images; only rank 0 scores, the others return None.
 
@@ -54,18 +60,32 @@ def evaluate(folder: Path, cfg: DictConfig, states: list[ModelVariant], scorers:
     }
     if processes.rank():
         return None
+    settings = describe_settings(cfg, states, groups, sampling)
+    first, folder = folder, choose_evaluation_folder(folder, settings)
     spec = select_evaluation_spec(evaluation_spec, groups)
     evaluator = Evaluator(scorers, protocol, groups, training_images, spec)
     report = build_evaluation_report(evaluator, states, files, sampling, folder)
-    report["run"] = " · ".join(folder.absolute().parts[-3:-1]) if folder.name == "evaluation" else folder.name
-    with atomic_write(folder / "scores.json") as file:
-        file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    with atomic_write(folder / "images.png") as file:
-        build_comparison_image(files, groups[0], sampling).save(file, format="PNG")
+    parts = folder.absolute().parts
+    report["run"] = " · ".join(parts[-3:-1]) if folder.name.startswith(EVALUATION_FOLDER) else folder.name
+    report |= {"folder": folder.name, "settings": settings}
+    write_scores(folder, report)
+    write_comparison_image(folder, files, groups[0], sampling)
     print(format_score_table(report))
-    write_report(folder, report, evaluator, files)
+    write_report(folder, first, report, evaluator, files)
     print(f"report     {folder / 'report.html'}")
     return report
+
+
+def describe_settings(
+    cfg: DictConfig, states: list[ModelVariant], groups: list[PromptGroup], sampling: Sampling
+) -> str:
+    """Hash of everything that distinguishes the evaluations of a run: an equal one replaces the earlier one."""
+    options = {key: OmegaConf.to_container(cfg[key]) for key in ("metrics", "data") if cfg.get(key)}
+    sizes = {key: cfg.get(key) for key in ("resolution", "caption_template", "validation_split")}
+    variants = [(state.label, state.scale, state.step) for state in states]
+    prompts = {group.name: group.prompts for group in groups}
+    content = json.dumps([options, sizes, variants, prompts, sampling.to_dict() | {"batch_size": 0}], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def load_images(files: dict[str, list[Path]]) -> dict[str, list[Image.Image]]:
@@ -101,7 +121,7 @@ def build_evaluation_report(
         for group, values in evaluator.compute_references().items()
     }
     return {
-        "schema": SCORES_SCHEMA_VERSION,
+        "schema": SCORES_FORMAT,
         "scorers": evaluator.scorers.get_model_names(),
         "images": evaluator.images,
         "sampling": sampling.to_dict(),

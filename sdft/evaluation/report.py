@@ -5,10 +5,12 @@ from pathlib import Path
 from sdft.evaluation.evaluator import Evaluator
 from sdft.evaluation.plots.svg_charts import plot_small_multiples
 from sdft.evaluation.plots.templates import get_jinja_environment
+from sdft.evaluation.protocol import PromptGroup
 from sdft.evaluation.report_images import (
     GROUP_TITLES,
     MAX_IMAGES_PER_PROMPT,
     ImageFiles,
+    build_comparison_image,
     build_image_group,
     build_timeline,
     build_training_section,
@@ -17,17 +19,22 @@ from sdft.evaluation.report_images import (
 )
 from sdft.evaluation.statistics import format_score, format_score_name
 from sdft.evaluation.variants import BEST
-from sdft.runs.files import atomic_write, read_json
-from sdft.runs.metadata import format_command_line
+from sdft.models.sampling import Sampling
+from sdft.runs.evaluations import classify_change
+from sdft.runs.files import atomic_write
+from sdft.runs.metadata import RECORD_FILE, format_command_line, read_record
 
 MAX_TILE_SIZE, MIN_TILE_SIZE, PAGE_WIDTH = 124, 72, 1020  # pixels of an image, and of a row of images
 BAR_RANGE = (12, 158)  # x coordinates of the marks of a score, in pixels
 
 
-def write_report(folder: Path, report: dict, evaluator: Evaluator, files: ImageFiles) -> None:
-    """Write `folder/report.html` from the content of `scores.json` and the image files of every state by group."""
+def write_report(folder: Path, history: Path, report: dict, evaluator: Evaluator, files: ImageFiles) -> None:
+    """Write `folder/report.html` from the content of `scores.json` and the image files of every state by group.
+
+    `history` is the folder with the evaluations during training.
+    """
     run = folder.parent
-    frames, entries = build_timeline(folder, report, files)
+    frames, entries = build_timeline(history, report, files)
     strengths = plot_adapter_scales(report)
     pairs = find_nearest_pairs(report, evaluator, files)
     loss = run / "loss.png"
@@ -70,6 +77,12 @@ def write_report(folder: Path, report: dict, evaluator: Evaluator, files: ImageF
     page = get_jinja_environment().get_template("report.html").render(context)
     with atomic_write(folder / "report.html") as file:
         file.write_text(page, encoding="utf-8")
+
+
+def write_comparison_image(folder: Path, files: ImageFiles, group: PromptGroup, sampling: Sampling) -> None:
+    """Write `folder/images.png`: the images of every state for the prompts of `group`."""
+    with atomic_write(folder / "images.png") as file:
+        build_comparison_image(files, group, sampling).save(file, format="PNG")
 
 
 def compute_tile_size(states: int, images: int) -> int:
@@ -132,18 +145,6 @@ def format_signed(value: float | None, number_format: str) -> str:
     return "–" if value is None else ("+" if value > 0 else "") + number_format.format(value)
 
 
-def classify_change(gain: dict | None, facts: dict, score: dict, real: float | None) -> str:
-    """better or worse if the interval of the change excludes zero; with baseline `real`, worse if the score's excludes `real`."""
-    if not gain or gain["low"] is None:
-        return "unclear"
-    up = facts["higher_is_better"]
-    if facts["baseline"] == "real" and real is not None:
-        return "worse" if (score["high"] < real if up else score["low"] > real) else "unclear"
-    if gain["low"] <= 0 <= gain["high"]:
-        return "unclear"
-    return "better" if (gain["value"] > 0) == up else "worse"
-
-
 def compute_bar_positions(base: dict, tuned: dict, real: float | None) -> dict[str, float | None]:
     """x coordinates of the marks, scaled from the smallest to the largest value."""
     marks = {
@@ -187,7 +188,8 @@ def plot_scores(report: dict, entries: list[dict], positions: list[float], axis:
 def collect_provenance(run: Path, report: dict) -> list[tuple[str, str]]:
     """Facts about the run from its `run.json`, if there is one."""
     facts = []
-    if record := read_json(run / "run.json"):
+    if (run / RECORD_FILE).is_file():
+        record = read_record(run, "command", "batch", "versions", "steps", "started", "commit", "device", "seed")
         command, batch = format_command_line(record["command"]), record["batch"]
         versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
         factors = " × ".join(str(batch[key]) for key in ("size", "gradient_accumulation_steps", "processes"))

@@ -7,15 +7,15 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from sdft.config import check_config, check_known_targets, check_option_types
+from sdft.config import check_config, check_option_types
 from sdft.evaluation.variants import ModelVariant, build_file_variants, build_run_variants
-from sdft.runs.files import read_config, read_json
+from sdft.runs.metadata import RECORD_FILE, read_state
 from sdft.runs.resume import report_default_run
+from sdft.runs.run_config import read_run_config
 
-# nested keys kept from a run's config; the others configure training
-RUN_CONFIG_KEYS = ("data", "method", "model", "metrics", "protocol", "sampling", "prior", "precision")
 ADAPTER_FILE_OPTIONS = ("model", "resolution", "caption_template", "seed")  # only with adapter=FILE
 PROTOCOL_OPTIONS = ("prompts", "class_prompts", "controls", "images", "placeholder_token", "class_noun")
+REPLACEABLE_NODES = ("metrics", "protocol", "data")  # of a run
 STRING_OPTIONS = (
     "adapter",
     "placeholder_token",
@@ -108,7 +108,8 @@ def format_requested_value(value) -> str:
 
 
 def build_run_job(run: Path, options: DictConfig) -> EvaluationJob:
-    cfg = apply_evaluation_options(options, read_run_config(run))
+    replaced = [key for key in REPLACEABLE_NODES if options.get(key)]
+    cfg = apply_evaluation_options(options, read_run_config(run, replaced))
     if not cfg.get("metrics"):
         raise ValueError(
             "metrics=null: this run was trained without metrics; choose metrics=clip, or metrics=digits for digits"
@@ -122,7 +123,7 @@ def build_run_job(run: Path, options: DictConfig) -> EvaluationJob:
 
 def apply_evaluation_options(options: DictConfig, cfg: DictConfig) -> DictConfig:
     """Override `cfg` with the options that are set."""
-    for group in ("metrics", "protocol", "data"):
+    for group in REPLACEABLE_NODES:
         cfg[group] = options.get(group) or cfg.get(group)
     cfg.protocol = cfg.protocol or {"_target_": "sdft.evaluation.protocol.EvaluationProtocol"}
     for key in ("instance_prompt", "class_prompt", "accelerator"):
@@ -135,22 +136,11 @@ def apply_evaluation_options(options: DictConfig, cfg: DictConfig) -> DictConfig
     return cfg
 
 
-def read_run_config(run: Path) -> DictConfig:
-    """The config of `run`, without the nested keys that only configure training."""
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"run={run}: not a run folder (no config.yaml)")
-    cfg = OmegaConf.create(
-        {k: v for k, v in read_config(run).items() if k in RUN_CONFIG_KEYS or not OmegaConf.is_dict(v)}
-    )
-    check_known_targets(cfg, run)
-    return cfg
-
-
 def find_newest_run(outputs: Path = Path("outputs")) -> Path:
     """The run folder that finished last."""
-    runs = [file.parent for file in outputs.glob("*/*/run.json") if read_json(file).get("state") == "finished"]
+    runs = [file.parent for file in outputs.glob(f"*/*/{RECORD_FILE}") if read_state(file.parent) == "finished"]
     if not runs:
         raise ValueError(f"run=null: no finished run in {outputs}/; train one first, or give run=FOLDER")
-    newest = max(runs, key=lambda run: (run / "run.json").stat().st_mtime)
+    newest = max(runs, key=lambda run: (run / RECORD_FILE).stat().st_mtime)
     report_default_run(newest, "which finished last")
     return newest

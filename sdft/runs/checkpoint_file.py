@@ -1,7 +1,7 @@
 """Checkpoint files with atomic writes, fsync and a checksum.
 
-A file is a `torch.save` archive with its step and SHA-256 in the zip comment: plain `torch.load` opens it, but does not
-detect corruption.
+A file is a `torch.save` archive with its format version, step and SHA-256 in the zip comment: plain `torch.load` opens it, but
+does not detect corruption.
 """
 
 import hashlib
@@ -14,9 +14,12 @@ from pathlib import Path
 
 import torch
 
-from sdft.runs.files import atomic_write
+from sdft.runs.files import atomic_write, check_format_version, check_structure
 
-COMMENT = "sdft step={:012d} sha256={}"
+CHECKPOINT_FORMAT = 1  # raised when an older version could misread a checkpoint, or this one older checkpoints
+COMMENT = f"sdft format={CHECKPOINT_FORMAT:02d} step={{:012d}} sha256={{}}"
+COMMENT_PATTERN = re.compile(rb"sdft (?:format=(\d\d) )?step=(\d{12}) sha256=(.{64})\Z", re.DOTALL)
+CHECKPOINT_STRUCTURE = {"global_step": int, "state_dict?": dict, "callbacks?": dict, "optimizer_states?": list}
 COMMENT_SIZE = len(COMMENT.format(0, "0" * 64))  # bytes; zip stores this size in the two bytes before the comment
 BLOCK_SIZE = 2**22
 
@@ -51,7 +54,10 @@ def compute_digest(path: Path, size: int, step: int) -> str:
 
 
 def find_damage(path: Path) -> str | None:
-    """Describe the damage of a checkpoint file, or return None. A missing checksum, or bytes after it, are damage."""
+    """Describe the damage of a checkpoint file, or return None. A missing checksum, or bytes after it, are damage.
+
+    Raises `ValueError` for another format version.
+    """
     if comment := read_comment(path):
         step, digest = comment
         matches = digest == compute_digest(path, path.stat().st_size - COMMENT_SIZE - 2, step)
@@ -62,11 +68,14 @@ def find_damage(path: Path) -> str | None:
 
 
 def read_comment(path: Path) -> tuple[int, str] | None:
-    """Step and SHA-256 from the zip comment; None if the file does not end with one."""
+    """Step and SHA-256 from the zip comment, None without one. Raises `ValueError` for another format version."""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - COMMENT_SIZE))
-        match = re.fullmatch(rb"sdft step=(\d{12}) sha256=(.{64})", file.read(), re.DOTALL)
-    return (int(match[1]), match[2].decode("latin-1")) if match else None
+        match = COMMENT_PATTERN.search(file.read())
+    if not match:
+        return None
+    check_format_version(int(match[1]) if match[1] else None, CHECKPOINT_FORMAT, path)
+    return int(match[2]), match[3].decode("latin-1")
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -76,9 +85,11 @@ def read_checkpoint(path: Path) -> dict:
     if damage := find_damage(path):
         raise ValueError(f"{path}: {damage}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise ValueError(f"{path}: contains other objects than tensors and plain values; only these load") from None
+    check_structure(checkpoint, CHECKPOINT_STRUCTURE, str(path))
+    return checkpoint
 
 
 def find_latest_checkpoint(folder: Path) -> Path | None:

@@ -5,7 +5,8 @@ import hashlib
 import io
 from pathlib import Path
 
-from sdft.runs.files import atomic_write, read_json
+from sdft.runs.files import atomic_write
+from sdft.runs.metadata import read_record
 
 INDEX_FILE = "images.csv"
 COLUMNS = ("image", "content", "captions")
@@ -37,7 +38,7 @@ def write_data_index(folder: Path, index: bytes) -> None:
 
 def describe_input_changes(folder: Path, index: bytes, digests: dict[str, str]) -> str | None:
     """What differs between the inputs of the run in `folder` and these; None if they are equal."""
-    recorded, file = read_json(folder / "run.json").get("digests", {}), folder / INDEX_FILE
+    recorded, file = read_record(folder).get("digests", {}), folder / INDEX_FILE
     changes = []
     if recorded.get("model") != digests["model"]:
         changes.append("other base weights")

@@ -6,9 +6,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdft.runs.files import atomic_write
+from sdft.runs.files import atomic_write, read_json
 
 HISTORY_FILE, STEPS_FOLDER = "timeline.json", "steps"
+ENTRY_STRUCTURE = {
+    "step": int,
+    "images": int,
+    "groups": {"*": [str]},
+    "scores": {"*": {"*": {"value": (int, float, type(None))}}},
+}
 
 
 class EvaluationHistory:
@@ -19,8 +25,7 @@ class EvaluationHistory:
 
     def read_entries(self) -> list[dict]:
         """One entry per evaluated step, in order."""
-        file = self.folder / HISTORY_FILE
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        return read_json(self.folder / HISTORY_FILE, [ENTRY_STRUCTURE])
 
     def write_entry(self, entry: dict) -> None:
         """Append an entry; entries of the same or later steps, which a resumed run repeats, are dropped."""

@@ -1,4 +1,4 @@
-"""Atomic file writes, and readers of a run's JSON and config files."""
+"""Atomic file writes, and readers of JSON and YAML files, whose content is checked and never executed or resolved."""
 
 import json
 import os
@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import yaml
+
+MAX_TEXT_BYTES = 2**26  # of a JSON or YAML file
 
 UINT64 = 2**64 - 1
 MAX_NAME_BYTES = 200  # of a name in file names: systems allow 255, and the longest file name adds 36
@@ -104,29 +105,76 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def read_json(file: Path) -> dict:
-    """Read a JSON object; empty if the file does not exist. Raises `ValueError` for invalid content."""
+def read_json(file: Path, structure: Any = dict) -> Any:
+    """Read a JSON object, or another value of this `structure`; empty if the file does not exist.
+
+    Raises `ValueError` for invalid content.
+    """
+    if not file.is_file():
+        return [] if isinstance(structure, list) else {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError:
-        raise ValueError(f"{file}: not valid JSON") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: not a JSON object")
+        content = json.loads(read_limited_text(file))
+    except (ValueError, RecursionError):
+        raise ValueError(f"{file}: not valid JSON; the file is truncated or was edited") from None
+    check_structure(content, structure, str(file))
     return content
 
 
-def read_config(run: Path) -> DictConfig:
-    """Read `config.yaml` of a run folder."""
-    file = run / "config.yaml"
+class PlainLoader(yaml.SafeLoader):
+    """A loader without aliases, with which a small file could hold billions of values."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not supported")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(file: Path, structure: Any = dict) -> Any:
+    """Read a YAML file of plain values: no tags or aliases, and interpolations stay text; `ValueError` for other content."""
     try:
-        config = OmegaConf.load(file)
-    except FileNotFoundError:
-        raise ValueError(f"{run}: not a run folder (no config.yaml)") from None
-    except (YAMLError, OmegaConfBaseException, ValueError, OSError):
-        config = None
-    if not isinstance(config, DictConfig):
-        raise ValueError(f"{file}: not a run config; the file is truncated or was edited")
-    return config
+        content = PlainLoader(read_limited_text(file)).get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ValueError(f"{file}: not valid YAML; the file is truncated or was edited") from None
+    check_structure(content, structure, str(file))
+    return content
+
+
+def read_limited_text(file: Path) -> str:
+    if file.stat().st_size > MAX_TEXT_BYTES:
+        raise ValueError(f"{file}: larger than {MAX_TEXT_BYTES} bytes")
+    return file.read_text(encoding="utf-8")
+
+
+def check_structure(value: Any, structure: Any, where: str) -> None:
+    """`ValueError` unless `value` has the `structure`: a type, a tuple of types, `[structure]`, or a dict of required keys.
+
+    In such a dict, `key?` may be missing, and `*` stands for all other keys. Booleans are no numbers.
+    """
+    if isinstance(structure, dict):
+        check_structure(value, dict, where)
+        known = {key.rstrip("?"): key for key in structure if key != "*"}
+        if missing := [name for name, key in known.items() if key == name and name not in value]:
+            raise ValueError(f"{where}: {missing[0]} is missing; the file is truncated or was edited")
+        for key, child in value.items():
+            check_structure(
+                child, structure[known.get(key, "*")] if key in known or "*" in structure else object, where
+            )
+    elif isinstance(structure, list):
+        check_structure(value, list, where)
+        for child in value:
+            check_structure(child, structure[0], where)
+    else:
+        types = structure if isinstance(structure, tuple) else (structure,)
+        if not isinstance(value, types) or (isinstance(value, bool) and not {bool, object} & set(types)):
+            accepted = " or ".join(kind.__name__ for kind in types)
+            raise ValueError(f"{where}: {str(value)[:40]!r} stands where {accepted} is expected; the file was edited")
+
+
+def check_format_version(found: Any, accepted: int, where: Path) -> None:
+    """`ValueError` unless a file has the format version that this program reads."""
+    if found != accepted or isinstance(found, bool):
+        version = f"format version {str(found)[:20]}" if found is not None else "no format version"
+        raise ValueError(f"{where}: has {version}; this version of sdft reads format version {accepted} only")
 
 
 def remove_partial_files(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Record of a run in its folder: command, config, code and library versions, and final state."""
+"""Record of a run in its folder: command, config, code and library versions, and final state; its writer and its reader."""
 
 import json
 import platform
@@ -13,11 +13,78 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from sdft.distributed import rank
-from sdft.runs.files import atomic_write, read_json
+from sdft.runs.files import atomic_write, check_format_version, check_structure, read_json
 from sdft.runs.invocation import Invocation
 from sdft.runs.lock import Lock
+from sdft.runs.stored_options import resolve_overrides
 
 LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-core", "open-clip-torch", "wandb")
+
+RECORD_FILE = "run.json"
+RUN_FORMAT = 1  # of run folders: raised when an older version could misread them, or this one older folders
+STATES = ("running", "trained", "finished", "failed", "stopped")
+NUMBER = (int, float)
+RECORD_STRUCTURE = {
+    "format": int,
+    "state": str,
+    "command?": [str],
+    "overrides?": [str],
+    "choices?": {"*": (str, list, type(None))},
+    "options?": {"*": (str, int, float, bool, list, type(None))},
+    "started?": str,
+    "ended?": str,
+    "resumed?": [{"changed?": dict, "step?": int}],
+    "batch?": {"size": int, "gradient_accumulation_steps": int, "processes": int},
+    "trainable?": {"*": int},
+    "digests?": {"*": str},
+    "versions?": {"*": str},
+    "warnings?": [str],
+    "wandb?": {"id": str, "project": str, "name": str, "mode?": (str, type(None))},
+    "best?": {"step": int, "metric": str, "value": (*NUMBER, type(None))},
+    "last?": {"memory_gb?": (*NUMBER, type(None))},
+    "validation_loss?": [(*NUMBER, type(None))],
+    **dict.fromkeys(("steps?", "images?", "resolution?", "num_class_images?", "stopped_at?"), int),
+    **dict.fromkeys(("seconds?", "epochs?", "result_mb?"), NUMBER),
+    **dict.fromkeys(("device?", "base?", "prediction_type?"), str),
+    **dict.fromkeys(("commit?", "architecture?"), (str, type(None))),
+    "seconds_per_step?": (*NUMBER, type(None)),
+}
+
+DATA_STRUCTURE = {
+    **dict.fromkeys(("images?", "captions?", "unique captions?"), int),
+    "frequent words?": {"*": int},
+    "frequent tags?": {"*": int},
+    "words of every caption?": [str],
+    "sides?": [int],
+    "longest caption?": {"text": str},
+}
+
+
+def read_record(folder: Path, *required: str) -> dict:
+    """The content of `run.json`, with the keys `required`.
+
+    Raises `ValueError` if the folder has none, for another format version, and for a damaged or edited file.
+    """
+    file = folder / RECORD_FILE
+    if not file.is_file():
+        raise ValueError(f"run={folder}: not a run folder (no {RECORD_FILE}); give a run folder")
+    record = read_json(file)
+    check_format_version(record.get("format"), RUN_FORMAT, file)
+    check_structure(record, RECORD_STRUCTURE, str(file))
+    if record["state"] not in STATES:
+        raise ValueError(f"{file}: unknown state {record['state'][:40]!r}; the file was edited")
+    check_structure(record, dict.fromkeys(required, object), str(file))
+    return record
+
+
+def read_data_report(folder: Path) -> dict:
+    """The content of `data.json`, empty if there is none; `ValueError` for an edited file."""
+    return read_json(folder / "data.json", DATA_STRUCTURE)
+
+
+def read_state(folder: Path) -> str | None:
+    """The state of the run in a folder, None if it has not started."""
+    return read_record(folder)["state"] if (folder / RECORD_FILE).is_file() else None
 
 
 class RunRecord:
@@ -33,8 +100,10 @@ class RunRecord:
         previous = previous or {}
         resume_entry = {"when": format_now(), "commit_before": previous.get("commit")} | resume_info
         self.metadata = {
+            "format": RUN_FORMAT,
             "command": list(invocation.command),
-            "overrides": list(invocation.overrides),
+            "overrides": resolve_overrides(invocation.overrides, cfg, invocation.choices),
+            "choices": {group: names for group, names in invocation.choices.items() if "/" not in group},
             "started": previous.get("started", format_now()),
             "resumed": [
                 *previous.get("resumed", []),
@@ -64,7 +133,7 @@ class RunRecord:
             raise
 
     def write(self) -> None:
-        with atomic_write(self.folder / "run.json") as file:
+        with atomic_write(self.folder / RECORD_FILE) as file:
             file.write_text(json.dumps(self.metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -80,9 +149,9 @@ def format_command_line(command: list[str]) -> str:
 def mark_failed(folder: Path, status: int) -> int:
     """Return `status`; if it is an error, set the state of an unfinished run to failed, unless another start holds its lock."""
     record = RunRecord(folder)
-    if status and read_json(folder / "run.json").get("state") in ("running", "trained"):
+    if status and read_state(folder) in ("running", "trained"):
         with suppress(ValueError), Lock(folder, "a run"):
-            record.metadata = read_json(folder / "run.json") | {"state": "failed"}
+            record.metadata = read_record(folder) | {"state": "failed"}
             record.write()
     return status
 

@@ -7,8 +7,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from sdft.runs.files import atomic_write
-
-METRICS_FILE = "metrics.csv"
+from sdft.runs.metrics_file import METRICS_FILE, read_metrics
 
 
 class MetricsCsv(Logger):
@@ -55,13 +54,3 @@ class MetricsCsv(Logger):
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.rows)
-
-
-def read_metrics(path: Path) -> tuple[list[str], list[dict]]:
-    """Columns and rows, without a truncated last line."""
-    if not path.is_file():
-        return [], []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    reader = csv.DictReader(line for line in lines if line.endswith("\n"))
-    rows = list(reader)
-    return list(reader.fieldnames or []), rows

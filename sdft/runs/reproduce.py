@@ -6,11 +6,12 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageChops
 
-import sdft.runs.metrics_csv as metrics_file
+import sdft.runs.metrics_file as metrics_file
 from sdft.options.quoting import format_for_shell
 from sdft.runs.checkpoint_file import read_checkpoint
-from sdft.runs.files import read_config, read_json
+from sdft.runs.metadata import read_record
 from sdft.runs.resume import diff_configs
+from sdft.runs.run_config import read_stored_config
 
 TIMING_METRICS = ("images_per_second", "memory_gb")  # differ between runs and machines
 ENVIRONMENT_KEYS = ("commit", "digests", "versions", "python", "device", "batch")
@@ -19,19 +20,17 @@ ENVIRONMENT_KEYS = ("commit", "digests", "versions", "python", "device", "batch"
 def check_reproducible(cfg: DictConfig) -> None:
     """Raise `ValueError` unless `cfg.reproduce` is a finished run, trained with the options of `cfg` from start to end."""
     folder = Path(cfg.reproduce).expanduser()
-    record = read_json(folder / "run.json")
-    if not record:
-        raise ValueError(f"reproduce={cfg.reproduce}: not a run folder; give a run folder, or last")
-    if (state := record.get("state")) != "finished":
+    record = read_record(folder, "resumed")
+    if (state := record["state"]) != "finished":
         raise ValueError(
             f"reproduce={folder}: the run is not finished ({state}); use {format_for_shell('resume', folder)} to continue it"
         )
-    if changes := [entry for entry in record["resumed"] if entry["changed"]]:
+    if changes := [entry for entry in record["resumed"] if entry.get("changed")]:
         names = ", ".join(changes[0]["changed"])
         raise ValueError(
-            f"reproduce={folder}: {names} changed at step {changes[0]['step']}; give a run with constant options"
+            f"reproduce={folder}: {names} changed at step {changes[0].get('step')}; give a run with constant options"
         )
-    old, new = (OmegaConf.to_container(config) for config in (read_config(folder), cfg))
+    old, new = read_stored_config(folder), OmegaConf.to_container(cfg)
     changed = [name for name in diff_configs(old, new) if name not in ("reproduce", "name", "tags", "sweep")]
     if changed:
         raise ValueError(f"reproduce={folder}: {changed[0]} differs from that run; remove this option, or reproduce=…")
@@ -42,7 +41,7 @@ def compare_bitwise(before: Path, after: Path) -> tuple[bool, list[str]]:
     differences = [*compare_weights(before, after), *compare_metrics(before, after), *compare_samples(before, after)]
     if not differences:
         return True, []
-    old, new = (read_json(folder / "run.json") for folder in (before, after))
+    old, new = (read_record(folder, *ENVIRONMENT_KEYS) for folder in (before, after))
     causes = [f"{key}: {old[key]} and {new[key]}" for key in ENVIRONMENT_KEYS if old[key] != new[key]]
     return False, differences + (causes or ["the environments are equal: this device is not deterministic"])
 

@@ -11,7 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from sdft.distributed import get_process_info
 from sdft.options.quoting import format_for_shell, format_override, parse_text_value
-from sdft.runs.files import atomic_write, read_config, read_json
+from sdft.runs.files import atomic_write, read_yaml
+from sdft.runs.links import check_links
+from sdft.runs.metadata import RECORD_FILE, read_record
+from sdft.runs.metrics_file import METRICS_FILE, find_last_logged_step
+from sdft.runs.run_config import read_stored_config
+from sdft.runs.stored_options import check_stored_overrides
 
 LAST, RESUME, REPRODUCE = "last", "resume", "reproduce"
 RESUME_OPTIONS = (RESUME, REPRODUCE, "allow_config_change", "allow_data_change")
@@ -48,15 +53,14 @@ def restore_overrides(arguments: list[str]) -> list[str]:
     if not has_started(folder):
         accepted = f"{LAST}, or a .ckpt file" if option == RESUME else f"or {LAST}"
         raise ValueError(f"{option}={value}: not a run folder; give a run folder, {accepted}")
+    check_links(folder)
     new = [argument for argument in arguments if parse_override_key(argument) not in (RESUME, REPRODUCE)]
     old = [
         override
         for override in read_overrides(folder)
         if parse_override_key(override) not in {*RESUME_OPTIONS, *map(parse_override_key, new)}
-        and not parse_override_key(override).startswith("hydra")
     ]
-    if targets := [override for override in old if "_target_" in override]:  # the folder may be from someone else
-        raise ValueError(f"{option}={value}: {targets[0]} would run other code; repeat this override to allow it")
+    check_stored_overrides(old, f"{option}={value}")  # the folder may be from someone else
     flags = [argument for argument in new if argument.startswith("-")]
     new = [argument for argument in new if argument not in flags]
     output = [format_override("hydra.run.dir", folder), "hydra.output_subdir=null"] if option == RESUME else []
@@ -68,7 +72,7 @@ def parse_override_key(override: str) -> str:
 
 
 def has_started(folder: Path) -> bool:
-    return (folder / OVERRIDES_FILE).is_file() or (folder / "run.json").is_file()
+    return (folder / OVERRIDES_FILE).is_file() or (folder / RECORD_FILE).is_file()
 
 
 def find_last_started_run(option: str) -> Path:
@@ -118,16 +122,10 @@ def store_overrides(folder: Path, overrides: Sequence[str], has_started: Callabl
 
 
 def read_overrides(folder: Path) -> list[str]:
-    """Overrides that a run was started with."""
-    if record := read_json(folder / "run.json"):
-        return record["overrides"]
-    try:
-        overrides = yaml.safe_load((folder / OVERRIDES_FILE).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError):
-        overrides = None
-    if not isinstance(overrides, list):
-        raise ValueError(f"{folder / OVERRIDES_FILE}: not a list of overrides; the file is truncated or was edited")
-    return overrides
+    """Overrides that a run was started with; before `run.json` exists, those that Hydra has written."""
+    if (folder / RECORD_FILE).is_file():
+        return read_record(folder, "overrides")["overrides"]
+    return read_yaml(folder / OVERRIDES_FILE, [str])
 
 
 @dataclass
@@ -155,14 +153,12 @@ def load_previous_run(cfg: DictConfig, folder: Path, samples_per_step: int) -> P
     Raises `ValueError` if `cfg` does not resume it, or if options have changed without `allow_config_change`.
     `samples_per_step` is the number of samples that a step takes now.
     """
-    if not (folder / "run.json").is_file():
+    if not (folder / RECORD_FILE).is_file():
         return None
     if cfg.resume is None or not (path := Path(cfg.resume).expanduser()).is_dir() or not path.samefile(folder):
         raise ValueError(f"{folder}: already contains a run; use {format_for_shell('resume', folder)} to continue it")
-    from sdft.runs.metrics_csv import METRICS_FILE, read_metrics
-
-    record = read_json(folder / "run.json")
-    changed = diff_configs(OmegaConf.to_container(read_config(folder)), OmegaConf.to_container(cfg))
+    record = read_record(folder, "batch")
+    changed = diff_configs(read_stored_config(folder), OmegaConf.to_container(cfg))
     batch = record["batch"]
     previous_samples = batch["size"] * batch["gradient_accumulation_steps"] * batch["processes"]
     if previous_samples != samples_per_step and not changed:
@@ -170,9 +166,7 @@ def load_previous_run(cfg: DictConfig, folder: Path, samples_per_step: int) -> P
     if changed and not cfg.allow_config_change:
         changes = ", ".join(f"{name} from {old} to {new}" for name, (old, new) in changed.items())
         raise ValueError(f"resume={folder}: changes {changes}; add allow_config_change=true to allow this")
-    return PreviousRun(
-        record, changed, max((int(row["step"]) for row in read_metrics(folder / METRICS_FILE)[1]), default=0)
-    )
+    return PreviousRun(record, changed, find_last_logged_step(folder / METRICS_FILE))
 
 
 def diff_configs(old: dict, new: dict) -> dict[str, tuple]:

@@ -14,10 +14,12 @@ from sdft.sweeps.results import (
     comparable_metrics,
     default_metric,
     group_by_setting,
-    read_finished_run,
+    read_finished_runs,
     table_columns,
 )
 
+FORMULA_MARKS = ("=", "+", "-", "@", "\t", "\r")  # first letters of a formula in a spreadsheet
+MAX_LABEL_LENGTH = 60  # of a setting in the table; longer ones are listed below it
 MIN_GAIN_FRACTION = 0.9  # of the best setting's gain over the base, at the 95 % lower bound
 
 
@@ -28,18 +30,21 @@ def compare_runs(
 
     Settings are ranked by `metric`; without one by `preferred` if the runs have it, else by the default metric.
     """
-    runs = [read_finished_run(path) for path in folders]
+    runs = read_finished_runs(folders)
     if not runs:
         return []
     settings = group_by_setting(runs)
     metric = metric or choose_metric(runs, preferred)
-    if metric not in comparable_metrics(runs):
-        raise ValueError(f"metric={metric}: not a score of these runs; choose {', '.join(comparable_metrics(runs))}")
+    if metric is not None and metric not in comparable_metrics(runs):
+        accepted = ", ".join(comparable_metrics(runs)) or "none; evaluate all runs with the same options"
+        raise ValueError(f"metric={metric}: not comparable between these runs; choose {accepted}")
     if len({run.evaluation_key for run in runs}) > 1:
-        print("scores     not compared: the evaluations used different prompts or metrics")
+        print("scores     not compared: the evaluations used different prompts, images, seeds or metrics")
+    if len({run.loss_key for run in runs}) > 1:
+        print("loss       not compared: the runs have different data, resolutions or objectives")
     write_runs_table(runs, folder / "table.csv")
     print(format_settings_table(settings, runs))
-    verdict = recommend_setting(settings, metric)
+    verdict = recommend_setting(settings, metric) if metric else []
     devices = ", ".join(sorted({run.device for run in runs}))
     print("\n".join([f"device     {devices}; s/it without the first step", *verdict]))
     write_compare_page(settings, runs, metric, verdict, folder)
@@ -47,8 +52,8 @@ def compare_runs(
     return settings
 
 
-def choose_metric(runs: list[FinishedRun], preferred: str | None = None) -> str:
-    """The score to rank settings by: `preferred` if the runs have it, else the default metric."""
+def choose_metric(runs: list[FinishedRun], preferred: str | None = None) -> str | None:
+    """The score to rank settings by: `preferred` if the runs have it, else the default metric; None if nothing is comparable."""
     return preferred if preferred in comparable_metrics(runs) else default_metric(runs)
 
 
@@ -68,6 +73,8 @@ def recommend_setting(settings: list[Setting], metric: str) -> list[str]:
     scored = [setting for setting in settings if setting.mean(metric) is not None]
     if len(scored) < 2:
         return []
+    if len({format_score(setting.mean(metric), "{:.4f}") for setting in scored}) == 1:
+        return [f"equal      all settings: {metric} {format_mean(scored[0], metric)}; no setting is best"]
     higher_is_better = comparable_metrics([run for setting in settings for run in setting.runs])[metric]
     best = find_best_setting(settings, metric)
     seeds = min(len(setting.runs) for setting in scored)
@@ -154,8 +161,10 @@ def format_settings_table(settings: list[Setting], runs: list[FinishedRun], max_
     scores = [name for name in formats if name not in COST_FORMATS and "/" not in name][:max_scores]
     columns = scores + list(COST_FORMATS)
     cells = [["", *columns]]
-    for setting in settings:
-        row = [setting.label]
+    is_long = max(len(setting.label) for setting in settings) > MAX_LABEL_LENGTH
+    labels = [f"setting {number}" if is_long else setting.label for number, setting in enumerate(settings, 1)]
+    for label, setting in zip(labels, settings, strict=True):
+        row = [label]
         for name in columns:
             value, std = format_score(setting.mean(name), formats[name]), setting.std(name)
             has_std = std is not None and name not in COST_FORMATS
@@ -163,7 +172,14 @@ def format_settings_table(settings: list[Setting], runs: list[FinishedRun], max_
         cells.append(row)
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     justify = [str.ljust, *[str.rjust] * len(columns)]
-    return "\n".join("  ".join(pad(c, w) for pad, c, w in zip(justify, row, widths, strict=True)) for row in cells)
+    lines = ["  ".join(pad(c, w) for pad, c, w in zip(justify, row, widths, strict=True)) for row in cells]
+    legend = [f"{label}: {setting.label}" for label, setting in zip(labels, settings, strict=True)] if is_long else []
+    return "\n".join([*lines, *legend])
+
+
+def escape_cell(value):
+    """Text that a spreadsheet would run as a formula, with an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_MARKS) else value
 
 
 def write_runs_table(runs: list[FinishedRun], file: Path) -> None:
@@ -173,6 +189,7 @@ def write_runs_table(runs: list[FinishedRun], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["folder", *options, *names])
+        writer.writerow(map(escape_cell, ["folder", *options, *names]))
         for run in runs:
-            writer.writerow([run.folder, *[run.options.get(o) for o in options], *[run.value(n) for n in names]])
+            row = [str(run.folder), *[run.options.get(o) for o in options], *[run.value(n) for n in names]]
+            writer.writerow(map(escape_cell, row))

@@ -6,6 +6,7 @@ from sdft.evaluation.plots.svg_charts import plot_lines_with_spread, plot_pareto
 from sdft.evaluation.plots.templates import get_jinja_environment
 from sdft.evaluation.report_images import encode_data_uri
 from sdft.evaluation.statistics import format_score, get_result_state
+from sdft.evaluation.variant_images import BASE_IMAGE_CACHE
 from sdft.models.image_cache import format_image_name
 from sdft.runs.files import atomic_write
 from sdft.sweeps.results import FinishedRun, Setting, comparable_metrics, table_columns
@@ -14,14 +15,14 @@ MAX_PROMPTS, MAX_SCORES = 6, 7  # prompts of the sample grid, plots per option
 
 
 def write_compare_page(
-    settings: list[Setting], runs: list[FinishedRun], metric: str, verdict: list[str], folder: Path
+    settings: list[Setting], runs: list[FinishedRun], metric: str | None, verdict: list[str], folder: Path
 ) -> None:
-    """Write `folder/compare.html`; `verdict` are the lines of `recommend_setting`."""
+    """Write `folder/compare.html`; `verdict` are the lines of `recommend_setting`. `metric` None ranks and plots nothing."""
     formats = table_columns(runs)
     context = {
         "title": f"{len(settings)} settings, {len(runs)} runs",
         "metric": metric,
-        "up": comparable_metrics(runs)[metric],
+        "up": comparable_metrics(runs).get(metric),
         "verdict": [line.split(None, 1) for line in verdict],
         "names": list(formats),
         "rows": [
@@ -29,18 +30,18 @@ def write_compare_page(
                 "label": setting.label,
                 "seeds": len(setting.runs),
                 "cells": [format_cell(setting, name, formats[name]) for name in formats],
-                "best": bool(verdict) and verdict[0].split(None, 1)[1].startswith(f"{setting.label}:"),
+                "best": any(line.startswith(f"best       {setting.label}:") for line in verdict),
                 "cheapest": any(line.startswith(f"cheapest   {setting.label}:") for line in verdict),
             }
             for setting in settings
         ],
-        "option_plots": plot_by_option(settings, runs, metric),
+        "option_plots": plot_by_option(settings, runs, metric) if metric else [],
         "cost_plots": [
             plot_pareto_scatter(
                 cost_score_points(settings, name, metric), name, metric, comparable_metrics(runs)[metric], log
             )
             for name, log in (("trainable", True), ("seconds", False))
-            if any(None not in (s.mean(name), s.mean(metric)) for s in settings)
+            if metric and any(None not in (s.mean(name), s.mean(metric)) for s in settings)
         ],
         "grid": build_sample_grid(settings),
         "folders": [str(run.folder) for run in runs],
@@ -116,9 +117,20 @@ def build_sample_grid(settings: list[Setting]) -> dict | None:
     states += [(s.label, run, get_result_state(run.report)) for s, run in zip(settings, first_runs, strict=True)]
     rows = []
     for label, run, state in states:
-        folder = run.folder / "evaluation" / state["image_folder"]
+        folder = find_image_folder(run, state)
         files = [folder / format_image_name(prompt, seed) for prompt in prompts]
         if any(file.is_file() for file in files):
             images = [encode_data_uri(file) if file.is_file() else None for file in files]
             rows.append({"label": label, "images": images})
     return {"prompts": prompts, "rows": rows} if rows else None
+
+
+def find_image_folder(run: FinishedRun, state: dict) -> Path:
+    """The folder with a state's images: in the run, or in a cache of the base's images."""
+    folder = run.report["path"] / state["image_folder"]
+    is_cache = folder.resolve().parent.parts[-len(BASE_IMAGE_CACHE.parts) :] == BASE_IMAGE_CACHE.parts
+    if not is_cache and not folder.resolve().is_relative_to(run.folder.resolve()):
+        raise ValueError(
+            f"{run.report['path']}: image_folder {state['image_folder'][:60]} is elsewhere; the file was edited"
+        )
+    return folder

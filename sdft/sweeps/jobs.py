@@ -9,7 +9,7 @@ from typing import Protocol
 
 from sdft.options.quoting import format_override
 from sdft.runs.checkpoint_file import find_latest_checkpoint
-from sdft.runs.files import read_json
+from sdft.runs.metadata import read_state
 
 LOG_FILE = "log.txt"
 POLL_SECONDS = 0.2
@@ -25,7 +25,7 @@ class Job:
 
     def state(self) -> str | None:
         """The state in its `run.json`."""
-        return read_json(self.folder / "run.json").get("state")
+        return read_state(self.folder)
 
     def is_finished(self) -> bool:
         return self.state() == "finished"

@@ -1,13 +1,20 @@
 """Read finished runs for comparison: options, costs and scores, grouped by setting."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from sdft.evaluation.statistics import flatten_scores, get_result_state
-from sdft.runs.files import read_json
+from sdft.runs.evaluations import (
+    choose_comparable_evaluations,
+    choose_main_evaluation,
+    get_comparison_key,
+    read_evaluations,
+)
+from sdft.runs.links import check_links
+from sdft.runs.metadata import read_record
 
 COST_FORMATS = {  # costs of a run, with their number formats
     "trainable": "{:,.0f}",
@@ -20,6 +27,16 @@ COST_FORMATS = {  # costs of a run, with their number formats
 IGNORED_OPTIONS = ("name", "seed", "sweep", "tags", "resume", "prompts")  # do not define a setting
 GROUP_OPTIONS = ("method", "model", "data", "optimizer", "schedule", "precision", "strategy")  # first in labels
 VALIDATION_LOSS = "validation/loss"
+FINISHED_KEYS = (
+    "command",
+    "options",
+    "trainable",
+    "seconds",
+    "seconds_per_step",
+    "last",
+    "result_mb",
+    "validation_loss",
+)
 LOWER_IS_BETTER = (
     VALIDATION_LOSS,
     "nearest",
@@ -36,7 +53,10 @@ LOWER_IS_BETTER = (
 
 @dataclass
 class FinishedRun:
-    """A finished run: its options, costs, and evaluation report if it has one."""
+    """A finished run: its options, costs, evaluation reports if it has some, and the one of them to compare.
+
+    Losses are comparable when `loss_key` is equal: same data, resolution, prediction type and objective.
+    """
 
     folder: Path
     options: dict
@@ -44,6 +64,8 @@ class FinishedRun:
     loss: float  # of the base, at fixed noise
     device: str
     report: dict | None
+    reports: list[dict] = field(default_factory=list)
+    loss_key: str = ""
 
     @property
     def scores(self) -> dict[str, dict]:
@@ -52,10 +74,8 @@ class FinishedRun:
 
     @property
     def evaluation_key(self) -> str:
-        """Runs are comparable when this is equal: scorers, prompts, number of images and sampling options."""
-        report = self.report or {}
-        sampling = {key: value for key, value in report.get("sampling", {}).items() if key != "batch_size"}
-        return json.dumps([report.get("scorers"), report.get("groups"), report.get("images"), sampling])
+        """Scores of runs are comparable when this is equal."""
+        return get_comparison_key(self.report) if self.report else ""
 
     def base_value(self, metric: str) -> float | None:
         """The base model's score."""
@@ -108,13 +128,20 @@ class Setting:
         return rows.nanmean(0)
 
 
+def read_finished_runs(folders: list[Path]) -> list[FinishedRun]:
+    """Read the runs, each with the evaluation that is like those of the others, where there is one."""
+    runs = [read_finished_run(folder) for folder in folders]
+    for run, report in zip(runs, choose_comparable_evaluations([run.reports for run in runs]), strict=True):
+        run.report = report
+    return runs
+
+
 def read_finished_run(folder: Path) -> FinishedRun:
-    """Read `run.json` and `evaluation/scores.json`; raises `ValueError` unless the run finished."""
-    record = read_json(folder / "run.json")
-    if not record:
-        raise ValueError(f"{folder}: not a run folder (no run.json)")
-    if (state := record.get("state")) != "finished":
+    """Read `run.json` and the evaluations; raises `ValueError` unless the run finished."""
+    check_links(folder)
+    if (state := read_record(folder)["state"]) != "finished":
         raise ValueError(f"{folder}: run not finished (state: {state})")
+    record = read_record(folder, *FINISHED_KEYS)
     nested = dict(
         w.split("=", 1) for w in record["command"] if "=" in w and "." in w.split("=")[0] and not w.startswith("hydra")
     )
@@ -122,17 +149,22 @@ def read_finished_run(folder: Path) -> FinishedRun:
         "trainable": sum(record["trainable"].values()),
         "seconds": record["seconds"],
         "s/it": record["seconds_per_step"],
-        "memory GB": record["last"]["memory_gb"],
+        "memory GB": record["last"].get("memory_gb"),
         "file MB": record["result_mb"],
-        "validation/loss": record["validation_loss"][1],
+        "validation/loss": record["validation_loss"][-1],
     }
+    reports = read_evaluations(folder)
+    facts = [record.get("digests", {}).get("data"), record.get("resolution"), record.get("prediction_type")]
+    facts += [record["options"].get("validation_split"), record.get("choices", {}).get("objective")]
     return FinishedRun(
         folder,
         record["options"] | nested,
         costs,
         record["validation_loss"][0],
         record["device"],
-        read_json(folder / "evaluation" / "scores.json") or None,
+        choose_main_evaluation(reports),
+        reports,
+        json.dumps(facts),
     )
 
 
@@ -167,18 +199,18 @@ def follows_earlier_option(key: str, varying: list[str], runs: list[FinishedRun]
 
 
 def comparable_metrics(runs: list[FinishedRun]) -> dict[str, bool]:
-    """Scores that all runs have, with whether higher is better; only the validation loss if their evaluations differ."""
+    """Scores that all runs have, with whether higher is better: none of different evaluations, no loss of different data."""
     metrics = metric_info(runs[0]) if len({run.evaluation_key for run in runs}) == 1 else {}
     common = {
         name: info["higher_is_better"] for name, info in metrics.items() if all(name in run.scores for run in runs)
     }
-    return common | {VALIDATION_LOSS: False}
+    return common | ({VALIDATION_LOSS: False} if len({run.loss_key for run in runs}) == 1 else {})
 
 
-def default_metric(runs: list[FinishedRun]) -> str:
-    """The first combined score such as "style and digit", else the first score, else the validation loss."""
+def default_metric(runs: list[FinishedRun]) -> str | None:
+    """The first combined score such as "style and digit", else the first score, else the validation loss, if comparable."""
     names = [name for name in comparable_metrics(runs) if " and " in name] or list(comparable_metrics(runs))
-    return names[0]
+    return next(iter(names), None)
 
 
 def table_columns(runs: list[FinishedRun]) -> dict[str, str]:

@@ -12,14 +12,13 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sdft.config import CONF
 from sdft.options.composition import check_composition
 from sdft.options.quoting import format_override
-from sdft.runs.files import atomic_write, read_json
+from sdft.runs.files import atomic_write, read_json, read_yaml
 from sdft.runs.lock import Lock
 from sdft.sweeps.grid import (
     build_search_space,
@@ -177,11 +176,10 @@ def hash_configs(configs: list[DictConfig]) -> str:
 
 def read_sweep_file(name: str) -> dict:
     """Read `sweeps/NAME.yaml`; raises `ValueError` if there is none."""
-    file = SWEEPS_FOLDER / f"{name}.yaml"
-    if not file.is_file():
-        names = ", ".join(sorted(path.stem for path in SWEEPS_FOLDER.glob("*.yaml")))
-        raise ValueError(f"sweeps={name}: choose one of {names}")
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
+    names = sorted(path.stem for path in SWEEPS_FOLDER.glob("*.yaml"))
+    if name not in names:
+        raise ValueError(f"sweeps={name}: choose one of {', '.join(names)}")
+    return read_yaml(SWEEPS_FOLDER / f"{name}.yaml")
 
 
 def target_metric(file: dict) -> str | None:

@@ -6,13 +6,14 @@ from pathlib import Path
 from uuid import uuid4
 
 from sdft.runs.files import atomic_write, read_json
+from sdft.runs.metadata import read_record
 from sdft.sweeps.compare import choose_metric, find_best_setting, recommend_setting
 from sdft.sweeps.results import (
     FinishedRun,
     Setting,
     comparable_metrics,
     group_by_setting,
-    read_finished_run,
+    read_finished_runs,
     table_columns,
 )
 
@@ -24,8 +25,8 @@ def log_sweep_summary(finished: list[Path], jobs: int, folder: Path, name: str, 
 
     Does nothing if no job was logged to W&B. A second call resumes the same W&B run.
     """
-    runs = [read_finished_run(path) for path in finished]
-    records = [read_json(run.folder / "run.json") for run in runs]
+    runs = read_finished_runs(finished)
+    records = [read_record(run.folder) for run in runs]
     job_runs = [record["wandb"] for record in records if "wandb" in record]
     if not job_runs:
         return
@@ -72,10 +73,10 @@ def read_or_create_wandb_run(folder: Path, project: str, name: str) -> dict[str,
         with atomic_write(file) as partial:
             wandb_run = {"id": uuid4().hex[:8], "project": project, "name": name}
             partial.write_text(json.dumps(wandb_run, ensure_ascii=False) + "\n", encoding="utf-8")
-    return read_json(file)
+    return read_json(file, {"id": str, "project": str, "name": str})
 
 
-def sweep_config(settings: list[Setting], runs: list[FinishedRun], metric: str) -> dict:
+def sweep_config(settings: list[Setting], runs: list[FinishedRun], metric: str | None) -> dict:
     """The W&B config: numbers of runs, settings and seeds, the metric, and the values of every varying option."""
     options = {
         option: list(dict.fromkeys(map(to_wandb_value, option_column(settings, option))))
@@ -130,10 +131,10 @@ def to_wandb_value(value):
     return value if isinstance(value, int | float | str | None) else str(value)
 
 
-def build_summary(settings: list[Setting], metric: str) -> dict:
+def build_summary(settings: list[Setting], metric: str | None) -> dict:
     """The verdict, and the best setting's scores."""
-    verdict = dict(line.split(None, 1) for line in recommend_setting(settings, metric))
-    best = find_best_setting(settings, metric)
+    verdict = dict(line.split(None, 1) for line in recommend_setting(settings, metric)) if metric else {}
+    best = find_best_setting(settings, metric) if metric and "equal" not in verdict else None
     if best is None:
         return verdict
     metrics = comparable_metrics([run for setting in settings for run in setting.runs])

@@ -60,7 +60,7 @@ def evaluate_result(folder: Path, cfg: DictConfig, method, scorers, loggers: lis
     variants = build_run_variants(folder, method, [1.0], None, cfg.seed)
     report = evaluate(folder / "evaluation", cfg, variants, scorers)
     for logger in loggers if report else ():
-        log_evaluation(logger, report, folder / "evaluation" / "images.png")
+        log_evaluation(logger, report, folder)
 
 
 def report_reproduction(record: RunRecord, original: str) -> bool:

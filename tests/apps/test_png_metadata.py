@@ -68,28 +68,24 @@ def remove_field(key: str) -> dict:
 
 
 INVALID_VALUES = {
-    "seed": [-1, 2**70, "1", 1.0, True, None],
-    "steps": [0, 1001, 10**30],
-    "guidance_scale": [float("nan"), float("inf"), -1, "7"],
-    "scheduler": ["os.system", 3],
-    "width": [0, 10**6, 32.0],
-    "precision": ["float64", None],
-    "prompt": ["a" * 10_001, None, ["a"]],
-    "strength": [1e9, None],
+    "seed": ["1", 1.0, True, None],
+    "scheduler": [3],
+    "width": [32.0],
+    "precision": [None],
+    "prompt": [None, ["a"], "${oc.env:HOME}"],
+    "strength": [None],
     "model": [[], {}, METADATA["model"] | {"prompt_chunks": 10**6}, METADATA["model"] | {"_target_": "os.system"}],
-    "adapters": [{}, [1], [METADATA["adapters"][0] | {"weight": "1"}], METADATA["adapters"] * 17, [{"file": "x"}]],
+    "adapters": [{}, [1], [METADATA["adapters"][0] | {"weight": "1"}], [{"file": "x"}]],
     "batch": [[1, 1], [0, 0], [10**9, 0], [1.0, 0], [4], "41", [True, False]],
-    "result": [{}, 7, {"file": "x", "digest": "short"}],
+    "result": [{}, 7],
     "checkpoint": [5],
     "tf32": [1],
-    "created": [None],
-    "sampler": ["x"],
     "digest": [None],
     "run": [1],
 }
 
 
-INVALID_METADATA = [remove_field("seed"), METADATA | {"more": 1}]
+INVALID_METADATA = [remove_field("seed")]
 INVALID_METADATA += [METADATA | {key: value} for key, values in INVALID_VALUES.items() for value in values]
 
 

@@ -14,6 +14,7 @@ from conftest import compose_config
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors import safe_open
+from test_optuna_search import build_report
 from test_security import HOSTILE, Page
 
 from sdft.apps.publish.publication import PublishRequest, redact_command, write_publication
@@ -63,13 +64,13 @@ def test_the_folder_has_card_images_and_weights_in_both_formats(run):
 
 
 def test_the_card_contains_no_active_content(run):
-    scores = {
-        "states": [{"label": HOSTILE[0], "scores": {"prompts": {HOSTILE[3]: {"value": 0.5}}}}],
-        "metrics": {"prompts": {HOSTILE[3]: {"number_format": "{.__class__}", "higher_is_better": True}}},
-        "groups": {"prompts": HOSTILE},
-        "scorers": {"clip": HOSTILE[0]},
-        "images": 1,
-    }
+    scores = build_report(
+        {HOSTILE[3]: {"value": 0.5}},
+        {HOSTILE[3]: {"higher_is_better": True, "description": HOSTILE[0]}},
+        groups={"prompts": HOSTILE},
+        scorers={"clip": HOSTILE[0]},
+    )
+    scores["states"][0]["label"] = HOSTILE[0]
     (run / "evaluation").mkdir()
     (run / "evaluation" / "scores.json").write_text(json.dumps(scores))
     shutil.copy(run / "samples.png", run / "evaluation" / "images.png")
@@ -88,6 +89,19 @@ def test_no_paths_or_image_names_are_published(run):
         if file.is_file():
             data = file.read_bytes()
             assert b"grandmother" not in data and b"passport" not in data and str(Path.home()).encode() not in data
+
+
+def test_publishing_needs_no_home_directory(run, monkeypatch):
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert (write_publication(PublishRequest(run)) / "README.md").is_file()
+
+
+@pytest.mark.parametrize("name", ["samples.png", "samples/step-000001/000.png", "adapter"])
+def test_no_file_outside_the_run_is_published(name, run, tmp_path):
+    (run / name).rename(tmp_path / "elsewhere")
+    (run / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"{name} is a link out of the folder"):
+        write_publication(PublishRequest(run))
 
 
 def test_caption_words_are_optional(run):

@@ -139,7 +139,7 @@ def test_an_unwritable_output_folder(tmp_path):
 
 def test_evaluate_without_a_run(tmp_path):
     assert "outputs/" in get_error(cwd=tmp_path, name="evaluate.py")
-    assert "config.yaml" in get_error("run=.", cwd=tmp_path, name="evaluate.py")
+    assert "run=.: not a run folder" in get_error("run=.", cwd=tmp_path, name="evaluate.py")
 
 
 @pytest.mark.parametrize(

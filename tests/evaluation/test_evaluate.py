@@ -16,6 +16,7 @@ from sdft.evaluation.evaluate import evaluate, format_runs_table
 from sdft.evaluation.metrics.base import ImageMetric
 from sdft.evaluation.request import build_evaluation_jobs, find_newest_run
 from sdft.models.sampling import Sampling
+from sdft.runs.evaluations import choose_main_evaluation, list_evaluations, read_evaluations, read_scores
 
 OVERRIDES = ("steps=1", "lr=0.05", "model.weights=pretrained", "protocol.controls=[a handwritten one]")
 
@@ -50,6 +51,7 @@ def test_scores_of_base_and_fine_tuned(trained_run, capsys):
     (report,) = run_evaluation(f"run={trained_run}", "images=2")
     saved = json.loads((trained_run / "evaluation" / "scores.json").read_text())
     assert saved == json.loads(json.dumps(report)) and saved["schema"] == 1
+    assert read_scores(trained_run / "evaluation") == saved
     assert [state["label"] for state in saved["states"]] == ["base", "fine-tuned"]
     for state in saved["states"]:
         assert (
@@ -91,6 +93,11 @@ def test_images_are_generated_once_and_base_images_are_shared_by_runs(trained_ru
     generated.clear()
     run_evaluation(*overrides, "images=2", "sampling.steps=1")
     assert len(generated) == 24
+    names = [folder.name for folder in list_evaluations(trained_run)]  # one folder each, but the repeated one
+    assert names == ["evaluation", *[f"evaluation-{number}" for number in (2, 3, 4, 5)]]
+    assert json.loads((trained_run / "evaluation" / "scores.json").read_text()) == first
+    assert all((trained_run / name / file).is_file() for name in names for file in ("report.html", "images.png"))
+    assert choose_main_evaluation(read_evaluations(trained_run))["images"] == 3
 
 
 def test_truncated_images_are_regenerated(trained_run):
@@ -296,7 +303,7 @@ def test_newest_finished_run_is_default_and_named(tmp_path, capsys):
         find_newest_run(tmp_path)
     for stamp, state in (("1", "finished"), ("2", "failed")):
         (tmp_path / "lora" / stamp).mkdir(parents=True)
-        (tmp_path / "lora" / stamp / "run.json").write_text(json.dumps({"state": state}))
+        (tmp_path / "lora" / stamp / "run.json").write_text(json.dumps({"format": 1, "state": state}))
     assert find_newest_run(tmp_path) == find_newest_run(tmp_path) == tmp_path / "lora" / "1"
     assert capsys.readouterr().out == f"run        {tmp_path / 'lora' / '1'}, which finished last\n"
 

@@ -12,7 +12,9 @@ import zipfile
 import pytest
 import torch
 
+from sdft.runs import checkpoint_file
 from sdft.runs.checkpoint_file import (
+    find_damage,
     find_latest_checkpoint,
     format_checkpoint_name,
     read_checkpoint,
@@ -34,8 +36,32 @@ def test_torch_reads_the_checkpoints_too(tmp_path):
             torch.equal(checkpoint["state_dict"]["w"], STATE["state_dict"]["w"])
             and checkpoint["plain"] == STATE["plain"]
         )
-    assert zipfile.ZipFile(tmp_path / "a.ckpt").comment.startswith(b"sdft step=000000000003 sha256=")
+    assert zipfile.ZipFile(tmp_path / "a.ckpt").comment.startswith(b"sdft format=01 step=000000000003 sha256=")
     assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"format=01 ", b""), (b"format=01", b"format=02")])
+def test_a_checkpoint_of_another_format_version_is_refused(tmp_path, old, new):
+    write_checkpoint(STATE, tmp_path / "a.ckpt")
+    (tmp_path / "a.ckpt").write_bytes((tmp_path / "a.ckpt").read_bytes().replace(old, new))
+    for read in (read_checkpoint, find_damage, lambda file: find_latest_checkpoint(file.parent)):
+        with pytest.raises(ValueError, match=r"a\.ckpt: has .*format version.*reads format version 1"):
+            read(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("content", [{}, [1], {"global_step": "3"}, {"global_step": 3, "state_dict": [1]}])
+def test_a_checkpoint_with_missing_or_mistyped_entries_is_named(tmp_path, content):
+    torch.save(content, tmp_path / "a.ckpt")
+    add_checksum(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"^[^\n]*a\.ckpt: [^\n]*$"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
+def add_checksum(path):
+    """Complete the checkpoint that someone has edited."""
+    size = path.stat().st_size
+    comment = checkpoint_file.COMMENT.format(3, checkpoint_file.compute_digest(path, size - 2, 3)).encode()
+    path.write_bytes(path.read_bytes()[:-2] + len(comment).to_bytes(2, "little") + comment)
 
 
 def test_old_checkpoints_are_pruned_and_background_errors_are_raised(tmp_path):
@@ -81,7 +107,7 @@ def test_a_changed_byte_is_detected(tmp_path, position):
     content = bytearray((tmp_path / "a.ckpt").read_bytes())
     content[position] ^= 1
     (tmp_path / "a.ckpt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.ckpt: checksum"):
+    with pytest.raises(ValueError, match=r"a\.ckpt: .*checksum"):
         read_checkpoint(tmp_path / "a.ckpt")
 
 

@@ -34,7 +34,7 @@ def record_run(run, folder):
     run.mkdir()
     write_data_index(run, build_data_index({"": read_source(folder)}))
     digests = {**DIGESTS, "data": hash_dataset(read_source(folder))}
-    (run / "run.json").write_text(json.dumps({"digests": digests}))
+    (run / "run.json").write_text(json.dumps({"format": 1, "state": "finished", "digests": digests}))
 
 
 def describe_changes(folder, **digests) -> str | None:

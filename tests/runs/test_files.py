@@ -1,13 +1,27 @@
 """Files are written completely or not at all."""
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from sdft.runs.files import atomic_write, check_name, check_output_path, read_config, read_json, replace_folder
+from sdft.runs.evaluation_history import EvaluationHistory
+from sdft.runs.evaluations import read_scores
+from sdft.runs.files import (
+    atomic_write,
+    check_name,
+    check_output_path,
+    check_structure,
+    read_json,
+    read_yaml,
+    replace_folder,
+)
+from sdft.runs.metadata import read_data_report, read_record
 from sdft.runs.resume import read_overrides
+from sdft.runs.run_config import read_stored_config
+from sdft.runs.samples import read_samples
 
 
 def test_a_file_gets_its_name_after_it_is_written(tmp_path):
@@ -75,7 +89,8 @@ def test_a_replaced_folder_is_never_missing(failing, tmp_path, monkeypatch):
     [
         ('{"state": "fin', "not valid JSON"),
         (b"\xff\xfe", "not valid JSON"),
-        ("[1, 2]", "not a JSON object"),
+        ("[1, 2]", ".*dict is expected"),
+        ("[" * 100_000, "not valid JSON"),
     ],
 )
 def test_invalid_json_is_named(tmp_path, content, message):
@@ -89,9 +104,9 @@ def test_invalid_json_is_named(tmp_path, content, message):
 @pytest.mark.parametrize("content", [b"a: [b", b"5", b"\xff\xfe", None])
 def test_an_unreadable_config_is_named(tmp_path, content):
     with pytest.raises(ValueError, match="config.yaml"):
-        read_config(tmp_path)
+        read_stored_config(tmp_path)
     for file, read, valid_yaml in (
-        (tmp_path / "config.yaml", read_config, b"- a"),
+        (tmp_path / "config.yaml", read_stored_config, b"- a"),
         (tmp_path / ".hydra" / "overrides.yaml", read_overrides, b"a: b"),
     ):
         file.parent.mkdir(exist_ok=True)
@@ -100,7 +115,20 @@ def test_an_unreadable_config_is_named(tmp_path, content):
             read(tmp_path)
 
 
-def test_every_reader_names_a_truncated_run_json(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"state": "finished", "overr', "not valid JSON"),
+        ("{}", "has no format version.*reads format version 1"),
+        ("[]", "dict is expected"),
+        ('{"format": 2, "state": "finished"}', "has format version 2.*reads format version 1"),
+        ('{"format": true, "state": "finished"}', "has format version True"),
+        ('{"format": 1}', "state is missing"),
+        ('{"format": 1, "state": "flying"}', "unknown state"),
+        ('{"format": 1, "state": "finished", "overrides": "rank=4"}', "list is expected"),
+    ],
+)
+def test_every_reader_names_an_unreadable_run_json(tmp_path, content, message):
     from omegaconf import OmegaConf
 
     from sdft.apps.generate.axes import label_runs_by_overrides
@@ -110,7 +138,7 @@ def test_every_reader_names_a_truncated_run_json(tmp_path):
 
     run = tmp_path / "lora" / "one"
     run.mkdir(parents=True)
-    (run / "run.json").write_text('{"state": "finished", "overr')
+    (run / "run.json").write_text(content)
     readers = [
         lambda: resume.read_overrides(run),
         lambda: reproduce.check_reproducible(OmegaConf.create({"reproduce": str(run)})),
@@ -119,5 +147,52 @@ def test_every_reader_names_a_truncated_run_json(tmp_path):
         lambda: label_runs_by_overrides([run]),
     ]
     for read in readers:
-        with pytest.raises(ValueError, match="one/run.json: "):
+        with pytest.raises(ValueError, match=rf"^[^\n]*one/run.json: .*{message}[^\n]*$"):
             read()
+
+
+def test_every_json_file_of_a_run_is_checked(tmp_path):
+    readers = {
+        "data.json": (read_data_report, {"frequent words": [1]}),
+        "samples.json": (read_samples, [{"file": "../a.png", "prompt": "x", "seed": 0}]),
+        "timeline.json": (lambda folder: EvaluationHistory(folder).read_entries(), [{"step": 1}]),
+        "scores.json": (read_scores, {"schema": 1}),
+    }
+    for name, (read, edited) in readers.items():
+        for content in ("{", "5", json.dumps(edited)):
+            (tmp_path / name).write_text(content)
+            with pytest.raises(ValueError, match=rf"^[^\n]*{name}: [^\n]*$"):
+                read(tmp_path)
+
+
+def test_required_keys_of_a_record_are_named(tmp_path):
+    (tmp_path / "run.json").write_text('{"format": 1, "state": "finished"}')
+    assert read_record(tmp_path)["state"] == "finished"
+    with pytest.raises(ValueError, match="run.json: options is missing"):
+        read_record(tmp_path, "options")
+    with pytest.raises(ValueError, match="not a run folder"):
+        read_record(tmp_path / "nowhere")
+
+
+def test_yaml_is_plain_data(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("a: ${oc.env:HOME}\nb: 1.0e-05")
+    assert read_yaml(file) == {"a": "${oc.env:HOME}", "b": 1e-5}
+    for text in ("a: !!python/object/apply:os.mkdir [boom]", "a: &x [1]\nb: [*x, *x]", "- 1", "5"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="a.yaml: "):
+            read_yaml(file)
+
+
+def test_a_structure_is_checked_to_its_leaves():
+    check_structure({"a": [1, 2], "c": {"x": 1.5}}, {"a": [int], "b?": str, "c": {"*": (int, float)}}, "f")
+    for value in (
+        {"a": [1, "2"]},
+        {"a": [True]},
+        {"a": None},
+        {"c": {}},
+        {"a": [], "c": {"x": "y"}},
+        {"a": [], "c": {}, "b": 1},
+    ):
+        with pytest.raises(ValueError, match="^f: "):
+            check_structure(value, {"a": [int], "b?": str, "c": {"*": (int, float)}}, "f")

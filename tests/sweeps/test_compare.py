@@ -8,13 +8,29 @@ import sys
 
 import pytest
 from conftest import ROOT
+from test_optuna_search import build_report, write_finished_run
 
 from sdft.apps.compare import main
 from sdft.evaluation.plots.svg_charts import create_figure, label_points, plot_pareto_scatter
-from sdft.sweeps.compare import compare_runs, describe_cheapest, recommend_setting, seed_differences
+from sdft.sweeps.compare import (
+    compare_runs,
+    describe_cheapest,
+    recommend_setting,
+    seed_differences,
+    write_runs_table,
+)
 from sdft.sweeps.compare_page import plot_by_option
+from sdft.sweeps.jobs import Job
 from sdft.sweeps.optuna_search import objective_directions
-from sdft.sweeps.results import FinishedRun, comparable_metrics, group_by_setting, metric_info, read_finished_run
+from sdft.sweeps.results import (
+    FinishedRun,
+    comparable_metrics,
+    default_metric,
+    group_by_setting,
+    metric_info,
+    read_finished_run,
+    read_finished_runs,
+)
 from sdft.sweeps.sweep import run_sweep
 
 
@@ -23,6 +39,7 @@ def make_run(rank: int, seed: int, values: list[float], trainable: int | None = 
     score = {"value": sum(values) / len(values), "per_image": values}
     report = {
         "images": 1,
+        "scorers": {},
         "groups": {"prompts": [str(i) for i in range(len(values))]},
         "sampling": {"seed": 0},
         "metrics": {"prompts": {"CLIP-I": {"number_format": "{:.3f}", "higher_is_better": True}}},
@@ -125,6 +142,59 @@ def test_different_evaluations_are_not_compared():
     assert set(comparable_metrics(runs)) == {"CLIP-I", "validation/loss"}
     runs[1].report["scorers"] = {"clip": "another"}
     assert set(comparable_metrics(runs)) == {"validation/loss"}
+    runs[1].loss_key = "other data"
+    assert comparable_metrics(runs) == {} and default_metric(runs) is None
+
+
+def test_equal_settings_have_no_best_one():
+    runs = [make_run(r, s, [0.00001 * r] * 3) for r in (1, 4) for s in (0, 1)]
+    (line,) = recommend_setting(group_by_setting(runs), "CLIP-I")
+    assert line.startswith("equal      ") and "best" not in line.partition(";")[0]
+
+
+def test_runs_on_different_data_are_tabulated_without_a_verdict(tmp_path, capsys):
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder, options in zip(folders, ({"data": "digits"}, {f"option{n}": n for n in range(20)}), strict=True):
+        job = Job(folder, [], "")
+        write_finished_run(job, 0.5)
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(record | {"options": options, "digests": {"data": folder.name}}))
+    compare_runs(folders, tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "loss       not compared" in printed and "best" not in printed
+    assert (
+        "setting 2: " in printed
+        and "option19=19" in printed
+        and max(map(len, printed.split("setting 1:")[0].split("\n"))) < 140
+    )
+    assert "not ranked" in (tmp_path / "out" / "compare.html").read_text()
+    with pytest.raises(ValueError, match="metric=validation/loss: not comparable"):
+        compare_runs(folders, tmp_path / "out", "validation/loss")
+
+
+def test_alike_evaluations_are_compared(tmp_path):
+    scores = {"CLIP-I": {"value": 0.5}}
+    metrics = {"CLIP-I": {"higher_is_better": True}}
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        write_finished_run(Job(folder, [], ""), 0.5, **{"CLIP-I": 0.5})
+    (folders[1] / "evaluation").rename(folders[1] / "evaluation-2")  # b was evaluated with more images first
+    for folder, name in ((folders[0], "evaluation-2"), (folders[1], "evaluation")):
+        (folder / name).mkdir()
+        images = 16 if folder is folders[1] else 4
+        (folder / name / "scores.json").write_text(json.dumps(build_report(scores, metrics, images=images)))
+    runs = read_finished_runs(folders)
+    assert [run.report["path"].name for run in runs] == ["evaluation", "evaluation-2"]
+    assert set(comparable_metrics(runs)) == {"CLIP-I", "validation/loss"}
+    assert read_finished_runs(folders[1:])[0].report["images"] == 16
+
+
+def test_text_in_tables_is_no_formula(tmp_path):
+    run = make_run(1, 0, [0.5])
+    run.options |= {"name": "=cmd|'/C calc'!A0", "@x": "+1", "lr": -1.0}
+    write_runs_table([run], tmp_path / "table.csv")
+    (row,) = csv.DictReader((tmp_path / "table.csv").open())
+    assert row["name"] == "'=cmd|'/C calc'!A0" and row["'@x"] == "'+1" and row["lr"] == "-1.0"
 
 
 def test_labels_are_not_rendered_as_formulas():
@@ -179,7 +249,8 @@ def test_the_table_and_page_compare_methods_as_in_the_lab_report(run, capsys):  
     ):
         assert column in printed
     assert "66,304" in printed and "2,380,516" in printed and "\ndevice     cpu (" in printed and "; s/it" in printed
-    assert "\nmethod=lora lr=0.001 " in printed and "best       method=lora" in printed
+    assert "\nmethod=lora lr=0.001 " in printed
+    assert "equal      all settings: style and digit 0.0000" in printed and "best" not in printed.partition(";")[0]
     metrics = metric_info(read_finished_run(folders[0]))
     assert all(info["higher_is_better"] == objective_directions([name], {})[name] for name, info in metrics.items())
     page = (output / "compare.html").read_text()

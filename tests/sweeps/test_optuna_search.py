@@ -34,9 +34,22 @@ def search(tmp_path):
     return create
 
 
+def build_report(scores: dict[str, dict], metrics: dict[str, dict], **changes) -> dict:
+    """Scores of one state in the format of `scores.json`."""
+    metrics = {
+        name: {"number_format": "{:.3f}", "description": "", "baseline": "base"} | metrics[name] for name in metrics
+    }
+    state = {"label": "x", "image_folder": "images", "scores": {"prompts": scores}, "difference": {}}
+    return {
+        "schema": 1, "settings": "x", "scorers": {}, "images": 1, "sampling": {"seed": 0}, "groups": {"prompts": ["a"]},
+        "metrics": {"prompts": metrics}, "states": [state], "reference": {}, **changes,
+    }  # fmt: skip
+
+
 def write_finished_run(job, loss: float, **scores: float) -> None:
     job.folder.mkdir(exist_ok=True)
     record = {
+        "format": 1,
         "state": "finished",
         "command": [],
         "options": {},
@@ -49,10 +62,7 @@ def write_finished_run(job, loss: float, **scores: float) -> None:
     if scores:
         (job.folder / "evaluation").mkdir()
         values = {name: {"value": value} for name, value in scores.items()}
-        report = {
-            "metrics": {"prompts": {name: {"higher_is_better": name != "drift"} for name in values}},
-            "states": [{"label": "x", "scores": {"prompts": values}}],
-        }
+        report = build_report(values, {name: {"higher_is_better": name != "drift"} for name in values})
         (job.folder / "evaluation" / "scores.json").write_text(json.dumps(report))
 
 
@@ -195,7 +205,8 @@ def test_intermediate_scores_are_read_from_the_run(tmp_path):
     assert read_intermediate_scores(tmp_path, "CLIP-I") == read_intermediate_scores(tmp_path, "validation/loss") == {}
     (tmp_path / "evaluation").mkdir()
     entries = [
-        {"step": s, "scores": {"prompts": {"CLIP-I": {"value": v}}}} for s, v in ((0, 0.1), (10, 0.2), (20, None))
+        {"step": s, "images": 1, "groups": {}, "scores": {"prompts": {"CLIP-I": {"value": v}}}}
+        for s, v in ((0, 0.1), (10, 0.2), (20, None))
     ]
     (tmp_path / "evaluation" / "timeline.json").write_text(json.dumps(entries))
     assert read_intermediate_scores(tmp_path, "CLIP-I") == {10: 0.2}

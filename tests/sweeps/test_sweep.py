@@ -143,7 +143,7 @@ def test_a_stopped_job_resumes_from_its_checkpoint(tmp_path):
     last = job.folder / "checkpoints" / "last.ckpt"
     write_checkpoint({"global_step": 3}, last)
     for state in ("stopped", "running"):  # later killed
-        (job.folder / "run.json").write_text(json.dumps({"state": state}))
+        (job.folder / "run.json").write_text(json.dumps({"format": 1, "state": state}))
         assert job.build_command()[2:] == ["rank=4", f"resume={job.folder}", f"hydra.run.dir={job.folder}"]
     last.write_bytes(last.read_bytes()[:-100])
     assert job.build_command()[2:] == ["rank=4", f"hydra.run.dir={job.folder}"]

@@ -108,7 +108,7 @@ def test_channels_last_changes_no_prediction(tiny):
 
 
 def read_losses(folder) -> list[float]:
-    import sdft.runs.metrics_csv as metrics_file
+    import sdft.runs.metrics_file as metrics_file
 
     return [
         float(row["train/loss"])

@@ -113,11 +113,11 @@ def test_an_evaluation_is_logged_as_table_images_and_columns(run, monkeypatch):
     assert row[3] == pytest.approx(scores["CLIP-I"]) and row[4] <= row[3] <= row[5] and row[6] > 0
 
     run_id = json.loads((folder / "run.json").read_text())["wandb"]["id"]
-    add_to_wandb_run(folder / "evaluation", json.loads((folder / "evaluation" / "scores.json").read_text()))
+    add_to_wandb_run(folder, json.loads((folder / "evaluation" / "scores.json").read_text()))
     files = list(folder.glob(f"wandb/offline-run-*/run-{run_id}.wandb"))
     assert len(files) == 2  # of one run, which `wandb sync` merges
     with pytest.raises(ValueError, match="wandb=true: "):
-        add_to_wandb_run(folder / "elsewhere" / "evaluation", {})
+        add_to_wandb_run(folder / "elsewhere", {})
 
 
 def test_each_run_of_a_sweep_is_a_separate_wandb_run(run):

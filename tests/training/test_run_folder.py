@@ -39,7 +39,7 @@ def test_a_refused_start_leaves_the_files_of_the_running_one(tmp_path):
         record.metadata["state"] = "running"
         record.write()
         raise RuntimeError
-    (tmp_path / "run.json").write_text('{"state": "running"}')
+    (tmp_path / "run.json").write_text('{"format": 1, "state": "running"}')
     with another_run(tmp_path):
         before = snapshot(tmp_path)
         with pytest.raises(ValueError, match="in use by a run, process"), open_run_folder(tmp_path, ["seed=2"]):

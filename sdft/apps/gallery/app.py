@@ -12,15 +12,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sdft.apps.gallery.comparison_page import build_comparison_page
-from sdft.apps.gallery.metric_series import METRICS_CSV, build_panels
+from sdft.apps.gallery.metric_series import build_panels
 from sdft.apps.gallery.overview_page import RunFilter, build_overview
 from sdft.apps.gallery.run_facts import RUN_STATES
 from sdft.apps.gallery.run_index import IndexedRun, RunIndex, get_modified_time
 from sdft.apps.gallery.run_page import CONTENT_TYPES, build_run_page, collect_samples
-from sdft.apps.gallery.safe_paths import resolve_safe_path
 from sdft.apps.gallery.sample_images import render_strip
 from sdft.apps.gallery.security import SecurityMiddleware, build_report_policy
 from sdft.evaluation.plots.templates import TEMPLATE_FOLDER, get_jinja_environment
+from sdft.runs.links import resolve_safe_path
+from sdft.runs.metrics_file import METRICS_FILE
 
 STATIC_TYPES = {
     "gallery.css": "text/css",
@@ -63,7 +64,7 @@ class Gallery:
 
     def send_curves(self, request: Request) -> Response:
         run = self.get_run(request.path_params["id"])
-        return render_json(self.get_cached("curves", run, METRICS_CSV, lambda: build_panels(run.folder)))
+        return render_json(self.get_cached("curves", run, METRICS_FILE, lambda: build_panels(run.folder)))
 
     def send_samples(self, request: Request) -> Response:
         return render_json(collect_samples(self.get_run(request.path_params["id"])))

@@ -5,7 +5,7 @@ from sdft.apps.gallery.run_facts import to_text
 from sdft.apps.gallery.run_index import IndexedRun
 from sdft.apps.gallery.run_page import list_run_facts
 from sdft.apps.gallery.sample_images import SampleImage, list_sample_images, list_sample_steps
-from sdft.apps.gallery.score_tables import list_score_rows
+from sdft.apps.gallery.score_tables import ScoreRow, list_comparable_rows
 
 COMPARED_FACTS = (
     "loss at fixed noise",
@@ -26,6 +26,7 @@ def build_comparison_page(one: IndexedRun, other: IndexedRun, requested_steps: t
         build_side(one, "A", requested_steps[0], first=same),
         build_side(other, "B", requested_steps[1], first=False),
     ]
+    rows_by_run, alike = list_comparable_rows([one.folder, other.folder])
     pairs = pair_sample_images(
         *([*list_sample_images(run.folder, side["step"])] for run, side in zip((one, other), sides, strict=True))
     )
@@ -42,7 +43,8 @@ def build_comparison_page(one: IndexedRun, other: IndexedRun, requested_steps: t
             for left, right in pairs
         ],
         "options": [] if same else find_differing_options(one, other),
-        "scores": [] if same else compare_scores(one, other),
+        "scores": compare_scores(rows_by_run) if alike and not same else [],
+        "other_evaluation": not alike,
         "costs": [] if same else compare_run_facts(one, other),
         "other_data": bool(one.facts.data and other.facts.data and one.facts.data != other.facts.data),
         "curves": [f"/curves/{quote_path(run.id)}" for run in ([one] if same else [one, other])],
@@ -75,9 +77,9 @@ def parse_dotted_overrides(run: IndexedRun) -> dict[str, str]:
     return {key: to_text(value) for key, sign, value in pairs if sign and "." in key and not key.startswith("hydra")}
 
 
-def compare_scores(one: IndexedRun, other: IndexedRun) -> list[dict]:
-    """Scores of either run."""
-    left, right = ({score.key: score for score in list_score_rows(run.folder)} for run in (one, other))
+def compare_scores(rows_by_run: list[list[ScoreRow]]) -> list[dict]:
+    """Scores of either run, from alike evaluations."""
+    left, right = ({score.key: score for score in rows} for rows in rows_by_run)
     rows = []
     for name in {**left, **right}:
         score = left.get(name) or right[name]

@@ -1,51 +1,16 @@
 """Curves of `metrics.csv`, downsampled to a few hundred points that preserve every peak."""
 
-import csv
 import math
 import re
 from itertools import pairwise
 from pathlib import Path
 
-from sdft.apps.gallery.safe_paths import resolve_safe_path
 from sdft.evaluation.plots.loss_curve import smooth_curve
+from sdft.runs.links import resolve_safe_path
+from sdft.runs.metrics_file import METRICS_FILE, Point, read_metric_columns
 
-METRICS_CSV = "metrics.csv"
-MAX_METRICS_BYTES = 2**29
 MAX_CURVE_POINTS = 400
-STEP_COLUMN = "step"
 QUARTER_NAMES = ("least noise", "quarter 2", "quarter 3", "most noise")
-
-Point = tuple[float, float]
-
-
-def read_metric_columns(folder: Path) -> dict[str, list[Point]]:
-    """(step, value) points of each column, values may be NaN/Inf; incomplete rows are skipped."""
-    columns: dict[str, list[Point]] = {}
-    try:
-        file = resolve_safe_path(folder, METRICS_CSV)
-        if file.stat().st_size > MAX_METRICS_BYTES:
-            return {}
-        with open(file, newline="", encoding="utf-8", errors="replace") as stream:
-            rows = csv.reader(line for line in stream if line.endswith("\n"))
-            names = [name[:200] for name in next(rows, [])]
-            step_index = names.index(STEP_COLUMN) if STEP_COLUMN in names else None
-            series = [(n, columns.setdefault(name, [])) for n, name in enumerate(names) if n != step_index]
-            for row in rows if step_index is not None else ():
-                if len(row) != len(names) or (step := parse_float(row[step_index])) is None or not math.isfinite(step):
-                    continue
-                for n, points in series:
-                    if row[n] and (value := parse_float(row[n])) is not None:
-                        points.append((step, value))
-    except (OSError, csv.Error):
-        pass  # rows read so far are used
-    return {name: points for name, points in columns.items() if points}
-
-
-def parse_float(cell: str) -> float | None:
-    try:
-        return float(cell)
-    except ValueError:
-        return None
 
 
 def downsample_points(points: list[Point], limit: int = MAX_CURVE_POINTS) -> list[Point]:
@@ -127,7 +92,7 @@ def normalize_to_first(points: list[Point]) -> list[Point]:
 def read_last_step(folder: Path) -> int | None:
     """Last step of a running run, read from the end of the file."""
     try:
-        file = resolve_safe_path(folder, METRICS_CSV)
+        file = resolve_safe_path(folder, METRICS_FILE)
         with open(file, "rb") as stream:
             if not stream.readline().startswith(b"step,"):
                 return None

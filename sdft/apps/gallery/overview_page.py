@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from sdft.apps.gallery.metric_series import read_last_step
-from sdft.apps.gallery.run_facts import RUN_STATES, RunFacts, to_dict_or_empty, to_list_or_empty
+from sdft.apps.gallery.run_facts import RUN_STATES, RunFacts
 from sdft.apps.gallery.run_index import SWEEP_FILE, IndexedRun, IndexedSweep, RunIndex, format_age, get_modified_time
-from sdft.apps.gallery.safe_paths import read_safe_json, resolve_safe_path
 from sdft.apps.gallery.score_tables import list_score_rows
+from sdft.runs.links import read_safe_json, resolve_safe_path
 
 CARDS_PER_PAGE, SCORES_PER_CARD = 48, 4
 HIDDEN_OPTIONS = (
@@ -109,7 +109,7 @@ def is_informative_override(override: str) -> bool:
 def build_sweep_card(sweep: IndexedSweep) -> dict:
     states = {state: sum(job.state == state for job in sweep.jobs) for state in RUN_STATES}
     started = len(sweep.jobs)
-    total = len(to_list_or_empty(to_dict_or_empty(read_safe_json(sweep.folder, SWEEP_FILE)).get("jobs")))
+    total = len(read_safe_json(sweep.folder, SWEEP_FILE, structure={"jobs?": list}).get("jobs", []))
     try:
         resolve_safe_path(sweep.folder, "compare.html")
         page = f"/file/{quote_path(sweep.id)}/compare.html"

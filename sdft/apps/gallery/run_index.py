@@ -12,12 +12,12 @@ from sdft.apps.gallery.run_facts import (
     RunFacts,
     parse_run_facts,
     parse_timestamp,
-    to_dict_or_empty,
     to_text,
 )
-from sdft.apps.gallery.safe_paths import is_visible_name, read_safe_bytes, read_safe_json
+from sdft.runs.links import is_visible_name, read_safe_bytes, read_safe_json, resolve_safe_path
 from sdft.runs.lock import LOCK_FILE as LOCK
 from sdft.runs.lock import is_alive
+from sdft.runs.metadata import RECORD_FILE, read_record
 
 MAX_DEPTH = 3  # folder levels: NAME/STAMP, or NAME/STAMP/JOB of a sweep
 RUN_MARKERS = (".hydra", "config.yaml", "metrics.csv")  # identify a run without run.json
@@ -151,23 +151,25 @@ def is_run_folder(folder: Path) -> bool:
 
 def parse_run_json(folder: Path) -> tuple[RunFacts, str]:
     """Facts of a `run.json`, and an error message, empty if it is valid."""
-    content = read_safe_json(folder, "run.json")
-    if content is None:
-        return RunFacts(), "run.json is truncated or not JSON"
-    facts = parse_run_facts(content)
-    return facts, "" if facts.state in (*FINAL_STATES, "running", "trained") else "run.json has no valid state"
+    try:
+        resolve_safe_path(folder, RECORD_FILE)
+        return parse_run_facts(read_record(folder)), ""
+    except OSError:
+        return RunFacts(), f"{RECORD_FILE} is not a file of this folder"
+    except ValueError as error:
+        return RunFacts(), to_text(str(error).removeprefix(f"{folder}/"))
 
 
 def determine_state(facts: RunFacts, error: str, folder: Path) -> tuple[str, str]:
     """State and detail; a run that was not finished is running only if the process in its lock is alive."""
     if facts.state in FINAL_STATES:
         return facts.state, ""
-    holder = to_dict_or_empty(read_safe_json(folder, LOCK))
-    pid, host = holder.get("pid"), to_text(holder.get("host"))
+    holder = read_safe_json(folder, LOCK, structure={"pid": int, "host": str})
+    pid, host = holder.get("pid", 0), to_text(holder.get("host"))
     if host and host != socket.gethostname():
         silence = time.time() - get_modified_time(folder / "metrics.csv", folder)
         return "running", f"on {host}, last update {format_age(silence)} ago"
-    if host and isinstance(pid, int) and 0 < pid < 2**31 and is_alive(pid):
+    if host and 0 < pid < 2**31 and is_alive(pid):
         return "running", "" if facts.state else "starting"
     if (
         error

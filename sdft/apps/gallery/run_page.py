@@ -12,12 +12,14 @@ from sdft.apps.gallery.overview_page import (
     format_rounded_duration,
     quote_path,
 )
-from sdft.apps.gallery.run_facts import format_command, to_dict_or_empty, to_text
+from sdft.apps.gallery.run_facts import format_command, to_text
 from sdft.apps.gallery.run_index import IndexedRun
-from sdft.apps.gallery.safe_paths import is_visible_name, read_safe_bytes, read_safe_json, resolve_safe_path
 from sdft.apps.gallery.sample_images import list_sample_images, list_sample_steps
 from sdft.apps.gallery.score_tables import GROUP_TITLES, list_score_rows
 from sdft.options.quoting import format_override
+from sdft.runs.evaluations import list_evaluations
+from sdft.runs.links import is_visible_name, read_safe_bytes, read_safe_json, resolve_safe_path
+from sdft.runs.stored_options import are_plain_overrides
 
 MAX_LISTED_FILES = 300  # per subfolder
 MAX_COUNTED_FILES = 20_000  # per run
@@ -38,7 +40,7 @@ def build_run_page(run: IndexedRun) -> dict:
         "facts": list_run_facts(run),
         "scores": group_scores(run.folder),
         "titles": GROUP_TITLES,
-        "report": build_file_url(run, "evaluation", "report.html"),
+        "reports": list_reports(run),
         "steps": list_sample_steps(run.folder),
         "commands": list_commands(run),
         "log": [] if run.state in ("finished", "running") else read_log_tail(run.folder),
@@ -49,6 +51,12 @@ def build_run_page(run: IndexedRun) -> dict:
         "samples": f"/samples/{quote_path(run.id)}",
         "compare": f"/compare?run={quote_path(run.id)}",
     }
+
+
+def list_reports(run: IndexedRun) -> list[tuple[str, str]]:
+    """Folder and URL of the report of each evaluation."""
+    urls = {folder.name: build_file_url(run, folder.name, "report.html") for folder in list_evaluations(run.folder)}
+    return [(name, url) for name, url in urls.items() if url]
 
 
 def build_file_url(run: IndexedRun, *parts: str) -> str:
@@ -94,11 +102,12 @@ def group_scores(folder: Path) -> dict[str, list]:
 def list_commands(run: IndexedRun) -> list[dict]:
     """Commands to continue with; `safe` ones get a copy button, as run folders are untrusted."""
     folder = str(run.folder)
-    command = lambda *parts: {"text": shlex.join(parts), "safe": folder.isprintable()}  # noqa: E731
+    safe = folder.isprintable() and are_plain_overrides(run.facts.overrides)
+    command = lambda *parts: {"text": shlex.join(parts), "safe": safe}  # noqa: E731
     commands = []
     if run.facts.command:
-        line, safe = format_command(run.facts.command)
-        commands.append({"name": "this run", "text": line, "safe": safe})
+        line, is_plain = format_command(run.facts.command)
+        commands.append({"name": "this run", "text": line, "safe": is_plain})
     if run.state == "finished":
         commands.append({"name": "reproduce", **command("python", "train.py", format_override("reproduce", folder))})
         more = int(run.facts.numbers.get("steps", 0)) * 2
@@ -124,7 +133,7 @@ def read_log_tail(folder: Path) -> list[str]:
 def summarize_data_sheet(folder: Path) -> list[tuple[str, str]]:
     """Entries of the data sheet, one line each."""
     entries = []
-    for name, value in to_dict_or_empty(read_safe_json(folder, "data.json")).items():
+    for name, value in read_safe_json(folder, "data.json").items():
         if isinstance(value, dict):
             parts = [f"{to_text(key)} {format_data_value(one)}".strip() for key, one in list(value.items())[:12]]
             value = ("; " if any(isinstance(one, list) for one in value.values()) else ", ").join(parts)

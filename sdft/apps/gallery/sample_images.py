@@ -8,8 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdft.apps.gallery.run_facts import to_dict_or_empty, to_list_or_empty, to_text
-from sdft.apps.gallery.safe_paths import read_safe_json, resolve_safe_path
+from sdft.apps.gallery.run_facts import to_text
+from sdft.runs.links import resolve_safe_path
+from sdft.runs.samples import read_samples
 
 STRIP_IMAGES, STRIP_HEIGHT = 6, 128  # images, pixels
 IMAGE_NAME = re.compile(r"[\w][\w.-]*\.(png|jpg|jpeg|webp)", re.ASCII)
@@ -48,16 +49,21 @@ def list_sample_images(folder: Path, step: int) -> list[SampleImage]:
         files = sorted(name for name in os.listdir(parent) if IMAGE_NAME.fullmatch(name))
     except OSError:
         return []
-    entries = [
-        to_dict_or_empty(entry)
-        for entry in to_list_or_empty(read_safe_json(folder, "samples", format_step_name(step), "samples.json"))
-    ]
-    labels = {to_text(one.get("file")): (to_text(one.get("prompt")), to_text(one.get("seed"))) for one in entries}
+    entries = read_step_samples(folder, parent.name)
+    labels = {one["file"]: (to_text(one["prompt"]), to_text(one["seed"])) for one in entries}
     if not labels:
         labels = dict.fromkeys(files, ("", ""))
     return [SampleImage(f"samples/{format_step_name(step)}/{name}", *labels[name]) for name in labels if name in files][
         :MAX_IMAGES_PER_STEP
     ]
+
+
+def read_step_samples(folder: Path, step_name: str) -> list[dict]:
+    """Content of a step's `samples.json`; empty if it is missing or unreadable."""
+    try:
+        return read_samples(resolve_safe_path(folder, "samples", step_name, "samples.json").parent)
+    except (OSError, ValueError):
+        return []
 
 
 def render_strip(folder: Path) -> bytes | None:

@@ -1,16 +1,22 @@
-"""Tolerant parser of evaluation scores in `scores.json`."""
+"""Rows of scores, from the evaluations of a run."""
 
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from sdft.apps.gallery.run_facts import to_dict_or_empty, to_finite_float, to_list_or_empty, to_text
-from sdft.apps.gallery.safe_paths import read_safe_json, resolve_safe_path
+from sdft.apps.gallery.run_facts import to_finite_float, to_text
+from sdft.runs.evaluations import (
+    SCORES_FILE,
+    choose_comparable_evaluations,
+    choose_main_evaluation,
+    classify_change,
+    get_comparison_key,
+    list_evaluations,
+    read_scores,
+)
+from sdft.runs.links import resolve_safe_path
 
-SCORES_FILE = ("evaluation", "scores.json")
 FINE_TUNED_LABEL, PROMPTS_GROUP = "fine-tuned", "prompts"
-NUMBER_FORMAT = re.compile(r"\{:[+,]?(\.\d)?[fgd%]?\}")  # the only format specs accepted from a file
 GROUP_TITLES = {PROMPTS_GROUP: "Training concept", "class": "Class", "controls": "Control prompts"}
 
 
@@ -33,76 +39,73 @@ class ScoreRow:
         return self.name if self.group == PROMPTS_GROUP else f"{self.group}/{self.name}"
 
 
-def list_score_rows(folder: Path) -> list[ScoreRow]:
-    """Scores of the last evaluation of a run; empty if there is none or it is unreadable."""
-    try:
-        status = resolve_safe_path(folder, *SCORES_FILE).stat()
-    except OSError:
-        return []
-    return list(parse_score_rows(folder, status.st_mtime_ns, status.st_size))
+def read_safe_evaluations(folder: Path) -> list[dict]:
+    """The readable evaluations of a run, in order."""
+    reports = []
+    for path in list_evaluations(folder):
+        try:
+            status = resolve_safe_path(folder, path.name, SCORES_FILE).stat()
+            reports.append(read_cached_scores(path, status.st_mtime_ns, status.st_size) | {"path": path})
+        except (OSError, ValueError):
+            continue
+    return reports
 
 
 @lru_cache(maxsize=256)
-def parse_score_rows(folder: Path, changed: int, size: int) -> tuple[ScoreRow, ...]:
+def read_cached_scores(folder: Path, changed: int, size: int) -> dict:
     """Cached until the file changes."""
-    report = to_dict_or_empty(read_safe_json(folder, *SCORES_FILE))
-    states = [to_dict_or_empty(state) for state in to_list_or_empty(report.get("states"))]
-    if not states:
-        return ()
-    result = next((state for state in states if state.get("label") == FINE_TUNED_LABEL), states[-1])
-    score_rows = []
-    for group, rows in to_dict_or_empty(report.get("metrics")).items():
-        for name, metric in to_dict_or_empty(rows).items():
-            at = lambda state, kind="scores", path=(group, name): get_nested_dict(state, kind, *path)  # noqa: E731
-            score_rows.append(
-                build_score_row(
-                    to_text(group),
-                    to_text(name),
-                    to_dict_or_empty(metric),
-                    at(states[0]),
-                    at(result),
-                    at(result, "difference"),
-                )
-            )
-    return tuple(row for row in score_rows if row.value)
+    return read_scores(folder)
 
 
-def get_nested_dict(state: dict, *path: str) -> dict:
-    for name in path:
-        state = to_dict_or_empty(state.get(name))
-    return state
+def list_score_rows(folder: Path) -> list[ScoreRow]:
+    """Scores of a run's main evaluation; empty if there is none."""
+    return build_score_rows(choose_main_evaluation(read_safe_evaluations(folder)))
 
 
-def build_score_row(group: str, name: str, metric: dict, base: dict, result: dict, gain: dict) -> ScoreRow:
-    number_format, up = to_text(metric.get("number_format")), metric.get("higher_is_better") is True
-    low, high = format_with_spec(result.get("low"), number_format), format_with_spec(result.get("high"), number_format)
-    change, ends = (
-        to_finite_float(gain.get("value")),
-        (to_finite_float(gain.get("low")), to_finite_float(gain.get("high"))),
-    )
-    verdict = "unclear"
-    if change is not None and None not in ends and not ends[0] <= 0 <= ends[1] and metric.get("baseline") != "real":
-        verdict = "better" if (change > 0) == up else "worse"
-    signed = format_with_spec(change, number_format)
+def list_comparable_rows(folders: list[Path]) -> tuple[list[list[ScoreRow]], bool]:
+    """Scores of alike evaluations of the runs, or of their main ones, and whether they are alike."""
+    reports = choose_comparable_evaluations([read_safe_evaluations(folder) for folder in folders])
+    alike = len({get_comparison_key(report) for report in reports if report}) < 2
+    return [build_score_rows(report) for report in reports], alike
+
+
+def build_score_rows(report: dict | None) -> list[ScoreRow]:
+    if not report:
+        return []
+    states = report["states"]
+    result = next((state for state in states if state["label"] == FINE_TUNED_LABEL), states[-1])
+    rows = []
+    for group, metrics in report["metrics"].items():
+        for name, metric in metrics.items():
+            base, score = states[0]["scores"][group][name], result["scores"][group][name]
+            gain, real = (source.get(group, {}).get(name) for source in (result["difference"], report["reference"]))
+            rows.append(build_score_row(group, name, metric, base, score, gain, real))
+    return [row for row in rows if row.value]
+
+
+def build_score_row(
+    group: str, name: str, metric: dict, base: dict, score: dict, gain: dict | None, real: float | None
+) -> ScoreRow:
+    number_format = metric["number_format"]
+    low, high = (format_number(score.get(end), number_format) for end in ("low", "high"))
+    change = format_number((gain or {}).get("value"), number_format)
     return ScoreRow(
-        group,
-        name,
-        to_text(metric.get("description")),
-        up,
-        format_with_spec(base.get("value"), number_format),
-        format_with_spec(result.get("value"), number_format),
+        to_text(group),
+        to_text(name),
+        to_text(metric["description"]),
+        metric["higher_is_better"],
+        format_number(base["value"], number_format),
+        format_number(score["value"], number_format),
         f"{low} – {high}" if low and high else "",
-        f"+{signed}" if signed and change > 0 else signed,
-        verdict,
+        f"+{change}" if change and gain["value"] > 0 else change,
+        classify_change(gain, metric, score, real),
     )
 
 
-def format_with_spec(value, number_format: str) -> str:
-    """Format with the file's spec if it is accepted, else with three decimals."""
+def format_number(value: float | None, number_format: str) -> str:
+    """Empty for missing values and those that the format does not accept."""
     value = to_finite_float(value)
-    if value is None:
-        return ""
     try:
-        return (number_format if NUMBER_FORMAT.fullmatch(number_format) else "{:.3f}").format(value)
+        return "" if value is None else number_format.format(value)
     except ValueError:
         return f"{value:.3f}"

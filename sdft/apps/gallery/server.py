@@ -6,6 +6,8 @@ from pathlib import Path
 from sdft.apps.gallery.run_index import RunIndex
 
 LOCALHOST = "127.0.0.1"
+MAX_CONNECTIONS = 64
+MAX_HEADER_BYTES = 2**14
 
 
 def build_run_index(folder: Path, sweeps: Path | None) -> RunIndex:
@@ -36,9 +38,18 @@ def serve_gallery(run_index: RunIndex, listener: socket.socket) -> None:
     import uvicorn
 
     from sdft.apps.gallery.app import create_app
+    from sdft.apps.gallery.http_protocol import TimedHttpProtocol
 
     config = uvicorn.Config(
-        create_app(run_index), log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off"
+        create_app(run_index),
+        http=TimedHttpProtocol,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="off",
+        limit_concurrency=MAX_CONNECTIONS,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
     try:
         uvicorn.Server(config).run(sockets=[listener])

@@ -18,12 +18,11 @@ def generate(cfg, overrides: set[str]) -> None:
     from rich.progress import track
 
     from sdft.apps.generate.contact_sheet import write_contact_sheets
-    from sdft.apps.generate.reproduce import describe_environment_changes, describe_pixel_difference
     from sdft.apps.generate.request import parse_request
     from sdft.config import check_config
 
     check_config(cfg)
-    grid, image_metadata = parse_request(cfg, overrides)
+    grid = parse_request(cfg, overrides)
     folder, console = Path(cfg.folder).expanduser(), Console()
     print(f"generate   {len(grid.cells)} image{'s' * (len(grid.cells) > 1)} in {folder}/", flush=True)
     bar = track(
@@ -36,11 +35,6 @@ def generate(cfg, overrides: set[str]) -> None:
     for _ in bar:
         pass
     print(f"images     {'   '.join(map(str, write_contact_sheets(grid, folder)))}")
-    if grid.batch_position:
-        difference = describe_pixel_difference(Path(cfg.reproduce).expanduser(), grid.files[grid.cells[0]])
-        print(f"reproduce  {difference}")
-        if changes := describe_environment_changes(image_metadata, grid.last_metadata):
-            print(f"note       {changes}")
 
 
 if __name__ == "__main__":

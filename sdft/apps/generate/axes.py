@@ -7,7 +7,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from sdft.data.prompts import read_prompts
-from sdft.runs.files import read_config, read_json
+from sdft.runs.metadata import read_record
+from sdft.runs.run_config import read_stored_config
 
 NUMBER_TYPES = {"strength": float, "guidance_scale": float, "seed": int, "steps": int, "rank": int}
 NUMBER_TYPE_NAMES = {int: "integers", float: "numbers"}
@@ -91,8 +92,8 @@ def parse_run_axis(key: str, option: str, value, runs) -> Axis:
 def parse_rank_axis(key: str, option: str, value, runs) -> Axis:
     """Select the runs of these ranks, or of `all` ranks, in the folder `runs`."""
     folders = list_runs_in_folder(Path(runs).expanduser()) if runs else []
-    run_ranks = [read_config(folder).get("rank") for folder in folders]
-    available = sorted({rank for rank in run_ranks if rank is not None})
+    run_ranks = [read_stored_config(folder).get("rank") for folder in folders]
+    available = sorted({rank for rank in run_ranks if isinstance(rank, int)})
     if not available:
         raise ValueError(f"{key}={value}: requires run=SWEEP, a folder with runs of several ranks")
     ranks = available if value == "all" else parse_value_axis(key, option, value, None).values
@@ -145,7 +146,7 @@ def label_runs_by_overrides(folders: list[Path]) -> list[str]:
     """Overrides of each run that not all runs share, or folder names if these are not distinct."""
     overrides = []
     for folder in folders:
-        overrides.append([str(override) for override in read_json(folder / "run.json").get("overrides", [])])
+        overrides.append(read_record(folder, "overrides")["overrides"])
     shared = set(overrides[0]).intersection(*overrides[1:]) if overrides else set()
     labels = [" ".join(override for override in of_run if override not in shared) for of_run in overrides]
     ambiguous = len(set(labels)) < len(labels)

@@ -179,8 +179,8 @@ class ImageGrid:
 
     def save_image(self, folder: Path, cell: GridCell, image: Image.Image, image_metadata: dict) -> GridCell:
         number = self.cells.index(cell)
-        self.files[cell] = folder / f"{number:04d}-{slugify(cell.prompt) or 'image'}-{cell.seed}.png"
         self.last_metadata = image_metadata
+        self.files[cell] = folder / f"{number:04d}-{slugify(cell.prompt) or 'image'}-{cell.seed}.png"
         metadata.save_png_with_metadata(image, self.files[cell], image_metadata)
         return cell
 

@@ -1,64 +1,38 @@
 """Generation metadata in PNG text chunks: JSON under `sdft`, and `parameters`, the line that other tools read.
 
-Metadata is untrusted when read: values are checked by type and range, and file names are only used for lookup.
+Metadata is untrusted when read: it gives plain values of known options, and file names are only used for lookup.
 """
 
 import hashlib
 import json
-import math
 from pathlib import Path
 
 from PIL import Image
 
-from sdft.data.prompts import MAX_PROMPT_CHARS
-from sdft.models.noise_schedulers import SCHEDULER_TITLES, check_scheduler_name, find_scheduler_name
-from sdft.runs.files import atomic_write, find_home
+from sdft.models.noise_schedulers import SCHEDULER_TITLES, find_scheduler_name
+from sdft.runs.files import atomic_write, check_format_version, check_structure, find_home
 from sdft.runs.hashing import hash_file
+from sdft.runs.stored_options import check_plain_value
 
-METADATA_KEY, SCHEMA_VERSION = "sdft", 2
-TEXT_TYPE, NONE_TYPE = str, type(None)
-# types, and the minimum and maximum of a number or of the length of a text
-METADATA_FIELDS = {
-    "prompt": ((TEXT_TYPE,), 0, MAX_PROMPT_CHARS),
-    "negative_prompt": ((TEXT_TYPE, NONE_TYPE), 0, MAX_PROMPT_CHARS),
-    "seed": ((int,), 0, 2**63 - 1),
-    "steps": ((int,), 1, 1000),
-    "guidance_scale": ((int, float), 0, 1000),
-    "scheduler": ((TEXT_TYPE, NONE_TYPE), 0, 40),
-    "width": ((int,), 8, 8192),
-    "height": ((int,), 8, 8192),
-    "precision": ((TEXT_TYPE,), 0, 20),
-    "tf32": ((bool,), None, None),
-    "strength": ((int, float), -1000, 1000),
-    "run": ((TEXT_TYPE, NONE_TYPE), 0, 1000),
-    "checkpoint": ((TEXT_TYPE, NONE_TYPE), 0, 20),
-    "digest": ((TEXT_TYPE,), 0, 64),
-    "model": ((dict,), None, None),
-    "adapters": ((list,), None, None),
-    "result": ((dict, NONE_TYPE), None, None),
-    "sampler": ((dict,), None, None),
-    "batch": ((list,), None, None),
-    "created": ((dict,), None, None),
+METADATA_KEY, METADATA_FORMAT = "sdft", 2
+NUMBER, TEXT_OR_NULL = (int, float), (str, type(None))
+METADATA_STRUCTURE = {
+    **dict.fromkeys(("prompt", "precision", "digest"), str),
+    **dict.fromkeys(("seed", "steps", "width", "height"), int),
+    **dict.fromkeys(("guidance_scale", "strength"), NUMBER),
+    **dict.fromkeys(("negative_prompt", "scheduler", "run", "checkpoint"), TEXT_OR_NULL),
+    "tf32": bool,
+    "model": {
+        **dict.fromkeys(("name", "weights"), str),
+        **dict.fromkeys(("architecture", "revision", "variant", "prediction_type"), TEXT_OR_NULL),
+        "zero_terminal_snr": bool,
+        "prompt_chunks": int,
+    },
+    "adapters": [{"file": str, "digest": str, "weight": NUMBER}],
+    "result": (dict, type(None)),
+    "batch": [int],
 }
-MODEL_FIELDS = {
-    "name": ((TEXT_TYPE,), 1, 500),
-    "architecture": ((TEXT_TYPE, NONE_TYPE), 0, 40),
-    "weights": ((TEXT_TYPE,), 0, 20),
-    "revision": ((TEXT_TYPE, NONE_TYPE), 0, 100),
-    "variant": ((TEXT_TYPE, NONE_TYPE), 0, 40),
-    "prediction_type": ((TEXT_TYPE, NONE_TYPE), 0, 40),
-    "zero_terminal_snr": ((bool,), None, None),
-    "prompt_chunks": ((int,), 1, 16),
-}
-ADAPTER_FIELDS = {
-    "file": ((TEXT_TYPE,), 1, 1000),
-    "digest": ((TEXT_TYPE,), 64, 64),
-    "tensors": ((TEXT_TYPE,), 64, 64),
-    "weight": ((int, float), -1000, 1000),
-}
-RESULT_FIELDS = {"file": ((TEXT_TYPE,), 1, 1000), "digest": ((TEXT_TYPE,), 64, 64)}
-MAX_ADAPTERS, MAX_METADATA_BATCH = 16, 256
-PRECISIONS = ("float32", "bfloat16", "float16")
+MAX_METADATA_BATCH, MAX_PROMPT_CHUNKS = 256, 16
 
 
 def save_png_with_metadata(image: Image.Image, path: Path, image_metadata: dict) -> None:
@@ -68,7 +42,7 @@ def save_png_with_metadata(image: Image.Image, path: Path, image_metadata: dict)
     texts = PngInfo()
     texts.add_text("parameters", format_a1111_parameters(image_metadata))
     texts.add_text(
-        METADATA_KEY, json.dumps({METADATA_KEY: SCHEMA_VERSION} | image_metadata, ensure_ascii=False, allow_nan=False)
+        METADATA_KEY, json.dumps({METADATA_KEY: METADATA_FORMAT} | image_metadata, ensure_ascii=False, allow_nan=False)
     )
     with atomic_write(path) as file:
         image.save(file, format="PNG", pnginfo=texts)
@@ -107,66 +81,26 @@ def quote_parameter(text: str, always: bool = False) -> str:
 
 
 def read_png_metadata(path: Path, key: str = "reproduce") -> dict:
-    """Read and validate the metadata of a PNG; raises a one-line `ValueError` that calls the file `key`."""
-    image_metadata, where = read_raw_metadata(path, key), f"{key}={path}"
-    check_metadata_fields(image_metadata, METADATA_FIELDS, where, "")
-    check_metadata_fields(image_metadata["model"], MODEL_FIELDS, where, "model.")
-    if len(image_metadata["adapters"]) > MAX_ADAPTERS:
-        raise ValueError(
-            f"{where}: lists {len(image_metadata['adapters'])} adapters; at most {MAX_ADAPTERS} are supported"
-        )
-    for number, one in enumerate(image_metadata["adapters"]):
-        check_metadata_fields(one, ADAPTER_FIELDS, where, f"adapters[{number}].")
-    if image_metadata["result"] is not None:
-        check_metadata_fields(image_metadata["result"], RESULT_FIELDS, where, "result.")
-    batch = image_metadata["batch"]
-    is_pair = len(batch) == 2 and all(type(number) is int for number in batch)
-    if not is_pair or not 0 <= batch[1] < batch[0] <= MAX_METADATA_BATCH:
-        raise ValueError(
-            f"{where}: batch is {str(batch)[:40]}; expected a size up to {MAX_METADATA_BATCH} and an index below it"
-        )
-    if image_metadata["precision"] not in PRECISIONS:
-        raise ValueError(f"{where}: precision is none of {', '.join(PRECISIONS)}")
-    check_scheduler_name(image_metadata["scheduler"], f"{where}: scheduler")
-    return image_metadata
-
-
-def read_raw_metadata(path: Path, key: str) -> dict:
-    """Load the JSON object in a PNG."""
+    """Read the metadata of a PNG; raises a one-line `ValueError` that calls the file `key`."""
     where = f"{key}={path}"
     if not path.is_file():
         raise ValueError(f"{where}: no such file; give a PNG that generate wrote")
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            text = image.info.get(METADATA_KEY)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{where}: not a readable PNG ({str(error).splitlines()[0][:100]})") from None
-    if not isinstance(text, str):
-        raise ValueError(f"{where}: has no generation metadata; give a PNG that generate wrote")
-    try:
-        image_metadata = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{where}: its generation metadata is not JSON") from None
-    if not isinstance(image_metadata, dict) or image_metadata.pop(METADATA_KEY, None) != SCHEMA_VERSION:
-        raise ValueError(
-            f"{where}: its metadata has another schema version; supported: {METADATA_KEY}={SCHEMA_VERSION}"
-        )
+            image_metadata = json.loads(image.info.get(METADATA_KEY, ""))
+    except (OSError, ValueError, TypeError, SyntaxError, RecursionError, Image.DecompressionBombError):
+        raise ValueError(f"{where}: has no generation metadata; give a PNG that generate wrote") from None
+    check_structure(image_metadata, dict, where)
+    check_format_version(image_metadata.pop(METADATA_KEY, None), METADATA_FORMAT, where)
+    check_structure(image_metadata, METADATA_STRUCTURE, where)
+    if image_metadata["result"] is not None:
+        check_structure(image_metadata["result"], {"file": str, "digest": str}, where)
+    for name in METADATA_STRUCTURE:
+        check_plain_value(image_metadata[name], f"{where}: {name}")
+    batch, chunks = image_metadata["batch"], image_metadata["model"]["prompt_chunks"]
+    if len(batch) != 2 or not 0 <= batch[1] < batch[0] <= MAX_METADATA_BATCH or chunks > MAX_PROMPT_CHUNKS:
+        raise ValueError(f"{where}: its batch {str(batch)[:40]} or prompt_chunks {str(chunks)[:40]} is out of range")
     return image_metadata
-
-
-def check_metadata_fields(image_metadata: dict, fields: dict, where: str, prefix: str) -> None:
-    """Require exactly these fields, each of its type and within its range."""
-    if not isinstance(image_metadata, dict) or set(image_metadata) != set(fields):
-        unmatched = sorted(set(fields) ^ set(image_metadata)) if isinstance(image_metadata, dict) else ["a list"]
-        raise ValueError(f"{where}: its metadata has missing or unknown fields ({prefix}{str(unmatched[0])[:40]})")
-    for name, (types, minimum, maximum) in fields.items():
-        value = image_metadata[name]
-        size = len(value) if isinstance(value, str) else value
-        is_valid = type(value) in types and (not isinstance(value, float) or math.isfinite(value))
-        if is_valid and minimum is not None and value is not None:
-            is_valid = minimum <= size <= maximum
-        if not is_valid:
-            raise ValueError(f"{where}: {prefix}{name} has the invalid value {str(value)[:40]!r}")
 
 
 def get_adapter_name(file: Path) -> str:

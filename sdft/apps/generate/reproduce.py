@@ -1,20 +1,23 @@
-"""Reproduce an image from its metadata, exactly or with changed options. The metadata is untrusted."""
+"""Draw an image again from its metadata, with the same or with changed options. The metadata is untrusted."""
 
 import re
 from pathlib import Path
 
-import numpy as np
 from omegaconf import OmegaConf
-from PIL import Image
 
 import sdft.apps.generate.png_metadata as metadata
 from sdft.config import CONF
 from sdft.models.embedded import ASSETS_FOLDER
 from sdft.models.safetensors_check import check_safetensors
-from sdft.runs.hashing import hash_file
 
 RESTORED_OPTIONS = ("negative_prompt", "seed", "steps", "guidance_scale", "scheduler", "strength", "width", "height")
-NEUTRAL_OPTIONS = {"reproduce", "folder", "accelerator"}  # options that change no image
+NEUTRAL_OPTIONS = {
+    "reproduce",
+    "folder",
+    "accelerator",
+    "adapters",
+    "run",
+}  # options that change no image, or its files' places
 MODEL_OPTIONS = {"model", "run", "adapters", "checkpoint", "weights", "strength"}
 REPLACEMENT_HINTS = {
     "adapter": "give adapters=[FILE] to use another",
@@ -92,36 +95,5 @@ def restore_model_config(image_metadata: dict, where: str) -> dict:
         )
     if model["architecture"] is not None and not re.fullmatch(r"[\w-]+", model["architecture"]):
         raise ValueError(f"{where}: model.architecture has the invalid value {model['architecture']!r}")
-    return {"_target_": "sdft.models.loading.load_stable_diffusion", **model}
-
-
-def is_exact_reproduction(image_metadata: dict, overrides: set[str], adapters: list[Path], result: Path | None) -> bool:
-    """Whether the overrides change nothing but the location of identical files."""
-    if overrides - NEUTRAL_OPTIONS - {"adapters", "run"}:
-        return False
-    digests = [hash_file(file) for file in [*adapters, *([result] if result else [])]]
-    recorded = [*image_metadata["adapters"], *([image_metadata["result"]] if image_metadata["result"] else [])]
-    return digests == [one["digest"] for one in recorded]
-
-
-def describe_environment_changes(image_metadata: dict, current_metadata: dict) -> str | None:
-    """One line of changes that can alter pixels: libraries, device, number of threads, sampler config."""
-    current = {**current_metadata["created"], "sampler": current_metadata["sampler"]}
-    recorded = {**image_metadata["created"], "sampler": image_metadata["sampler"]}
-    names = [name for name in current if recorded.get(name) != current[name]]
-    changes = [
-        f"{name} {str(recorded.get(name))[:30]} then, {current[name]} now" for name in names if name != "sampler"
-    ]
-    changes += ["the model's sampler config differs"] if "sampler" in names else []
-    return "; ".join(changes) or None
-
-
-def describe_pixel_difference(original: Path, reproduction: Path) -> str:
-    """Whether both images have the same pixels, and how many differ."""
-    one, other = (np.asarray(Image.open(file).convert("RGB"), np.int16) for file in (original, reproduction))
-    if one.shape != other.shape:
-        return f"differs from {original}: its size is not the one in its metadata"
-    largest, fraction = int(np.abs(one - other).max()), float((one != other).any(-1).mean())
-    if not largest:
-        return f"bit-identical to {original}"
-    return f"differs from {original}: {fraction:.1%} of the pixels, by up to {largest} of 255"
+    arguments = {key: model[key] for key in metadata.METADATA_STRUCTURE["model"]}
+    return {"_target_": "sdft.models.loading.load_stable_diffusion", **arguments}

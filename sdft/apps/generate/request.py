@@ -1,5 +1,6 @@
 """Resolve the options of generate: from the command line, else from the reproduced image, the run, or the model."""
 
+import math
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,11 +20,11 @@ INTEGER_OPTIONS = ("steps", "images", "seed", "batch_size", "resolution", "width
 OPTION_TYPES = dict.fromkeys(INTEGER_OPTIONS, int | None) | dict.fromkeys(("guidance_scale", "strength"), float | None)
 OPTION_TYPES |= dict.fromkeys(("run", "checkpoint", "scheduler", "negative_prompt", "accelerator"), str | None)
 OPTION_TYPES |= {"prompt_chunks": int, "folder": str}
-MAX_SIDE = 8192  # pixels
+MAX_SIDE, MAX_PIXELS = 8192, 2048 * 2048  # of an image
 
 
-def parse_request(request: DictConfig, overrides: set[str]) -> tuple[ImageGrid, dict | None]:
-    """The grid to generate, and the metadata of the image to reproduce. `overrides` are the option names on the command line."""
+def parse_request(request: DictConfig, overrides: set[str]) -> ImageGrid:
+    """The grid to generate. `overrides` are the option names on the command line."""
     request = OmegaConf.create({"model": None, "precision": None} | OmegaConf.to_container(request, resolve=True))
     check_option_types(request, OPTION_TYPES)
     image_metadata = None
@@ -48,14 +49,12 @@ def parse_request(request: DictConfig, overrides: set[str]) -> tuple[ImageGrid, 
         raise ValueError(str(error).removeprefix("sampling.")) from None
     if image_metadata:
         pin_reproduction(grid, image_metadata, overrides)
-    return grid, image_metadata
+    return grid
 
 
 def pin_reproduction(grid: ImageGrid, image_metadata: dict, overrides: set[str]) -> None:
-    """Fix the batch position for an exact reproduction, and the model's digest if the model is not overridden."""
-    model = grid.model_requests[grid.model_keys[grid.cells[0]]]
-    checkpoint = model.result if model.is_checkpoint else None
-    if reproduce.is_exact_reproduction(image_metadata, overrides, model.adapters, checkpoint):
+    """Fix the batch position if no option is changed, and the model's digest if the model is not overridden."""
+    if not overrides - reproduce.NEUTRAL_OPTIONS:
         grid.batch_position = tuple(image_metadata["batch"])
     has_axes = any(option[:2] in ("x.", "y.") for option in overrides)
     if not overrides & reproduce.MODEL_OPTIONS and not has_axes:
@@ -132,6 +131,8 @@ def resolve_image_size(request: DictConfig, cfg: DictConfig) -> tuple[int, int]:
             raise ValueError(f"{option}={pixels}: choose 8 to {MAX_SIDE} pixels")
         if pixels % 8:
             raise ValueError(f"{option}={pixels}: choose a multiple of 8, such as {max(8, round(pixels / 8) * 8)}")
+    if math.prod(size) > MAX_PIXELS:
+        raise ValueError(f"width={size[0]} height={size[1]}: choose at most {MAX_PIXELS} pixels, as 2048 × 2048")
     return size
 
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from sdft.runs.files import read_json
+from sdft.runs.metadata import read_data_report
 from sdft.training.export.model_card import format_inline_code
 
 LISTED_OPTIONS = """method rank alpha lr text_encoder_lr steps epochs batch_size gradient_accumulation_steps optimizer schedule
@@ -26,7 +26,7 @@ def render_trigger_section(triggers: list[str]) -> list[str]:
 
 def render_data_section(run: Path, record: dict, captions: bool) -> str:
     """Statistics of the training data, with the most frequent caption words if `captions`; no file names, no captions."""
-    data = read_json(run / "data.json")
+    data = read_data_report(run)
     low, high = data.get("sides", [0, 0])
     sides = f"{low} to {high}" if low < high else f"{low}"
     lines = [
@@ -41,9 +41,8 @@ def render_data_section(run: Path, record: dict, captions: bool) -> str:
     return "## Training data\n\n" + "\n".join(lines)
 
 
-def render_scores_section(run: Path, folder: Path) -> list[str]:
+def render_scores_section(report: dict | None, folder: Path) -> list[str]:
     """One table per prompt group: the scores of the base, of the trained models, and of real images."""
-    report = read_json(run / "evaluation" / "scores.json")
     if not report:
         return []
     states, tables = report["states"], []

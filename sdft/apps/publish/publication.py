@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from omegaconf import DictConfig
 from PIL import Image
 
 from sdft.apps.publish.card_sections import (
@@ -20,7 +19,10 @@ from sdft.apps.publish.card_sections import (
 from sdft.config import check_secret
 from sdft.evaluation.variants import BEST
 from sdft.models.safetensors_check import check_safetensors
-from sdft.runs.files import find_home, is_local_path, read_config, read_json, replace_folder
+from sdft.runs.evaluations import choose_main_evaluation, read_evaluations
+from sdft.runs.files import find_home, is_local_path, replace_folder
+from sdft.runs.metadata import read_record
+from sdft.runs.run_config import read_stored_config
 from sdft.runs.samples import find_last_samples, read_sample_prompts
 from sdft.training.export.model_card import REPRODUCTION_NOTE, ModelCard, get_method_tag
 from sdft.training.export.modelspec import MODELSPEC_ADAPTER_TYPES, build_modelspec_metadata, write_header_metadata
@@ -33,6 +35,14 @@ REPO_ID_PATTERN = r"[\w-][\w.-]*/[\w.-]+"
 PATH_OPTIONS = ("path", "class_path", "resume", "reproduce", "folder", "dir", "prompts_file")  # options with paths
 PATH_PATTERN = re.compile(r"(^|[\s\[=,:'\"])(~|\.{0,2}[/\\]|[A-Za-z]:[/\\])")  # start of a path
 MAX_IMAGES = 8  # sample images in the card
+PUBLISHED_FACTS = ("command", "options", "steps", "epochs", "images", "resolution", "prediction_type")  # of run.json
+CONFIG_STRUCTURE = {
+    "caption_template?": (str, type(None)),
+    "name": str,
+    "model": {"name": str},
+    "method": {"_target_": str},
+    "sampling": {"steps": int, "guidance_scale": (int, float), "scheduler?": (str, type(None))},
+}
 
 
 @dataclass
@@ -54,10 +64,10 @@ class PublishRequest:
 
 def write_publication(request: PublishRequest) -> Path:
     """Write and return the folder. Raises `ValueError` for an unfinished run, or if it would include local paths or secrets."""
-    run, record = request.run, read_json(request.run / "run.json")
-    if record.get("state") != "finished" or not (run / "config.yaml").is_file():
-        raise ValueError(f"run={run}: not a finished run ({record.get('state', 'no run.json')}); give a run folder")
-    config = read_config(run)
+    run, record = request.run, read_record(request.run, *PUBLISHED_FACTS)
+    if record["state"] != "finished":
+        raise ValueError(f"run={run}: not a finished run ({record['state']}); give a run folder")
+    config = read_stored_config(run, CONFIG_STRUCTURE)
     kind = find_output_kind(run)
     source = run / (BEST if request.best else kind)
     if not source.is_dir():
@@ -66,8 +76,9 @@ def write_publication(request: PublishRequest) -> Path:
         raise ValueError(f"publish: {links[0]} is a link; only regular files are published")
     with replace_folder(run / PUBLISHED_FOLDER) as partial:
         shutil.copytree(source, partial, ignore=shutil.ignore_patterns("README.md", "samples.png", ".*"))
-        copy_images(run, partial)
-        card = build_card(request, config, record, kind, partial)
+        report = choose_main_evaluation(read_evaluations(run))
+        copy_images(run, report, partial)
+        card = build_card(request, config, record, kind, report, partial)
         (partial / "README.md").write_text(card.render(), encoding="utf-8")
         if kind in MODELSPEC_ADAPTER_TYPES:
             write_header_metadata(partial, build_header_metadata(request, record, kind))
@@ -83,14 +94,14 @@ def find_output_kind(run: Path) -> str:
     raise ValueError(f"run={run}: no adapter/, embedding/ or pipeline/; the run did not finish")
 
 
-def copy_images(run: Path, folder: Path) -> None:
-    """Copy the contact sheet, the latest sample images, and the evaluation's images."""
+def copy_images(run: Path, report: dict | None, folder: Path) -> None:
+    """Copy the contact sheet, the latest sample images, and the images of the evaluation `report`."""
     shutil.copyfile(run / "samples.png", folder / "samples.png")
     for number, file in enumerate(latest_sample_files(run)[:MAX_IMAGES]):
         (folder / "images").mkdir(exist_ok=True)
         shutil.copyfile(file, folder / "images" / f"{number}.png")
-    if (run / "evaluation" / "images.png").is_file():
-        shutil.copyfile(run / "evaluation" / "images.png", folder / "evaluation.png")
+    if report and (report["path"] / "images.png").is_file():
+        shutil.copyfile(report["path"] / "images.png", folder / "evaluation.png")
 
 
 def latest_sample_files(run: Path) -> list[Path]:
@@ -99,18 +110,20 @@ def latest_sample_files(run: Path) -> list[Path]:
     return sorted(folder.glob("*.png")) if folder else []
 
 
-def build_card(request: PublishRequest, config: DictConfig, record: dict, kind: str, folder: Path) -> ModelCard:
+def build_card(
+    request: PublishRequest, config: dict, record: dict, kind: str, report: dict | None, folder: Path
+) -> ModelCard:
     run, prompts, triggers = request.run, read_sample_prompts(request.run), find_trigger_words(request.run)
-    name = re.sub(r"[^\w .+-]", "", config.name) or "result"
-    base = to_printable_line(record.get("base") or config.model.name)
+    name = re.sub(r"[^\w .+-]", "", config["name"]) or "result"
+    base = to_printable_line(record.get("base") or config["model"]["name"])
     base_name = Path(base).name if is_local_path(base) else base
-    method, best = get_method_tag(config.method.get("_target_", "").rpartition(".")[2]), record.get("best") or {}
+    method, best = get_method_tag(config["method"]["_target_"].rpartition(".")[2]), record.get("best") or {}
     images = sorted((folder / "images").glob("*.png"), key=lambda file: int(file.stem))
     widget = [
         {"text": prompt, "output": {"url": f"images/{file.name}"}}
         for file, prompt in zip(images, prompts, strict=False)
     ]
-    dora = bool(config.method.get("use_dora"))
+    dora = bool(config["method"].get("use_dora"))
     front_matter = {
         "base_model": base_name if re.fullmatch(REPO_ID_PATTERN, base_name) else None,
         "license": request.license,
@@ -127,17 +140,17 @@ def build_card(request: PublishRequest, config: DictConfig, record: dict, kind: 
         steps=best["step"] if request.best and best else record["steps"],
         resolution=record["resolution"],
         prompt=prompts[0] if prompts else "",
-        sampling=SimpleNamespace(**config.sampling),
+        sampling=SimpleNamespace(**config["sampling"]),
         command=redact_command(record["command"]),
         dora=dora,
         load_path=request.to or ".",
-        reproduction_note="" if request.best or config.sampling.get("scheduler") else REPRODUCTION_NOTE,
+        reproduction_note="" if request.best or config["sampling"].get("scheduler") else REPRODUCTION_NOTE,
         front_matter=front_matter,
         leading_sections=[
             render_license_section(request.license, base_name),
             *render_trigger_section(triggers),
             render_data_section(run, record, request.captions),
-            *render_scores_section(run, folder),
+            *render_scores_section(report, folder),
         ],
         trailing_sections=[*render_tools_section(kind, name, triggers, dora), render_settings_section(record)],
     )

@@ -10,6 +10,7 @@ from PIL import Image
 from sdft.evaluation.plots.image_grid import build_labeled_grid
 from sdft.models.sampling import Sampling
 from sdft.runs.files import atomic_write
+from sdft.runs.samples import read_samples
 from sdft.training.callbacks.base import RunCallback
 
 
@@ -94,7 +95,7 @@ def build_sample_sheet(folder: Path, images_per_prompt: int, max_rows: int = 12)
         step_folders = [step_folders[round(i * last / (max_rows - 1))] for i in range(max_rows)]
     rows, prompts = [], []
     for step_folder in step_folders:
-        records = json.loads((step_folder / "samples.json").read_text(encoding="utf-8"))[::images_per_prompt]
+        records = read_samples(step_folder)[::images_per_prompt]
         prompts = [record["prompt"] for record in records]
         images = [Image.open(step_folder / record["file"]) for record in records]
         rows.append((f"step {int(step_folder.name.removeprefix('step-'))}", images))

@@ -10,7 +10,8 @@ import json
 import shutil
 from pathlib import Path
 
-from sdft.runs.files import atomic_write, read_json
+from sdft.runs.files import atomic_write
+from sdft.runs.metadata import read_data_report, read_record
 from sdft.runs.samples import find_last_samples
 from sdft.training.export.trigger_words import find_trigger_words, to_printable_line
 
@@ -51,7 +52,9 @@ def build_modelspec_metadata(
 
     It contains no dates, local paths or image names.
     """
-    facts = read_json(run / "run.json")
+    facts = read_record(
+        run, "options", "steps", "epochs", "images", "num_class_images", "resolution", "prediction_type"
+    )
     options, steps, base = facts["options"], steps or facts["steps"], facts.get("architecture")
     triggers = find_trigger_words(run)
     spec = {
@@ -101,7 +104,7 @@ def build_kohya_metadata(facts: dict, steps: int, tag_counts: dict[str, int]) ->
 
 def count_tags(run: Path, triggers: list[str], captions: bool) -> dict[str, int]:
     """Number of training captions by tag; without `captions`, the number of images for each trigger word."""
-    stats = read_json(run / "data.json")
+    stats = read_data_report(run)
     return stats.get("frequent tags", {}) if captions else dict.fromkeys(triggers, stats.get("images", 0))
 
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from sdft.runs.files import read_config, read_json
+from sdft.runs.metadata import read_data_report
+from sdft.runs.run_config import read_stored_config
 
 MAX_TRIGGERS = 5
 STOP_WORDS = (
@@ -12,12 +13,12 @@ STOP_WORDS = (
 
 def find_trigger_words(run: Path) -> list[str]:
     """The placeholder token, the instance prompt, the template's text, the only caption, or the words of every caption."""
-    config, stats = read_config(run), read_json(run / "data.json")
+    config, stats = read_stored_config(run), read_data_report(run)
     template, method = config.get("caption_template"), config.get("method") or {}
     if token := method.get("placeholder_token"):
         return [to_printable_line(token)]
     if config.get("instance_prompt"):
-        return [to_printable_line(config.instance_prompt)]
+        return [to_printable_line(config["instance_prompt"])]
     if template and (template_text := to_printable_line(template.replace("{caption}", " "))):
         return [template_text]
     if stats.get("unique captions") == 1 and (caption := to_printable_line(stats["longest caption"]["text"])):

@@ -11,6 +11,7 @@ PROMPTS = ("a handwritten five", "a handwritten six")
 def write_run(folder: Path, state: str = "finished", steps=(0, 10, 20), prompts=PROMPTS, **facts) -> Path:
     folder.mkdir(parents=True)
     run_json = {
+        "format": 1,
         "command": ["train.py", "rank=4", "steps=20"],
         "overrides": ["rank=4", "steps=20"],
         "started": "2026-01-02T03:04:05+0000",
@@ -63,10 +64,18 @@ def build_scores() -> dict:
     metric = {"description": "Does it match?", "number_format": "{:.3f}", "higher_is_better": True, "baseline": "base"}
     states = [("base", 0.4, {}), ("fine-tuned", 0.6, {"value": 0.2, "low": 0.1, "high": 0.3})]
     return {
+        "schema": 1,
+        "settings": "x",
+        "scorers": {"clip": "tiny-clip"},
+        "images": 1,
+        "sampling": {"seed": 0},
+        "groups": {"prompts": list(PROMPTS)},
+        "reference": {},
         "metrics": {"prompts": {"CLIP-T": metric}},
         "states": [
             {
                 "label": label,
+                "image_folder": "images",
                 "scores": {"prompts": {"CLIP-T": {"value": value, "low": value - 0.1, "high": value + 0.1}}},
                 "difference": {"prompts": {"CLIP-T": gain}} if gain else {},
             }

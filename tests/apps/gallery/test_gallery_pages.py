@@ -108,7 +108,7 @@ def test_jobs_of_a_sweep_are_grouped(outputs, tmp_path):
 def test_many_runs_are_paginated(outputs):
     for n in range(50):
         (outputs / "x" / f"run{n:02d}").mkdir(parents=True)
-        (outputs / "x" / f"run{n:02d}" / "run.json").write_text(json.dumps({"state": "finished"}))
+        (outputs / "x" / f"run{n:02d}" / "run.json").write_text(json.dumps({"format": 1, "state": "finished"}))
     assert len(list_names(outputs)) == 48 and len(list_names(outputs, page=2)) == 2
     assert "1 of 2" in build_client(outputs).get("/").text
     assert build_client(outputs).get("/?page=99999").status_code == 200
@@ -119,14 +119,16 @@ def test_run_json_is_parsed_once_per_change(outputs, monkeypatch):
 
     for n in range(1000):
         (outputs / "x" / f"run{n}").mkdir(parents=True)
-        (outputs / "x" / f"run{n}" / "run.json").write_text(json.dumps({"state": "finished", "options": {"n": n}}))
+        (outputs / "x" / f"run{n}" / "run.json").write_text(
+            json.dumps({"format": 1, "state": "finished", "options": {"n": n}})
+        )
     parsed, parse_run_json = [], module.parse_run_json
     monkeypatch.setattr(module, "parse_run_json", lambda folder: parsed.append(folder) or parse_run_json(folder))
     run_index = build_run_index(outputs, None)
     start = time.process_time()
     assert build_overview(run_index, RunFilter(query="n=500"))["matching"] == 1
     assert time.process_time() - start < 5 and len(parsed) == 1000
-    (outputs / "x" / "run7" / "run.json").write_text(json.dumps({"state": "failed"}))
+    (outputs / "x" / "run7" / "run.json").write_text(json.dumps({"format": 1, "state": "failed"}))
     assert build_overview(run_index, RunFilter(state="failed"))["matching"] == 1
     assert len(parsed) == 1001
 
@@ -211,7 +213,8 @@ BROKEN = {
     "a run.json that is not text": lambda run: (run / "run.json").write_bytes(b"\xff\xfe\x00"),
     "a deeply nested run.json": lambda run: (run / "run.json").write_text("[" * 100_000),
     "a run.json that is a folder": lambda run: ((run / "run.json").unlink(), (run / "run.json").mkdir()),
-    "an unknown state": lambda run: (run / "run.json").write_text('{"state": "flying"}'),
+    "an unknown state": lambda run: (run / "run.json").write_text('{"format": 1, "state": "flying"}'),
+    "an older format": lambda run: (run / "run.json").write_text('{"state": "finished"}'),
 }
 DAMAGED = {
     "no samples": lambda run: shutil.rmtree(run / "samples"),

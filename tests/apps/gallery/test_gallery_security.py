@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from urllib.request import urlopen
 
 import pytest
@@ -159,7 +160,13 @@ def test_pages_read_no_files_through_links(name, client, outputs, tmp_path):
     facts = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(facts | {"state": "failed"}))
     secret = tmp_path / "secret.json"
-    run_json = {"a secret": "a secret", "state": "failed", "device": "a secret", "options": {"a secret": 1}}
+    run_json = {
+        "format": 1,
+        "a secret": "a secret",
+        "state": "failed",
+        "device": "a secret",
+        "options": {"a secret": 1},
+    }
     report = json.loads((run / "evaluation/scores.json").read_text().replace("CLIP-T", "a secret"))
     text = (
         "step,a secret\n1,2\n"
@@ -189,7 +196,9 @@ def test_samples_are_not_read_through_links(client, outputs, tmp_path):
     (last / "samples.json").write_text(json.dumps(facts))
     assert client.get("/strip/runs/x/run").status_code == 204
     samples_json = client.get("/samples/runs/x/run").json()
-    assert [row["prompt"] for row in samples_json["rows"]] == ["y"]
+    assert [row["prompt"] for row in samples_json["rows"]] == [
+        "image 1"
+    ]  # a samples.json that names other folders is not used
     assert client.get(samples_json["rows"][0]["files"][-1]).status_code == 404
 
 
@@ -197,7 +206,8 @@ def test_samples_are_not_read_through_links(client, outputs, tmp_path):
 def test_hostile_texts_are_escaped(text, outputs, client):
     options = {text: text, "method": text, "rank": 4}
     facts = {"overrides": [text, f"x={text}"], "command": ["train.py", text], "options": options, "warnings": [text]}
-    facts |= {"device": text, "commit": text, "started": text, "versions": {text: text}, "best": {"metric": text}}
+    facts |= {"device": text, "commit": text, "started": text, "versions": {text: text}}
+    facts["best"] = {"step": 1, "metric": text, "value": 0.5}
     run = write_run(outputs / "h" / "run", prompts=(text, "another"), state="failed", **facts)
     write_run(outputs / "<img src=x onerror=alert(1)>" / "run", prompts=(text,))
     (run / "log.txt").write_text(text)
@@ -236,6 +246,9 @@ def test_texts_are_sent_as_plain_text_and_reports_are_sandboxed(client, outputs)
         ["train.py", "+model._target_=os.system"],
         ["train.py", "--config-dir=/nowhere/evil"],
         ["train.py", "hydra.searchpath=[/nowhere/evil]"],
+        ["train.py", "experiment=../../../nowhere/evil"],
+        ["train.py", "tags=['${oc.env:HOME}']"],
+        ["train.py", "-m", "rank=4"],
         ["train.py", "rank=4\x1b[201~; rm -rf ~\n"],
         ["train.py", "rank=\u202e4"],
     ],
@@ -248,10 +261,15 @@ def test_commands_that_run_other_programs_are_not_copyable(command, outputs, cli
     assert 'class="copy"' not in client.get("/run/runs/c/run").text
 
 
+def test_commands_that_restore_hostile_options_are_not_copyable(outputs, client):
+    write_run(outputs / "c" / "run", overrides=["experiment=../../../nowhere/evil"], command=["evil.py"])
+    assert 'class="copy"' not in client.get("/run/runs/c/run").text
+
+
 def test_commands_are_quoted_for_the_shell():
-    command = ["train.py", "-m", "prompts=[a cat,a dog]", "caption_template='{caption} in oil'", "~ema", "rank=4,8"]
+    command = ["train.py", "prompts=[a cat,a dog]", "caption_template='{caption} in oil'", "~ema", "rank=4"]
     line, safe = format_command(command)
-    assert safe and line.startswith("python train.py -m 'prompts=[a cat,a dog]'")
+    assert safe and line.startswith("python train.py 'prompts=[a cat,a dog]'")
     assert format_command(["train.py", "rank=4", "hydra.run.dir=multirun/x/0"]) == ("python train.py rank=4", True)
 
 
@@ -272,6 +290,26 @@ def test_the_app_prints_its_address_and_listens_only_on_localhost(outputs):
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=120)
     assert process.returncode in (0, 130) and output == "" and "Traceback" not in errors
+
+
+def test_half_sent_requests_are_closed_and_long_ones_refused(outputs, monkeypatch):
+    import sdft.apps.gallery.http_protocol as module
+    from sdft.apps.gallery.server import bind_socket, build_run_index, serve_gallery
+
+    monkeypatch.setattr(module, "REQUEST_SECONDS", 0.3)
+    listener = bind_socket(0)
+    address = listener.getsockname()
+    threading.Thread(target=serve_gallery, args=(build_run_index(outputs, None), listener), daemon=True).start()
+    for start in (b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET /s"):
+        with socket.create_connection(address, timeout=10) as client:
+            client.sendall(start)
+            answer = b""
+            while data := client.recv(2**16):  # ends when the server closes the connection
+                answer += data
+            assert answer.startswith(b"HTTP/1.1 200") == (b"localhost" in start)
+    with socket.create_connection(address, timeout=10) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 2**17)
+        assert client.recv(100).startswith(b"HTTP/1.1 400")
 
 
 def test_missing_libraries_are_named_in_the_error(monkeypatch, capsys):

@@ -9,8 +9,8 @@ from sdft.apps.gallery.metric_series import (
     build_panels,
     downsample_points,
     read_last_step,
-    read_metric_columns,
 )
+from sdft.runs.metrics_file import read_metric_columns
 
 
 def write_metrics(folder, *lines: str):

@@ -110,8 +110,8 @@ def test_frames_are_labeled_with_their_own_prompts(shared_run, tmp_path, monkeyp
 
     monkeypatch.chdir(tmp_path)
     folder = copytree(shared_run(*OVERRIDES, "steps=3")[1], tmp_path / "run")
-    run_evaluation(f"run={folder}", "prompts=[a thing unlike those]", "images=1")
-    page = (folder / "evaluation" / "report.html").read_text()
+    (report,) = run_evaluation(f"run={folder}", "prompts=[a thing unlike those]", "images=1")
+    page = (folder / report["folder"] / "report.html").read_text()
     frames = page[page.index('class="frame') : page.index('id="copies"')]
     assert "a handwritten nine in neon light" in frames and "a thing unlike those" not in frames
 

@@ -1,0 +1,121 @@
+"""Evaluations of a run: each has its own folder with scores, images and report; those that are alike can be compared."""
+
+import json
+import re
+from pathlib import Path
+
+from sdft.runs.files import atomic_write, check_format_version, check_structure, read_json
+
+EVALUATION_FOLDER, SCORES_FILE = "evaluation", "scores.json"  # later evaluations are in evaluation-2, evaluation-3, …
+SCORES_FORMAT = 1
+NUMBER_FORMAT = re.compile(r"\{:[+,]?(\.\d)?[fgd%]?\}")  # number formats that a file may give
+NUMBER, NUMBER_OR_NULL = (int, float), (int, float, type(None))
+SCORE = {
+    **dict.fromkeys(("value",), NUMBER_OR_NULL),
+    **dict.fromkeys(("low?", "high?"), NUMBER_OR_NULL),
+    **dict.fromkeys(("count?", "of?"), int),
+    "per_image?": [NUMBER_OR_NULL],
+    "per_prompt?": [NUMBER_OR_NULL],
+}
+METRIC = {"higher_is_better": bool, "number_format": str, "description": str, "baseline": str}
+SCORES_STRUCTURE = {
+    "schema": int,
+    "settings": str,
+    "scorers": {"*": str},
+    "images": int,
+    "sampling": {"*": (str, *NUMBER_OR_NULL)},
+    "groups": {"*": [str]},
+    "metrics": {"*": {"*": METRIC}},
+    "states": [{"label": str, "image_folder": str, "scores": {"*": {"*": SCORE}}, "difference": {"*": {"*": SCORE}}}],
+    "reference": {"*": {"*": NUMBER_OR_NULL}},
+}
+
+
+def read_scores(folder: Path) -> dict:
+    """The content of `scores.json`; `ValueError` for another format version, and for a damaged or edited file."""
+    file = folder / SCORES_FILE
+    report = read_json(file)
+    check_format_version(report.get("schema"), SCORES_FORMAT, file)
+    check_structure(report, SCORES_STRUCTURE, str(file))
+    if not report["states"]:
+        raise ValueError(f"{file}: no states; the file was edited")
+    for group, metrics in report["metrics"].items():
+        for name, metric in metrics.items():
+            if not NUMBER_FORMAT.fullmatch(metric["number_format"]):
+                raise ValueError(
+                    f"{file}: number_format {metric['number_format'][:40]!r} is unknown; the file was edited"
+                )
+            if any(name not in state["scores"].get(group, {}) for state in report["states"]):
+                raise ValueError(f"{file}: a state has no {name[:40]!r}; the file was edited")
+        if group not in report["groups"]:
+            raise ValueError(f"{file}: no prompts of {group[:40]!r}; the file was edited")
+    return report
+
+
+def write_scores(folder: Path, report: dict) -> None:
+    with atomic_write(folder / SCORES_FILE) as file:
+        file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def list_evaluations(run: Path) -> list[Path]:
+    """Folders of the complete evaluations of a run, in the order in which they were made."""
+    folders = [file.parent for file in run.glob(f"{EVALUATION_FOLDER}*/{SCORES_FILE}")]
+    numbered = {parse_number(folder.name): folder for folder in folders}
+    return [numbered[number] for number in sorted(filter(None, numbered))]
+
+
+def parse_number(name: str) -> int | None:
+    """Number of an evaluation folder; None for other names."""
+    match = re.fullmatch(rf"{EVALUATION_FOLDER}(?:-([1-9]\d{{0,5}}))?", name)
+    return int(match[1] or 1) if match else None
+
+
+def read_evaluations(run: Path) -> list[dict]:
+    """The scores of all evaluations of a run, in order, each with its `path`."""
+    return [read_scores(folder) | {"path": folder} for folder in list_evaluations(run)]
+
+
+def choose_evaluation_folder(first: Path, settings: str) -> Path:
+    """The folder for an evaluation with these settings: that of an equal earlier one, else a new one beside `first`."""
+    for number in range(1, 10**6):
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        if not (folder / SCORES_FILE).is_file() or read_scores(folder)["settings"] == settings:
+            return folder
+    raise ValueError(f"{first.parent}: too many evaluations; delete some")
+
+
+def get_comparison_key(report: dict) -> str:
+    """Scores are comparable when this is equal: scorers, prompts, number of images, seeds and sampling options."""
+    sampling = {key: value for key, value in report["sampling"].items() if key != "batch_size"}
+    return json.dumps([report["scorers"], report["groups"], report["images"], sampling], sort_keys=True)
+
+
+def classify_change(gain: dict | None, metric: dict, score: dict, real: float | None) -> str:
+    """better or worse if the interval of the change excludes zero; with baseline `real`, worse if the score's excludes `real`."""
+    if not gain or gain.get("low") is None:
+        return "unclear"
+    up = metric["higher_is_better"]
+    if metric["baseline"] == "real" and real is not None:
+        return "worse" if (score["high"] < real if up else score["low"] > real) else "unclear"
+    if gain["low"] <= 0 <= gain["high"]:
+        return "unclear"
+    return "better" if (gain["value"] > 0) == up else "worse"
+
+
+def count_images(report: dict) -> int:
+    return report["images"] * sum(map(len, report["groups"].values()))
+
+
+def choose_main_evaluation(reports: list[dict]) -> dict | None:
+    """The evaluation that stands for a run: the one of most images, the newest of equals."""
+    return max(reversed(reports), key=count_images, default=None)
+
+
+def choose_comparable_evaluations(reports_by_run: list[list[dict]]) -> list[dict | None]:
+    """One evaluation per run: alike ones of most images if all runs have such, else the main one of each."""
+    keyed = [{get_comparison_key(report): report for report in reports} for reports in reports_by_run]
+    common = set.intersection(*map(set, keyed)) if keyed else set()
+    if not common:
+        return [choose_main_evaluation(reports) for reports in reports_by_run]
+    best = max(sorted(common), key=lambda key: count_images(keyed[0][key]))
+    return [by_key[best] for by_key in keyed]

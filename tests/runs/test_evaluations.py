@@ -1,0 +1,71 @@
+"""Every evaluation keeps its own folder; alike ones are compared; scores of others are checked."""
+
+import json
+
+import pytest
+from test_optuna_search import build_report
+
+from sdft.runs.evaluations import (
+    choose_comparable_evaluations,
+    choose_evaluation_folder,
+    choose_main_evaluation,
+    classify_change,
+    list_evaluations,
+    read_scores,
+    write_scores,
+)
+
+REPORT = build_report({"CLIP-I": {"value": 0.5}}, {"CLIP-I": {"higher_is_better": True}})
+
+
+def test_an_evaluation_replaces_only_an_equal_one(tmp_path):
+    for settings, name in (("a", "evaluation"), ("b", "evaluation-2"), ("a", "evaluation"), ("c", "evaluation-3")):
+        folder = choose_evaluation_folder(tmp_path / "evaluation", settings)
+        assert folder.name == name
+        write_scores(folder, REPORT | {"settings": settings})
+    (tmp_path / "evaluation-old").mkdir()
+    write_scores(tmp_path / "evaluation-old", REPORT)
+    assert [folder.name for folder in list_evaluations(tmp_path)] == ["evaluation", "evaluation-2", "evaluation-3"]
+
+
+def test_the_evaluation_of_most_images_stands_for_a_run():
+    few, many, again = REPORT | {"images": 1}, REPORT | {"images": 16}, REPORT | {"images": 16, "settings": "y"}
+    assert choose_main_evaluation([many, again, few]) is again and choose_main_evaluation([]) is None
+    assert choose_comparable_evaluations([[many, few], [few]]) == [few, few]
+    assert choose_comparable_evaluations([[many], [few]]) == [many, few]
+    other_seed = few | {"sampling": {"seed": 1}}
+    assert choose_comparable_evaluations([[few], [other_seed], []]) == [few, other_seed, None]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schema": 2},
+        {"schema": None},
+        {"states": []},
+        {"states": [1]},
+        {"groups": {}},
+        {"metrics": {"prompts": {"CLIP-I": {}}}},
+        {"metrics": build_report({}, {"DINO": {"higher_is_better": True}})["metrics"]},
+        {
+            "metrics": build_report({}, {"CLIP-I": {"higher_is_better": True, "number_format": "{.__class__}"}})[
+                "metrics"
+            ]
+        },
+    ],
+)
+def test_edited_scores_are_named_in_one_line(changes, tmp_path):
+    (tmp_path / "scores.json").write_text(json.dumps(REPORT | changes))
+    with pytest.raises(ValueError, match=r"^[^\n]*scores\.json: [^\n]*$"):
+        read_scores(tmp_path)
+
+
+def test_a_change_is_classified_by_its_interval_or_by_real_images():
+    gain, score = {"value": 0.2, "low": 0.1, "high": 0.3}, {"value": 0.6, "low": 0.5, "high": 0.7}
+    base, real = {"higher_is_better": True, "baseline": "base"}, {"higher_is_better": True, "baseline": "real"}
+    assert classify_change(gain, base, score, None) == "better"
+    assert classify_change(gain, base | {"higher_is_better": False}, score, None) == "worse"
+    assert (
+        classify_change(gain | {"low": -0.1}, base, score, 0.9) == classify_change(None, base, score, 0.9) == "unclear"
+    )
+    assert classify_change(gain, real, score, 0.9) == "worse" and classify_change(gain, real, score, 0.6) == "unclear"
