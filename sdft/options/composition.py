@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sdft.config import CONF, import_target, iterate_leaves
+from sdft.distributed import get_process_info
 from sdft.options.requirements import check_requirements
 from sdft.options.suggestions import describe_unknown_option, flatten, list_groups
 
@@ -32,9 +33,13 @@ def check_composition(config: str, cfg: DictConfig, hydra_config: DictConfig) ->
     given = {override.key_or_group: override for override in overrides if not (CONF / override.key_or_group).is_dir()}
     added = {override.key_or_group: override for override in overrides if override.is_add() or override.is_force_add()}
     if recipe or added:
-        chosen = compose_choices(config, choices)
-        if recipe and (changed := list_changed_groups(config, recipe, choices)):
-            drop_recipe_values(cfg, chosen, recipe, changed, given)
+        places = [text for text in hydra_config.overrides.hydra if text.startswith("hydra.searchpath=")]
+        chosen = compose_choices(config, choices, places)
+        if recipe:
+            own_choices = read_own_choices(config, recipe, places)
+            if changed := [key for key in list_groups(config) if own_choices.get(key) != choices.get(key)]:
+                meant_for = compose_choices(config, own_choices, places)
+                drop_recipe_values(cfg, chosen, recipe, changed, given, meant_for)
         check_added_keys(config, cfg, chosen, recipe, given | added)
         check_added_arguments(config, cfg, chosen, added)
     if "epochs" in given and "steps" not in given and cfg.get("steps") is not None and "training" in cfg:
@@ -48,27 +53,32 @@ def is_neutral(override: Override) -> bool:
     return override.is_delete() or override.value() in (None, False)
 
 
-def compose_choices(config: str, choices: dict[str, str]) -> DictConfig:
-    """The config of the choices alone, without a recipe and without values from the command line."""
-    groups = list_groups(config)
-    return compose(config, [f"{key}={value}" for key, value in choices.items() if key in groups and key != RECIPE])
+def compose_choices(config: str, choices: dict[str, str], places: list[str]) -> DictConfig:
+    """The config of the choices alone, without a recipe and without values; `places` set Hydra's search path."""
+    groups = [f"{key}={choices[key]}" for key in list_groups(config) if key in choices and key != RECIPE]
+    return compose(config, [*places, *groups])
 
 
-def list_changed_groups(config: str, recipe: str, choices: dict[str, str]) -> list[str]:
-    """The groups of which `choices` has another choice than the recipe."""
-    own = compose(config, [f"{RECIPE}={recipe}"], return_hydra_config=True).hydra.runtime.choices
-    return [key for key in list_groups(config) if own.get(key) != choices.get(key)]
+def read_own_choices(config: str, recipe: str, places: list[str]) -> dict[str, str]:
+    """The choices of a recipe on its own."""
+    choices = compose(config, [*places, f"{RECIPE}={recipe}"], return_hydra_config=True).hydra.runtime.choices
+    return {key: value for key, value in choices.items() if value is not None}
 
 
-def drop_recipe_values(cfg: DictConfig, chosen: DictConfig, recipe: str, changed: list[str], given: dict) -> None:
-    """Replace the recipe's values for `changed` groups by those of the choices, and remove those that nothing reads."""
+def drop_recipe_values(
+    cfg: DictConfig, chosen: DictConfig, recipe: str, changed: list[str], given: dict, meant_for: DictConfig
+) -> None:
+    """Replace the recipe's values for `changed` groups by those of the choices, and remove those that nothing reads any more.
+
+    The recipe is `meant_for` the config of its own choices.
+    """
     keys = [*changed, *(MODEL_OPTIONS if "model" in changed else ())]
     leaves, chosen_leaves = (flatten(OmegaConf.to_container(config, resolve=False)) for config in (cfg, chosen))
     references = list_references(cfg)
     dropped = []
     for path, value in leaves.items():
         top = path.partition(".")[0]
-        is_unread = path == top and path not in chosen and path not in references
+        is_unread = path == top and path not in chosen and path in meant_for and path not in references
         is_replaced = top in keys and (path not in chosen_leaves or chosen_leaves[path] != value)
         if (is_unread or is_replaced) and not any(covers(key, path) for key in given):
             dropped.append(f"{path}={value}")
@@ -77,7 +87,7 @@ def drop_recipe_values(cfg: DictConfig, chosen: DictConfig, recipe: str, changed
                     OmegaConf.update(cfg, path, chosen_leaves[path], force_add=True)
                 else:
                     delete_key(cfg, path)
-    if dropped:
+    if dropped and get_process_info().rank == 0:
         print(
             f"recipe     {recipe} without {', '.join(dropped)}: set for its own {', '.join(changed)}", file=sys.stderr
         )

@@ -176,3 +176,19 @@ def test_every_key_of_a_recipe_is_read(recipe):
     before = OmegaConf.to_container(compose_config(f"experiment={recipe}"), resolve=False)
     cfg = OmegaConf.to_container(compose_and_check(f"experiment={recipe}"), resolve=False)
     assert cfg == {key: value for key, value in before.items() if key != "hydra"}
+
+
+def test_recipes_and_objects_of_the_users_own_folder(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /method: lora\n  - override /callbacks: mine\nrank: 4\nlr: 2e-4\n"
+    )
+    (tmp_path / "experiment" / "wrong.yaml").write_text("# @package _global_\nlearning_rate: 2e-4\n")
+    (tmp_path / "callbacks" / "mine.yaml").write_text("mine: {_target_: my.Callback, every: 3}\n")
+    folder = f"hydra.searchpath=[file://{tmp_path}]"
+    cfg = compose_and_check(folder, "experiment=mine")
+    assert (cfg.rank, cfg.lr, cfg.callbacks.mine.every) == (4, 2e-4, 3)
+    assert "rank" not in compose_and_check(folder, "experiment=mine", "method=sft")
+    with pytest.raises(ValueError, match="^experiment=wrong: learning_rate=0.0002: unknown option; use lr=0.0002"):
+        compose_and_check(folder, "experiment=wrong", "logger=none")
