@@ -44,7 +44,7 @@ def test_a_program_survives_streams_that_refuse_its_output(case, tmp_path):
     assert (tmp_path / "file").read_text() == "end"
 
 
-@pytest.mark.parametrize("program", ["", "compare", "inspect"])
+@pytest.mark.parametrize("program", ["", "inspect", pytest.param("compare", marks=pytest.mark.slow)])
 def test_the_programs_protect_their_output(program, tmp_path):
     """The dispatcher, the only program without Hydra, and one with it."""
     arguments = [*program.split(), *(["--help"] if program != "compare" else [str(tmp_path)])]
