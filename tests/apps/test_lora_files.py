@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from sdft.apps.lora.lora_io import format_lora_name
 from sdft.lora.architecture import get_layer, list_architectures
 from sdft.lora.file import read_lora_file
 from sdft.lora.merging import merge_lora_files
@@ -93,6 +94,12 @@ def test_mix_writes_both_formats_with_their_provenance(app, home):
     assert "differs" in output and "% of its norm" in output
     assert next(iter(load_file(home / "linear" / FILE).values())).dtype == torch.float16
     assert "exact weighted sum" in app("mix", "adapters=[a,b]", "folder=exact")
+
+
+def test_provenance_does_not_name_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "my-name"))
+    assert format_lora_name(tmp_path / "my-name" / FILE) == FILE
+    assert format_lora_name(tmp_path / "my-name" / "run" / "adapter" / FILE) == f"run/{FILE}"
 
 
 def test_resize_records_its_settings_in_the_header(app, home):

@@ -156,14 +156,17 @@ def test_an_unfinished_run_is_rejected(tmp_path):
         write_publication(PublishRequest(tmp_path))
 
 
-@pytest.mark.parametrize("content", ["pickle", "link", "path", "secret", "image"])
-def test_private_content_stops_publishing_and_keeps_the_previous_folder(content, run, monkeypatch):
+@pytest.mark.parametrize("content", ["pickle", "link", "path", "other path", "secret", "image"])
+def test_private_content_stops_publishing_and_keeps_the_previous_folder(content, run, monkeypatch, tmp_path):
     previous = write_publication(PublishRequest(run))
     previous_files = {name: (previous / name).read_bytes() for name in list_files(previous)}
     if content == "pickle":
         (run / "adapter" / "lora.pt").write_bytes(b"x")
     elif content == "link":
         (run / "adapter" / "notes.md").symlink_to(run / "config.yaml")
+    elif content == "other path":
+        (tmp_path / "mine").mkdir()
+        (run / "adapter" / "config.json").write_text(json.dumps({"vae": str(tmp_path / "mine" / "vae.pt")}))
     elif content == "image":
         information = PngInfo()
         information.add_text("parameters", f"lora {Path.home() / 'mine.safetensors'}", zip=True)

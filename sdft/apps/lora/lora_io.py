@@ -10,7 +10,7 @@ from sdft.lora.file import DIFFUSERS_FILE, LoraFile, read_lora_file
 from sdft.lora.formats import DORA_WARNING, save_lora
 from sdft.lora.layer_matching import ArchitectureMismatchError
 from sdft.lora.state_dict import build_adapter_state
-from sdft.runs.files import check_name
+from sdft.runs.files import check_name, find_home
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_HISTORY_LENGTH = 20_000  # characters of a source's own provenance to copy
@@ -53,7 +53,8 @@ def format_lora_name(path: Path) -> str:
     """The file name, with the folder for the name that all diffusers files share."""
     folder = path.resolve().parent
     folder = folder.parent if folder.name == "adapter" else folder
-    return f"{folder.name}/{path.name}" if path.name == DIFFUSERS_FILE else path.name
+    is_named = path.name != DIFFUSERS_FILE or folder == find_home()  # the home folder has the user's name
+    return path.name if is_named else f"{folder.name}/{path.name}"
 
 
 def save_lora_formats(parts: dict, folder: Path, name: str, metadata: dict[str, str], dtype: str) -> None:

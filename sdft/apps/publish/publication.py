@@ -1,5 +1,6 @@
 """Write a run's result as a folder to publish: model card, images, weights in both formats, and no local paths or secrets."""
 
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ LICENSES = """creativeml-openrail-m openrail openrail++ bigscience-openrail-m ap
 REPO_ID_PATTERN = r"[\w-][\w.-]*/[\w.-]+"
 PATH_OPTIONS = ("path", "class_path", "resume", "reproduce", "folder", "dir", "prompts_file")  # options with paths
 PATH_PATTERN = re.compile(r"(^|[\s\[=,:'\"])(~|\.{0,2}[/\\]|[A-Za-z]:[/\\])")  # start of a path
+ABSOLUTE_PATH_PATTERN = re.compile(r"(?<![\w.:/~-])(?:/[\w.+@ -]{1,200}){2}")  # its first two folders
 MAX_IMAGES = 8  # sample images in the card
 PUBLISHED_FACTS = ("command", "options", "steps", "epochs", "images", "resolution", "prediction_type")  # of run.json
 CONFIG_STRUCTURE = {
@@ -195,6 +197,7 @@ def check_publication(folder: Path) -> None:
         else:
             raise ValueError(f"publish: {name} is not publishable; allowed are safetensors, JSON, text and PNG files")
         check_secret(f"publish: {name}", text)
-        for path in local_paths:
-            if re.search(rf"{re.escape(path)}(?![\w-])", text):
+        existing = {path for path in ABSOLUTE_PATH_PATTERN.findall(text) if os.path.exists(path)}
+        for path in sorted(local_paths) + sorted(existing):
+            if path in existing or re.search(rf"{re.escape(path)}(?![\w-])", text):
                 raise ValueError(f"publish: {name} contains the local path {path}; remove it")
