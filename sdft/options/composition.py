@@ -27,13 +27,14 @@ def check_composition(config: str, cfg: DictConfig, hydra_config: DictConfig) ->
     Raises `ValueError` for keys that nothing reads. Where the command line selects another choice of a config group than the
     recipe, the recipe's values for that group, and those that nothing reads any more, give way.
     """
-    overrides = OverridesParser.create().parse_overrides(list(hydra_config.overrides.task))
+    texts = OmegaConf.to_container(hydra_config.overrides, resolve=False)
+    overrides = OverridesParser.create().parse_overrides(texts["task"])
     choices = {key: value for key, value in hydra_config.runtime.choices.items() if value is not None}
     recipe = choices.get(RECIPE)
     given = {override.key_or_group: override for override in overrides if not (CONF / override.key_or_group).is_dir()}
     added = {override.key_or_group: override for override in overrides if override.is_add() or override.is_force_add()}
     if recipe or added:
-        places = [text for text in hydra_config.overrides.hydra if text.startswith("hydra.searchpath=")]
+        places = [text for text in texts["hydra"] if text.startswith("hydra.searchpath=")]
         chosen = compose_choices(config, choices, places)
         if recipe:
             own_choices = read_own_choices(config, recipe, places)
@@ -42,7 +43,7 @@ def check_composition(config: str, cfg: DictConfig, hydra_config: DictConfig) ->
                 drop_recipe_values(cfg, chosen, recipe, changed, given, meant_for)
         check_added_keys(config, cfg, chosen, recipe, given | added)
         check_added_arguments(config, cfg, chosen, added)
-    if "epochs" in given and "steps" not in given and cfg.get("steps") is not None and "training" in cfg:
+    if config == "train" and "epochs" in given and "steps" not in given and "steps" in cfg:
         cfg.steps = None  # a recipe's
     check_given_options_are_read(config, cfg, given)
     check_requirements(config, cfg, {key: override for key, override in given.items() if not is_neutral(override)})
@@ -114,7 +115,7 @@ def check_added_keys(config: str, cfg: DictConfig, chosen: DictConfig, recipe: s
         override = next((override for key, override in given.items() if covers(key, path)), None)
         if override is not None:
             raise ValueError(describe_unknown_option(override.input_line, config, chosen))
-        text = f"{path}={OmegaConf.select(cfg, path)}"
+        text = f"{path}={select_raw(cfg, path)}"
         raise ValueError(f"{RECIPE}={recipe}: {describe_unknown_option(text, config, chosen)}")
 
 
@@ -122,12 +123,20 @@ def check_added_arguments(config: str, cfg: DictConfig, chosen: DictConfig, adde
     """Raise `ValueError` for an added argument that the `_target_` of its node does not take."""
     for key, override in added.items():
         parent, _, name = key.rpartition(".")
-        node = OmegaConf.select(cfg, parent) if parent else None
-        if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str) or name.startswith("_"):
+        node = select_raw(cfg, parent) if parent else None
+        if not isinstance(node, dict) or not isinstance(node.get("_target_"), str) or name.startswith("_"):
             continue
-        parameters = inspect.signature(import_target(parent, node._target_)).parameters
+        parameters = inspect.signature(import_target(parent, node["_target_"])).parameters
         if name not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
             raise ValueError(describe_unknown_option(override.input_line, config, chosen))
+
+
+def select_raw(cfg: DictConfig, path: str):
+    """The value of a dotted key without resolving it; None if there is none."""
+    node = OmegaConf.to_container(cfg, resolve=False)
+    for name in path.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
 
 
 def iterate_added_keys(node: dict, declared: dict, path: str = ""):
@@ -154,10 +163,10 @@ def check_given_options_are_read(config: str, cfg: DictConfig, given: dict) -> N
     Options that `conf/CONFIG.yaml` declares and does not refer to, or refers to for Hydra alone, are read by the code.
     """
     text = (CONF / f"{config}.yaml").read_text(encoding="utf-8").partition("\nhydra:")[0]
-    references = list_references(cfg)
+    references, raw = list_references(cfg), OmegaConf.to_container(cfg, resolve=False)
     for key, override in given.items():
         is_read_by_code = re.search(rf"^{re.escape(key)}:", text, re.MULTILINE) and f"${{{key}}}" not in text
-        if "." in key or override.is_delete() or isinstance(cfg.get(key), DictConfig) or key not in cfg:
+        if "." in key or override.is_delete() or isinstance(raw.get(key), dict) or key not in raw:
             continue
         if is_read_by_code or any(covers(key, reference) for reference in references):
             continue

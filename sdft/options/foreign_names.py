@@ -82,7 +82,7 @@ EQUIVALENTS = {
     "input_perturbation": "ip_noise_gamma",
     "pyramid_noise": "multires_noise_discount multires_noise_iterations pyramid_noise_discount",
     "'timestep_sampling.range=[0,1]'": "min_timestep max_timestep",
-    "timestep_sampling.distribution": "timestep_sampling timestep_bias_strategy",
+    "timestep_sampling.distribution": "timestep_distribution timestep_bias_strategy",
     "unmasked_weight": "masked_loss conditioning_data_dir alpha_mask unmasked_probability mask_weight",
     # data
     "data.path|data=folder data.path=VALUE": "train_data_dir instance_data_dir data_dir dataset_dir image_dir images_dir "

@@ -42,6 +42,8 @@ def suggest_option(key: str, value: str, config: str, cfg: DictConfig) -> str:
         return f"did you mean {similar}?"
     if "." in key and isinstance(node := OmegaConf.select(cfg, key.rpartition(".")[0]), DictConfig) and node:
         return f"{key.rpartition('.')[0]} has {', '.join(str(k) for k in node if not str(k).startswith('_'))}"
+    if config != "train" and (option := find_training_option(name)):
+        return f"{option} is an option of train"
     return "--help lists the options"
 
 
@@ -93,6 +95,15 @@ def convert_value(name: str, option: str, value: str) -> str:
         return "…"
     value = VALUES.get(option, {}).get(value, value)
     return value.lower() if option == "optimizer" else value
+
+
+def find_training_option(name: str) -> str | None:
+    """The option of train.py that a name, here or of another tool, stands for."""
+    options = OmegaConf.load(CONF / "train.yaml")
+    candidates = [name, *OPTION_BY_NAME.get(name, "").split("|")]
+    return next(
+        (option for option in candidates if option in options or (option and list_choices(option, options))), None
+    )
 
 
 def find_sweep_option(name: str) -> str | None:

@@ -23,6 +23,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 from test_entry_point import run_forked_program
 
+from sdft.options.composition import check_composition
+
 INVALID_VALUES = [  # wrong types, out of range, or malformed
     "nan", "-nan", ".nan", "inf", "-inf", ".inf", "1e400", "-1e400", "1e999999", "-1", "-5", "0", "-0.0", "-1e-9", "0.5",
     "2", "1.0000001", "3.7", "1e-400", "1e300", "99999999999999999999", "1" + "0" * 400, "0x10", "1_000", "1e", "+5", "٣",
@@ -184,8 +186,9 @@ def patch_programs(home: Path, patch: pytest.MonkeyPatch):
                             config, [*overrides, f"hydra.runtime.output_dir={home}"], return_hydra_config=True
                         )
                         invocation = Invocation(home, choices=dict(cfg.hydra.runtime.choices))
-                    with open_dict(cfg):
-                        cfg.pop("hydra")
+                        with open_dict(cfg):
+                            hydra_config = cfg.pop("hydra")
+                        check_composition(config, cfg, hydra_config)
                     tasks[config](cfg, *([invocation] if config == "train" else []))
         except Accepted:
             return None

@@ -91,6 +91,7 @@ def test_an_unknown_option_is_refused_with_the_one_that_was_meant(overrides, adv
         ("resize", "new_rank=4", "use rank=4"),
         ("inspect", "data.pat=x", r"did you mean data.path\?"),
         ("evaluate", "data.path=x", "choose data=NAME"),
+        ("evaluate", "learning_rate=1", "lr is an option of train"),
     ],
 )
 def test_other_programs_name_their_own_options(config, override, advice):
