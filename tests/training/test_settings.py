@@ -4,6 +4,7 @@ import pytest
 
 from sdft.data.batch_sampler import SamplingPlan
 from sdft.runs.checkpoint_file import write_checkpoint
+from sdft.training.run_setup import load_resume_point
 from sdft.training.settings import TrainingSettings
 
 
@@ -45,3 +46,13 @@ def test_resume_accepts_a_file_or_a_run_folder(tmp_path):
         == last
         == TrainingSettings(steps=1, resume=str(last)).find_checkpoint()
     )
+
+
+def test_a_resumed_run_knows_the_samples_of_every_earlier_step(tmp_path):
+    path = tmp_path / "last.ckpt"
+    write_checkpoint({"global_step": 3, "step_sizes": [(0, 4)]}, path)
+    assert load_resume_point(path, 4) == (3, [(0, 4)]) and load_resume_point(None, 4) == (0, [(0, 4)])
+    assert load_resume_point(path, 8) == (3, [(0, 4), (3, 8)])
+    write_checkpoint({"global_step": 3}, path)
+    with pytest.raises(ValueError, match=r"resume=.*last\.ckpt: "):
+        load_resume_point(path, 4)
