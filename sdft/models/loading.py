@@ -1,5 +1,6 @@
 """Load a model from a folder, the hub, the package, or a configuration with random weights."""
 
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def load_stable_diffusion(
         raise ValueError(f"prompt_chunks={prompt_chunks}: choose 1 or more; each chunk holds 75 tokens")
     if prediction_type not in (None, *PREDICTION_TYPES):
         raise ValueError(f"model.prediction_type={prediction_type}: choose one of {', '.join(PREDICTION_TYPES)}")
-    embedded = {index.parent.name: index.parent for index in ASSETS_FOLDER.glob("*/model_index.json")}
+    embedded = find_embedded_models()
     source = str(embedded.get(name, name))
     if weights == "pretrained":
         model = load_pretrained(source, revision, variant)
@@ -74,14 +75,11 @@ def load_pretrained(name: str, revision: str | None = None, variant: str | None 
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading weights; downloads keep theirs
+    check_local_model(name)
     folder = Path(name).expanduser()
-    if folder.is_file():
-        raise ValueError(describe_single_file(folder))
     if not folder.is_dir():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise ValueError(f"model.name={name}: no such folder")
         folder = download_model(name, revision, variant)
-    check_model_folder(folder)
+        check_model_folder(folder)
     variants = choose_variants(folder, variant)
     scheduler, tokenizer = load_scheduler(folder), load_tokenizer(folder)
     unet = load_network(UNet2DConditionModel, folder, "unet", variants, torch_dtype=torch.float32)
@@ -96,6 +94,22 @@ def load_pretrained(name: str, revision: str | None = None, variant: str | None 
     return model
 
 
+def find_embedded_models() -> dict[str, Path]:
+    """Folders of the models in the package with weights, by name."""
+    return {index.parent.name: index.parent for index in ASSETS_FOLDER.glob("*/model_index.json")}
+
+
+def check_local_model(name: str) -> None:
+    """`ValueError` for a folder that cannot be loaded, a file, or a path that does not exist; reads no weights."""
+    folder = find_embedded_models().get(name, Path(name).expanduser())
+    if folder.is_file():
+        raise ValueError(describe_single_file(folder))
+    if folder.is_dir():
+        check_model_folder(folder)
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"model.name={name}: no such folder")
+
+
 def check_model_folder(folder: Path) -> None:
     """`ValueError` for a folder with code, of another family, or with parts that are missing or do not fit each other."""
     check_no_custom_code(folder)
@@ -104,7 +118,7 @@ def check_model_folder(folder: Path) -> None:
 
 def load_network(network_class, folder: Path, part: str, variants: dict[str, str | None], **dtype):
     """One network of a model folder; `ValueError` if its weights are damaged or incomplete."""
-    try:
+    with name_part_in_errors(folder, part):
         network, info = network_class.from_pretrained(
             folder,
             subfolder=part,
@@ -114,8 +128,6 @@ def load_network(network_class, folder: Path, part: str, variants: dict[str, str
             output_loading_info=True,
             **dtype,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(f"model.name={folder}: {part}/ cannot be loaded ({get_first_line(error)})") from None
     if missing := sorted(info["missing_keys"]):
         count = f" and {len(missing) - 1} more" * (len(missing) > 1)
         raise ValueError(f"model.name={folder}: the weights in {part}/ lack {missing[0]}{count}")
@@ -128,10 +140,8 @@ def load_tokenizer(folder: Path):
 
     if not (folder / "tokenizer").is_dir():
         raise ValueError(f"model.name={folder}: no tokenizer/")
-    try:
+    with name_part_in_errors(folder, "tokenizer"):
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except Exception as error:  # the tokenizers library raises no narrower class
-        raise ValueError(f"model.name={folder}: tokenizer/ cannot be loaded ({get_first_line(error)})") from None
     config = read_config(folder, "text_encoder/config.json")
     size = (config.get("text_config") or config).get("vocab_size", len(tokenizer))
     if len(tokenizer) > size:
@@ -151,8 +161,16 @@ def describe_single_file(file: Path) -> str:
     )
 
 
-def get_first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+@contextmanager
+def name_part_in_errors(folder: Path, part: str):
+    """Turn what the libraries raise for invalid configurations and weights into one line; they share no class of errors."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        raise ValueError(f"model.name={folder}: {part}/ cannot be loaded ({reason})") from None
 
 
 def describe_weight_files(folder: Path) -> tuple[tuple[Path, tuple[int, ...]], ...]:
@@ -182,11 +200,9 @@ def load_scheduler(folder: Path):
     import diffusers
 
     config = read_config(folder, "scheduler/scheduler_config.json")
-    try:
+    with name_part_in_errors(folder, "scheduler"):
         scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
         compute_alphas_cumprod(scheduler.config)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"model.name={folder}: scheduler/ cannot be loaded ({get_first_line(error)})") from None
     return scheduler
 
 
@@ -210,11 +226,14 @@ def build_untrained(folder: Path) -> StableDiffusion:
 
     from sdft.models.clip_tokenizer import load_clip_tokenizer
 
-    text_config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
-    return StableDiffusion(
-        UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet")),
-        AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae")),
-        CLIPTextModel(text_config),
-        load_clip_tokenizer(folder / "tokenizer"),
-        load_scheduler(folder),
-    )
+    with name_part_in_errors(folder, "text_encoder"):
+        text_config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
+    with name_part_in_errors(folder, "unet"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet"))
+    with name_part_in_errors(folder, "vae"):
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae"))
+    with name_part_in_errors(folder, "text_encoder"):
+        text_encoder = CLIPTextModel(text_config)
+    with name_part_in_errors(folder, "tokenizer"):
+        tokenizer = load_clip_tokenizer(folder / "tokenizer")
+    return StableDiffusion(unet, vae, text_encoder, tokenizer, load_scheduler(folder))

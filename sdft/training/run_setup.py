@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from sdft.config import check_option_types, check_required_nodes
 from sdft.data.batch_sampler import StepSizes
 from sdft.data.dataset_report import build_dataset_report
+from sdft.models.loading import check_local_model
 from sdft.runs.data_index import write_data_index
 from sdft.runs.reproduce import check_reproducible
 from sdft.runs.resume import PreviousRun
@@ -52,6 +53,8 @@ def check_options(cfg: DictConfig) -> None:
     check_required_nodes(cfg, REQUIRED_NODES)
     if cfg.reproduce:
         check_reproducible(cfg)
+    if name := cfg.model.get("name"):
+        check_local_model(str(name))  # before any image is decoded
 
 
 def load_resume_point(checkpoint: Path | None, samples_per_step: int) -> tuple[int, StepSizes]:

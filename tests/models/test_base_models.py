@@ -54,6 +54,7 @@ OTHER_MODELS = {
     "flow prediction": ("scheduler/scheduler_config.json", {"prediction_type": "flow_prediction"}, "flow matching"),
     "no betas": ("scheduler/scheduler_config.json", {"_class_name": "KarrasVeScheduler"}, "KarrasVeScheduler"),
     "unknown betas": ("scheduler/scheduler_config.json", {"beta_schedule": "steep"}, "scheduler/.*steep"),
+    "wrong types": ("scheduler/scheduler_config.json", {"beta_start": "low"}, "scheduler/ cannot be loaded"),
     "vocabulary": ("text_encoder/config.json", {"vocab_size": 100}, "tokenizer/ has .* tokens.*knows 100"),
 }
 
@@ -143,7 +144,30 @@ def test_a_checkpoint_in_one_file_is_named_with_the_way_to_convert_it(tmp_path):
     assert "model.txt: a file; give a folder" in get_error(lambda: load_stable_diffusion(str(tmp_path / "model.txt")))
 
 
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+@pytest.mark.parametrize(
+    ("part", "entries"),
+    [
+        ("unet", {"block_out_channels": 3}),
+        ("unet", {"down_block_types": ["Evil"]}),
+        ("vae", {"block_out_channels": "x"}),
+        ("text_encoder", {"num_hidden_layers": "many"}),
+    ],
+)
+def test_configurations_that_no_network_can_be_built_from_are_named(folder, part, entries, weights):
+    change(folder / part / "config.json", **entries)
+    assert f"model.name={folder}: {part}/ cannot be loaded (" in get_error(
+        lambda: load_stable_diffusion(str(folder), weights=weights)
+    )
+
+
 def test_random_weights_and_extraction_have_the_same_checks(folder):
     change(folder / "unet/config.json", in_channels=9)
     assert "inpainting" in get_error(lambda: load_stable_diffusion(str(folder), weights="random"))
     assert get_error(lambda: load_model_or_run(str(folder), "tuned")).startswith("tuned=")
+
+
+def test_training_names_the_base_before_it_reads_an_image(folder, run):
+    change(folder / "unet/config.json", in_channels=9)
+    options = ("model=tiny", f"model.name={folder}", "data=folder", "data.path=nowhere", "steps=1")
+    assert "inpainting" in get_error(lambda: run(*options))
