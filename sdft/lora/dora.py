@@ -51,12 +51,18 @@ def parse_magnitude(
 
 
 @torch.no_grad()
-def expand_input_norms(part: str, module, layers: dict[str, LowRankLayer]) -> dict[str, LowRankLayer]:
-    """Replace DoRA layers with norms of inputs, which peft lacks, by the equivalent LoRA for the weights of `module`."""
+def expand_dora(part: str, network, layers: dict[str, LowRankLayer]) -> dict[str, LowRankLayer]:
+    """Replace DoRA layers that peft cannot hold by the equivalent LoRA for the weights of `network`.
+
+    These are layers with norms of inputs, and those of a part that also has plain LoRA layers. A strength scales their whole
+    change, as in ComfyUI; in peft's DoRA it scales dW, and the magnitudes apply in full.
+    """
+    dora = {name: layer for name, layer in layers.items() if layer.magnitude is not None}
+    if len(dora) == len(layers) and not any(layer.has_input_norms for layer in dora.values()):
+        return layers
     expanded = dict(layers)
-    for name, layer in layers.items():
-        if layer.has_input_norms:
-            weight = get_layer(part, module, name).weight
-            change = (layer.apply_to(weight) - weight.double()).float().cpu()
-            expanded[name] = build_low_rank_layer(split_full_change(change.flatten(1)), layer.shape)
+    for name, layer in dora.items():
+        weight = get_layer(part, network, name).weight
+        change = (layer.apply_to(weight) - weight.double()).float().cpu()
+        expanded[name] = build_low_rank_layer(split_full_change(change.flatten(1)), layer.shape)
     return expanded

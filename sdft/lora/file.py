@@ -182,7 +182,7 @@ def list_notes(groups: Groups, bundled: list[str], file_format: str, alphas: dic
     notes = []
     if bundled:
         names = sorted({key.split(".")[1] for key in bundled})
-        notes.append(f"its embeddings of {', '.join(names)} are not loaded; the prompt tokens have no effect")
+        notes.append(f"its embeddings of {', '.join(names)[:200]!r} are not loaded; the prompt tokens have no effect")
     if file_format == "peft" and not alphas and not all("alpha" in group for group in groups.values()):
         notes.append("no adapter_config.json beside it, so that alpha is taken to be the rank")
     return notes

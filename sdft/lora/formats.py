@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sdft.lora.architecture import KOHYA_PREFIXES, get_model_architecture
-from sdft.lora.dora import expand_input_norms
+from sdft.lora.dora import expand_dora
 from sdft.lora.file import DIFFUSERS_FILE, read_lora_file
 from sdft.lora.peft_config import PEFT_CONFIG_KEY
 from sdft.lora.state_dict import (
@@ -119,7 +119,7 @@ def load_lora(model, path: Path, name: str = "default") -> None:
     file = read_lora_file(path, [get_model_architecture(model)])
     try:
         for part, layers in file.parts.items():
-            layers = expand_input_norms(part, model.components[part], layers)
+            layers = expand_dora(part, model.components[part], layers)
             inject_adapter(model.components[part], part, build_adapter_state(part, layers), name)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())

@@ -51,14 +51,10 @@ class LowRankLayer:
     def apply_to(self, weight: Tensor, strength: float = 1.0) -> Tensor:
         """The adapted weight in fp64, the base at `strength` 0.
 
-        `strength` scales dW, while magnitudes of outputs apply in full, as in peft; with magnitudes of inputs it scales the
-        whole change, as in ComfyUI.
+        `strength` scales dW, while DoRA magnitudes apply in full, as in peft.
         """
         if strength == 0:
             return weight.double()
-        if self.has_input_norms:
-            full = self.rescale(weight.double() + self.compute_delta().to(weight.device))
-            return weight.double() + strength * (full - weight.double())
         return self.rescale(weight.double() + strength * self.compute_delta().to(weight.device))
 
     @property

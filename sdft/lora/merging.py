@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sdft.lora.architecture import get_layer, get_model_architecture, normalize_layer_name
+from sdft.lora.dora import expand_dora
 from sdft.lora.file import LoraFile, check_weight_count
 from sdft.lora.mixing import MixResult
 from sdft.models.loading import load_stable_diffusion
@@ -24,10 +25,11 @@ def merge_lora_files(model: StableDiffusion, files: list[LoraFile], weights: lis
     check_weight_count(weights, len(files))
     changes: dict[tuple[str, str], Tensor] = {}
     for file, strength in zip(files, weights, strict=True):
-        for (part, name), layer in file.layers.items():
-            weight = get_layer(part, model.components[part], name).weight
-            change = layer.apply_to(weight, strength) - weight.double()
-            changes[part, f"{name}.weight"] = changes.get((part, f"{name}.weight"), 0) + change
+        for part, layers in file.parts.items():
+            for name, layer in expand_dora(part, model.components[part], layers).items():
+                weight = get_layer(part, model.components[part], name).weight
+                change = layer.apply_to(weight, strength) - weight.double()
+                changes[part, f"{name}.weight"] = changes.get((part, f"{name}.weight"), 0) + change
         for (part, parameter), offset in file.offsets.items():
             changes[part, parameter] = changes.get((part, parameter), 0) + strength * offset.double()
     for (part, parameter), change in changes.items():

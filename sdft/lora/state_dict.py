@@ -94,13 +94,16 @@ def build_adapter_state(part: str, layers: dict[str, LowRankLayer]) -> AdapterSt
             tensors[magnitude_name] = layer.magnitude.reshape(size)
     if invalid := [name for name, layer in layers.items() if layer.has_input_norms]:
         raise ValueError(
-            f"{invalid[0]} is DoRA with norms of inputs, which cannot be saved; merge it into its base, and extract a LoRA from "
-            "the two models"
+            f"{invalid[0]} is DoRA with norms of inputs, which no format written here holds; sdft "
+            "convert base=MODEL rank=32 finds the nearest LoRA"
         )
     dora_layers = [name for name, layer in layers.items() if layer.magnitude is not None]
     if dora_layers and len(dora_layers) < len(layers):
         lora_layer = min(set(layers) - set(dora_layers))
-        raise ValueError(f"{dora_layers[0]} is DoRA and {lora_layer} is LoRA: one part cannot mix them in a file")
+        raise ValueError(
+            f"{dora_layers[0]} is DoRA and {lora_layer} is LoRA: one part cannot mix them in a file; "
+            "sdft convert base=MODEL rank=32 finds the nearest LoRA"
+        )
     common = {
         key: Counter(getattr(layer, key) for layer in layers.values()).most_common(1)[0][0] for key in ("rank", "alpha")
     }

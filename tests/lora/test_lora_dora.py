@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from sdft.lora.architecture import get_layer, list_architectures
 from sdft.lora.file import read_lora_file
 from sdft.lora.formats import load_lora
-from sdft.lora.merging import merge_lora_files
+from sdft.lora.merging import find_nearest_lora, merge_lora_files
 from sdft.lora.mixing import resize_lora_file
 from sdft.lora.scaling import set_adapter_scales
 from sdft.lora.state_dict import build_adapter_state
@@ -35,16 +35,19 @@ def build_dora(model, layers: list[str], inputs: bool, style: str) -> tuple[dict
         norms = compute_norms(adapted, inputs)
         magnitude = compute_norms(weight, inputs) * (0.5 + torch.rand(len(norms), generator=rng).double())
         broadcast = (1, -1, *[1] * len(kernel)) if inputs else (-1, 1, *[1] * len(kernel))
-        expected[name] = adapted * (magnitude / norms).reshape(broadcast)
+        has_magnitude = style != "one" or name == TO_Q
+        expected[name] = adapted * (magnitude / norms).reshape(broadcast) if has_magnitude else adapted
         if style == "peft" and not inputs:  # vectors for linear layers, rows for convolutions
             broadcast = (1, -1, 1, 1) if kernel else (-1,)
         flat = f"lora_unet_{name.replace('.', '_')}"
         tensors |= {f"{flat}.lora_up.weight": up, f"{flat}.lora_down.weight": down, f"{flat}.alpha": torch.tensor(2.0)}
-        tensors[f"{flat}.dora_scale"] = magnitude.float().reshape(broadcast)
+        if has_magnitude:
+            tensors[f"{flat}.dora_scale"] = magnitude.float().reshape(broadcast)
     return tensors, expected
 
 
 CASES = {
+    "one DoRA layer beside LoRA": ([TO_Q, TO_K, CONV], False, "one"),
     "LyCORIS, inputs": ([TO_Q, CONV], True, "lycoris"),
     "LyCORIS, inputs, no linear layer": ([CONV, WIDE], True, "lycoris"),
     "LyCORIS, outputs": ([TO_Q, CONV, WIDE], False, "lycoris"),
@@ -90,9 +93,13 @@ def test_a_dora_whose_orientation_cannot_be_known_is_refused(tiny, tmp_path):
 
 
 def test_input_norms_are_never_saved_as_norms_of_outputs(tiny, tmp_path):
-    tensors, _ = build_dora(tiny(), [TO_Q, CONV], True, "lycoris")
+    tensors, expected = build_dora(tiny(), [TO_Q, CONV], True, "lycoris")
     save_file(tensors, tmp_path / "dora.safetensors")
     file = read_lora_file(tmp_path / "dora.safetensors", TINY)
     for parts in (file.parts, resize_lora_file(file, 2, None).parts):
         with pytest.raises(ValueError, match="norms of inputs"):
             build_adapter_state("unet", parts["unet"])
+    layers = find_nearest_lora(tiny(), file, 48).parts["unet"]  # the way out: exact at full rank
+    for name, layer in layers.items():
+        weight = get_layer("unet", tiny().unet, name).weight
+        torch.testing.assert_close(layer.apply_to(weight), expected[name], atol=1e-5, rtol=1e-5)

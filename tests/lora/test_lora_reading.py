@@ -271,9 +271,10 @@ def test_changes_of_norms_and_biases_are_merged_and_refused_elsewhere(tiny, tmp_
 
 def test_bundled_embeddings_are_named(tiny, tmp_path, capsys):
     tensors, changes = build_lora({TO_Q: PARTS[TO_Q]})
-    save_file(tensors | {"bundle_emb.cat.string_to_param.*": draw(2, 64)}, tmp_path / "x.safetensors")
+    save_file(tensors | {"bundle_emb.cat\x1b[2J.string_to_param.*": draw(2, 64)}, tmp_path / "x.safetensors")
     check_file(tmp_path / "x.safetensors", changes)
-    assert "embeddings of cat are not loaded" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert r"embeddings of 'cat\x1b[2J' are not loaded" in message and message.strip().isprintable()
     load_lora(tiny(), tmp_path / "x.safetensors")
 
 

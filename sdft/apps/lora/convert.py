@@ -33,10 +33,15 @@ def main(cfg):
         raise ValueError(f"to={cfg.to}: choose kohya or diffusers")
     if cfg.rank is not None and cfg.base is None:
         raise ValueError(f"rank={cfg.rank}: requires base=MODEL, for DoRA; sdft resize changes the rank of a LoRA")
-    from sdft.apps.lora.lora_io import build_provenance, check_file_name, format_lora_name, read_lora_files
+    from sdft.apps.lora.lora_io import (
+        build_adapters,
+        build_provenance,
+        check_file_name,
+        format_lora_name,
+        read_lora_files,
+    )
     from sdft.lora.file import DIFFUSERS_FILE
     from sdft.lora.formats import DORA_WARNING, filter_metadata, to_diffusers_format, to_kohya_format, write_safetensors
-    from sdft.lora.state_dict import build_adapter_state
 
     settings = {"to": cfg.to}
     if cfg.base is None:
@@ -48,7 +53,7 @@ def main(cfg):
         settings |= {"base": Path(cfg.base).name, "rank": cfg.rank, "relative_error": float(f"{error:.3g}")}
         print(f"nearest    LoRA of rank {cfg.rank}: differs from the DoRA by {error:.2%} of its change")
     name = check_file_name(cfg.name or format_lora_name(file.path).split("/")[0].removesuffix(".safetensors"))
-    adapters = {part: build_adapter_state(part, layers) for part, layers in parts.items()}
+    adapters = build_adapters(file.path, parts)
     tensors, metadata = to_kohya_format(adapters, name) if cfg.to == "kohya" else (to_diffusers_format(adapters), {})
     file_name = f"{name.removesuffix('-kohya')}-kohya.safetensors" if cfg.to == "kohya" else DIFFUSERS_FILE
     path = Path(cfg.folder) / file_name

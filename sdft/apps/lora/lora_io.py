@@ -9,7 +9,8 @@ from sdft.lora.architecture import list_architectures
 from sdft.lora.file import DIFFUSERS_FILE, LoraFile, read_lora_file
 from sdft.lora.formats import DORA_WARNING, save_lora
 from sdft.lora.layer_matching import ArchitectureMismatchError
-from sdft.lora.state_dict import build_adapter_state
+from sdft.lora.low_rank import LowRankLayer
+from sdft.lora.state_dict import AdapterState, build_adapter_state
 from sdft.runs.files import check_name, find_home
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -24,6 +25,14 @@ def read_lora_files(paths: list[str], architecture: str | None, offsets: bool = 
     except ArchitectureMismatchError as error:
         hint = " (architecture=FOLDER selects another model)" if architecture is None else ""
         raise ValueError(f"{error}{hint}") from None
+
+
+def build_adapters(path: Path, parts: dict[str, dict[str, LowRankLayer]]) -> dict[str, AdapterState]:
+    """The adapters of layers from the file `path`; `ValueError` for a DoRA that cannot be written."""
+    try:
+        return {part: build_adapter_state(part, layers) for part, layers in parts.items()}
+    except ValueError as error:
+        raise ValueError(f"adapter={path}: {error}") from None
 
 
 def parse_dtype(name: str) -> torch.dtype:

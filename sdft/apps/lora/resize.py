@@ -15,6 +15,7 @@ def main(cfg):
     check_config(cfg)
     check_option_types(cfg, OPTION_TYPES)
     from sdft.apps.lora.lora_io import (
+        build_adapters,
         build_provenance,
         check_file_name,
         format_ranks,
@@ -27,6 +28,7 @@ def main(cfg):
     check_file_name(cfg.name)
     parse_dtype(cfg.dtype)
     (file,) = read_lora_files([cfg.adapter], cfg.architecture)
+    build_adapters(file.path, file.parts)  # a DoRA that cannot be written is refused before the work
     result = resize_lora_file(file, cfg.rank, cfg.energy)
     ranks = sorted({layer.rank for layer in file.layers.values()})
     print(f"rank       {format_ranks(ranks)} -> {format_ranks(result.ranks)}")
