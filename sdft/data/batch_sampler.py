@@ -1,13 +1,14 @@
 """Assign samples to optimizer steps and images to samples, as a function of (seed, number)."""
 
-from collections.abc import Hashable, Iterator
+from array import array
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
 
 from sdft.rng import Draw, draw_permutation, make_generator
 
-Epoch = tuple[list[int], list[range]]  # image indices in order; the range of them that each step takes
+Epoch = tuple[Sequence[int], list[range]]  # image indices in order; the range of them that each step takes
 StepSizes = list[
     tuple[int, int]
 ]  # first step and samples per step of each part of a run; a resumed run may change them
@@ -78,7 +79,7 @@ class SamplingPlan:
         return self.cached_epoch[1:]
 
     def draw_one_bucket(self, epoch: int) -> Epoch:
-        return draw_permutation(self.seed, epoch, self.num_images).tolist(), []
+        return array("q", draw_permutation(self.seed, epoch, self.num_images).tolist()), []
 
     def draw_several_buckets(self, epoch: int, visited: list[int] | None = None) -> Epoch:
         """The order of the images, of which the first ones are `visited`, and the ranges of the others."""
@@ -91,7 +92,7 @@ class SamplingPlan:
         for step in [steps[i] for i in order]:
             ranges.append(range(len(images), len(images) + len(step)))
             images += step.tolist()
-        return images, ranges
+        return array("q", images), ranges
 
     def locate_step(self, step: int) -> tuple[int, int]:
         """Epoch of a step, and its position in that epoch, with several buckets."""

@@ -23,6 +23,9 @@ class ContactSheet:
         self.source = source
         self.tiles: dict[tuple[int, Size], Image.Image | None] = dict.fromkeys(select_tiles(sizes))
 
+    def __getstate__(self):
+        return self.__dict__ | {"tiles": dict.fromkeys(self.tiles)}  # workers draw no sheet
+
     def add(self, index: int, size: Size, pixels: Tensor) -> None:
         """Keep a crop `[3, height, width]`, -1..1, if the sheet shows it."""
         if (index, size) in self.tiles:

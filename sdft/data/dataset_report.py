@@ -15,6 +15,7 @@ from sdft.data.file_index import FileRecord
 MAX_HASH_DISTANCE = 3  # bits of 64 in which near-duplicates may differ
 HASH_BANDS = MAX_HASH_DISTANCE + 1  # at least one band is then equal
 MAX_BAND_IMAGES = 200  # larger bands, such as plain skies, are not compared
+TOKENIZED_CAPTIONS = 1024  # at once
 MAX_FREQUENT_WORDS, MAX_FREQUENT_TAGS = 12, 100
 
 
@@ -37,7 +38,10 @@ def build_dataset_report(
 ) -> DatasetReport:
     """`sizes` are the training sizes of the images; `max_tokens` is the longest prompt that the text encoder accepts."""
     original_sizes, captions = source.sizes(), [text for texts in source.all_captions() for text in texts]
-    lengths = [len(ids) for ids in tokenizer(captions, truncation=False, verbose=False).input_ids]
+    lengths = []
+    for start in range(0, len(captions), TOKENIZED_CAPTIONS):
+        block = captions[start : start + TOKENIZED_CAPTIONS]
+        lengths += [len(ids) for ids in tokenizer(block, truncation=False, verbose=False).input_ids]
     words = Counter(term for text in captions for term in split_terms(text))
     tags = Counter(tag for text in captions for part in text.split(",") if (tag := " ".join(part.split())))
     upscales = [max(w / a, h / b) for (w, h), (a, b) in zip(sizes, original_sizes, strict=True)]

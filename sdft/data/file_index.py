@@ -68,6 +68,12 @@ class RecordTable:
             int(row["notes"]),
         )
 
+    def get_digest(self, index: int) -> str:
+        return self.rows["digest"][index].tobytes().hex()
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return list(zip(self.rows["width"].tolist(), self.rows["height"].tolist(), strict=True))
+
     def __setitem__(self, index: int, record: FileRecord) -> None:
         digest = np.frombuffer(bytes.fromhex(record.digest or "00" * 32), np.uint8)
         self.rows[index] = (

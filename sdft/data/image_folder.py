@@ -6,9 +6,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageColor
 
 from sdft.data.captions import CAPTION_LINES, REPLACED_BY_OPTION, CaptionReader, choose_captions
+from sdft.data.compact_lists import PathList, TextLists
 from sdft.data.dataset import CaptionedImage, ImageDataset
 from sdft.data.file_index import FileRecord, check_digest, is_mask, scan_files
 from sdft.data.folder_listing import FolderListing, get_stem, is_unicode
@@ -80,22 +82,20 @@ class ImageFolder(ImageDataset):
         """Set `files`, `records`, `texts` and `masks`, and extend `errors`."""
         masks, files = listing.masks, {path: name for name, path in listing.images.items()}
         usable, uncaptioned = [], []
-        self.masks: dict[Path, Path] = {}
         scanned = [*sorted(files), *masks.values()]
         records = scan_files(scanned, self.decode_file, self.root, self.verify == "full")
-        self.mask_records = {mask: records[number] for number, mask in enumerate(masks.values(), len(files))}
+        mask_numbers = {mask: number for number, mask in enumerate(masks.values(), len(files))}
         for number, file in enumerate(scanned[: len(files)]):
             record = records[number]
             texts, source = choose_captions(captions.get(file, ([], "")), self.caption, self.default_caption)
             mask = masks.get(get_stem(files[file]))
-            error = record.error or (mask and find_mask_error(mask, self.mask_records[mask], record))
+            error = record.error or (mask and find_mask_error(mask, records[mask_numbers[mask]], record))
             if error:
                 self.errors.append(error)
             elif not texts:
                 uncaptioned.append(listing.format_name(file))
             else:
-                usable.append((file, number, texts))
-                self.masks |= {file: mask} if mask else {}
+                usable.append((file, number, texts, mask))
                 listing.inventory.count_used(source)
                 for note in describe_notes(record.notes):
                     listing.inventory.add_note(note, listing.format_name(file))
@@ -107,9 +107,19 @@ class ImageFolder(ImageDataset):
             )
             parts = [f"data.path={self.path}: no caption for {format_list(uncaptioned, limit=20)}", *self.list_unused()]
             self.errors.append("; ".join([*parts, advice]))
-        self.files = [file for file, _, _ in usable]
-        self.records = records.select(number for _, number, _ in usable)
-        self.texts = [texts for _, _, texts in usable]
+        self.files = PathList(self.root, (file for file, *_ in usable))
+        self.records = records.select(number for _, number, *_ in usable)
+        self.texts = TextLists(texts for *_, texts, _ in usable)
+        masked = [mask for *_, mask in usable if mask]
+        self.masks, self.mask_records = PathList(self.root, masked), records.select(map(mask_numbers.get, masked))
+        self.masked_indices = np.flatnonzero([mask is not None for *_, mask in usable])
+
+    def find_mask(self, index: int) -> tuple[Path, str] | None:
+        """File and digest of the mask of an image, if it has one."""
+        number = int(np.searchsorted(self.masked_indices, index))
+        if number == len(self.masks) or self.masked_indices[number] != index:
+            return None
+        return self.masks[number], self.mask_records.get_digest(number)
 
     def list_unused(self) -> list[str]:
         return [f"not used: {format_group(reason, names)}" for reason, names in self.listed.unused.items()]
@@ -128,24 +138,22 @@ class ImageFolder(ImageDataset):
         return self.texts
 
     def sizes(self) -> list[tuple[int, int]]:
-        return [(record.width, record.height) for record in self.records]
+        return self.records.sizes()
 
     def digest(self, index: int) -> str:
-        mask = self.masks.get(self.files[index])
-        mask_digest = self.mask_records[mask].digest if mask else ""
-        return f"{self.records[index].digest} {self.background} {mask_digest} {DECODER_VERSION}"
+        mask = self.find_mask(index)
+        return f"{self.records.get_digest(index)} {self.background} {mask[1] if mask else ''} {DECODER_VERSION}"
 
     def image_names(self) -> list[str]:
-        return [str(file.relative_to(self.root)) for file in self.files]
+        return [name for [name] in self.files.names]
 
     def file_records(self) -> dict[str, FileRecord]:
         return {name: self.records[index] for index, name in enumerate(self.image_names())}
 
     def check_content(self, index: int) -> None:
-        mask = self.masks.get(self.files[index])
-        for file, record in ((self.files[index], self.records[index]), (mask, self.mask_records.get(mask))):
-            if file:
-                check_digest(file, record.digest)
+        check_digest(self.files[index], self.records.get_digest(index))
+        if mask := self.find_mask(index):
+            check_digest(*mask)
 
     def skipped_files(self) -> list[str]:
         return self.errors
@@ -162,8 +170,8 @@ class ImageFolder(ImageDataset):
 
     def load_image(self, index: int, size: tuple[int, int] | None) -> CaptionedImage:
         file = self.files[index]
-        image, mask = decode_image(file, self.background, size), self.masks.get(file)
-        return CaptionedImage(image, self.texts[index][0], str(file), mask and self.load_mask(index, mask))
+        image, mask = decode_image(file, self.background, size), self.find_mask(index)
+        return CaptionedImage(image, self.texts[index][0], str(file), mask and self.load_mask(index, mask[0]))
 
     def load_mask(self, index: int, path: Path) -> Image.Image:
         mask = decode_mask(path)

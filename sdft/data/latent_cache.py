@@ -3,6 +3,7 @@
 import errno
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -19,6 +20,7 @@ from sdft.runs.hashing import hash_weights_on_rank_0
 
 CACHE_DIR = Path("outputs/cache")
 SHARD_SIZE = 256  # entries per file, at most
+TOKENIZED_CAPTIONS = 1024  # at once
 MAX_BATCH_SIZE = 32  # captions or small images per forward pass
 MAX_PIXELS_GPU = 2 * 512**2  # per autoencoder forward pass on a GPU
 MAX_PIXELS_CPU = 2**16  # on a CPU, larger batches only cost memory
@@ -79,11 +81,11 @@ def is_writable_folder(folder: Path) -> bool:
 
 def count_missing_bytes(cache: TensorCache, required: dict[bytes, tuple], model) -> int:
     """Bytes of the missing entries: fp32 moments and mask per latent, fp32 context per caption."""
-    missing = [arguments for key, arguments in required.items() if key not in cache]
+    missing = [size for key, (size, *_) in required.items() if key not in cache]
     channels, width = 2 * model.vae.config.latent_channels + 1, model.clip_l.config.hidden_size
+    tokens = model.prompt_chunks * model.chunk_length
     return sum(
-        4 * (channels * size[0] * size[1] // model.vae_scale_factor**2 if size else len(arguments[0]) * width)
-        for size, *arguments in missing
+        4 * (channels * size[0] * size[1] // model.vae_scale_factor**2 if size else tokens * width) for size in missing
     )
 
 
@@ -146,10 +148,15 @@ def list_required_latents(datasets: list[TrainingDataset]) -> dict[bytes, tuple]
 
 
 def list_required_contexts(datasets: list[TrainingDataset]) -> dict[bytes, tuple]:
-    """(0, token ids) of every caption that may be drawn and of the empty caption, by cache key."""
-    return {
-        dataset.text_key(ids): (0, ids) for dataset in datasets for ids in [dataset.empty_ids, *torch.cat(dataset.ids)]
-    }
+    """(0, caption) of every caption that may be drawn and of the empty caption, by cache key."""
+    required = {}
+    for dataset in datasets:
+        captions = chain([""], chain.from_iterable(dataset.captions))
+        while block := list(islice(captions, TOKENIZED_CAPTIONS)):
+            required |= {
+                dataset.text_key(ids): (0, text) for text, ids in zip(block, dataset.tokenizer(block), strict=True)
+            }
+    return required
 
 
 def build_latent_encoder(model):
@@ -192,7 +199,7 @@ def build_context_encoder(model):
 
     @torch.no_grad()
     def compute(arguments: list[tuple]) -> list[CacheEntry]:
-        ids = torch.stack([ids for _, ids in arguments]).to(model.clip_l.device)
+        ids = model.tokenize([text for _, text in arguments]).to(model.clip_l.device)
         with torch.autocast(ids.device.type, model.compute_dtype, enabled=model.compute_dtype is not torch.float32):
             return [{"context": context} for context in model.condition(ids).cpu()]
 

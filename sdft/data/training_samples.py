@@ -9,6 +9,7 @@ from torch.utils.data import Dataset, default_collate
 
 from sdft.data.batch_sampler import SamplingPlan, StepSizes
 from sdft.data.buckets import Size, choose_bucket, choose_bucket_step
+from sdft.data.compact_lists import TextLists
 from sdft.data.contact_sheet import ContactSheet
 from sdft.data.dataset import ImageDataset
 from sdft.data.images import crop_with_mask
@@ -109,16 +110,16 @@ class TrainingDataset(Dataset):
         self, settings: DataSettings, source: ImageDataset, model, name: str, samples_per_step: int | StepSizes
     ):
         """`name` separates the random draws of several datasets in one run; a step takes `samples_per_step` samples."""
-        self.settings, self.name, self.tokenize = settings, name, model.tokenize
+        self.settings, self.name = settings, name
         self.channels, *_ = (model.latent_shape(r)[0] for r in (settings.resolution, *settings.extra_resolutions))
         self.factor = model.vae_scale_factor
         self.sizes = settings.choose_target_sizes(source, model.size_multiple)
         self.plan, self.datasets = SamplingPlan(settings.seed, self.sizes, samples_per_step), [self]
         self.source = settings.repeat_for_resolutions(source)
         self.contact_sheet = ContactSheet(self.source, self.sizes)
-        self.all_captions = self.source.all_captions()
-        ids = model.tokenize([text for texts in self.all_captions for text in texts])
-        self.ids, self.empty_ids = ids.split([len(texts) for texts in self.all_captions]), model.tokenize([""])[0]
+        captions = self.source.all_captions()
+        self.captions = captions if isinstance(captions, TextLists) else TextLists(captions)
+        self.tokenizer = model.prompt_tokenizer
         self.latents = self.contexts = None
         self.target_sizes: list[Size] = []  # sizes of the paired images, if samples are paired
 
@@ -151,7 +152,7 @@ class TrainingDataset(Dataset):
         """Image `index`, center-cropped, at `timestep_fraction` (0..1) of the noise schedule, with fixed noise."""
         return {
             **self.load_image_tensors(index, self.sizes[index]),
-            **self.load_text_tensors(self.ids[index][0]),
+            **self.load_text_tensors(self.tokenizer.encode(self.captions[index][0])),
             **self.draw_noise((Draw.FIXED, index, timestep_fraction), self.sizes[index]),
             "timestep_fraction": torch.tensor(timestep_fraction),
         }
@@ -173,16 +174,17 @@ class TrainingDataset(Dataset):
     def draw_caption(self, index: int, number: int) -> Tensor:
         """Token ids `[tokens]` of one of the image's captions, or of the empty caption, drawn by sample number."""
         if bool(self.draw_uniform(number, Draw.DROPOUT) < self.settings.dropout):
-            return self.empty_ids
-        variant = int(self.draw_uniform(number, Draw.CAPTION) * len(self.ids[index]))
+            return self.tokenizer.encode("")
+        captions = self.captions[index]
+        variant = int(self.draw_uniform(number, Draw.CAPTION) * len(captions))
         if self.source.cycles_captions:
-            variant = number // self.plan.num_images % len(self.ids[index])
+            variant = number // self.plan.num_images % len(captions)
         if not self.settings.shuffle_tags:
-            return self.ids[index][variant]
-        tags = [tag.strip() for tag in self.all_captions[index][variant].split(",")]
+            return self.tokenizer.encode(captions[variant])
+        tags = [tag.strip() for tag in captions[variant].split(",")]
         fixed, movable = tags[: self.settings.keep_tags], tags[self.settings.keep_tags :]
         order = torch.randperm(len(movable), generator=self.build_generator(Draw.TAGS, number)).tolist()
-        return self.tokenize([", ".join([*fixed, *[movable[i] for i in order]])])[0]
+        return self.tokenizer([", ".join([*fixed, *[movable[i] for i in order]])])[0]
 
     def load_text_tensors(self, ids: Tensor) -> dict[str, Tensor]:
         return {"ids": ids} if self.contexts is None else self.contexts[self.text_key(ids)]

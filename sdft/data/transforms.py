@@ -1,5 +1,7 @@
 """Dataset wrappers: caption template, subset and validation split."""
 
+from array import array
+from collections.abc import Iterable
 from dataclasses import replace
 
 from sdft.data.dataset import CaptionedImage, EvaluationSpec, ImageDataset
@@ -104,9 +106,9 @@ def apply_caption_template(source: ImageDataset, template: str | None) -> ImageD
 class ImageSubset(DatasetWrapper):
     """The images at `indices`."""
 
-    def __init__(self, source: ImageDataset, indices: list[int]):
+    def __init__(self, source: ImageDataset, indices: Iterable[int]):
         super().__init__(source)
-        self.indices = indices
+        self.indices = array("q", indices)
 
     def __len__(self):
         return len(self.indices)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sdft.models.noise_process import VariancePreservingProcess
+from sdft.models.prompt_tokenizer import PromptTokenizer
 
 COMPONENT_NAMES = {"unet": "unet", "clip_l": "text_encoder"}  # diffusers' names of the parts
 
@@ -98,26 +99,14 @@ class StableDiffusion(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             return self.vae.decode(latents.float() / self.vae.config.scaling_factor).sample
 
+    @property
+    def prompt_tokenizer(self) -> PromptTokenizer:
+        """Turns prompts to token ids without the networks."""
+        return PromptTokenizer(self.tokenizer, self.chunk_length, self.prompt_chunks, self.base_vocabulary_size)
+
     def tokenize(self, captions: list[str]) -> Tensor:
         """Token ids `[batch, prompt_chunks * tokens]`, padded or truncated to the text encoder's length per chunk."""
-        captions = self.expand_placeholder_tokens(captions)
-        if self.prompt_chunks == 1:
-            single = {"padding": "max_length", "max_length": self.chunk_length, "truncation": True}
-            return self.tokenizer(captions, **single, return_tensors="pt").input_ids
-        length, rows = self.chunk_length - 2, []
-        bos, eos, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        for ids in self.tokenizer(captions, add_special_tokens=False, verbose=False).input_ids:
-            chunks = [ids[start : start + length] for start in range(0, length * self.prompt_chunks, length)]
-            rows.append([t for chunk in chunks for t in [bos, *chunk, eos, *[pad] * (length - len(chunk))]])
-        return torch.tensor(rows)
-
-    def expand_placeholder_tokens(self, captions: list[str]) -> list[str]:
-        """Replace a placeholder token with several vectors by all of its tokens, as diffusers' pipelines do."""
-        if len(self.tokenizer) == self.base_vocabulary_size:
-            return captions
-        from diffusers.loaders import TextualInversionLoaderMixin
-
-        return TextualInversionLoaderMixin().maybe_convert_prompt(captions, self.tokenizer)
+        return self.prompt_tokenizer(captions)
 
     def condition(self, ids: Tensor) -> Tensor:
         """Context `[batch, prompt_chunks * tokens, width]` for the UNet, from token ids `[batch, prompt_chunks * tokens]`."""

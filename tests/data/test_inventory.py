@@ -161,7 +161,9 @@ def test_all_lines_are_used_in_turn_and_random_ones_drawn_by_sample_number(folde
     for lines in ("random", "all"):
         samples = DataSettings(16).build_dataset(ImageFolder(str(folder), caption_lines=lines), tiny())
         used[lines] = [
-            [texts.tolist() for texts in samples.ids[0]].index(samples.draw_caption(0, number).tolist())
+            [texts.tolist() for texts in samples.tokenizer(samples.captions[0])].index(
+                samples.draw_caption(0, number).tolist()
+            )
             for number in range(20)
         ]
     assert used["all"] == [0, 0, 1, 1] * 5 and 4 < sum(used["random"]) < 16 and used["random"] != used["all"]

@@ -48,7 +48,7 @@ def test_draws_have_their_distributions(samples):
     assert timestep_draws.min() >= 0 and timestep_draws.max() < 1
     assert timestep_draws.mean() == pytest.approx(0.5, abs=0.04)
     assert torch.stack([s["noise"] for s in drawn]).std() == pytest.approx(1, abs=0.02)
-    dropped = sum(torch.equal(s["ids"], dataset.empty_ids) for s in drawn) / 600
+    dropped = sum(torch.equal(s["ids"], dataset.tokenizer.encode("")) for s in drawn) / 600
     assert dropped == pytest.approx(0.3, abs=0.06)
 
 

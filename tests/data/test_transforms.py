@@ -31,7 +31,7 @@ def test_held_out_images_are_not_trained_on(validation_split, count):
         assert training is source and held_out is None
         return
     assert len(held_out) == count and len(training) + count == len(source)
-    assert sorted(training.indices + held_out.indices) == list(range(len(source)))
+    assert sorted([*training.indices, *held_out.indices]) == list(range(len(source)))
     assert split_validation(source, validation_split)[1].indices == held_out.indices
     assert held_out[0].caption == held_out.captions()[0] == source.captions()[held_out.indices[0]]
 

@@ -1,0 +1,84 @@
+"""Memory per image and time to the first sample with many small images: python benchmarks/many_images.py [COUNT] [FOLDER]
+
+Starts are separate processes with 500 and COUNT images; what they differ by is the memory per image and process.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+BASE_COUNT = 500
+SIDE = 32  # pixels
+
+
+def create_images(folder: Path, count: int) -> Path:
+    """Images of noise, with a caption each; existing ones are kept."""
+    import numpy as np
+    from PIL import Image
+
+    path = folder / f"images-{count}"
+    path.mkdir(parents=True, exist_ok=True)
+    for number in range(len(list(path.glob("*.txt"))), count):
+        pixels = np.random.default_rng(number).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
+        Image.fromarray(pixels).save(path / f"image-{number:06d}.png", compress_level=1)
+        (path / f"image-{number:06d}.txt").write_text(f"a photo of thing number {number}")
+    return path
+
+
+def read_anonymous_memory() -> int:
+    """Bytes of this process, without memory-mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def start(path: Path) -> dict:
+    """What a run does with its data before the first step."""
+    import torch
+
+    from sdft.data.dataset_report import build_dataset_report
+    from sdft.data.image_folder import ImageFolder
+    from sdft.data.latent_cache import fill_caches
+    from sdft.data.training_samples import DataSettings
+    from sdft.models.loading import load_stable_diffusion
+    from sdft.runs.data_index import build_data_index
+    from sdft.runs.hashing import hash_dataset
+
+    model, began, times = load_stable_diffusion("tiny-sd"), time.perf_counter(), {}
+    source = ImageFolder(str(path))
+    times["folder"] = time.perf_counter() - began
+    hash_dataset(source), build_data_index({"": source})
+    dataset = DataSettings(SIDE).build_dataset(source, model)
+    fill_caches([dataset], model, text=True)
+    times["caches"] = time.perf_counter() - began
+    plan = dataset.plan
+    report = build_dataset_report(source, dataset.sizes, plan.steps_per_epoch, model.tokenizer, model.max_prompt_tokens)
+    del report
+    loader = torch.utils.data.DataLoader(dataset, sampler=range(64), batch_size=16)
+    next(iter(loader))
+    times["first batch"] = time.perf_counter() - began
+    return {"images": len(source), "bytes": read_anonymous_memory(), "seconds": times}
+
+
+def main(count: int = 50_000, folder: str = "outputs/many_images") -> None:
+    results = []
+    for number in (BASE_COUNT, count):
+        path = create_images(Path(folder), number)
+        for order in ("first", "second"):
+            command = [sys.executable, __file__, "--start", str(path)]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            result = json.loads(output.splitlines()[-1])
+            seconds = ", ".join(f"{key} {value:.1f} s" for key, value in result["seconds"].items())
+            print(f"{number} images, {order} start: {seconds}, {result['bytes'] / 2**20:.0f} MB", flush=True)
+        results.append(result)
+    small, large = results
+    per_image = (large["bytes"] - small["bytes"]) / (large["images"] - small["images"])
+    print(f"{per_image:.0f} bytes per image and process")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--start"]:
+        print(json.dumps(start(Path(sys.argv[2]))))
+    else:
+        main(*(int(argument) if argument.isdigit() else argument for argument in sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""Datasets of many images are small in memory and when they are sent to workers."""
+
+import os
+import pickle
+import sys
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from conftest import save_images
+from PIL import Image
+
+from sdft.data.compact_lists import PathList, TextLists
+from sdft.data.digits import Digits
+from sdft.data.image_folder import ImageFolder
+from sdft.data.latent_cache import fill_caches
+from sdft.data.training_samples import DataSettings
+from sdft.data.transforms import CaptionTemplate, split_validation
+
+LISTS = [["a", ""], [], ["naïve \u2028 text"], ["b", "c", "d"]]
+
+
+def test_texts_and_paths_are_returned_as_they_were():
+    texts = TextLists(iter(LISTS))
+    assert texts == LISTS and len(texts) == 4 and texts[-1] == ["b", "c", "d"]
+    with pytest.raises(IndexError):
+        texts[4]
+    assert list(TextLists([])) == []
+    paths = [Path("root", "a.png"), Path("root", "sub", "n\udcff.png")]
+    assert list(PathList(Path("root"), paths)) == paths and pickle.loads(pickle.dumps(PathList(Path("root"), paths)))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return save_images(Digits(), tmp_path / "images", 3, captions=True)
+
+
+def test_masks_belong_to_their_images(folder):
+    for number, left in ((0, 1), (2, 9)):
+        mask = Image.new("L", (32, 32), 255)
+        mask.paste(0, (0, 0, left, 32))
+        mask.save(folder / f"{number}.mask.png")
+    source = ImageFolder(str(folder))
+    lefts = [source[index].mask and source[index].mask.getbbox()[0] for index in range(3)]
+    assert lefts == [1, None, 9] and len({source.digest(index) for index in range(3)}) == 3
+
+
+def test_a_dataset_does_not_hold_the_model(folder, tiny):
+    """Workers that are spawned, as on macOS, get it pickled."""
+    model = tiny()
+    dataset = DataSettings(32).build_dataset(ImageFolder(str(folder)), model)
+    fill_caches([dataset], model, text=True)
+    tokenizer_size = len(pickle.dumps(model.tokenizer))
+    content = pickle.dumps(dataset)
+    assert len(content) < tokenizer_size + 20_000 and b"StableDiffusion" not in content
+    sample, other = dataset[5], pickle.loads(content)[5]
+    assert sample.keys() == other.keys() and all((sample[name] == other[name]).all() for name in sample)
+
+
+def test_many_images_take_at_most_300_bytes_each(folder, tiny, monkeypatch):
+    """The images are three files under many names, so that only what each image takes grows."""
+    model, count = tiny(), 3000
+    sources = [ImageFolder(str(folder))]
+    texts = TextLists([f"a photo of thing number {number}"] for number in range(count))
+    for number in range(3):
+        os.link(folder / f"{number}.png", folder / f"image-{number:06d}.png")
+        (folder / f"image-{number:06d}.txt").write_text("a photo")
+    names = [folder / f"image-{number % 3:06d}.png" for number in range(count)]
+    records = sources[0].records.select([number % 3 for number in range(count)])
+
+    def build():
+        source = ImageFolder(str(folder))
+        source.files, source.texts, source.records = (
+            PathList(folder, names),
+            TextLists(texts),
+            records.select(range(count)),
+        )
+        dataset = DataSettings(32).build_dataset(source, model)
+        dataset.plan.draw_epoch(0)
+        fill_caches([dataset], model, text=False)
+        return dataset
+
+    build()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    dataset = build()
+    size = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert len(dataset) == count and size / count < 300 and sys.getsizeof(dataset.sizes) < 10 * count
+
+
+@pytest.mark.parametrize("settings", [{}, {"extra_resolutions": [64]}])
+def test_wrapped_sources_have_the_same_captions_and_draws(folder, tiny, settings):
+    training, held_out = split_validation(CaptionTemplate(ImageFolder(str(folder)), "{caption}, new"), 1)
+    dataset = DataSettings(32, **settings).build_dataset(training, tiny())
+    assert [texts for [texts] in dataset.captions] == training.captions() * (1 + len(settings))
+    assert dataset.captions[0][0].endswith(", new") and len(held_out) == 1
