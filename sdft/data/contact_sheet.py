@@ -10,7 +10,7 @@ from torch import Tensor
 from sdft.data.buckets import Size
 from sdft.data.dataset import ImageDataset
 from sdft.data.images import decode_image, pixels_to_image, resize_and_crop
-from sdft.runs.files import atomic_write
+from sdft.runs.files import write_cache_file
 
 SHEET_CACHE_DIR = Path("outputs/cache/contact_sheets")
 MAX_TILES, TILE_HEIGHT = 60, 96  # height in pixels
@@ -39,8 +39,7 @@ class ContactSheet:
             return decode_image(file)
         except ValueError:  # missing or damaged
             sheet = arrange_tiles([tile or self.load_tile(*position) for position, tile in self.tiles.items()])
-            with atomic_write(file) as path:
-                sheet.save(path, format="PNG")
+            write_cache_file(file, lambda path: sheet.save(path, format="PNG"))
             return sheet
 
     def load_tile(self, index: int, size: Size) -> Image.Image:

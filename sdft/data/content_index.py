@@ -7,10 +7,10 @@ from dataclasses import astuple, dataclass
 from functools import cached_property
 
 from sdft.data.file_index import SCAN_CACHE_DIR
-from sdft.runs.files import atomic_write
+from sdft.runs.files import write_cache_file
 
 
-@dataclass
+@dataclass(slots=True)
 class ContentRecord:
     """Upright size in pixels, and a hash of the content."""
 
@@ -20,7 +20,7 @@ class ContentRecord:
 
 
 class ContentIndex:
-    """One JSON file per dataset, which `name` identifies."""
+    """One file per dataset, which `name` identifies: a checksum, and JSON."""
 
     def __init__(self, name: str):
         self.file = SCAN_CACHE_DIR / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
@@ -30,11 +30,12 @@ class ContentIndex:
     def records(self) -> dict[str, ContentRecord]:
         """Empty if the file is missing or damaged."""
         try:
-            rows = json.loads(self.file.read_text(encoding="utf-8"))
+            checksum, _, text = self.file.read_text(encoding="utf-8").partition("\n")
+            rows = json.loads(text if checksum == hashlib.sha256(text.encode()).hexdigest() else "{}")
             return {
                 key: ContentRecord(int(width), int(height), str(text)) for key, (width, height, text) in rows.items()
             }
-        except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError):
             return {}
 
     def look_up(self, encoded: bytes, inspect: Callable[[str], ContentRecord]) -> ContentRecord:
@@ -46,8 +47,7 @@ class ContentIndex:
 
     def save(self) -> None:
         if self.is_changed:
-            with atomic_write(self.file) as path:
-                path.write_text(
-                    json.dumps({k: astuple(record) for k, record in self.records.items()}), encoding="utf-8"
-                )
+            text = json.dumps({key: astuple(record) for key, record in self.records.items()})
+            content = f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+            write_cache_file(self.file, lambda path: path.write_text(content, encoding="utf-8"))
             self.is_changed = False

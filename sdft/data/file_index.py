@@ -15,7 +15,8 @@ from PIL import Image
 
 from sdft.data.folder_listing import MASK_SUFFIX
 from sdft.distributed import count_cpu_cores
-from sdft.runs.files import atomic_write, get_identity
+from sdft.runs.files import get_identity, write_cache_file
+from sdft.runs.lock import wait_for_lock
 
 SCAN_CACHE_DIR = Path("outputs/cache/scans")
 BLOCK_SIZE = 1024  # files that are scheduled at once
@@ -93,10 +94,15 @@ def scan_files(
 
     Readable files are remembered, also by a scan that is interrupted.
     """
-    cache = ScanCache(root)
     names = [os.path.relpath(file, root) for file in files]
     records = RecordTable(np.zeros(len(files), ROW_TYPE))
+    file = SCAN_CACHE_DIR / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.npz"
+    with wait_for_lock(file.with_suffix(".lock")):  # a process of the same run or folder then finds the records
+        scan_blocks(files, names, records, ScanCache(file), decode, verify)
+    return records
 
+
+def scan_blocks(files: list[Path], names: list[str], records: RecordTable, cache: "ScanCache", decode, verify) -> None:
     def scan_file(index: int) -> None:
         records[index] = cache.find_record(names[index], files[index], verify) or inspect_file(files[index], decode)
 
@@ -107,14 +113,13 @@ def scan_files(
             cache.save(names, records)
             saved = time.monotonic()
     cache.save(names, records)
-    return records
 
 
 class ScanCache:
     """Records of the last scan of a folder, by relative name and by content."""
 
-    def __init__(self, root: Path):
-        self.file = SCAN_CACHE_DIR / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.npz"
+    def __init__(self, file: Path):
+        self.file = file
         self.names, self.records = read_scan_cache(self.file)
         self.by_name = {name: index for index, name in enumerate(self.names)}
 
@@ -148,8 +153,12 @@ class ScanCache:
         if names == self.names and np.array_equal(rows, self.records.rows):
             return
         text = np.frombuffer("\0".join(names).encode("utf-8", "surrogateescape"), np.uint8)
-        with atomic_write(self.file) as path, open(path, "wb") as file:
-            np.savez(file, rows=rows, names=text)
+
+        def write(path: Path) -> None:
+            with open(path, "wb") as file:
+                np.savez(file, rows=rows, names=text)
+
+        write_cache_file(self.file, write)
 
 
 def read_scan_cache(file: Path) -> tuple[list[str], RecordTable]:

@@ -10,6 +10,7 @@ from sdft.models.sampling import ImageSize, Sampling
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import atomic_write, read_json
 from sdft.runs.hashing import hash_file, hash_weights_on_rank_0
+from sdft.runs.lock import wait_for_lock
 
 MANIFEST_FILE = "manifest.json"
 
@@ -60,6 +61,16 @@ def read_manifest(folder: Path, settings: dict, key: str = "folder") -> dict[str
     return manifest["files"]
 
 
+def add_to_manifest(folder: Path, settings: dict, hashes: dict[str, str], key: str) -> dict[str, str]:
+    """Add images to the manifest, beside those that other processes have added meanwhile; returns all."""
+    with wait_for_lock(folder / f".{MANIFEST_FILE}.lock"):
+        hashes = read_manifest(folder, settings, key) | hashes
+        with atomic_write(folder / MANIFEST_FILE) as file:
+            text = json.dumps({**settings, "files": hashes}, indent=1, ensure_ascii=False)
+            file.write_text(text + "\n", encoding="utf-8")
+    return hashes
+
+
 def generate_missing_images(
     requests: dict[str, tuple[str, int]],
     sampling: Sampling,
@@ -94,8 +105,6 @@ def generate_missing_images(
                 image.save(file, format="PNG")
             hashes[name] = hash_file(folder / name)
         if is_main:
-            with atomic_write(folder / MANIFEST_FILE) as file:
-                text = json.dumps({**settings, "files": hashes}, indent=1, ensure_ascii=False)
-                file.write_text(text + "\n", encoding="utf-8")
+            hashes = add_to_manifest(folder, settings, hashes, key)
     processes.barrier()  # all files are written before any rank reads them
     return [folder / name for name in requests]

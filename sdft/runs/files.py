@@ -4,7 +4,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_cache_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that later runs can do without: if that fails, warn and continue."""
+    try:
+        with atomic_write(path) as partial:
+            write(partial)
+    except OSError as error:
+        reason = error.strerror or error
+        print(f"warning    {path.parent}: {reason}; later runs will compute this again", file=sys.stderr, flush=True)
 
 
 def get_identity(file: Path) -> tuple[int, ...]:

@@ -3,9 +3,28 @@
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOCK_FILE = "lock"
+
+
+@contextmanager
+def wait_for_lock(file: Path) -> Iterator[None]:
+    """Hold an exclusive lock of `file`, waiting for other processes; none where locks or the file are not possible."""
+    try:
+        import fcntl
+
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(file, "a")  # noqa: SIM115
+    except (ImportError, OSError):
+        yield
+        return
+    with stream:
+        with suppress(OSError):
+            fcntl.lockf(stream, fcntl.LOCK_EX)
+        yield
 
 
 class Lock:

@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import time
 
 import pytest
 from conftest import save_images
 from PIL import Image
 
 import sdft.data.file_index as file_index
+from sdft.data.contact_sheet import ContactSheet
+from sdft.data.content_index import ContentIndex, ContentRecord
 from sdft.data.digits import Digits
 from sdft.data.image_folder import ImageFolder
 from sdft.data.latent_cache import fill_caches
@@ -158,3 +161,54 @@ def test_an_interrupted_scan_resumes_where_it_was(folder, monkeypatch):
         ImageFolder(str(folder))
     ImageFolder(str(folder))
     assert len(inspected) == 4 + 1 and inspected[:3] == inspected[:2] + inspected[3:4]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(30, "Read-only file system")])
+def test_an_index_that_cannot_be_written_is_reported_and_not_needed(folder, monkeypatch, capsys, error):
+    def refuse(*names):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", refuse)
+        source = ImageFolder(str(folder))
+        sheet = ContactSheet(source, source.sizes()).draw()
+    assert len(source) == 2 and sheet.width == 1200
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(error.strerror in line for line in lines)
+    assert not [file for file in folder.parent.glob("outputs/cache/*/*") if file.suffix != ".lock"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="requires fork")
+def test_processes_that_start_together_decode_each_file_once(folder, monkeypatch):
+    log, inspect = folder.parent / "log.txt", file_index.inspect_file
+
+    def inspect_slowly(file, decode):
+        with open(log, "a") as stream:
+            stream.write(f"{file.name}\n")
+        time.sleep(0.1)
+        return inspect(file, decode)
+
+    monkeypatch.setattr(file_index, "inspect_file", inspect_slowly)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            status = int(len(ImageFolder(str(folder))) != 2)
+        finally:
+            os._exit(status)
+    ImageFolder(str(folder))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert sorted(log.read_text().split()) == ["0.mask.png", "0.png", "1.mask.png", "1.png"]
+
+
+def test_a_damaged_index_of_shards_is_not_used(folder, monkeypatch):
+    index = ContentIndex("shards")
+    index.look_up(b"image", lambda key: ContentRecord(40, 32, key))
+    index.save()
+    content = bytearray(index.file.read_bytes())
+    assert ContentIndex("shards").records == index.records
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 2
+        index.file.write_bytes(damaged)
+        assert ContentIndex("shards").records in ({}, index.records)
