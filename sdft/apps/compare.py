@@ -6,6 +6,7 @@ from pathlib import Path
 from sdft.cli.errors import report_errors_in_one_line
 from sdft.cli.output import protect_output
 from sdft.runs.metadata import read_record
+from sdft.runs.terminal import print_text
 from sdft.sweeps.compare import compare_runs
 
 
@@ -43,7 +44,7 @@ def main(name: str | None = None) -> None:
         states = {run: read_record(run)["state"] for run in runs}
         for run, state in states.items():
             if state != "finished":
-                print(f"skipped    {run}: {state}")
+                print_text(f"skipped    {run}: {state}")
         finished = [run for run, state in states.items() if state == "finished"]
         if not finished:
             raise ValueError("no finished run in the given folders")

@@ -1,6 +1,7 @@
 """Score: python evaluate.py run=outputs/NAME/STAMP, or sdft evaluate …   (--help lists all options)."""
 
 from sdft.cli.entry_point import hydra_main
+from sdft.runs.terminal import print_text
 
 
 @hydra_main("evaluate")
@@ -19,12 +20,12 @@ def main(cfg):
     reports = {}
     for job in build_evaluation_jobs(cfg):
         if processes.rank() == 0:
-            print(f"sdft · {job.folder}", flush=True)
+            print_text(f"sdft · {job.folder}", flush=True)
         reports[job.folder] = evaluate(job.folder, job.cfg, job.states)
         if cfg.wandb and processes.rank() == 0:
             add_to_wandb_run(job.folder.parent, reports[job.folder])
     if len(reports) > 1 and processes.rank() == 0:
-        print(format_runs_table(reports))
+        print_text(format_runs_table(reports))
     processes.destroy_process_group()
 
 

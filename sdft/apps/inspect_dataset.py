@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from sdft.cli.entry_point import hydra_main
+from sdft.runs.terminal import print_text
 
 
 @hydra_main("inspect")
@@ -24,13 +25,13 @@ def main(cfg):
     plan = settings.build_plan(source, cfg.unit, cfg.batch_size)
     sizes = settings.choose_target_sizes(source, cfg.unit)
     report = build_dataset_report(source, sizes, plan.steps_per_epoch, tokenizer, tokenizer.model_max_length)
-    print("\n".join(report.lines))
+    print_text("\n".join(report.lines))
     for warning in report.warnings:
-        print(f"warning    {warning}", file=sys.stderr)
-    print(f"schedule   {plan.steps_per_epoch:g} steps per epoch, batch {cfg.batch_size}")
+        print_text(f"warning    {warning}", file=sys.stderr)
+    print_text(f"schedule   {plan.steps_per_epoch:g} steps per epoch, batch {cfg.batch_size}")
     if cfg.contact_sheet:
         ContactSheet(source, sizes).draw().save(cfg.contact_sheet)
-        print(f"images     {Path(cfg.contact_sheet)}")
+        print_text(f"images     {Path(cfg.contact_sheet)}")
 
 
 if __name__ == "__main__":

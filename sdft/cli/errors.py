@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sdft.config import PACKAGE
 from sdft.distributed import get_process_info, is_initialized
 from sdft.runs.invocation import ExitStatus
+from sdft.runs.terminal import escape_unprintable
 
 HYDRA_PACKAGES = (Path(hydra.__file__).parent, Path(omegaconf.__file__).parent)
 STANDARD_PATHS = Path(pathlib.__file__)  # raises RuntimeError where `~` has no home directory
@@ -99,7 +100,4 @@ def format_error(error: BaseException) -> str:
     if not is_descriptive and is_raised_in(error, *HYDRA_PACKAGES):
         parts = [*parts[:1], "in the options", *sys.argv[1:]]  # the message does not name the option
     message = " ".join(parts) or type(error).__name__
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in message
-    )
+    return escape_unprintable(message)

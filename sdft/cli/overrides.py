@@ -5,6 +5,7 @@ import argparse
 from sdft.config import CONF
 from sdft.options.foreign_names import OPTION_BY_NAME
 from sdft.options.quoting import correct_override, parse_override
+from sdft.runs.terminal import is_unicode
 
 MULTIRUN_FLAGS = ("-m", "--multirun")
 INFO_FLAGS = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version")  # print and exit
@@ -41,6 +42,8 @@ def build_flag_parser() -> FlagParser:
 
 def parse_overrides(arguments: list[str]) -> list[str]:
     """Return the arguments that are not flags; `ValueError` for flags that Hydra would answer with a page or a traceback."""
+    if wrong := [argument for argument in arguments if not is_unicode(argument)]:
+        raise ValueError(f"{wrong[0]}: not UTF-8; rename the file or folder")
     parsed, unknown = build_flag_parser().parse_known_args(arguments)
     if unknown:
         raise ValueError(describe_unknown_flag(unknown))

@@ -10,7 +10,7 @@ from pathlib import Path
 from sdft.data.image_formats import EXTRA_SUFFIXES, IMAGE_SUFFIXES
 from sdft.data.inventory import Inventory
 from sdft.data.metadata_tables import METADATA_FILES
-from sdft.runs.terminal import escape_unprintable
+from sdft.runs.terminal import escape_unprintable, is_unicode
 
 MASK_SUFFIX = ".mask.png"
 OTHER_IMAGE_SUFFIXES = (  # also of camera raw files
@@ -156,15 +156,6 @@ def find_file_error(path: Path, root: Path, follow_links: bool) -> str | None:
     if path.is_symlink() and not follow_links and not path.resolve().is_relative_to(root.resolve()):
         return f"{name}: a symbolic link that points outside the folder; data.follow_links=true reads it"
     return None
-
-
-def is_unicode(text: str) -> bool:
-    """Whether text can be written as UTF-8; names of files that are not UTF-8 have surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def normalize_name(relative: Path) -> str:

@@ -13,10 +13,11 @@ from sdft.data.captions import CAPTION_LINES, REPLACED_BY_OPTION, CaptionReader,
 from sdft.data.compact_lists import PathList, TextLists
 from sdft.data.dataset import CaptionedImage, ImageDataset
 from sdft.data.file_index import FileRecord, check_digest, is_mask, scan_files
-from sdft.data.folder_listing import FolderListing, get_stem, is_unicode
+from sdft.data.folder_listing import FolderListing, get_stem
 from sdft.data.image_formats import IMAGE_SUFFIXES
 from sdft.data.images import DECODER_VERSION, check_mask_size, decode_image, decode_mask, describe_notes
 from sdft.data.inventory import Inventory, format_group, format_list
+from sdft.runs.terminal import is_unicode
 
 ERROR_POLICIES = ("stop", "skip")
 VERIFY_MODES = ("changed", "full")
@@ -54,7 +55,9 @@ class ImageFolder(ImageDataset):
             if getattr(self, key) not in choices:
                 raise ValueError(f"data.{key}={getattr(self, key)}: choose one of {', '.join(choices)}")
         self.root = Path(self.path).expanduser()
-        if not is_unicode(str(self.root)) or not self.root.is_dir():
+        if not is_unicode(str(self.root)):
+            raise ValueError(f"data.path={self.path}: the name is not UTF-8; rename the folder")
+        if not self.root.is_dir():
             raise ValueError(f"data.path={self.path}: no such folder")
         listing = FolderListing(self.root, self.follow_links)
         self.errors, self.listed = listing.errors, listing.inventory

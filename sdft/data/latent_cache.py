@@ -17,6 +17,7 @@ from sdft.data.images import crop_with_mask
 from sdft.data.tensor_cache import CacheEntry, TensorCache
 from sdft.data.training_samples import TrainingDataset
 from sdft.runs.hashing import hash_weights_on_rank_0
+from sdft.runs.terminal import print_text
 
 CACHE_DIR = Path("outputs/cache")
 SHARD_SIZE = 256  # entries per file, at most
@@ -54,7 +55,7 @@ def fill_caches(
     counts = [(compute_missing(*job, max_pixels), job[-1]) for job in jobs]
     summary = ", ".join(f"{total} {label} ({new} new)" for (total, new), label in counts)
     if counts and processes.rank() == 0:
-        print(f"cache      {summary} " + (f"in {CACHE_DIR}/" if is_on_disk else "in memory"), flush=True)
+        print_text(f"cache      {summary} " + (f"in {CACHE_DIR}/" if is_on_disk else "in memory"), flush=True)
     return unused_parts
 
 
@@ -75,7 +76,9 @@ def is_writable_folder(folder: Path) -> bool:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True  # the write of the entries names it, if there are any
-        print(f"cache      {folder}: {error.strerror}; new entries are kept in memory, as with cache=ram", flush=True)
+        print_text(
+            f"cache      {folder}: {error.strerror}; new entries are kept in memory, as with cache=ram", flush=True
+        )
         return False
 
 
@@ -100,7 +103,7 @@ def compute_missing(
     from rich.progress import Progress
 
     if (damaged := cache.drop_damaged(list(required))) and processes.rank() == 0:
-        print(f"cache      {damaged} damaged {label} are computed again", flush=True)
+        print_text(f"cache      {damaged} damaged {label} are computed again", flush=True)
     missing = processes.broadcast([key for key in required if key not in cache])
     missing.sort(key=lambda key: required[key][0])  # equal sizes together
     console, hidden, rank, world = Console(), processes.rank() > 0, processes.rank(), processes.world_size()

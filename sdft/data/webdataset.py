@@ -90,8 +90,8 @@ class WebDatasetShards(ImageDataset):
                             raise ValueError(
                                 f"{member.name}: more than {MAX_TEXT_BYTES} bytes; at most that is a caption"
                             )
-                        content = shard.extractfile(member).read().decode("utf-8-sig")
-                        texts[key] = self.parse_caption_member(content, suffix) or texts.get(key)
+                        content = shard.extractfile(member).read()
+                        texts[key] = self.parse_caption_member(member.name, content) or texts.get(key)
         except (tarfile.TarError, ValueError, OSError, RecursionError, OverflowError) as error:
             raise ValueError(f"{path}: not a readable shard ({error})") from None
         self.members += images.values()
@@ -101,12 +101,16 @@ class WebDatasetShards(ImageDataset):
             self.texts.append(captions)
             self.sources.append(source)
 
-    def parse_caption_member(self, content: str, suffix: str) -> list[str]:
-        """Return the captions of a `.txt` or `.json` member."""
-        if suffix == ".txt":
-            return parse_captions(content)
-        row = json.loads(content)
-        return parse_captions(row.get(self.caption_column)) if isinstance(row, dict) else []
+    def parse_caption_member(self, name: str, content: bytes) -> list[str]:
+        """Return the captions of a `.txt` or `.json` member; raises `ValueError` naming it."""
+        try:
+            text = content.decode("utf-8-sig")
+            if name.lower().endswith(".txt"):
+                return parse_captions(text)
+            row = json.loads(text)
+            return parse_captions(row.get(self.caption_column)) if isinstance(row, dict) else []
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{name}: {error}") from None
 
     def __len__(self):
         return len(self.members)

@@ -33,6 +33,7 @@ from sdft.evaluation.variant_images import generate_variant_images
 from sdft.evaluation.variants import ModelVariant
 from sdft.models.sampling import Sampling
 from sdft.runs.evaluations import EVALUATION_FOLDER, SCORES_FORMAT, choose_evaluation_folder, write_scores
+from sdft.runs.terminal import print_text
 
 METRIC_FIELDS = ("number_format", "higher_is_better", "description", "baseline")  # in scores.json
 
@@ -70,9 +71,9 @@ def evaluate(folder: Path, cfg: DictConfig, states: list[ModelVariant], scorers:
     report |= {"folder": folder.name, "settings": settings}
     write_scores(folder, report)
     write_comparison_image(folder, files, groups[0], sampling)
-    print(format_score_table(report))
+    print_text(format_score_table(report))
     write_report(folder, first, report, evaluator, files)
-    print(f"report     {folder / 'report.html'}")
+    print_text(f"report     {folder / 'report.html'}")
     return report
 
 

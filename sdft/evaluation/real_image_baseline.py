@@ -13,6 +13,7 @@ from sdft.distributed import select_device
 from sdft.evaluation.metrics.base import EvaluationData
 from sdft.evaluation.metrics.clip_i import ReferenceSimilarity
 from sdft.runs.files import atomic_write
+from sdft.runs.terminal import print_text
 
 BASELINE_PATH = Path("outputs/evaluation/real.json")
 
@@ -41,11 +42,11 @@ def score_real_images(cfg: DictConfig) -> dict[str, dict[str, float]]:
             json.dumps({"scorers": scorers.get_model_names(), "scores": rows}, indent=1, ensure_ascii=False) + "\n",
             encoding="utf-8",
         )
-    print(f"{'real photographs':<30}" + "".join(f"{key:>10}" for key in rows["mean"]))
+    print_text(f"{'real photographs':<30}" + "".join(f"{key:>10}" for key in rows["mean"]))
     for name, row in rows.items():
-        print(f"{name:<30}" + "".join(f"{value:>10.3f}" for value in row.values()))
+        print_text(f"{name:<30}" + "".join(f"{value:>10.3f}" for value in row.values()))
     for name, reason in scorers.missing.items():
-        print(f"{name:<30}not measured: {reason}")
+        print_text(f"{name:<30}not measured: {reason}")
     return rows
 
 

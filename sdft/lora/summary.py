@@ -6,6 +6,7 @@ from collections import Counter
 from sdft.lora.file import LoraFile
 from sdft.lora.low_rank import compute_energy
 from sdft.lora.peft_config import PEFT_CONFIG_KEY
+from sdft.runs.terminal import escape_unprintable
 
 BAR_WIDTH = 24  # characters of the longest bar
 MAX_VALUE_LENGTH = 96  # characters of a metadata value
@@ -147,4 +148,4 @@ def format_weight(source: dict) -> str:
 
 def escape_text(text: str, max_length: int = MAX_VALUE_LENGTH) -> str:
     text = text if len(text) <= max_length else f"{text[:max_length]}… ({len(text)} characters)"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return escape_unprintable(text)

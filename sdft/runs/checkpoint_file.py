@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from sdft.runs.files import atomic_write, check_format_version, check_structure
+from sdft.runs.terminal import print_text
 
 CHECKPOINT_FORMAT = 1  # raised when an older version could misread a checkpoint, or this one older checkpoints
 COMMENT = f"sdft format={CHECKPOINT_FORMAT:02d} step={{:012d}} sha256={{}}"
@@ -98,7 +99,7 @@ def find_latest_checkpoint(folder: Path) -> Path | None:
         damage = find_damage(path)
         if not damage:
             return path
-        print(f"warning    {path}: {damage}; using the previous checkpoint", flush=True)
+        print_text(f"warning    {path}: {damage}; using the previous checkpoint", flush=True)
     return None
 
 

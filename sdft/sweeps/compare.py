@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from sdft.evaluation.statistics import bootstrap_interval, format_score, orient_score
+from sdft.runs.terminal import print_text
 from sdft.sweeps.compare_page import write_compare_page
 from sdft.sweeps.results import (
     COST_FORMATS,
@@ -39,16 +40,16 @@ def compare_runs(
         accepted = ", ".join(comparable_metrics(runs)) or "none; evaluate all runs with the same options"
         raise ValueError(f"metric={metric}: not comparable between these runs; choose {accepted}")
     if len({run.evaluation_key for run in runs}) > 1:
-        print("scores     not compared: the evaluations used different prompts, images, seeds or metrics")
+        print_text("scores     not compared: the evaluations used different prompts, images, seeds or metrics")
     if len({run.loss_key for run in runs}) > 1:
-        print("loss       not compared: the runs have different data, resolutions or objectives")
+        print_text("loss       not compared: the runs have different data, resolutions or objectives")
     write_runs_table(runs, folder / "table.csv")
-    print(format_settings_table(settings, runs))
+    print_text(format_settings_table(settings, runs))
     verdict = recommend_setting(settings, metric) if metric else []
     devices = ", ".join(sorted({run.device for run in runs}))
-    print("\n".join([f"device     {devices}; s/it without the first step", *verdict]))
+    print_text("\n".join([f"device     {devices}; s/it without the first step", *verdict]))
     write_compare_page(settings, runs, metric, verdict, folder)
-    print(f"table      {folder / 'table.csv'}   {folder / 'compare.html'}")
+    print_text(f"table      {folder / 'table.csv'}   {folder / 'compare.html'}")
     return settings
 
 

@@ -12,6 +12,7 @@ from sdft.lora.formats import DORA_WARNING
 from sdft.options.quoting import format_for_shell
 from sdft.runs.metadata import RunRecord
 from sdft.runs.reproduce import compare_bitwise
+from sdft.runs.terminal import print_text
 from sdft.training.results import get_weights_size_mb
 
 
@@ -23,23 +24,23 @@ def finish_run(record: RunRecord, cfg: DictConfig, method, scorers, has_validati
     images = "held-out" if has_validation else "training"
     is_main_process = processes.rank() == 0
     if is_main_process:
-        print(f"loss       {first:.4f} → {last:.4f} at fixed noise on {images} images ({last / first - 1:+.1%})")
+        print_text(f"loss       {first:.4f} → {last:.4f} at fixed noise on {images} images ({last / first - 1:+.1%})")
         plot_loss_curves(folder, has_validation)
         if stopped_at := record.metadata.get("stopped_at"):
             reason = f"{cfg.patience} evaluations without a better {cfg.checkpoint_metric}"
-            print(f"stopped    at step {stopped_at}: {reason}")
+            print_text(f"stopped    at step {stopped_at}: {reason}")
     if cfg.metrics:
         evaluate_result(folder, cfg, method, scorers, loggers)
     if not is_main_process:
         return
     result = folder / method.output_kind
-    print(f"images     {folder / 'samples.png'}   {folder / 'loss.png'}")
-    print(f"{method.output_kind:<10} {result}/ ({get_weights_size_mb(result):.1f} MB)")
+    print_text(f"images     {folder / 'samples.png'}   {folder / 'loss.png'}")
+    print_text(f"{method.output_kind:<10} {result}/ ({get_weights_size_mb(result):.1f} MB)")
     if getattr(method, "use_dora", False):
-        print(f"warning    {DORA_WARNING}")
+        print_text(f"warning    {DORA_WARNING}")
     if best := record.metadata.get("best"):
-        print(f"best       {folder / 'best'}/ from step {best['step']}: {best['metric']} {best['value']:.3f}")
-    print(f"next       {'   ·   '.join(list_next_commands(folder, cfg))}")
+        print_text(f"best       {folder / 'best'}/ from step {best['step']}: {best['metric']} {best['value']:.3f}")
+    print_text(f"next       {'   ·   '.join(list_next_commands(folder, cfg))}")
 
 
 def list_next_commands(folder: Path, cfg: DictConfig) -> list[str]:
@@ -66,9 +67,9 @@ def evaluate_result(folder: Path, cfg: DictConfig, method, scorers, loggers: lis
 def report_reproduction(record: RunRecord, original: str) -> bool:
     """Print and record whether the run is bit-identical to the `original` one."""
     identical, differences = compare_bitwise(Path(original).expanduser(), record.folder)
-    print(f"reproduce  {f'bit-identical to {original}' if identical else f'differs from {original}:'}", flush=True)
+    print_text(f"reproduce  {f'bit-identical to {original}' if identical else f'differs from {original}:'}", flush=True)
     for line in differences:
-        print(f"           {line}", flush=True)
+        print_text(f"           {line}", flush=True)
     record.end("finished", reproduces={"run": original, "identical": identical})
     return identical
 

@@ -13,7 +13,7 @@ from sdft.runs.data_index import write_data_index
 from sdft.runs.reproduce import check_reproducible
 from sdft.runs.resume import PreviousRun
 from sdft.training.loggers import check_names
-from sdft.training.run_summary import collect_run_summary, print_run_summary
+from sdft.training.run_summary import collect_run_summary, print_resume, print_run_summary
 from sdft.training.step_spec import StepSpec, build_step_spec
 
 OPTION_TYPES = {
@@ -108,9 +108,7 @@ def start_run(run, summary: dict, inputs) -> None:
     summary |= get_wandb_run_info(trainer.loggers, cfg) | {"options": run.options}
     if previous_run := inputs.previous_run:
         changed = previous_run.changed
-        print(f"resume     from step {inputs.resume_step} of {trainer.max_steps}", flush=True)
-        for name, (old, new) in changed.items():
-            print(f"changed    {name} from {old} to {new}", flush=True)
+        print_resume(inputs.resume_step, trainer.max_steps, changed)
         record.start(summary, cfg, run.invocation, previous_run.record, step=inputs.resume_step, changed=changed)
     else:
         record.start(summary, cfg, run.invocation)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from sdft.models.cpu_threads import choose_num_threads
+from sdft.runs.terminal import print_text
 from sdft.training.export.modelspec import get_modelspec_architecture
 from sdft.training.memory_estimate import GB, estimate_memory, format_bytes, get_free_and_total_memory
 from sdft.training.step_spec import StepSpec
@@ -102,7 +103,14 @@ def print_run_summary(summary: dict, headline: str, data_lines: list[str], folde
         excluded = " (excluding libraries)" if summary["device"].startswith("cpu") else ""
         total = f" of {format_bytes(summary['memory_gb_device'] * GB)}" if summary["memory_gb_device"] else ""
         lines.append(f"memory     estimated {format_bytes(summary['memory_gb_expected'] * GB)}{excluded}{total}")
-    print("\n".join([*lines, f"output     {folder}"]))
+    print_text("\n".join([*lines, f"output     {folder}"]))
     for line in summary["warnings"]:
-        print(f"warning    {line}", file=sys.stderr)
-    print(end="", flush=True)
+        print_text(f"warning    {line}", file=sys.stderr)
+    print_text(end="", flush=True)
+
+
+def print_resume(step: int, steps: int, changed: dict[str, tuple]) -> None:
+    """Where a run resumes, and the options that changed."""
+    print_text(f"resume     from step {step} of {steps}", flush=True)
+    for name, (old, new) in changed.items():
+        print_text(f"changed    {name} from {old} to {new}", flush=True)

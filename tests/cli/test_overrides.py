@@ -1,5 +1,7 @@
 """The form of overrides, before Hydra reads them."""
 
+import os
+
 import pytest
 from test_composition import PROGRAMS, compose_and_check
 
@@ -66,3 +68,8 @@ def test_an_empty_prompt_and_caption_are_accepted():
         "data=folder", "data.path=x", "data.caption=''", "prompts=['']", "sampling.negative_prompt=''"
     )
     check_config(cfg)
+
+
+def test_arguments_that_are_not_utf8_are_refused():
+    with pytest.raises(ValueError, match="data.path=.*: not UTF-8"):
+        parse_overrides(["rank=4", os.fsdecode(b"data.path=caf\xe9")])

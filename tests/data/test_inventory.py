@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import tarfile
 import unicodedata
 
 import pytest
@@ -11,6 +13,8 @@ from sdft.data import captions, folder_listing
 from sdft.data.dataset_report import build_dataset_report
 from sdft.data.image_folder import ImageFolder
 from sdft.data.training_samples import DataSettings
+from sdft.data.webdataset import WebDatasetShards
+from sdft.runs.terminal import print_text
 
 
 @pytest.fixture
@@ -240,3 +244,39 @@ def test_rows_of_images_that_are_not_read_are_no_error(folder):
     rows = [{"file_name": name, "text": "x"} for name in ("a.png", "b.png", "c.psd")]
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert ImageFolder(str(folder)).captions() == ["x", "x"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems refuse such names")
+def test_names_that_are_not_utf8_are_refused_with_their_escaped_name(folder):
+    for name in (b"caf\xe9.png", b"caf\xe9.txt"):
+        (folder / os.fsdecode(name)).write_bytes((folder / "a.png").read_bytes())
+    with pytest.raises(ValueError, match=r"caf\\udce9\.png: the name is not UTF-8"):
+        ImageFolder(str(folder))
+    source = ImageFolder(str(folder), on_error="skip")
+    assert len(source) == 2 and len(source.skipped_files()) == 2
+    (folder / os.fsdecode(b"h\xe9")).mkdir()
+    (folder / os.fsdecode(b".h\xe9")).touch()
+    json.dumps([source.skipped_files(), list_unused(folder, on_error="skip")], ensure_ascii=False).encode()
+    with pytest.raises(ValueError, match="data.path=.*not UTF-8"):
+        ImageFolder(str(folder / os.fsdecode(b"h\xe9")))
+
+
+def test_control_characters_in_names_and_captions_do_not_reach_the_terminal(folder, capsys):
+    add_image(folder / "c\x1b[31m.png", "a thing")
+    (folder / "d\x1b]0;x\x07.caption").write_text("a thing")
+    (folder / "metadata.jsonl").write_text('{"file_name": "gone\\u001b.png", "text": "x"}')
+    source = ImageFolder(str(folder), on_error="skip")
+    for line in [*source.inventory().format_lines(), *source.skipped_files(), "\x1b[2J\u202e a\nb"]:
+        print_text(line)
+        print_text(line, file=sys.stderr)
+    printed = "".join(capsys.readouterr())
+    assert "\\x1b[2J\\u202e a\nb" in printed and printed.replace("\n", "").isprintable()
+
+
+def test_a_null_byte_in_a_shard_names_the_caption(folder, tmp_path):
+    (folder / "a.txt").write_bytes(b"a\0thing")
+    with tarfile.open(tmp_path / "x.tar", "w") as shard:
+        for name in ("a.png", "a.txt"):
+            shard.add(folder / name, name)
+    with pytest.raises(ValueError, match=r"x\.tar: .*a\.txt: .*null bytes"):
+        WebDatasetShards(str(tmp_path))

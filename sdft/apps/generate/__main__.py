@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sdft.cli.entry_point import hydra_main
+from sdft.runs.terminal import print_text
 
 
 @hydra_main("generate")
@@ -24,7 +25,7 @@ def generate(cfg, overrides: set[str]) -> None:
     check_config(cfg)
     grid = parse_request(cfg, overrides)
     folder, console = Path(cfg.folder).expanduser(), Console()
-    print(f"generate   {len(grid.cells)} image{'s' * (len(grid.cells) > 1)} in {folder}/", flush=True)
+    print_text(f"generate   {len(grid.cells)} image{'s' * (len(grid.cells) > 1)} in {folder}/", flush=True)
     bar = track(
         grid.generate_images(folder),
         "generate",
@@ -34,7 +35,7 @@ def generate(cfg, overrides: set[str]) -> None:
     )
     for _ in bar:
         pass
-    print(f"images     {'   '.join(map(str, write_contact_sheets(grid, folder)))}")
+    print_text(f"images     {'   '.join(map(str, write_contact_sheets(grid, folder)))}")
 
 
 if __name__ == "__main__":

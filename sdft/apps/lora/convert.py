@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sdft.cli.entry_point import hydra_main
+from sdft.runs.terminal import print_text
 
 OPTION_TYPES = {"adapter": str, "to": str, "base": str | None, "rank": int | None}
 OPTION_TYPES |= {"name": str | None, "architecture": str | None, "folder": str}
@@ -51,7 +52,7 @@ def main(cfg):
         file, result = read_plain_lora(cfg.adapter, cfg.base, cfg.rank)
         parts, error = result.parts, result.relative_error
         settings |= {"base": Path(cfg.base).name, "rank": cfg.rank, "relative_error": float(f"{error:.3g}")}
-        print(f"nearest    LoRA of rank {cfg.rank}: differs from the DoRA by {error:.2%} of its change")
+        print_text(f"nearest    LoRA of rank {cfg.rank}: differs from the DoRA by {error:.2%} of its change")
     name = check_file_name(cfg.name or format_lora_name(file.path).split("/")[0].removesuffix(".safetensors"))
     adapters = build_adapters(file.path, parts)
     tensors, metadata = to_kohya_format(adapters, name) if cfg.to == "kohya" else (to_diffusers_format(adapters), {})
@@ -62,10 +63,12 @@ def main(cfg):
         metadata["ss_output_name"] = file.metadata["ss_output_name"]
     metadata |= build_provenance("convert", [file], **settings)
     write_safetensors(path, tensors, metadata, file.dtype)
-    print(f"read       {file.path}  ({file.file_format}, {' and '.join(file.adapter_types)}, fits {file.architecture})")
-    print(f"saved      {path}")
+    print_text(
+        f"read       {file.path}  ({file.file_format}, {' and '.join(file.adapter_types)}, fits {file.architecture})"
+    )
+    print_text(f"saved      {path}")
     if cfg.to == "kohya" and cfg.base is None and file.has_dora:
-        print(f"warning    {DORA_WARNING}")
+        print_text(f"warning    {DORA_WARNING}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from sdft.lora.layer_matching import ArchitectureMismatchError
 from sdft.lora.low_rank import LowRankLayer
 from sdft.lora.state_dict import AdapterState, build_adapter_state
 from sdft.runs.files import check_name, find_home
+from sdft.runs.terminal import print_text
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_HISTORY_LENGTH = 20_000  # characters of a source's own provenance to copy
@@ -70,9 +71,9 @@ def save_lora_formats(parts: dict, folder: Path, name: str, metadata: dict[str, 
     """Save in both formats and print the paths."""
     adapters = {part: build_adapter_state(part, layers) for part, layers in parts.items()}
     save_lora(adapters, folder, check_file_name(name), metadata, parse_dtype(dtype))
-    print(f"saved      {folder / DIFFUSERS_FILE}\n           {folder / f'{name}-kohya.safetensors'}")
+    print_text(f"saved      {folder / DIFFUSERS_FILE}\n           {folder / f'{name}-kohya.safetensors'}")
     if any(layer.magnitude is not None for layers in parts.values() for layer in layers.values()):
-        print(f"warning    {DORA_WARNING}")
+        print_text(f"warning    {DORA_WARNING}")
 
 
 def format_ranks(ranks: list[int]) -> str:

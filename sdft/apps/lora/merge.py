@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sdft.cli.entry_point import hydra_main
 from sdft.runs.files import check_output_path
+from sdft.runs.terminal import print_text
 
 
 def build_merged_model(cfg):
@@ -57,8 +58,10 @@ def main(cfg):
     else:
         save_pipeline_folder(model, to, dtype, provenance)
     for weight, file in zip(weights, files, strict=True):
-        print(f"{weight:<10g} {file.path}  ({file.file_format}, {len(file.layers)} layers)")
-    print(f"saved      {to}  ({'single file, original layout' if to.suffix else 'diffusers pipeline'}, {cfg.dtype})")
+        print_text(f"{weight:<10g} {file.path}  ({file.file_format}, {len(file.layers)} layers)")
+    print_text(
+        f"saved      {to}  ({'single file, original layout' if to.suffix else 'diffusers pipeline'}, {cfg.dtype})"
+    )
 
 
 if __name__ == "__main__":

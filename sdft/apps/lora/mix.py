@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sdft.cli.entry_point import hydra_main
+from sdft.runs.terminal import print_text
 
 OPTION_TYPES = {
     "adapters": list[str],
@@ -39,8 +40,8 @@ def main(cfg):
     result = mix_lora_files(files, weights, cfg.merge_method, cfg.rank)
     for weight, file in zip(weights, files, strict=True):
         ranks = format_ranks(sorted({layer.rank for layer in file.layers.values()}))
-        print(f"{weight:<10g} {file.path}  ({file.file_format}, rank {ranks})")
-    print(
+        print_text(f"{weight:<10g} {file.path}  ({file.file_format}, rank {ranks})")
+    print_text(
         f"mix        {cfg.merge_method}, rank {format_ranks(result.ranks)}: {format_accuracy(result, cfg.merge_method)}"
     )
     settings = {

@@ -1,6 +1,7 @@
 """Print a summary of a LoRA file: sdft show adapter=FILE"""
 
 from sdft.cli.entry_point import hydra_main
+from sdft.runs.terminal import print_text
 
 OPTION_TYPES = {"adapter": str, "all": bool, "architecture": str | None}
 
@@ -15,7 +16,7 @@ def main(cfg):
     from sdft.lora.summary import format_lora_summary
 
     (file,) = read_lora_files([cfg.adapter], cfg.architecture, offsets=True)
-    print("\n".join(format_lora_summary(file, cfg.all)))
+    print_text("\n".join(format_lora_summary(file, cfg.all)))
 
 
 if __name__ == "__main__":

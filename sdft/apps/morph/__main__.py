@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from sdft.cli.entry_point import hydra_main
+from sdft.runs.terminal import print_text
 
 OPTION_TYPES = {
     "images": list[str],
@@ -47,13 +48,13 @@ def main(cfg):
     model = load_base_model(cfg)
     images, changes = resize_to_common_size(originals, model, cfg.resolution)
     lines = changes or [f"{image.name}: {image.caption}" for image in images]
-    print("\n".join(f"images     {line}" for line in lines), flush=True)
+    print_text("\n".join(f"images     {line}" for line in lines), flush=True)
     morpher = build_diffmorpher(cfg, model, images, settings, precision)
     variants = settings.list_ablations() if cfg.compare else {"all parts": settings}
     sequences = generate_sequences(morpher, variants, cfg.frames, metric)
     write_results(morpher, sequences, Path(cfg.folder), cfg, metric)
     if not can_write_mp4():
-        print(f"warning    {PYAV_HINT}", file=sys.stderr)
+        print_text(f"warning    {PYAV_HINT}", file=sys.stderr)
 
 
 def load_base_model(cfg):

@@ -6,6 +6,7 @@ from hydra.utils import instantiate
 
 from sdft.lora.interpolation import AdapterInterpolator
 from sdft.lora.scaling import load_adapters
+from sdft.runs.terminal import print_text
 
 
 def build_adapter_interpolator(cfg, model, images, mode: str, precision) -> AdapterInterpolator:
@@ -28,7 +29,7 @@ def load_or_train_adapters(cfg, model, images, precision) -> list[Path]:
     for image in images:
         adapter = trainer.load_or_train(model, image, precision, cfg.accelerator, cache_folder)
         origin = f"trained in {adapter.seconds:.0f} s" if adapter.seconds else "cached"
-        print(f"adapter    {adapter.folder} ({origin})", flush=True)
+        print_text(f"adapter    {adapter.folder} ({origin})", flush=True)
         folders.append(adapter.folder)
     model.to(device)
     return folders

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sdft.apps.morph.video import can_write_mp4, draw_comparison_strip, write_frames, write_gif, write_mp4
 from sdft.runs.files import atomic_write
+from sdft.runs.terminal import print_text
 
 
 def write_results(morpher, sequences, folder: Path, cfg, metric) -> None:
@@ -28,8 +29,10 @@ def write_results(morpher, sequences, folder: Path, cfg, metric) -> None:
     with atomic_write(folder / "scores.json") as file:
         file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if metric:
-        print(f"distance   {metric.name}: PPL is the sum between consecutive images, PDV the variance between frames")
+        print_text(
+            f"distance   {metric.name}: PPL is the sum between consecutive images, PDV the variance between frames"
+        )
     width = max(map(len, [*scores, "autoencoder"]))
     for name, row in {"autoencoder": limit, **scores}.items():
-        print(f"scores     {name:<{width}}  " + "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
-    print(f"images     {folder}/morph.gif" + (f", {folder}/strip.png" if cfg.compare else ""))
+        print_text(f"scores     {name:<{width}}  " + "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
+    print_text(f"images     {folder}/morph.gif" + (f", {folder}/strip.png" if cfg.compare else ""))

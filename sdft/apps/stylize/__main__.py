@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sdft.cli.entry_point import hydra_main
+from sdft.runs.terminal import print_text
 
 OPTION_TYPES = {"images": str, "prompt": str | None, "resolution": int | None, "controlnet": str, "folder": str}
 OPTION_TYPES |= dict.fromkeys(("strength", "guidance_scale", "controlnet_scale"), float)
@@ -53,9 +54,9 @@ def main(cfg):
     folder = Path(cfg.folder)
     sheet = stylize_images(transfer, loaded.model, files, controlnet, folder, metadata)
     scale = transfer.controlnet_scale if controlnet else 0
-    print(f'prompt     "{prompt}" · strength {transfer.strength:g} · controlnet_scale {scale:g}')
-    print(f"strips     {len(files)} in {folder}/")
-    print(f"images     {sheet}")
+    print_text(f'prompt     "{prompt}" · strength {transfer.strength:g} · controlnet_scale {scale:g}')
+    print_text(f"strips     {len(files)} in {folder}/")
+    print_text(f"images     {sheet}")
 
 
 if __name__ == "__main__":

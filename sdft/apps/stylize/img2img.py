@@ -18,7 +18,7 @@ from sdft.models.image_cache import slugify
 from sdft.models.sampling import build_prompt_inputs, eval_mode, move_to_device
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import atomic_write
-from sdft.runs.terminal import escape_unprintable
+from sdft.runs.terminal import print_text
 
 MAX_STYLIZE_ASPECT_RATIO = 4.0  # of the longer to the shorter side
 
@@ -105,7 +105,7 @@ def load_resized_image(file: Path, resolution: int, unit: int) -> Image.Image:
     """Load an image and resize it to about `resolution`² pixels, with sides that are multiples of `unit`."""
     image = decode_image(file)
     for note in describe_notes(image.info["notes"]):
-        print(f"note     {escape_unprintable(str(file))}: {note}", flush=True)
+        print_text(f"note     {file}: {note}", flush=True)
     longer, shorter = max(image.size), min(image.size)
     if longer > MAX_STYLIZE_ASPECT_RATIO * shorter:
         raise ValueError(
