@@ -164,7 +164,7 @@ def iterate_targets(node, path: str = ""):
 def check_node(path: str, node: DictConfig, raw: dict[str, Any]) -> None:
     """Check names and types of a node against the signature of its `_target_`; `raw` has the unresolved values by key."""
     target = import_target(path, node._target_)
-    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+    arguments = {key: value for key, value in node.items() if not str(key).startswith("_")}
     try:
         parameters = inspect.signature(target).parameters
     except ValueError:

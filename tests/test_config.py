@@ -94,6 +94,7 @@ def test_the_model_sets_the_resolution_and_the_command_line_overrides_it():
         (["+method.foo=1"], r"method.foo=1: LoRA .*rank, alpha, text_encoder"),
         (["lr=fast"], r"lr=fast: .*number"),
         (["+training.nope=1"], r"training.nope=1: TrainingSettings .*steps"),
+        (["++training={1:2}"], r"training.1=2: TrainingSettings .*steps"),
         (["method.unet_targets=to_q"], r"method.unet_targets=to_q: LoRA .*list of text"),
         (["flip=maybe"], r"flip=maybe: DataSettings .*true or false"),
         (["data=folder"], r"data.path=…"),
