@@ -41,7 +41,7 @@ def main(count: int, side: int) -> None:
     from sdft.data.dataset_report import build_dataset_report
     from sdft.data.image_folder import ImageFolder
     from sdft.data.latent_cache import fill_caches
-    from sdft.data.training_samples import DataSettings
+    from sdft.data.training_dataset import DataSettings
     from sdft.models.loading import load_stable_diffusion
 
     folder = Path(tempfile.mkdtemp())

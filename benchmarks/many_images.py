@@ -40,7 +40,7 @@ def start(path: Path) -> dict:
     from sdft.data.dataset_report import build_dataset_report
     from sdft.data.image_folder import ImageFolder
     from sdft.data.latent_cache import fill_caches
-    from sdft.data.training_samples import DataSettings
+    from sdft.data.training_dataset import DataSettings
     from sdft.models.loading import load_stable_diffusion
     from sdft.runs.data_index import build_data_index
     from sdft.runs.hashing import hash_dataset

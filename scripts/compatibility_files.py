@@ -9,7 +9,7 @@ from torch import Tensor
 from sdft.lora.architecture import get_model_architecture
 from sdft.lora.file import DIFFUSERS_FILE, read_lora_file
 from sdft.lora.formats import save_lora
-from sdft.lora.mixing import resize_lora_file
+from sdft.lora.resizing import resize_lora_file
 from sdft.lora.scaling import find_adapter_layers
 from sdft.lora.single_file import save_single_file
 from sdft.lora.state_dict import build_adapter_state

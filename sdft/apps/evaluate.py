@@ -8,8 +8,8 @@ from sdft.runs.terminal import print_text
 def main(cfg):
     import sdft.distributed as processes
     from sdft.evaluation.evaluate import evaluate, format_runs_table
+    from sdft.evaluation.jobs import build_evaluation_jobs
     from sdft.evaluation.real_image_baseline import score_real_images
-    from sdft.evaluation.request import build_evaluation_jobs
     from sdft.training.evaluation_logging import add_to_wandb_run
 
     if cfg.get("model") == "none":

@@ -10,13 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from sdft.config import check_option_types
 from sdft.distributed import count_gpus, select_device
-from sdft.evaluation.request import find_newest_run
 from sdft.evaluation.variants import BEST, find_result_folder, load_checkpoint_weights, select_checkpoints
 from sdft.lora.file import check_weight_count, find_lora_file
 from sdft.lora.scaling import load_adapters, set_adapter_scales
 from sdft.methods.base import Method
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.hashing import hash_weights
+from sdft.runs.newest_run import find_newest_run
 from sdft.runs.run_config import read_run_config
 from sdft.training.strategy import ACCELERATORS
 

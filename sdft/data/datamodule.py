@@ -5,7 +5,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from sdft.data.batch_sampler import TrainingBatchSampler
-from sdft.data.training_samples import TrainingDataset
+from sdft.data.training_dataset import TrainingDataset
 
 
 class TrainingDataModule(LightningDataModule):

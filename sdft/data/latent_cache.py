@@ -15,7 +15,7 @@ from sdft.data.dataset import CaptionedImage
 from sdft.data.file_index import map_in_threads
 from sdft.data.images import crop_with_mask
 from sdft.data.tensor_cache import CacheEntry, TensorCache
-from sdft.data.training_samples import TrainingDataset
+from sdft.data.training_dataset import TrainingDataset
 from sdft.runs.hashing import hash_weights_on_rank_0
 from sdft.runs.terminal import print_text
 

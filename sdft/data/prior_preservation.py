@@ -12,7 +12,7 @@ from sdft.data.dataset import ImageDataset
 from sdft.data.image_folder import ImageFolder
 from sdft.data.image_formats import IMAGE_SUFFIXES
 from sdft.data.inventory import format_list
-from sdft.data.training_samples import TrainingDataset
+from sdft.data.training_dataset import TrainingDataset
 from sdft.data.transforms import ImageSubset
 from sdft.models.image_cache import MANIFEST_FILE, collect_image_settings, format_folder_name, generate_missing_images
 from sdft.models.sampling import Sampling

@@ -7,7 +7,7 @@ from sdft.evaluation.metrics.clip import ClipFeatureExtractor
 from sdft.evaluation.metrics.dino import DinoFeatureExtractor
 from sdft.evaluation.metrics.face_embedding import FaceEmbedder
 from sdft.evaluation.metrics.feature_extractor import Scorer, ScorerUnavailableError
-from sdft.evaluation.metrics.lpips import ClipPerceptualDistance, Lpips
+from sdft.evaluation.metrics.perceptual_distance import ClipPerceptualDistance, Lpips
 
 SCORER_NAMES = ("clip", "dino", "faces", "perceptual", "subject")  # attributes of `Scorers`, for metrics
 

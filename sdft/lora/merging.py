@@ -10,7 +10,7 @@ from torch import Tensor
 from sdft.lora.architecture import get_layer, get_model_architecture, normalize_layer_name
 from sdft.lora.dora import expand_dora
 from sdft.lora.file import LoraFile, check_weight_count
-from sdft.lora.mixing import MixResult
+from sdft.lora.low_rank_result import LowRankResult
 from sdft.models.loading import load_stable_diffusion
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import is_local_path
@@ -48,14 +48,14 @@ def extract_lora(
     energy: float | None = None,
     targets: Targets | None = None,
     track: Callable[[list], list] = list,
-) -> tuple[MixResult, float]:
+) -> tuple[LowRankResult, float]:
     """The LoRA nearest to the difference of two models, and the fraction of their squared difference in its layers.
 
     That difference includes norms, biases and other layers. Unchanged layers are left out. `track` reports progress.
     """
     max_rank = check_extraction(base, tuned, rank, energy)
     shapes, targets = get_model_architecture(base).shapes, targets or {}
-    result, total_difference = MixResult(), sum(compute_squared_differences(base, tuned))
+    result, total_difference = LowRankResult(), sum(compute_squared_differences(base, tuned))
     layers = [(p, n) for p, names in shapes.items() for n in names if matches_targets(p, n, targets.get(p))]
     for part, name in track(layers):
         before, after = (get_layer(part, m.components[part], name).weight.double() for m in (base, tuned))
@@ -68,11 +68,11 @@ def extract_lora(
 
 
 @torch.no_grad()
-def find_nearest_lora(base: StableDiffusion, file: LoraFile, rank: int) -> MixResult:
+def find_nearest_lora(base: StableDiffusion, file: LoraFile, rank: int) -> LowRankResult:
     """The plain LoRA of `rank` nearest to the change that a file makes to the base weights, its DoRA magnitudes included."""
     if rank < 1:
         raise ValueError(f"rank={rank}: choose 1 or more; the error falls with the rank")
-    result = MixResult()
+    result = LowRankResult()
     for (part, name), layer in file.layers.items():
         weight = get_layer(part, base.components[part], name).weight.double().cpu()
         if torch.count_nonzero(change := layer.apply_to(weight) - weight):

@@ -1,70 +1,19 @@
-"""Mix LoRA files and reduce their rank, computed on their weight changes.
+"""Mix LoRA files: the weighted sum of their weight changes.
 
 A file changes a weight by dW = alpha / rank * up @ down, and a mix is the weighted sum of dW. Adding the factors instead (up
 to up, down to down) is different: (a + b)(c + d) has two additional products.
 """
 
-from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
-
 from sdft.lora.file import LoraFile, check_weight_count
 from sdft.lora.low_rank import (
     LowRank,
-    LowRankLayer,
-    approximate_low_rank,
-    build_low_rank_layer,
-    compute_energy,
-    compute_squared_distance,
     reduce_rank,
     sum_low_rank,
 )
+from sdft.lora.low_rank_result import LowRankResult
 
 MERGE_METHODS = ("concat", "svd", "linear")
 WEIGHT_SUMS = ("one", "any", "normalize")
-PartLayers = dict[str, dict[str, LowRankLayer]]
-
-
-@dataclass
-class MixResult:
-    """Layers, and the energy (squared norm) of the exact change and of the error of its approximation."""
-
-    parts: PartLayers = field(default_factory=dict)
-    total_energy: float = 0.0
-    lost_energy: float = 0.0
-
-    def add_layer(self, part: str, name: str, shape: tuple, exact: LowRank, product: LowRank, magnitude=None) -> None:
-        self.total_energy += compute_energy(exact)
-        self.lost_energy += 0.0 if product is exact else compute_squared_distance(exact, product)
-        self.set_layer(part, name, shape, product, magnitude)
-
-    def set_layer(self, part: str, name: str, shape: tuple, product: LowRank, magnitude=None) -> None:
-        layer = build_low_rank_layer(product, shape)
-        layer.magnitude = magnitude
-        self.parts.setdefault(part, {})[name] = layer
-
-    def add_nearest(self, part: str, name: str, change: Tensor, rank: int, energy: float | None = None) -> None:
-        """Add the best approximation of at most `rank` to a full change `[out, in, ...]`."""
-        matrix = change.flatten(1)
-        product = approximate_low_rank(matrix, rank, energy)
-        self.total_energy += (layer_energy := float(matrix.square().sum()))
-        self.lost_energy += max(layer_energy - float((product[0].T @ matrix * product[1]).sum()), 0.0)
-        self.set_layer(part, name, tuple(change.shape), product)
-
-    @property
-    def relative_error(self) -> float:
-        """The norm of the error over that of the exact change, over all layers."""
-        return (self.lost_energy / (self.total_energy or 1)) ** 0.5
-
-    @property
-    def energy_fraction(self) -> float:
-        """The retained fraction of the energy of the exact change, over all layers."""
-        return 1 - self.lost_energy / self.total_energy if self.total_energy else 1.0
-
-    @property
-    def ranks(self) -> list[int]:
-        return sorted({layer.rank for layers in self.parts.values() for layer in layers.values()})
 
 
 def normalize_weights(weights: list[float] | None, count: int, weight_sum: str) -> list[float]:
@@ -86,12 +35,12 @@ def normalize_weights(weights: list[float] | None, count: int, weight_sum: str) 
 
 def mix_lora_files(
     files: list[LoraFile], weights: list[float], merge_method: str = "concat", rank: int | None = None
-) -> MixResult:
+) -> LowRankResult:
     """`concat`: the exact weighted sum, ranks add up; `svd`: its best approximation of `rank` (default: the highest rank);
     `linear`: the weighted sum of the factors, as in many tools, which differs (see `energy_fraction`).
     """
     check_mix(files, merge_method, rank)
-    result, max_rank = MixResult(), max(layer.rank for file in files for layer in file.layers.values())
+    result, max_rank = LowRankResult(), max(layer.rank for file in files for layer in file.layers.values())
     for part, name in sorted({key for file in files for key in file.layers}, reverse=True):
         layers = [
             (w, file.layers[part, name]) for w, file in zip(weights, files, strict=True) if (part, name) in file.layers
@@ -140,33 +89,3 @@ def sum_factors(terms: list[tuple[float, LowRank]], name: str) -> LowRank:
         )
     signed = [(abs(w) ** 0.5, 1 if w >= 0 else -1, up, down) for w, (up, down) in terms]
     return sum(root * sign * up for root, sign, up, _ in signed), sum(root * down for root, _, _, down in signed)
-
-
-def format_optional(value: float | None) -> str:
-    return "null" if value is None else str(value)
-
-
-def resize_lora_file(file: LoraFile, rank: int | None, energy: float | None) -> MixResult:
-    """Approximate every layer with at most `rank`, or with the lowest rank that retains this fraction of its energy.
-
-    DoRA magnitudes and layers of a lower rank are unchanged.
-    """
-    max_rank = max(layer.rank for layer in file.layers.values())
-    if (rank is None) == (energy is None):
-        raise ValueError(
-            f"rank={format_optional(rank)} energy={format_optional(energy)}: give one of them, "
-            f"such as rank={max(1, max_rank // 2)} or energy=0.95"
-        )
-    if rank is not None and not 1 <= rank <= max_rank:
-        raise ValueError(f"rank={rank}: choose 1 to {max_rank}, the rank of {file.path.name}")
-    if energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"energy={energy}: choose more than 0 and at most 1, such as 0.95")
-    result = MixResult()
-    for (part, name), layer in file.layers.items():
-        exact = layer.to_low_rank()
-        if not torch.count_nonzero(exact[0]) or not torch.count_nonzero(exact[1]):
-            product = exact[0][:, :1], exact[1][:1]
-        else:
-            product = reduce_rank(exact, rank, energy)
-        result.add_layer(part, name, layer.shape, exact, product, layer.magnitude)
-    return result

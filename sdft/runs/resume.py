@@ -9,12 +9,12 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from sdft.distributed import get_process_info
 from sdft.options.quoting import format_for_shell, format_override, parse_text_value
 from sdft.runs.files import atomic_write, read_yaml
 from sdft.runs.links import check_links
 from sdft.runs.metadata import RECORD_FILE, read_record
 from sdft.runs.metrics_file import METRICS_FILE, find_last_logged_step
+from sdft.runs.newest_run import report_default_run
 from sdft.runs.run_config import read_stored_config
 from sdft.runs.stored_options import check_stored_overrides
 
@@ -86,12 +86,6 @@ def find_last_started_run(option: str) -> Path:
 
 
 @cache
-def report_default_run(run: Path, reason: str) -> None:
-    """Print once which run is used because none was given."""
-    if get_process_info().rank == 0:
-        print(f"run        {run}, {reason}", flush=True)
-
-
 def describe_resumption(folder: Path, sweep: str | None) -> str:
     """How to continue a run; a job is continued by its sweep, which also starts the other jobs."""
     return (

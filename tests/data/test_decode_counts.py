@@ -13,7 +13,7 @@ from sdft.data.contact_sheet import ContactSheet
 from sdft.data.hf_dataset import HuggingFaceDataset
 from sdft.data.image_folder import ImageFolder
 from sdft.data.latent_cache import fill_caches
-from sdft.data.training_samples import DataSettings
+from sdft.data.training_dataset import DataSettings
 from sdft.data.webdataset import WebDatasetShards
 from sdft.runs.hashing import hash_dataset
 

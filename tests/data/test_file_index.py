@@ -14,7 +14,7 @@ from sdft.data.content_index import ContentIndex, ContentRecord
 from sdft.data.digits import Digits
 from sdft.data.image_folder import ImageFolder
 from sdft.data.latent_cache import fill_caches
-from sdft.data.training_samples import DataSettings
+from sdft.data.training_dataset import DataSettings
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from sdft.data.dataset_report import build_dataset_report
 from sdft.data.file_index import compute_dhash
 from sdft.data.hf_dataset import HuggingFaceDataset
 from sdft.data.image_folder import ImageFolder
-from sdft.data.training_samples import DataSettings
+from sdft.data.training_dataset import DataSettings
 from sdft.data.transforms import split_validation
 from sdft.data.webdataset import WebDatasetShards
 

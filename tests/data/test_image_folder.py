@@ -92,7 +92,7 @@ def test_every_corrupt_image_is_named(folder):
 
 
 def test_mask_is_cropped_like_its_image(tmp_path, tiny):
-    from sdft.data.training_samples import DataSettings
+    from sdft.data.training_dataset import DataSettings
 
     Image.new("RGB", (64, 32), "gray").save(tmp_path / "a.PNG", format="PNG")
     mask = Image.new("L", (64, 32))

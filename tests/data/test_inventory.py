@@ -12,7 +12,7 @@ from PIL import Image
 from sdft.data import captions, folder_listing
 from sdft.data.dataset_report import build_dataset_report
 from sdft.data.image_folder import ImageFolder
-from sdft.data.training_samples import DataSettings
+from sdft.data.training_dataset import DataSettings
 from sdft.data.webdataset import WebDatasetShards
 from sdft.runs.terminal import print_text
 

@@ -9,7 +9,7 @@ from test_training_run import assert_tensors_equal, load_adapter
 from sdft.data.digits import Digits
 from sdft.data.image_folder import ImageFolder
 from sdft.data.latent_cache import fill_caches
-from sdft.data.training_samples import DataSettings
+from sdft.data.training_dataset import DataSettings
 
 EXACT = [
     "optimizer.eps=1e-3",

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sdft.data.digits import Digits
 from sdft.data.prior_preservation import PriorPreservation, PriorPreservationDataset
-from sdft.data.training_samples import DataSettings
+from sdft.data.training_dataset import DataSettings
 from sdft.models.image_cache import MANIFEST_FILE
 from sdft.models.sampling import Sampling
 

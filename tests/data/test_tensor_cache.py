@@ -13,7 +13,7 @@ from sdft.data.digits import Digits
 from sdft.data.image_folder import ImageFolder
 from sdft.data.latent_cache import compute_missing, fill_caches
 from sdft.data.tensor_cache import TensorCache
-from sdft.data.training_samples import DataSettings
+from sdft.data.training_dataset import DataSettings
 
 
 def build_entries(count: int = 3) -> dict:

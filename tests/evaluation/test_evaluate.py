@@ -13,10 +13,11 @@ from omegaconf import open_dict
 from PIL import Image
 
 from sdft.evaluation.evaluate import evaluate, format_runs_table
+from sdft.evaluation.jobs import build_evaluation_jobs
 from sdft.evaluation.metrics.base import ImageMetric
-from sdft.evaluation.request import build_evaluation_jobs, find_newest_run
 from sdft.models.sampling import Sampling
 from sdft.runs.evaluations import choose_main_evaluation, list_evaluations, read_evaluations, read_scores
+from sdft.runs.newest_run import find_newest_run
 
 OVERRIDES = ("steps=1", "lr=0.05", "model.weights=pretrained", "protocol.controls=[a handwritten one]")
 

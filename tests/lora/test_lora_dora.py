@@ -8,7 +8,7 @@ from sdft.lora.architecture import get_layer, list_architectures
 from sdft.lora.file import read_lora_file
 from sdft.lora.formats import load_lora
 from sdft.lora.merging import find_nearest_lora, merge_lora_files
-from sdft.lora.mixing import resize_lora_file
+from sdft.lora.resizing import resize_lora_file
 from sdft.lora.scaling import set_adapter_scales
 from sdft.lora.state_dict import build_adapter_state
 

@@ -15,7 +15,8 @@ from sdft.lora.file import read_lora_file
 from sdft.lora.formats import load_lora, save_lora, to_diffusers_format, to_kohya_format, write_safetensors
 from sdft.lora.low_rank import build_low_rank_layer, compute_energy, compute_squared_distance
 from sdft.lora.merging import extract_lora, merge_lora_files
-from sdft.lora.mixing import mix_lora_files, normalize_weights, resize_lora_file
+from sdft.lora.mixing import mix_lora_files, normalize_weights
+from sdft.lora.resizing import resize_lora_file
 from sdft.lora.scaling import load_adapters
 from sdft.lora.single_file import save_pipeline_folder, save_single_file, to_original_layout
 from sdft.lora.state_dict import build_adapter_state

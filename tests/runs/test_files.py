@@ -132,8 +132,8 @@ def test_every_reader_names_an_unreadable_run_json(tmp_path, content, message):
     from omegaconf import OmegaConf
 
     from sdft.apps.generate.axes import label_runs_by_overrides
-    from sdft.evaluation.request import find_newest_run
     from sdft.runs import reproduce, resume
+    from sdft.runs.newest_run import find_newest_run
     from sdft.sweeps import results
 
     run = tmp_path / "lora" / "one"

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf, open_dict
 
 from sdft.apps.gallery.run_facts import format_command
 from sdft.config import check_config
-from sdft.evaluation.request import build_evaluation_jobs
+from sdft.evaluation.jobs import build_evaluation_jobs
 from sdft.options.quoting import format_value
 from sdft.runs.metadata import RECORD_FILE, read_record
 from sdft.runs.resume import restore_overrides

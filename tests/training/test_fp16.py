@@ -9,7 +9,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 
 from sdft.data.datamodule import TrainingDataModule
 from sdft.data.digits import Digits
-from sdft.data.training_samples import DataSettings
+from sdft.data.training_dataset import DataSettings
 from sdft.losses.diffusion import DiffusionLoss
 from sdft.methods.lora import LoRA
 from sdft.models.sampling import Sampling

@@ -12,13 +12,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sdft.apps.gallery.comparison_page import build_comparison_page
+from sdft.apps.gallery.http_security import SecurityMiddleware, build_report_policy
 from sdft.apps.gallery.metric_series import build_panels
 from sdft.apps.gallery.overview_page import RunFilter, build_overview
 from sdft.apps.gallery.run_facts import RUN_STATES
 from sdft.apps.gallery.run_index import IndexedRun, RunIndex, get_modified_time
 from sdft.apps.gallery.run_page import CONTENT_TYPES, build_run_page, collect_samples
 from sdft.apps.gallery.sample_images import render_strip
-from sdft.apps.gallery.security import SecurityMiddleware, build_report_policy
 from sdft.evaluation.plots.templates import TEMPLATE_FOLDER, get_jinja_environment
 from sdft.runs.links import resolve_safe_path
 from sdft.runs.metrics_file import METRICS_FILE

@@ -23,7 +23,7 @@ def main(cfg):
         read_lora_files,
         save_lora_formats,
     )
-    from sdft.lora.mixing import resize_lora_file
+    from sdft.lora.resizing import resize_lora_file
 
     check_file_name(cfg.name)
     parse_dtype(cfg.dtype)

@@ -1,7 +1,7 @@
 """The perceptual metric that spaces and scores the frames."""
 
 from sdft.distributed import select_device
-from sdft.evaluation.metrics.lpips import Lpips, load_embedded_perceptual
+from sdft.evaluation.metrics.perceptual_distance import Lpips, load_embedded_perceptual
 
 
 def build_perceptual_metric(cfg, settings):

@@ -36,7 +36,7 @@ def build_samples(model: StableDiffusion, image: CaptionedImage, seed: int):
         list_required_latents,
     )
     from sdft.data.tensor_cache import TensorCache
-    from sdft.data.training_samples import DataSettings
+    from sdft.data.training_dataset import DataSettings
 
     samples = DataSettings(max(image.image.size), seed=seed, max_upscale=0).build_dataset(
         SingleImageDataset(image), model

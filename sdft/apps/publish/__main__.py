@@ -17,7 +17,7 @@ def main(cfg):
     check_option_types(cfg, OPTION_TYPES)
     from sdft.apps.publish.publication import LICENSES, PublishRequest, write_publication
     from sdft.apps.publish.upload import upload_folder
-    from sdft.evaluation.request import find_newest_run
+    from sdft.runs.newest_run import find_newest_run
 
     if cfg.push and not cfg.to:
         raise ValueError("push=true: needs to=USER/NAME")

@@ -2,7 +2,7 @@
 
 import torch
 
-from sdft.data.training_samples import TrainingDataset
+from sdft.data.training_dataset import TrainingDataset
 from sdft.models.sampling import eval_mode
 from sdft.training.callbacks.base import RunCallback
 from sdft.training.callbacks.metrics import NUM_TIMESTEP_QUARTERS

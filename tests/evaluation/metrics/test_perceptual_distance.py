@@ -8,7 +8,7 @@ from torchvision import models
 from sdft.data.digits import Digits, InkedDigits
 from sdft.evaluation.metrics.clip import ClipFeatureExtractor
 from sdft.evaluation.metrics.feature_extractor import ScorerUnavailableError
-from sdft.evaluation.metrics.lpips import ClipPerceptualDistance, Lpips
+from sdft.evaluation.metrics.perceptual_distance import ClipPerceptualDistance, Lpips
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sdft.config import check_config, check_option_types
 from sdft.evaluation.variants import ModelVariant, build_file_variants, build_run_variants
-from sdft.runs.metadata import RECORD_FILE, read_state
-from sdft.runs.resume import report_default_run
+from sdft.runs.newest_run import find_newest_run
 from sdft.runs.run_config import read_run_config
 
 ADAPTER_FILE_OPTIONS = ("model", "resolution", "caption_template", "seed")  # only with adapter=FILE
@@ -134,13 +133,3 @@ def apply_evaluation_options(options: DictConfig, cfg: DictConfig) -> DictConfig
     configured = {key: value for key, value in (cfg.get("sampling") or {}).items() if value is not None}
     cfg.sampling = {"_target_": "sdft.models.sampling.Sampling"} | configured | overrides
     return cfg
-
-
-def find_newest_run(outputs: Path = Path("outputs")) -> Path:
-    """The run folder that finished last."""
-    runs = [file.parent for file in outputs.glob(f"*/*/{RECORD_FILE}") if read_state(file.parent) == "finished"]
-    if not runs:
-        raise ValueError(f"run=null: no finished run in {outputs}/; train one first, or give run=FOLDER")
-    newest = max(runs, key=lambda run: (run / RECORD_FILE).stat().st_mtime)
-    report_default_run(newest, "which finished last")
-    return newest

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sdft.data.digits import Digits
-from sdft.data.training_samples import DataSettings
+from sdft.data.training_dataset import DataSettings
 
 
 @pytest.fixture
