@@ -21,11 +21,12 @@ CHECKED_WHEN_BUILT = ("trainer", "callbacks")  # flags of Lightning's Trainer, o
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
-def check_composition(config: str, cfg: DictConfig, hydra_config: DictConfig) -> None:
+def check_composition(config: str, cfg: DictConfig, hydra_config: DictConfig, is_job: bool = False) -> None:
     """Check `cfg`, composed from `conf/CONFIG.yaml`, in place; call it where Hydra's `compose` works.
 
     Raises `ValueError` for keys that nothing reads. Where the command line selects another choice of a config group than the
-    recipe, the recipe's values for that group, and those that nothing reads any more, give way.
+    recipe, the recipe's values for that group, and those that nothing reads any more, give way. A job of a sweep may have options
+    without effect, as those of a sweep are given to all of its jobs.
     """
     texts = OmegaConf.to_container(hydra_config.overrides, resolve=False)
     overrides = OverridesParser.create().parse_overrides(texts["task"])
@@ -46,7 +47,8 @@ def check_composition(config: str, cfg: DictConfig, hydra_config: DictConfig) ->
     if config == "train" and "epochs" in given and "steps" not in given and "steps" in cfg:
         cfg.steps = None  # a recipe's
     check_given_options_are_read(config, cfg, given)
-    check_requirements(config, cfg, {key: override for key, override in given.items() if not is_neutral(override)})
+    if not is_job and "sweep" not in given:
+        check_requirements(config, cfg, {key: override for key, override in given.items() if not is_neutral(override)})
 
 
 def is_neutral(override: Override) -> bool:

@@ -201,7 +201,7 @@ def compose_job_configs(combinations: list[list[str]]) -> list[DictConfig]:
             cfg = compose("train", [*overrides, "hydra.runtime.output_dir=here"], return_hydra_config=True)
             with open_dict(cfg):
                 hydra_config = cfg.pop("hydra")
-            check_composition("train", cfg, hydra_config)
+            check_composition("train", cfg, hydra_config, is_job=True)
             check_config(cfg)
             check_names(cfg)
             configs.append(cfg)

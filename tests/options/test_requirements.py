@@ -6,6 +6,7 @@ from test_composition import compose_and_check
 from test_overrides import GIVEN
 
 from sdft.options.requirements import REQUIREMENTS
+from sdft.sweeps.sweep import compose_job_configs
 
 CASES = [  # program, an option without effect, and what gives it one
     ("train", ["keep_tags=2"], ["shuffle_tags=true"]),
@@ -51,6 +52,12 @@ def test_every_requirement_has_a_case():
     tested |= {("evaluate", name) for name in ("adapter", "adapter_scales", "prompts", "controls", "images", "wandb")}
     tested |= {("morph", name) for name in ("steps", "adapter_cache")}
     assert {(requirement.config, requirement.option) for requirement in REQUIREMENTS} <= tested
+
+
+def test_jobs_of_a_sweep_may_have_options_that_only_others_read():
+    combinations = [["weighting=none", "snr_gamma=3"], ["weighting=min_snr", "snr_gamma=3"]]
+    assert [cfg.weighting for cfg in compose_job_configs(combinations)] == ["none", "min_snr"]
+    compose_and_check("weighting=none", "snr_gamma=3", "sweep=gammas")
 
 
 def test_values_that_ask_for_nothing_are_accepted():
