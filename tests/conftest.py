@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import sys
 from contextlib import chdir
 from functools import cache, partial
@@ -17,6 +18,12 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import DictConfig, open_dict  # noqa: E402
+
+for name, default in {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}.items():
+    if hasattr(
+        signal, name
+    ):  # a shell in the background, or nohup, ignores them, also for the programs that tests start
+        signal.signal(getattr(signal, name), default)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # one core per test process

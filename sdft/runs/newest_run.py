@@ -1,5 +1,6 @@
 """The run that a program takes when none is given."""
 
+from functools import cache
 from pathlib import Path
 
 from sdft.distributed import get_process_info
@@ -16,6 +17,7 @@ def find_newest_run(outputs: Path = Path("outputs")) -> Path:
     return newest
 
 
+@cache
 def report_default_run(run: Path, reason: str) -> None:
     """Print once which run is used because none was given."""
     if get_process_info().rank == 0:

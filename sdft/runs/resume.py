@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import yaml
@@ -85,7 +84,6 @@ def find_last_started_run(option: str) -> Path:
     return last
 
 
-@cache
 def describe_resumption(folder: Path, sweep: str | None) -> str:
     """How to continue a run; a job is continued by its sweep, which also starts the other jobs."""
     return (

@@ -63,6 +63,6 @@ def open_run_folder(folder: Path, overrides: Sequence[str] = ()) -> Iterator[Run
         if has_started(folder):
             remove_partial_files(folder)
         elif foreign := [name for name in RUN_FILES if (folder / name).exists()]:
-            raise ValueError(f"hydra.run.dir={folder}: {foreign[0]} there is not of a run; choose an empty folder")
+            raise ValueError(f"{folder}: {foreign[0]} in it is not of a run; choose an empty folder as hydra.run.dir")
         with store_overrides(folder, overrides, lambda: bool(record.metadata)), record.end_on_error():
             yield record

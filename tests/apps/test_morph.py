@@ -128,7 +128,8 @@ def test_an_adapter_of_another_model_gives_a_one_line_error(app, image_folder, t
     file = folder / "pytorch_lora_weights.safetensors"
     wide = {key: torch.randn(*weight.shape[:-1], 7) for key, weight in load_file(file).items()}
     save_file(wide, image_folder / "wide.safetensors")
-    err = app(PROMPTS, *FAST, f"adapters=[{file},wide.safetensors]")
+    fast = [option for option in FAST if not option.startswith("steps=")]
+    err = app(PROMPTS, *fast, f"adapters=[{file},wide.safetensors]")
     assert "wide.safetensors: " in err and err.startswith("error: ") and err.count("\n") == 1
 
 

@@ -241,7 +241,7 @@ def test_command_uses_the_runs_trigger_words_and_requires_a_prompt_without_run(
     monkeypatch.setattr(sys, "argv", ["stylize", *overrides, f"controlnet={net}"])
     main()
     out = capsys.readouterr().out
-    assert 'prompt   "handwritten, neon, light" · strength 0.5 · controlnet_scale 0.5' in out
+    assert 'prompt     "handwritten, neon, light" · strength 0.5 · controlnet_scale 0.5' in out
     assert f"images     {tmp_path / 'out' / 'strips.png'}" in out
     assert {"000-a-edges.png", "000-a-without-lora.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
     monkeypatch.setattr(sys, "argv", ["stylize", overrides[0], "model=tiny", "controlnet=none"])

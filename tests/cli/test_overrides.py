@@ -50,7 +50,7 @@ def test_a_blank_path_is_refused_wherever_a_path_is_taken(program):
 
 def test_a_path_from_an_empty_variable_of_the_environment_is_refused(monkeypatch):
     monkeypatch.setenv("PHOTOS", "")
-    with pytest.raises(ValueError, match="^data.path=''"):
+    with pytest.raises(ValueError, match=r"^data.path=\$\{oc.env:PHOTOS\}: "):
         check_config(compose_and_check("data=folder", "data.path=${oc.env:PHOTOS}"))
 
 

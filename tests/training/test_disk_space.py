@@ -40,7 +40,8 @@ def test_a_run_is_refused_before_caches_and_checkpoints_are_written(run, set_fre
     set_free_space(2**20)
     with pytest.raises(ValueError, match=r"run: .* MB .*, 1 MB "):
         run("steps=4", "save_every=1", "checkpoints_total_limit=4")
-    assert "cache" not in capsys.readouterr().out and not (tmp_path / "outputs").exists()
+    assert "cache" not in capsys.readouterr().out
+    assert not [path for path in tmp_path.glob("outputs/**/*") if path.is_file() and "scans" not in path.parts]
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".hydra"]
 
 

@@ -105,7 +105,7 @@ def load_resized_image(file: Path, resolution: int, unit: int) -> Image.Image:
     """Load an image and resize it to about `resolution`² pixels, with sides that are multiples of `unit`."""
     image = decode_image(file)
     for note in describe_notes(image.info["notes"]):
-        print_text(f"note     {file}: {note}", flush=True)
+        print_text(f"note       {file}: {note}", flush=True)
     longer, shorter = max(image.size), min(image.size)
     if longer > MAX_STYLIZE_ASPECT_RATIO * shorter:
         raise ValueError(
