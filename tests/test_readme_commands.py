@@ -28,7 +28,8 @@ NOT_AVAILABLE = {  # option -> what it needs
     "launcher.address": "a Ray cluster",
 }
 SMALLER_VALUES = {  # what a command sets itself -> what the test runs
-    r"\bmodel=sd\d\d\b": "model=tiny",
+    r"\bmodel=sd21\b": "model=tiny model.prediction_type=v_prediction",
+    r"\bmodel=sd1\d\b": "model=tiny",
     r"\bmetrics=clip\b": "metrics=digits",
     r"\bdevices=[2-9]": "devices=2",
     r"\btrials=\d+": "trials=2",
@@ -54,8 +55,7 @@ def run_program(home: Path, *arguments: str) -> None:
 
 
 def run_train(home: Path, *overrides: str) -> None:
-    options = [*ADDED_OPTIONS["train"], "logger=none"]
-    run_program(home, str(ROOT / "train.py"), *options, *overrides)
+    run_program(home, str(ROOT / "train.py"), *add_options("train", list(overrides)), "logger=none", *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,8 @@ def template(tmp_path_factory, photographs):
     run_train(home, "method=sft", "name=sft", "hydra.run.dir=outputs/sft/STAMP")
     run_train(home, "hydra.run.dir=multirun/lora/SWEEP/0", "rank=2")
     run_train(home, "hydra.run.dir=multirun/lora/SWEEP/1", "rank=4")
-    run_train(home, "hydra.run.dir=outputs/lora/STAMP", "save_every=1", "checkpoints_total_limit=9")
+    scored = ["metrics=digits", "protocol.images=1", "save_every=1", "checkpoints_total_limit=9"]
+    run_train(home, "hydra.run.dir=outputs/lora/STAMP", *scored)
     (adapter,) = (home / "outputs/lora/STAMP/adapter").glob("lora*.safetensors")
     for name in ("FILE", "A", "B"):
         shutil.copy(adapter, home / f"{name}.safetensors")
