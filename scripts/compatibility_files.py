@@ -11,13 +11,13 @@ from sdft.lora.file import DIFFUSERS_FILE, read_lora_file
 from sdft.lora.formats import save_lora
 from sdft.lora.resizing import resize_lora_file
 from sdft.lora.scaling import find_adapter_layers
-from sdft.lora.single_file import save_single_file
 from sdft.lora.state_dict import build_adapter_state
 from sdft.methods.lora import LoRA
 from sdft.methods.textual_inversion import TextualInversion
 from sdft.models.embedded import ASSETS_FOLDER
 from sdft.models.loading import load_stable_diffusion
 from sdft.models.saving import save_pipeline
+from sdft.models.single_file import save_single_file
 
 NARROW_CONFIGS = {
     "unet": {"block_out_channels": [32, 64, 64, 64], "cross_attention_dim": 64},

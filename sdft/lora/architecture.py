@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
-from sdft.lora.original_names import map_unet_layers, to_original_name
 from sdft.models.embedded import ASSETS_FOLDER
+from sdft.models.original_names import map_unet_layers, to_original_name
 
 TEXT_MODEL_PREFIX = "text_model."  # prefix of text encoder layers in every LoRA file
 KOHYA_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from sdft.apps.morph.__main__ import main
 from sdft.apps.morph.ddim_inversion import DDIM
 from sdft.apps.morph.diffmorpher import DiffMorpher, MorphSettings
+from sdft.apps.morph.frame_sequence import FrameSequence
 from sdft.apps.morph.image_pair import read_image_pair, resize_to_common_size
 from sdft.apps.morph.single_image_lora import SingleImageTrainer
-from sdft.apps.morph.video import FrameSequence, can_write_mp4, write_gif, write_mp4
+from sdft.apps.morph.video import can_write_mp4, write_gif, write_mp4
 from sdft.cli.signals import SignalListener
 from sdft.data.dataset import CaptionedImage
 from sdft.data.digits import Digits

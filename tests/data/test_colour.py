@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from sdft.apps.morph.image_pair import read_image_pair, resize_to_common_size
-from sdft.apps.stylize.img2img import load_resized_image
+from sdft.apps.stylize.style_transfer import load_resized_image
 from sdft.data.image_folder import ImageFolder
 from sdft.data.images import ImageNotes, decode_image, to_upright_rgb
 

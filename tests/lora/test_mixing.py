@@ -18,10 +18,11 @@ from sdft.lora.merging import extract_lora, merge_lora_files
 from sdft.lora.mixing import mix_lora_files, normalize_weights
 from sdft.lora.resizing import resize_lora_file
 from sdft.lora.scaling import load_adapters
-from sdft.lora.single_file import save_pipeline_folder, save_single_file, to_original_layout
 from sdft.lora.state_dict import build_adapter_state
 from sdft.methods.lora import LoRA
 from sdft.models.loading import load_stable_diffusion
+from sdft.models.saving import save_pipeline_folder
+from sdft.models.single_file import save_single_file, to_original_layout
 
 TINY = list_architectures("tiny-sd")
 FILE = "pytorch_lora_weights.safetensors"

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from sdft.apps.gallery.comparison_page import build_comparison_page
 from sdft.apps.gallery.http_security import SecurityMiddleware, build_report_policy
-from sdft.apps.gallery.metric_series import build_panels
+from sdft.apps.gallery.metric_panels import build_panels
 from sdft.apps.gallery.overview_page import RunFilter, build_overview
 from sdft.apps.gallery.run_facts import RUN_STATES
 from sdft.apps.gallery.run_index import IndexedRun, RunIndex, get_modified_time

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from sdft.apps.gallery.metric_series import read_last_step
+from sdft.apps.gallery.metric_panels import read_last_step
 from sdft.apps.gallery.run_facts import RUN_STATES, RunFacts
 from sdft.apps.gallery.run_index import SWEEP_FILE, IndexedRun, IndexedSweep, RunIndex, format_age, get_modified_time
 from sdft.apps.gallery.score_tables import list_score_rows

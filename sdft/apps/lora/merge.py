@@ -48,7 +48,8 @@ def main(cfg):
     if to.exists():
         raise ValueError(f"to={to}: already exists; give another name")
     from sdft.apps.lora.lora_io import build_provenance, parse_dtype
-    from sdft.lora.single_file import save_pipeline_folder, save_single_file
+    from sdft.models.saving import save_pipeline_folder
+    from sdft.models.single_file import save_single_file
 
     dtype = parse_dtype(cfg.dtype)
     model, files, weights = build_merged_model(cfg)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sdft.apps.morph.attention import SharedAttention
 from sdft.apps.morph.ddim_inversion import DDIM
+from sdft.apps.morph.frame_sequence import DistanceFunction, FrameSequence, compute_neighbour_distances, psnr
 from sdft.apps.morph.interpolation import adain, lerp, slerp, space_evenly
-from sdft.apps.morph.video import DistanceFunction, FrameSequence, compute_neighbour_distances, psnr
 from sdft.data.dataset import CaptionedImage
 from sdft.lora.interpolation import INTERPOLATION_MODES, AdapterInterpolator
 from sdft.models.cpu_threads import limit_threads

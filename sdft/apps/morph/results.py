@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from sdft.apps.morph.video import can_write_mp4, draw_comparison_strip, write_frames, write_gif, write_mp4
+from sdft.apps.morph.frame_sequence import draw_comparison_strip
+from sdft.apps.morph.video import can_write_mp4, write_frames, write_gif, write_mp4
 from sdft.runs.files import atomic_write
 from sdft.runs.terminal import print_text
 

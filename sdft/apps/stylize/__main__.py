@@ -18,7 +18,7 @@ def main(cfg):
     check_option_types(cfg, OPTION_TYPES)
     from sdft.apps.load_model import open_model, resolve_model_config
     from sdft.apps.stylize.controlnet import load_controlnet
-    from sdft.apps.stylize.img2img import StyleTransfer, list_input_images, stylize_images
+    from sdft.apps.stylize.style_transfer import StyleTransfer, list_input_images, stylize_images
     from sdft.training.export.trigger_words import find_trigger_words
 
     files = list_input_images(cfg.images)

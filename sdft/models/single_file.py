@@ -4,17 +4,12 @@ The UNet numbers its down blocks and its up blocks in one list each, the autoenc
 The text encoder uses CLIP's names (1.x), or OpenCLIP's, with one matrix for query, key and value (2.x).
 """
 
-import json
-import os
-import shutil
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from torch import Tensor
 
-from sdft.lora.original_names import map_unet_layers
-from sdft.models.saving import save_pipeline
+from sdft.models.original_names import map_unet_layers
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import atomic_write
 
@@ -120,19 +115,3 @@ def to_open_clip(text_encoder: dict[str, Tensor]) -> dict[str, Tensor]:
                 [text_encoder[f"{layer}.self_attn.{n}_proj.{kind}"] for n in "qkv"]
             )
     return {OPEN_CLIP_PREFIX + key: weight for key, weight in tensors.items()}
-
-
-def save_pipeline_folder(model: StableDiffusion, folder: Path, dtype: torch.dtype, record: dict[str, str]) -> None:
-    """Write a diffusers pipeline atomically, with its provenance in `merge.json`."""
-    from diffusers.utils import logging
-
-    logging.set_verbosity_error()  # it warns about any change of dtype
-    partial = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        save_pipeline(model, partial, dtype)
-        (partial / "merge.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

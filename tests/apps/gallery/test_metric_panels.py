@@ -4,7 +4,7 @@ import json
 import math
 import random
 
-from sdft.apps.gallery.metric_series import (
+from sdft.apps.gallery.metric_panels import (
     MAX_CURVE_POINTS,
     build_panels,
     downsample_points,
