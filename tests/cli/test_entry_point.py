@@ -176,6 +176,7 @@ def test_cfg_job_prints_the_full_config(tmp_path):
     assert "_target_: sdft.methods.lora.LoRA" in text and "snr_gamma: 5.0" in text
 
 
+@pytest.mark.slow
 def test_hydra_full_error_prints_the_traceback(tmp_path):
     done = run_program("rank=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert done.returncode != 0 and "Traceback" in done.stderr

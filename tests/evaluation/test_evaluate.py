@@ -214,6 +214,7 @@ def test_invalid_options_are_rejected_in_one_line(trained_run, overrides, messag
     assert len(build_evaluation_jobs(cfg)[0].states) == 2
 
 
+@pytest.mark.slow
 def test_table_of_several_runs(run, capsys):
     folders = [run("steps=1", "model.weights=pretrained", f"rank={r}", name=f"rank{r}")[1] for r in (1, 2)]
     reports = run_evaluation(f"run=[{folders[0]},{folders[1]}]", *ONE_PROMPT)

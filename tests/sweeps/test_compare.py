@@ -259,6 +259,7 @@ def test_the_table_and_page_compare_methods_as_in_the_lab_report(run, capsys):  
     assert [row["method"] for row in rows] == ["lora", "sft"] and float(rows[0]["CLIP-I"]) < 1
 
 
+@pytest.mark.slow
 def test_compare_is_a_program(fake_train_script, tmp_path, monkeypatch, capsys):
     assert run_sweep(None, ["rank=1,2", "seed=0,1"]) == 0
     (folder,) = tmp_path.glob("multirun/lora/*")

@@ -29,6 +29,7 @@ def test_the_curve_has_one_row_per_validation_with_quarters(run):
 OVERRIDES = ("steps=4", "save_every=2", "checkpoints_total_limit=2", "snr_gamma=5")
 
 
+@pytest.mark.slow
 def test_ten_validations_by_default_and_one_per_step_at_most(run, shared_run):
     _, often = run("steps=20", "gradient_accumulation_steps=2", "batch_size=1", "validate_every=null", name="often")
     _, rarely = shared_run(*OVERRIDES)
