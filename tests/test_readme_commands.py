@@ -136,4 +136,6 @@ def test_every_command_of_the_readme_runs(command, template, tmp_path):
     start, *arguments = shlex.split(fill_placeholders(command))
     program = arguments.pop(0).removesuffix(".py")
     prefix = ["-m", "sdft", program] if start == "sdft" else [str(ROOT / f"{program}.py")]
-    run_program(home, *prefix, *add_options(program, arguments), *arguments)
+    flags = [argument for argument in arguments if argument == "-m"]  # before the options, as argparse requires
+    options = [argument for argument in arguments if argument != "-m"]
+    run_program(home, *prefix, *flags, *add_options(program, options), *options)
