@@ -112,7 +112,7 @@ def parse_lora_file(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], architectures: list[Architecture]
 ) -> LoraFile:
     bundled = [key for key in tensors if key.startswith(BUNDLED_PREFIX)]
-    weights = {key: tensor for key, tensor in tensors.items() if key not in bundled}
+    weights = {key: tensor for key, tensor in tensors.items() if not key.startswith(BUNDLED_PREFIX)}
     is_lora = any(parse_tensor_name(key) for key in weights)
     try:
         groups, file_format = group_tensors(weights)
@@ -121,6 +121,7 @@ def parse_lora_file(
         if description := describe_foreign_file(weights, is_lora):
             raise ValueError(description) from None
         raise error from None
+    check_unique_layers(found)
     offsets = pop_offsets(groups, found)
     shapes = {name: architecture.get_shape(*found[name]) for name in groups}
     input_norms = detect_input_norms(groups, shapes)
@@ -131,9 +132,7 @@ def parse_lora_file(
     for name, group in groups.items():
         part, layer = found[name]
         alpha = partial(alphas.get(part, lambda _, rank: (None, rank)), layer)
-        if layer in parts.setdefault(part, {}):
-            raise ValueError(f"{name}: duplicate layer")
-        parts[part][layer] = parse_layer(name, group, shapes[name], alpha, input_norms)
+        parts.setdefault(part, {})[layer] = parse_layer(name, group, shapes[name], alpha, input_norms)
     if not parts and not offsets:
         raise ValueError("changes nothing")
     return LoraFile(
@@ -148,6 +147,14 @@ def parse_lora_file(
         offsets,
         list_notes(groups, bundled, file_format, alphas),
     )
+
+
+def check_unique_layers(found: dict[str, tuple[str, str]]) -> None:
+    """`ValueError` if two names in a file are of one layer."""
+    names: dict[tuple[str, str], str] = {}
+    for name, layer in found.items():
+        if names.setdefault(layer, name) != name:
+            raise ValueError(f"{name}: duplicate layer, as {names[layer]}")
 
 
 def pop_offsets(groups: Groups, found: dict[str, tuple[str, str]]) -> dict[tuple[str, str], Tensor]:

@@ -42,6 +42,6 @@ def describe_foreign_file(tensors: dict[str, Tensor], is_lora: bool) -> str | No
         is_input_factor = re.search(r"attn2[._](processor\.)?to_[kv].*(down|lora_A)", key)
         if is_input_factor and tensor.ndim > 1 and tensor.shape[1] == SDXL_TEXT_WIDTH:
             return f"is for Stable Diffusion XL ({key} is {SDXL_TEXT_WIDTH} wide); {ACCEPTED}"
-    if all("." not in key and tensor.ndim <= 2 for key, tensor in tensors.items()):
+    if tensors and all("." not in key and tensor.ndim <= 2 for key, tensor in tensors.items()):
         return f"is a textual inversion embedding ({min(tensors)}); {ACCEPTED}"
     return None

@@ -45,9 +45,8 @@ def fits_shape(group: dict[str, Tensor], shape: tuple[int, ...]) -> bool:
     out_size, in_size = shape[0], math.prod(shape[1:])
     if TUCKER_ROLES & set(group):  # kernels are in the core; all but LoRA store `[rank, out]`
         in_size = shape[1]
-        group = {role: t.T if role.endswith("_a") and t.ndim == 2 else t for role, t in group.items()}
-        if "lokr_w1_a" in group:
-            group["lokr_w1_a"] = group["lokr_w1_a"].T
+        is_transposed = lambda role, t: role.endswith("_a") and role != "lokr_w1_a" and t.ndim == 2  # noqa: E731
+        group = {role: t.T if is_transposed(role, t) else t for role, t in group.items()}
     if any(role.startswith("lokr") for role in group):
         small, large = (get_matrix_size(group, f"lokr_w{n}", f"lokr_w{n}_a", f"lokr_w{n}_b") for n in (1, 2))
         return small[0] * large[0] in (0, out_size) and small[1] * large[1] in (0, in_size)

@@ -99,17 +99,15 @@ def expand_tucker(
     a: Tensor,
     b: Tensor,
     shape: tuple[int, ...],
-    rows: int | None = None,
-    columns: int | None = None,
+    sizes: tuple[int, int] | None = None,
 ) -> LowRank:
     """Factors `[out, r]` and `[r, in * h * w]` of a core `[r, s, h, w]` with `a` `[r, out]` and `b` `[s, in]`.
 
-    `rows` and `columns`: out and in, by default those of `shape`.
+    `sizes`: out and in, by default those of `shape`.
     """
-    sizes = rows or shape[0], columns or shape[1]
     if core.ndim != 4 or a.ndim != 2 or b.ndim != 2 or core.shape != (len(a), len(b), *shape[2:]):
         raise ValueError(f"{name}: the core {list(core.shape)} does not match its factors and {list(shape)}")
-    if (a.shape[1], b.shape[1]) != sizes:
+    if (a.shape[1], b.shape[1]) != (sizes or shape[:2]):
         raise ValueError(f"{name}: the factors of the core do not match {list(shape)}")
     return a.float().T.contiguous(), torch.einsum("rshw,si->rihw", core.float(), b.float()).flatten(1)
 
@@ -144,7 +142,7 @@ def parse_lokr(name: str, group: dict[str, Tensor], shape: tuple[int, ...]) -> t
         rank = len(b)
         if "lokr_t2" in group:
             (core,) = require_factors(name, group, "lokr_t2")
-            a, b = expand_tucker(name, core, a, b, shape, *(a.shape[1:] + b.shape[1:]))
+            a, b = expand_tucker(name, core, a, b, shape, (a.shape[-1], b.shape[-1]))
         a, b = a.float().flatten(1), b.float().flatten(1)
     size = shape[0], math.prod(shape[1:])
     if w1.ndim != 2 or a.shape[1] != len(b) or (len(w1) * len(a), w1.shape[1] * b.shape[1]) != size:

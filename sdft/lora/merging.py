@@ -31,13 +31,17 @@ def merge_lora_files(model: StableDiffusion, files: list[LoraFile], weights: lis
                 change = layer.apply_to(weight, strength) - weight.double()
                 changes[part, f"{name}.weight"] = changes.get((part, f"{name}.weight"), 0) + change
         for (part, parameter), offset in file.offsets.items():
+            if (tensor := get_parameter(model, part, parameter)) is None or tensor.shape != offset.shape:
+                raise ValueError(f"adapter={file.path}: {part}.{parameter} does not fit {model.name}")
             changes[part, parameter] = changes.get((part, parameter), 0) + strength * offset.double()
     for (part, parameter), change in changes.items():
-        layer, _, kind = parameter.rpartition(".")
-        tensor = getattr(get_layer(part, model.components[part], layer), kind)
-        if tensor is None or (change := change.to(tensor.device)).shape != tensor.shape:
-            raise ValueError(f"adapter={files[0].path}: {part}.{parameter} does not fit {model.name}")
-        tensor.copy_(tensor.double() + change)
+        tensor = get_parameter(model, part, parameter)
+        tensor.copy_(tensor.double() + change.to(tensor.device))
+
+
+def get_parameter(model: StableDiffusion, part: str, parameter: str) -> Tensor | None:
+    layer, _, kind = parameter.rpartition(".")
+    return getattr(get_layer(part, model.components[part], layer), kind)
 
 
 @torch.no_grad()

@@ -197,7 +197,7 @@ BAD = {
         {f"{FLAT[TO_Q]}.diff": (48, 48), f"{FLAT[TO_Q]}.lora_up.weight": (48, 2)},
         "up beside",
     ),
-    "nothing": ({}, "tensors"),
+    "nothing": ({}, "contains no tensors"),
 }
 
 

@@ -239,6 +239,10 @@ def test_small_files_cannot_describe_huge_products():
         ({"up": draw(8, 1), "down": draw(1, 8), "mid": core["lora_mid"]}, (8, 8, 3, 3)),
         ({"lokr_w1_a": draw(9, 2), "lokr_w1_b": draw(2, 9), "lokr_w2": draw(2, 2)}, (8, 8)),
         ({"lokr_w1": draw(2, 2), "lokr_w2": draw(2, 3)}, (8, 8)),
+        (
+            {"lokr_w1": draw(2, 2), "lokr_t2": draw(2, 2, 1, 1), "lokr_w2_a": draw(2, 4, 1), "lokr_w2_b": draw(2, 4)},
+            (8, 8, 1, 1),
+        ),
     ):
         with pytest.raises(ValueError, match="layer: .*match"):
             parse_layer("layer", group, shape, none)
