@@ -32,7 +32,13 @@ from sdft.evaluation.statistics import (
 from sdft.evaluation.variant_images import generate_variant_images
 from sdft.evaluation.variants import ModelVariant
 from sdft.models.sampling import Sampling
-from sdft.runs.evaluations import EVALUATION_FOLDER, SCORES_FORMAT, choose_evaluation_folder, write_scores
+from sdft.runs.evaluations import (
+    EVALUATION_FOLDER,
+    SCORES_FORMAT,
+    choose_evaluation_folder,
+    drop_batch_size,
+    write_scores,
+)
 from sdft.runs.terminal import print_text
 
 METRIC_FIELDS = ("number_format", "higher_is_better", "description", "baseline")  # in scores.json
@@ -81,11 +87,11 @@ def describe_settings(
     cfg: DictConfig, states: list[ModelVariant], groups: list[PromptGroup], sampling: Sampling
 ) -> str:
     """Hash of everything that distinguishes the evaluations of a run: an equal one replaces the earlier one."""
-    options = {key: OmegaConf.to_container(cfg[key]) for key in ("metrics", "data") if cfg.get(key)}
+    options = {key: OmegaConf.to_container(cfg[key]) for key in ("model", "metrics", "data") if cfg.get(key)}
     sizes = {key: cfg.get(key) for key in ("resolution", "caption_template", "validation_split")}
     variants = [(state.label, state.scale, state.step) for state in states]
     prompts = {group.name: group.prompts for group in groups}
-    content = json.dumps([options, sizes, variants, prompts, sampling.to_dict() | {"batch_size": 0}], sort_keys=True)
+    content = json.dumps([options, sizes, variants, prompts, drop_batch_size(sampling.to_dict())], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

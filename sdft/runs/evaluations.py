@@ -9,9 +9,9 @@ from sdft.runs.files import atomic_write, check_format_version, check_structure,
 EVALUATION_FOLDER, SCORES_FILE = "evaluation", "scores.json"  # later evaluations are in evaluation-2, evaluation-3, …
 SCORES_FORMAT = 1
 NUMBER_FORMAT = re.compile(r"\{:[+,]?(\.\d)?[fgd%]?\}")  # number formats that a file may give
-NUMBER, NUMBER_OR_NULL = (int, float), (int, float, type(None))
+NUMBER_OR_NULL = (int, float, type(None))
 SCORE = {
-    **dict.fromkeys(("value",), NUMBER_OR_NULL),
+    "value": NUMBER_OR_NULL,
     **dict.fromkeys(("low?", "high?"), NUMBER_OR_NULL),
     **dict.fromkeys(("count?", "of?"), int),
     "per_image?": [NUMBER_OR_NULL],
@@ -86,16 +86,23 @@ def choose_evaluation_folder(first: Path, settings: str) -> Path:
 
 def get_comparison_key(report: dict) -> str:
     """Scores are comparable when this is equal: scorers, prompts, number of images, seeds and sampling options."""
-    sampling = {key: value for key, value in report["sampling"].items() if key != "batch_size"}
+    sampling = drop_batch_size(report["sampling"])
     return json.dumps([report["scorers"], report["groups"], report["images"], sampling], sort_keys=True)
+
+
+def drop_batch_size(sampling: dict) -> dict:
+    """The sampling options that images depend on."""
+    return {key: value for key, value in sampling.items() if key != "batch_size"}
 
 
 def classify_change(gain: dict | None, metric: dict, score: dict, real: float | None) -> str:
     """better or worse if the interval of the change excludes zero; with baseline `real`, worse if the score's excludes `real`."""
-    if not gain or gain.get("low") is None:
+    if not gain or any(gain.get(key) is None for key in ("value", "low", "high")):
         return "unclear"
     up = metric["higher_is_better"]
     if metric["baseline"] == "real" and real is not None:
+        if score.get("high" if up else "low") is None:
+            return "unclear"
         return "worse" if (score["high"] < real if up else score["low"] > real) else "unclear"
     if gain["low"] <= 0 <= gain["high"]:
         return "unclear"

@@ -9,10 +9,10 @@ from sdft.runs.metadata import RECORD_FILE, read_state
 
 def find_newest_run(outputs: Path = Path("outputs")) -> Path:
     """The run folder that finished last."""
-    runs = [file.parent for file in outputs.glob(f"*/*/{RECORD_FILE}") if read_state(file.parent) == "finished"]
-    if not runs:
+    files = sorted(outputs.glob(f"*/*/{RECORD_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    newest = next((file.parent for file in files if read_state(file.parent) == "finished"), None)
+    if newest is None:
         raise ValueError(f"run=null: no finished run in {outputs}/; train one first, or give run=FOLDER")
-    newest = max(runs, key=lambda run: (run / RECORD_FILE).stat().st_mtime)
     report_default_run(newest, "which finished last")
     return newest
 

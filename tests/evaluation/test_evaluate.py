@@ -1,6 +1,7 @@
 """Base vs fine-tuned: the table, `scores.json`, the images, the HTML report."""
 
 import json
+import os
 from shutil import copytree
 
 import numpy as np
@@ -12,9 +13,11 @@ from hydra.errors import InstantiationException
 from omegaconf import open_dict
 from PIL import Image
 
-from sdft.evaluation.evaluate import evaluate, format_runs_table
+from sdft.evaluation.evaluate import describe_settings, evaluate, format_runs_table
 from sdft.evaluation.jobs import build_evaluation_jobs
 from sdft.evaluation.metrics.base import ImageMetric
+from sdft.evaluation.protocol import PromptGroup
+from sdft.evaluation.variants import ModelVariant
 from sdft.models.sampling import Sampling
 from sdft.runs.evaluations import choose_main_evaluation, list_evaluations, read_evaluations, read_scores
 from sdft.runs.newest_run import find_newest_run
@@ -306,6 +309,9 @@ def test_newest_finished_run_is_default_and_named(tmp_path, capsys):
     for stamp, state in (("1", "finished"), ("2", "failed")):
         (tmp_path / "lora" / stamp).mkdir(parents=True)
         (tmp_path / "lora" / stamp / "run.json").write_text(json.dumps({"format": 1, "state": state}))
+    (tmp_path / "lora" / "0").mkdir()
+    (tmp_path / "lora" / "0" / "run.json").write_text("of an older version")
+    os.utime(tmp_path / "lora" / "0" / "run.json", (0, 0))
     assert find_newest_run(tmp_path) == find_newest_run(tmp_path) == tmp_path / "lora" / "1"
     assert capsys.readouterr().out == f"run        {tmp_path / 'lora' / '1'}, which finished last\n"
 
@@ -315,3 +321,12 @@ def test_caption_template_applies_to_prompts_but_not_to_scoring_prompts(run):
     (report,) = run_evaluation(f"run={folder}", "images=1", "protocol=data")
     assert all(prompt.endswith(" <mine>") for prompt in report["groups"]["prompts"])
     assert "digit" in report["states"][0]["scores"]["prompts"]
+
+
+def test_evaluations_of_one_file_on_two_base_models_are_distinct():
+    prompts, sampling = [PromptGroup("prompts", ["a cat"], ["a cat"])], Sampling()
+    one, other = (
+        describe_settings(compose_config(f"model={model}", "resolution=512"), [ModelVariant("base")], prompts, sampling)
+        for model in ("sd14", "sd15")
+    )
+    assert one != other

@@ -69,3 +69,5 @@ def test_a_change_is_classified_by_its_interval_or_by_real_images():
         classify_change(gain | {"low": -0.1}, base, score, 0.9) == classify_change(None, base, score, 0.9) == "unclear"
     )
     assert classify_change(gain, real, score, 0.9) == "worse" and classify_change(gain, real, score, 0.6) == "unclear"
+    assert classify_change(gain, real, {"value": 0.6}, 0.9) == "unclear"  # no interval of the score
+    assert {classify_change(gain | {key: None}, base, score, None) for key in gain} == {"unclear"}

@@ -10,6 +10,7 @@ from sdft.evaluation.statistics import flatten_scores, orient_score
 from sdft.evaluation.variants import BEST
 from sdft.models.sampling import Sampling
 from sdft.runs.evaluation_history import EvaluationHistory
+from sdft.runs.evaluations import drop_batch_size
 from sdft.training.callbacks.base import RunCallback
 from sdft.training.export.modelspec import write_result_metadata
 from sdft.training.fsdp import unshard_model
@@ -136,7 +137,7 @@ class PeriodicEvaluation(RunCallback):
     def describe_images(self) -> dict:
         """The settings that the images of a step depend on."""
         groups = {group.name: group.prompts for group in self.evaluation.groups}
-        sampling = {name: value for name, value in self.sampling.to_dict().items() if name != "batch_size"}
+        sampling = drop_batch_size(self.sampling.to_dict())
         return {"groups": groups, "images": self.evaluation.images, "sampling": sampling}
 
     def state_dict(self):
