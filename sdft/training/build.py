@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from sdft.runs.invocation import Invocation
 from sdft.training.datasets import RunDatasets
 from sdft.training.inputs import RunInputs
+from sdft.training.loggers import is_wandb_logger
 from sdft.training.optimizers import check_optimizer
 from sdft.training.run_setup import COMPONENTS
 
@@ -118,7 +119,7 @@ def build_trainer(
 
     training = parts["training"]
     previous_run, checkpoint = inputs.previous_run, inputs.checkpoint
-    is_resumed_wandb_run = previous_run and "wandb" in str(cfg.logger)
+    is_resumed_wandb_run = previous_run and is_wandb_logger(cfg.logger)
     logger_options = previous_run.build_wandb_options() if is_resumed_wandb_run else {}
     if cfg.logger and "folder" in cfg.logger:
         logger_options |= {"folder": cfg.logger.folder or str(folder)}

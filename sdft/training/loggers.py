@@ -20,8 +20,13 @@ def check_names(cfg: DictConfig) -> None:
     if not re.fullmatch(r"[\w+-][\w .+-]*", str(cfg.name)):
         raise ValueError(f"name={cfg.name}: use letters, digits, spaces and . _ + - only")
     check_name("name", str(cfg.name))
-    if "wandb" in str(cfg.logger):
+    if is_wandb_logger(cfg.logger):
         check_wandb_names(cfg.logger)
+
+
+def is_wandb_logger(node: Mapping | None) -> bool:
+    """Whether the config node of a logger builds one of W&B."""
+    return bool(node) and "wandb" in str(node.get("_target_"))
 
 
 def check_wandb_names(options: Mapping) -> None:

@@ -102,7 +102,9 @@ class DiffusionModule(LightningModule):
         )
 
     def get_timesteps(self, batch: dict) -> Tensor:
-        """Timesteps `[batch]`: at the fractions of fixed samples, else drawn from `timestep_sampling`."""
+        """Timesteps `[batch]`: those of the batch, at the fractions of fixed samples, or drawn from `timestep_sampling`."""
+        if "timestep" in batch:
+            return batch["timestep"]
         if "timestep_fraction" in batch:
             return self.model.noise_process.find_timesteps(batch["timestep_fraction"])
         return self.timestep_sampling(self.model.noise_process, batch["timestep_draw"])
@@ -122,10 +124,11 @@ class DiffusionModule(LightningModule):
             torch.cuda.manual_seed_all(seed)
 
     def training_step(self, batch: dict, _) -> dict:
+        batch = batch | {"timestep": self.get_timesteps(batch)}
         losses = self.compute_losses(batch)
         loss = (losses * batch["weight"] * batch["sample_weight"]).mean()
         self.has_nonfinite_loss = ~loss.detach().isfinite() | self.has_nonfinite_loss
-        return {"loss": loss, "losses": losses.detach(), "timestep": self.get_timesteps(batch)}
+        return {"loss": loss, "losses": losses.detach(), "timestep": batch["timestep"]}
 
     def configure_optimizers(self):
         groups = []

@@ -33,25 +33,16 @@ def compute_output(model):
     )
 
 
+CONVOLUTIONS = {"unet_targets": ["to_q", "conv1", "proj_in"]}
 KINDS = {
     "attention": {},
     "attention and convolutions": {"unet_targets": ["to_q", "to_v", "conv1", "conv2", "proj_in"]},
     "unet only": {"text_encoder": False},
     "rank-stabilised": {"use_rslora": True},
     "loha": {"adapter_type": "loha", "size": 0.3},
-    "loha of convolutions": {
-        "adapter_type": "loha",
-        "rank": 2,
-        "unet_targets": ["to_q", "conv1", "proj_in"],
-        "size": 0.3,
-    },
+    "loha of convolutions": {"adapter_type": "loha", "rank": 2, "size": 0.3, **CONVOLUTIONS},
     "lokr": {"adapter_type": "lokr", "size": 0.3},
-    "lokr of convolutions": {
-        "adapter_type": "lokr",
-        "rank": 1,
-        "unet_targets": ["to_q", "conv1", "proj_in"],
-        "size": 0.3,
-    },
+    "lokr of convolutions": {"adapter_type": "lokr", "rank": 1, "size": 0.3, **CONVOLUTIONS},
     "pissa": {"init_lora_weights": "pissa", "size": 0.05},
     "rank-stabilised pissa": {"init_lora_weights": "pissa", "use_rslora": True, "size": 0.05},
 }

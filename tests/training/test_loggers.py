@@ -6,10 +6,11 @@ import time
 
 import pytest
 import wandb
-from conftest import read_scores
+from conftest import compose_config, read_scores
 from wandb.proto import wandb_internal_pb2
 
 from sdft.training import loggers
+from sdft.training.loggers import is_wandb_logger
 
 
 @pytest.fixture
@@ -136,3 +137,9 @@ def test_missing_tensorboard_is_reported_with_its_package(monkeypatch, tmp_path)
 def test_tensorboard_writes_an_event_file(run):
     _, folder = run("steps=1", "logger=tensorboard")
     assert list(folder.glob("tensorboard/events.*"))
+
+
+def test_only_the_target_of_a_logger_says_that_it_is_one_of_wandb():
+    assert is_wandb_logger(compose_config("logger=wandb").logger)
+    assert not is_wandb_logger(compose_config("logger=tensorboard", "logger.folder=/logs/wandb").logger)
+    assert not is_wandb_logger(compose_config("logger=none").logger)

@@ -3,6 +3,7 @@
 import torch
 
 from sdft.rng import Draw
+from sdft.runs.terminal import print_text
 from sdft.training.callbacks.base import RunCallback
 
 MAX_LISTED_SAMPLES = 8  # images per message
@@ -39,13 +40,14 @@ class NanCheck(RunCallback):
         if module.skipped_steps is None or (num_skipped := int(module.skipped_steps)) == self.num_reported:
             return
         step = int(module.last_skipped_step)
-        message = f"step {step + 1}: NaN/Inf loss or gradient; {self.describe_samples(module, step)}"
         if self.on_nan == "stop":
             raise ValueError(
-                f"{message}; the weights were not updated, {self.describe_last_checkpoint()}; lower lr, or check these images"
+                f"{self.describe_step(module, step)}; the weights were not updated, {self.describe_last_checkpoint()}; "
+                "lower lr, or check these images"
             )
         if not self.num_reported and trainer.is_global_zero:
-            print(f"warning    {message}; step skipped, further skips are counted in train/skipped", flush=True)
+            message = f"{self.describe_step(module, step)}; step skipped, further skips are counted in train/skipped"
+            print_text(f"warning    {message}", flush=True)
         self.num_reported = num_skipped
         for logger in trainer.loggers:
             logger.log_metrics({"train/skipped": num_skipped}, trainer.global_step)
@@ -56,17 +58,17 @@ class NanCheck(RunCallback):
     def load_state_dict(self, state):
         self.num_reported = state["num_reported"]
 
-    def describe_samples(self, module, step: int) -> str:
-        """Image names and timesteps of a step's samples."""
+    def describe_step(self, module, step: int) -> str:
+        """The problem, with the image names and timesteps of the step's samples."""
         dataset = self.samples.datasets[0]
         numbers = dataset.plan.sample_numbers(step)
-        draws = torch.cat([dataset.draw_uniform(number, Draw.TIMESTEP) for number in numbers[:MAX_LISTED_SAMPLES]])
+        first = numbers[:MAX_LISTED_SAMPLES]
+        draws = torch.cat([dataset.draw_uniform(number, Draw.TIMESTEP) for number in first])
         timesteps = module.timestep_sampling(module.model.noise_process, draws).tolist()
-        names = [dataset.source[dataset.plan.image_index(number)].name for number in numbers]
-        listed = [f"{name} at timestep {timestep}" for name, timestep in zip(names, timesteps, strict=False)]
-        return ", ".join(listed) + (
-            f" and {len(numbers) - MAX_LISTED_SAMPLES} more" if len(numbers) > MAX_LISTED_SAMPLES else ""
-        )
+        names = [dataset.source[dataset.plan.image_index(number)].name for number in first]
+        listed = [f"{name} at timestep {timestep}" for name, timestep in zip(names, timesteps, strict=True)]
+        more = f" and {len(numbers) - len(first)} more" if len(numbers) > len(first) else ""
+        return f"step {step + 1}: NaN/Inf loss or gradient; {', '.join(listed)}{more}"
 
     def describe_last_checkpoint(self) -> str:
         from sdft.runs.checkpoint_file import find_latest_checkpoint
