@@ -45,6 +45,7 @@ def build_dataset_report(
     words = Counter(term for text in captions for term in split_terms(text))
     tags = Counter(tag for text in captions for part in text.split(",") if (tag := " ".join(part.split())))
     upscales = [max(w / a, h / b) for (w, h), (a, b) in zip(sizes, original_sizes, strict=True)]
+    records = source.file_records()
     stats = {
         "images": len(source),
         "captions": len(captions),
@@ -60,8 +61,8 @@ def build_dataset_report(
         "upscaled images": sum(factor > 1 for factor in upscales),
         "skipped": list(source.skipped_files()),
         **source.inventory().to_json(),
-        "image buckets": {name: f"{w}x{h}" for name, (w, h) in zip(source.file_records(), sizes, strict=False)},
-        **find_duplicates(source.file_records()),
+        "image buckets": {name: f"{w}x{h}" for name, (w, h) in zip(records, sizes, strict=False)},
+        **find_duplicates(records),
     }
     return DatasetReport(
         stats,
@@ -79,6 +80,8 @@ def find_shared_terms(captions: list[str]) -> list[str]:
     """The words that every caption contains, in the order of the first one."""
     shared = list(dict.fromkeys(split_terms(captions[0]))) if captions else []
     for text in captions:
+        if not shared:
+            break
         terms = set(split_terms(text))
         shared = [term for term in shared if term in terms]
     return shared

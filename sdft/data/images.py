@@ -125,7 +125,7 @@ def to_upright_rgb(image: Image.Image, background: str, notes: ImageNotes = Imag
         rgb.putalpha(alpha)
         opaque = Image.new("RGBA", image.size, ImageColor.getrgb(background))
         rgb = Image.alpha_composite(opaque, rgb).convert("RGB")
-    upright = rgb.copy() if method is None else rgb.transpose(method)
+    upright = rgb if method is None else rgb.transpose(method)
     upright.info = {"notes": int(notes)}
     return upright
 

@@ -104,7 +104,8 @@ def compute_missing(
 
     if (damaged := cache.drop_damaged(list(required))) and processes.rank() == 0:
         print_text(f"cache      {damaged} damaged {label} are computed again", flush=True)
-    missing = processes.broadcast([key for key in required if key not in cache])
+    missing_by_rank = processes.all_gather([key for key in required if key not in cache])
+    missing = list(dict.fromkeys(chain.from_iterable(missing_by_rank)))
     missing.sort(key=lambda key: required[key][0])  # equal sizes together
     console, hidden, rank, world = Console(), processes.rank() > 0, processes.rank(), processes.world_size()
     entries, written = {}, time.monotonic()

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -94,13 +94,15 @@ def read_jsonl_rows(file: Path) -> Iterator[tuple[int, object]]:
 
 
 def build_row(pairs: list[tuple[str, object]]) -> dict:
-    check_column_names([name for name, _ in pairs], LookupError)
+    check_column_names([name for name, _ in pairs])
     return dict(pairs)
 
 
-def check_column_names(names: list[str], error_type: type[Exception] = ValueError) -> None:
-    if duplicates := sorted({name for name in names if names.count(name) > 1}):
-        raise error_type(f"two columns are called {duplicates[0][:MAX_ERROR_CHARS]!r}; rename one of them")
+def check_column_names(names: list[str]) -> None:
+    """`LookupError` for two equal names; not a `ValueError`, which is how a parser reports its own errors."""
+    if len(set(names)) < len(names):
+        duplicate = min(name for name, count in Counter(names).items() if count > 1)
+        raise LookupError(f"two columns are called {duplicate[:MAX_ERROR_CHARS]!r}; rename one of them")
 
 
 def read_csv_rows(file: Path) -> Iterator[tuple[int, object]]:
@@ -111,7 +113,7 @@ def read_csv_rows(file: Path) -> Iterator[tuple[int, object]]:
     reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
     try:
         names = next((fields for fields in reader if fields), [])
-        check_column_names(names, LookupError)
+        check_column_names(names)
         line = reader.line_num
         for fields in reader:
             line, number = reader.line_num, line + 1

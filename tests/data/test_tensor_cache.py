@@ -105,13 +105,23 @@ def test_a_damaged_entry_is_computed_again_and_the_others_are_not(tmp_path, caps
     assert computed == [[b"k3"]]
 
 
-def test_a_flipped_bit_in_latents_or_contexts_is_encoded_again(tmp_path, monkeypatch, tiny, capsys):
+@pytest.fixture
+def fill_dataset(tmp_path, monkeypatch, tiny):
+    """A function that fills the caches of three images in `images/`, and returns their dataset."""
     monkeypatch.chdir(tmp_path)
     folder, model = save_images(Digits(per_digit=1), tmp_path / "images", 3, captions=True), tiny()
 
     def fill():
         dataset = DataSettings(32).build_dataset(ImageFolder(str(folder)), model)
         fill_caches([dataset], model, text=True)
+        return dataset
+
+    return fill
+
+
+def test_a_flipped_bit_in_latents_or_contexts_is_encoded_again(tmp_path, fill_dataset, capsys):
+    def fill():
+        dataset = fill_dataset()
         samples = [dataset.load_fixed_sample(index, 0.5) for index in range(3)]
         return [{name: tensor.clone() for name, tensor in sample.items()} for sample in samples]
 
@@ -144,13 +154,11 @@ def test_entries_are_written_while_others_are_computed(tmp_path, monkeypatch):
     assert compute_missing(TensorCache(tmp_path), required, compute, "captions") == (70, 6)
 
 
-def test_a_read_only_folder_is_read_and_new_entries_stay_in_memory(tmp_path, monkeypatch, tiny, capsys):
-    monkeypatch.chdir(tmp_path)
-    folder, model = save_images(Digits(per_digit=1), tmp_path / "images", 3, captions=True), tiny()
+def test_a_read_only_folder_is_read_and_new_entries_stay_in_memory(tmp_path, monkeypatch, fill_dataset, capsys):
+    folder = tmp_path / "images"
 
     def fill():
-        dataset = DataSettings(32).build_dataset(ImageFolder(str(folder)), model)
-        fill_caches([dataset], model, text=True)
+        dataset = fill_dataset()
         return dataset.load_fixed_sample(len(dataset) - 1, 0.5), capsys.readouterr().out
 
     (folder / "2.png").rename(tmp_path / "2.png")
