@@ -7,6 +7,8 @@ from string import Template
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from sdft.options.suggestions import list_groups
+
 COMMENT_COLUMN = 40
 TOPIC = re.compile(r"^# --- ([^:\n]+?)(?:: (.+?))? ---$")  # "# --- data: data, prior ---": a topic and its config nodes
 
@@ -16,7 +18,7 @@ def render_help(conf: Path, config: str, overrides: list[str]) -> str:
     with initialize_config_dir(str(conf), version_base="1.3"):
         cfg = compose(config, overrides, return_hydra_config=True)
     options = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    groups = list_groups(conf / f"{config}.yaml")
+    groups = list_groups(config, conf)
     choices = {key: sorted(file.stem for file in (conf / key).glob("*.yaml")) for key in groups}
     files = {key: conf / key / f"{cfg.hydra.runtime.choices.get(key)}.yaml" for key in choices}
     texts = {key: file.read_text(encoding="utf-8") for key, file in files.items() if file.is_file()}
@@ -36,12 +38,6 @@ def render_help(conf: Path, config: str, overrides: list[str]) -> str:
         lines = add_comments(OmegaConf.to_yaml(options), comments)
         choice_lines = "\n".join(f"{key}: {', '.join(names)}" for key, names in choices.items())
     return Template(cfg.hydra.help.template).substitute(APP_CONFIG_GROUPS=choice_lines, CONFIG=lines)
-
-
-def list_groups(file: Path) -> list[str]:
-    """Config groups of a program: the folders beside its config that its defaults list names."""
-    entries = OmegaConf.load(file).defaults
-    return [key for entry in entries if OmegaConf.is_dict(entry) for key in entry if (file.parent / key).is_dir()]
 
 
 def parse_comments(text: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sdft.config import CONF, import_target, iterate_leaves
 from sdft.distributed import get_process_info
 from sdft.options.requirements import check_requirements
-from sdft.options.suggestions import describe_unknown_option, flatten, list_groups
+from sdft.options.suggestions import describe_unknown_option, flatten_config, list_groups
 
 RECIPE = "experiment"  # the config group of recipes
 MODEL_OPTIONS = ("resolution", "sampling")  # top-level options whose values belong to a model
@@ -76,7 +76,7 @@ def drop_recipe_values(
     The recipe is `meant_for` the config of its own choices.
     """
     keys = [*changed, *(MODEL_OPTIONS if "model" in changed else ())]
-    leaves, chosen_leaves = (flatten(OmegaConf.to_container(config, resolve=False)) for config in (cfg, chosen))
+    leaves, chosen_leaves = (flatten_config(OmegaConf.to_container(config, resolve=False)) for config in (cfg, chosen))
     references = list_references(cfg)
     dropped = []
     for path, value in leaves.items():

@@ -2,6 +2,8 @@
 
 import re
 from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,7 +22,7 @@ def describe_unknown_option(text: str, config: str, cfg: DictConfig) -> str:
 
 def suggest_option(key: str, value: str, config: str, cfg: DictConfig) -> str:
     """What to use instead of the unknown `key`."""
-    known = flatten(OmegaConf.to_container(cfg, resolve=False))
+    known = flatten_config(OmegaConf.to_container(cfg, resolve=False))
     name = key.lower().replace("-", "_")
     last = name.rpartition(".")[2]
     group = key.partition(".")[0]
@@ -125,15 +127,16 @@ def list_choices(name: str, cfg: DictConfig) -> list[str]:
     return sorted(choice for choice in choices if choice.partition("=")[0] in cfg)
 
 
-def list_groups(config: str) -> list[str]:
-    """The config groups of a program."""
-    entries = OmegaConf.load(CONF / f"{config}.yaml").defaults
-    return [key for entry in entries if OmegaConf.is_dict(entry) for key in entry if (CONF / key).is_dir()]
-
-
-def flatten(node: dict, path: str = "") -> dict:
+def flatten_config(node: dict, path: str = "") -> dict:
     """The values of a nested dict by dotted key; a list is one value."""
     leaves = {}
     for key, value in node.items():
-        leaves |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+        leaves |= flatten_config(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
     return leaves
+
+
+@cache
+def list_groups(config: str, folder: Path = CONF) -> tuple[str, ...]:
+    """The config groups of a program: the folders beside its config that its defaults list names."""
+    entries = OmegaConf.load(folder / f"{config}.yaml").defaults
+    return tuple(key for entry in entries if OmegaConf.is_dict(entry) for key in entry if (folder / key).is_dir())

@@ -40,7 +40,7 @@ def check_output_path(option: str, path: Path) -> Path:
     if (size := count_bytes(str(path.absolute()))) > MAX_PATH_BYTES - MAX_INNER_BYTES:
         limit = MAX_PATH_BYTES - MAX_INNER_BYTES
         raise ValueError(f"{option}={str(path)[:40]}…: a path of {size} bytes; choose one of at most {limit} bytes")
-    if (parent := next(parent for parent in path.absolute().parents if parent.exists())).is_file():
+    if (parent := next((p for p in path.absolute().parents if p.exists()), path.absolute())).is_file():
         raise ValueError(f"{option}={path}: {parent} is a file, not a folder; choose another path")
     return path
 
@@ -116,15 +116,16 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def read_json(file: Path, structure: Any = dict) -> Any:
-    """Read a JSON object, or another value of this `structure`; empty if the file does not exist.
+def read_json(file: Path, structure: Any = dict, limit: int = MAX_TEXT_BYTES) -> Any:
+    """Read a JSON object, or another value of this `structure`, of at most `limit` bytes; empty if there is no file.
 
     Raises `ValueError` for invalid content.
     """
     if not file.is_file():
         return [] if isinstance(structure, list) else {}
+    check_file_size(file, limit)
     try:
-        content = json.loads(read_limited_text(file))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         raise ValueError(f"{file}: not valid JSON; the file is truncated or was edited") from None
     check_structure(content, structure, str(file))
@@ -142,18 +143,18 @@ class PlainLoader(yaml.SafeLoader):
 
 def read_yaml(file: Path, structure: Any = dict) -> Any:
     """Read a YAML file of plain values: no tags or aliases, and interpolations stay text; `ValueError` for other content."""
+    check_file_size(file, MAX_TEXT_BYTES)
     try:
-        content = PlainLoader(read_limited_text(file)).get_single_data()
+        content = PlainLoader(file.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ValueError(f"{file}: not valid YAML; the file is truncated or was edited") from None
     check_structure(content, structure, str(file))
     return content
 
 
-def read_limited_text(file: Path) -> str:
-    if file.stat().st_size > MAX_TEXT_BYTES:
-        raise ValueError(f"{file}: larger than {MAX_TEXT_BYTES} bytes")
-    return file.read_text(encoding="utf-8")
+def check_file_size(file: Path, limit: int) -> None:
+    if file.stat().st_size > limit:
+        raise ValueError(f"{file}: larger than {limit} bytes")
 
 
 def check_structure(value: Any, structure: Any, where: str) -> None:

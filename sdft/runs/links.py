@@ -57,6 +57,6 @@ def read_safe_bytes(folder: Path, *parts: str, limit: int = MAX_FILE_BYTES) -> b
 def read_safe_json(folder: Path, *parts: str, structure: Any = dict) -> Any:
     """Content of a JSON file; an empty one if it is missing, unreadable, or has another structure."""
     try:
-        return read_json(resolve_safe_path(folder, *parts), structure)
+        return read_json(resolve_safe_path(folder, *parts), structure, MAX_FILE_BYTES)
     except (OSError, ValueError):
         return [] if isinstance(structure, list) else {}

@@ -148,11 +148,13 @@ def format_command_line(command: list[str]) -> str:
 
 def mark_failed(folder: Path, status: int) -> int:
     """Return `status`; if it is an error, set the state of an unfinished run to failed, unless another start holds its lock."""
-    record = RunRecord(folder)
-    if status and read_state(folder) in ("running", "trained"):
+    if status and (folder / RECORD_FILE).is_file():
         with suppress(ValueError), Lock(folder, "a run"):
-            record.metadata = read_record(folder) | {"state": "failed"}
-            record.write()
+            record = RunRecord(folder)
+            record.metadata = read_record(folder)
+            if record.metadata["state"] in ("running", "trained"):
+                record.metadata["state"] = "failed"
+                record.write()
     return status
 
 

@@ -9,6 +9,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from sdft.options.quoting import format_for_shell, format_override, parse_text_value
+from sdft.options.suggestions import flatten_config
 from sdft.runs.files import atomic_write, read_yaml
 from sdft.runs.links import check_links
 from sdft.runs.metadata import RECORD_FILE, read_record
@@ -104,17 +105,19 @@ def store_overrides(folder: Path, overrides: Sequence[str], has_started: Callabl
     try:
         yield
     except BaseException:
-        if before is not None and not has_started():
-            file.write_bytes(before)
-        elif not has_started():
-            file.unlink(missing_ok=True)
-            with suppress(OSError):
-                file.parent.rmdir() if made else None
+        if not has_started():
+            if before is not None:
+                file.write_bytes(before)
+            else:
+                file.unlink(missing_ok=True)
+                if made:
+                    with suppress(OSError):
+                        file.parent.rmdir()
         raise
 
 
 def read_overrides(folder: Path) -> list[str]:
-    """Overrides that a run was started with; before `run.json` exists, those that Hydra has written."""
+    """Overrides that a run was started with; before `run.json` exists, those of `store_overrides`."""
     if (folder / RECORD_FILE).is_file():
         return read_record(folder, "overrides")["overrides"]
     return read_yaml(folder / OVERRIDES_FILE, [str])
@@ -167,10 +170,3 @@ def diff_configs(old: dict, new: dict) -> dict[str, tuple]:
     changed = {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
     changed = {name: values for name, values in changed.items() if name.split(".")[-1] not in RESULT_NEUTRAL_OPTIONS}
     return {n: values for n, values in changed.items() if not any(n.endswith(f".{other}") for other in changed)}
-
-
-def flatten_config(node: dict, path: str = "") -> dict:
-    leaves = {}
-    for name, value in node.items():
-        leaves |= flatten_config(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value}
-    return leaves

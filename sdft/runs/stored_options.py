@@ -7,11 +7,10 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from sdft.config import CONF
-from sdft.options.quoting import format_override
+from sdft.options.quoting import format_override, parse_override
 
 PLAIN_TYPES = (str, int, float, bool, type(None))
 PLAIN_OVERRIDE_TYPES = (OverrideType.CHANGE, OverrideType.ADD, OverrideType.FORCE_ADD, OverrideType.DEL)
@@ -70,12 +69,9 @@ def check_prompt_file(key: str, value: Any, where: str) -> None:
 
 def parse_stored_override(text: str, where: str) -> Override:
     """Parse an override of a run folder; `ValueError` unless it is `key=value` with a plain value or a known choice."""
-    try:
-        override = OverridesParser.create().parse_override(text)
-        value = override.value()
-    except HydraException:
-        raise ValueError(f"{where}: {text[:60]!r} is not an option; refused from a run folder") from None
-    key = override.key_or_group
+    if (override := parse_override(text)) is None:
+        raise ValueError(f"{where}: {text[:60]!r} is not an option; refused from a run folder")
+    key, value = override.key_or_group, override.value()
     if override.package or override.is_sweep_override() or override.type not in PLAIN_OVERRIDE_TYPES or "/" in key:
         raise ValueError(f"{where}: {text[:60]!r} is not a plain option; refused from a run folder")
     if RESERVED_KEY.search(key):

@@ -13,8 +13,9 @@ from sdft.runs.evaluations import (
     get_comparison_key,
     read_evaluations,
 )
+from sdft.runs.files import check_structure
 from sdft.runs.links import check_links
-from sdft.runs.metadata import read_record
+from sdft.runs.metadata import RECORD_FILE, read_record
 
 COST_FORMATS = {  # costs of a run, with their number formats
     "trainable": "{:,.0f}",
@@ -139,9 +140,10 @@ def read_finished_runs(folders: list[Path]) -> list[FinishedRun]:
 def read_finished_run(folder: Path) -> FinishedRun:
     """Read `run.json` and the evaluations; raises `ValueError` unless the run finished."""
     check_links(folder)
-    if (state := read_record(folder)["state"]) != "finished":
-        raise ValueError(f"{folder}: run not finished (state: {state})")
-    record = read_record(folder, *FINISHED_KEYS)
+    record = read_record(folder)
+    if record["state"] != "finished":
+        raise ValueError(f"{folder}: run not finished (state: {record['state']})")
+    check_structure(record, dict.fromkeys(FINISHED_KEYS, object), str(folder / RECORD_FILE))
     nested = dict(
         w.split("=", 1) for w in record["command"] if "=" in w and "." in w.split("=")[0] and not w.startswith("hydra")
     )

@@ -25,8 +25,7 @@ def log_sweep_summary(finished: list[Path], jobs: int, folder: Path, name: str, 
 
     Does nothing if no job was logged to W&B. A second call resumes the same W&B run.
     """
-    runs = read_finished_runs(finished)
-    records = [read_record(run.folder) for run in runs]
+    records = [read_record(path) for path in finished]
     job_runs = [record["wandb"] for record in records if "wandb" in record]
     if not job_runs:
         return
@@ -36,6 +35,7 @@ def log_sweep_summary(finished: list[Path], jobs: int, folder: Path, name: str, 
     from sdft.training.loggers import build_wandb_logger
     from sdft.training.wandb_logger import finish_wandb_run
 
+    runs = read_finished_runs(finished)
     settings, metric = group_by_setting(runs), choose_metric(runs, preferred)
     wandb_run = read_or_create_wandb_run(folder, job_runs[0]["project"], name)
     tags = dict.fromkeys(tag for run in runs for tag in run.options.get("tags", []))

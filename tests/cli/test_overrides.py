@@ -48,10 +48,9 @@ def test_a_blank_path_is_refused_wherever_a_path_is_taken(program):
                 check_config(cfg)
 
 
-def test_a_path_from_an_empty_variable_of_the_environment_is_refused(monkeypatch):
-    monkeypatch.setenv("PHOTOS", "")
-    with pytest.raises(ValueError, match=r"^data.path=\$\{oc.env:PHOTOS\}: "):
-        check_config(compose_and_check("data=folder", "data.path=${oc.env:PHOTOS}"))
+def test_a_path_from_an_empty_option_is_refused():
+    with pytest.raises(ValueError, match="^base='': blank"):
+        check_config(compose_and_check("data=folder", "+base=''", "data.path=${base}"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from sdft.__main__ import PROGRAMS as APPS
 from sdft.config import check_config
 from sdft.options.composition import check_composition, explain_unknown_override
 from sdft.options.foreign_names import EQUIVALENTS, OPTION_BY_NAME, REASON_BY_NAME
-from sdft.options.suggestions import flatten, list_choices
+from sdft.options.suggestions import flatten_config, list_choices
 
 PROGRAMS = sorted(file.stem for file in (ROOT / "conf").glob("*.yaml") if file.stem != "sweep")
 
@@ -104,7 +104,7 @@ def test_every_equivalent_is_an_option_of_some_program():
     selections = [("train", choice) for choice in ("data=hub", "schedule=polynomial", "method=lcm_lora")]
     for config, *overrides in [*((config,) for config in (*PROGRAMS, "sweep")), *selections]:
         options = OmegaConf.to_container(compose_config(*overrides, config=config), resolve=False)
-        known |= {*options, *flatten(options)}
+        known |= {*options, *flatten_config(options)}
     groups = {f"{file.parent.name}={file.stem}" for file in (ROOT / "conf").glob("*/*.yaml")}
     every_group = OmegaConf.create({choice.partition("=")[0]: None for choice in groups})
     for part in (

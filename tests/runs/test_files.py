@@ -3,10 +3,12 @@
 import json
 import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from sdft.runs import files
 from sdft.runs.evaluation_history import EvaluationHistory
 from sdft.runs.evaluations import read_scores
 from sdft.runs.files import (
@@ -56,6 +58,18 @@ def test_paths_that_cannot_be_written_are_refused_before_anything_is_computed(pa
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="folder"):
         check_output_path("folder", Path(path))
+
+
+def test_the_root_folder_has_no_parent_to_check():
+    assert check_output_path("folder", Path("/")) == Path("/")
+
+
+def test_a_file_that_is_too_large_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_TEXT_BYTES", 3)
+    (tmp_path / "large").write_text("{    }")
+    for read in (partial(read_json, limit=3), read_yaml):
+        with pytest.raises(ValueError, match="larger than 3 bytes"):
+            read(tmp_path / "large")
 
 
 def test_the_longest_accepted_name_can_be_written(tmp_path):
