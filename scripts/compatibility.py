@@ -60,7 +60,7 @@ def main(folder: Path) -> None:
     }
     page = render_page(compare_adapters(adapters, changes, base, results), compare_others(tensors, results))
     PAGE.write_text(page, encoding="utf-8")
-    print(f"saved    {PAGE}")
+    print(f"saved      {PAGE}")
 
 
 def install_packages(folder: Path, packages: dict[str, str]) -> Path:
@@ -74,7 +74,7 @@ def install_packages(folder: Path, packages: dict[str, str]) -> Path:
             "--no-deps",
             "--target",
             str(folder),
-            *packages.split(),
+            *(f"{name}=={number}" for name, number in packages.items()),
         ]
         subprocess.run(command, check=True)
     return folder

@@ -6,6 +6,7 @@ LyCORIS: lycoris/modules/locon.py (3).
 """
 
 import re
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,24 +42,13 @@ def read_as_sd_scripts(tensors: Weights, base: Weights) -> Weights:
     return {name: scale * change for name, (change, scale, _) in find_kohya_layers(tensors, base).items()}
 
 
-def read_as_a1111(tensors: Weights, base: Weights) -> Weights:
-    """DoRA magnitudes divide by the norms per input, as in LyCORIS 2."""
+def read_with_magnitudes(tensors: Weights, base: Weights, dimension: int) -> Weights:
+    """DoRA magnitudes divide by the norms of the rows (dimension 0, per output) or columns (1, per input)."""
     changes = {}
     for name, (change, scale, magnitude) in find_kohya_layers(tensors, base).items():
         adapted = base[name].double() + scale * change
         if magnitude is not None:
-            adapted = adapted * (magnitude.double() / compute_norms(adapted, dimension=1))
-        changes[name] = adapted - base[name].double()
-    return changes
-
-
-def read_as_lycoris(tensors: Weights, base: Weights) -> Weights:
-    """DoRA magnitudes divide by the norms per output, as in the paper."""
-    changes = {}
-    for name, (change, scale, magnitude) in find_kohya_layers(tensors, base).items():
-        adapted = base[name].double() + scale * change
-        if magnitude is not None:
-            adapted = adapted * (magnitude.double() / compute_norms(adapted, dimension=0))
+            adapted = adapted * (magnitude.double() / compute_norms(adapted, dimension))
         changes[name] = adapted - base[name].double()
     return changes
 
@@ -103,6 +93,6 @@ def compute_norms(weight: Tensor, dimension: int) -> Tensor:
 READERS = {
     "sd-scripts": read_as_sd_scripts,
     "ComfyUI": read_as_comfyui,
-    "A1111": read_as_a1111,
-    "LyCORIS": read_as_lycoris,
+    "A1111": partial(read_with_magnitudes, dimension=1),  # as in LyCORIS 2
+    "LyCORIS": partial(read_with_magnitudes, dimension=0),  # as in the paper
 }
