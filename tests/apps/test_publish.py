@@ -91,11 +91,6 @@ def test_no_paths_or_image_names_are_published(run):
             assert b"grandmother" not in data and b"passport" not in data and str(Path.home()).encode() not in data
 
 
-def test_publishing_needs_no_home_directory(run, monkeypatch):
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)
-    assert (write_publication(PublishRequest(run)) / "README.md").is_file()
-
-
 @pytest.mark.parametrize("name", ["samples.png", "samples/step-000001/000.png", "adapter"])
 def test_no_file_outside_the_run_is_published(name, run, tmp_path):
     (run / name).rename(tmp_path / "elsewhere")
@@ -184,11 +179,7 @@ def test_private_content_stops_publishing_and_keeps_the_previous_folder(content,
 
 
 def test_publishing_needs_no_home_folder(run, monkeypatch):
-    def fail(*_):
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", fail)
-    monkeypatch.setattr(Path, "expanduser", lambda path: fail() if str(path).startswith("~") else path)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as without an account: pathlib raises
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(record | {"command": [*record["command"], "prompts=~/mine.txt"]}))
     assert "prompts=…" in (write_publication(PublishRequest(run)) / "README.md").read_text()
