@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from sdft.cli.errors import propagate_hydra_errors, report_errors_in_one_line
 from sdft.cli.output_folders import check_output_options, remove_empty_folders
-from sdft.cli.overrides import INFO_FLAGS, MULTIRUN_FLAGS, check_single_values, parse_overrides
+from sdft.cli.overrides import INFO_FLAGS, MULTIRUN_FLAGS, check_single_values, split_arguments
 from sdft.cli.process import prepare_process
 from sdft.config import CONF
 from sdft.distributed import get_process_info, prepare_launched_process
@@ -54,17 +54,18 @@ def hydra_main(config: str) -> Callable:
                 name_unknown_options(config),
             ):
                 sys.argv[1:] = map(read_literally, sys.argv[1:])
-                parse_overrides(sys.argv[1:])
+                flags, overrides = split_arguments(sys.argv[1:])
                 if config == "train":
-                    sys.argv[1:] = restore_overrides(sys.argv[1:])
-                if {"--help", "-h"} & set(sys.argv):
+                    overrides = restore_overrides(overrides)
+                if {"--help", "-h"} & set(flags):
                     from sdft.cli.help import render_help
 
-                    print(render_help(CONF, config, parse_overrides(sys.argv[1:])))
+                    print(render_help(CONF, config, overrides))
                     return
                 prepare_launched_process()
                 if get_process_info().rank:
-                    sys.argv[1:] = discard_run_folder(sys.argv[1:])
+                    overrides = discard_run_folder(overrides)
+                sys.argv[1:] = [*flags, *overrides]
                 sweep_arguments = [a for a in sys.argv[1:] if a in MULTIRUN_FLAGS or a.startswith("sweeps=")]
                 if sweep_arguments and not set(INFO_FLAGS) & set(sys.argv):
                     sys.exit(run_requested_sweep(config, sweep_arguments, program))
@@ -82,7 +83,7 @@ def name_unknown_options(config: str):
     try:
         yield
     except HydraException as error:
-        overrides = parse_overrides(sys.argv[1:])
+        _, overrides = split_arguments(sys.argv[1:])
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             message = explain_unknown_override(error, config, overrides)
         if message:
@@ -109,12 +110,10 @@ def build_invocation(name: str | None, program: tuple[str, ...], stop_request: S
     )
 
 
-def discard_run_folder(arguments: list[str]) -> list[str]:
-    """The arguments of a rank above 0, which must not create a run folder."""
-    arguments = [argument for argument in arguments if not argument.startswith("hydra.run.dir=")]
-    overrides = (i for i, a in enumerate(arguments) if a[:1] in ("+", "~") or ("=" in a and a[0] != "-"))
-    first = next(overrides, len(arguments))  # insert here: a flag before it may take a value
-    return [*arguments[:first], "hydra.run.dir=.", "hydra.output_subdir=null", *arguments[first:]]
+def discard_run_folder(overrides: list[str]) -> list[str]:
+    """The overrides of a rank above 0, which must not create a run folder."""
+    others = [override for override in overrides if not override.startswith("hydra.run.dir=")]
+    return [*others, "hydra.run.dir=.", "hydra.output_subdir=null"]
 
 
 def run_requested_sweep(config: str, sweep_arguments: list[str], program: tuple[str, ...]) -> int:

@@ -40,11 +40,14 @@ def build_flag_parser() -> FlagParser:
     return parser
 
 
-def parse_overrides(arguments: list[str]) -> list[str]:
-    """Return the arguments that are not flags; `ValueError` for flags that Hydra would answer with a page or a traceback."""
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The flags, which may stand between overrides, with their values, and the overrides.
+
+    Raises `ValueError` for flags that Hydra would answer with a page or a traceback.
+    """
     if wrong := [argument for argument in arguments if not is_unicode(argument)]:
         raise ValueError(f"{wrong[0]}: not UTF-8; rename the file or folder")
-    parsed, unknown = build_flag_parser().parse_known_args(arguments)
+    parsed, unknown = build_flag_parser().parse_known_intermixed_args(arguments)
     if unknown:
         raise ValueError(describe_unknown_flag(unknown))
     if parsed.experimental_rerun is not None:
@@ -59,7 +62,7 @@ def parse_overrides(arguments: list[str]) -> list[str]:
         raise ValueError(f"{' '.join(selected)}: mutually exclusive; give one of them")
     for override in parsed.overrides:
         check_override(override)
-    return parsed.overrides
+    return [argument for argument in arguments if argument not in parsed.overrides], parsed.overrides
 
 
 def describe_unknown_flag(unknown: list[str]) -> str:

@@ -34,37 +34,35 @@ RESULT_NEUTRAL_OPTIONS = {
 OVERRIDES_FILE = Path(".hydra", "overrides.yaml")
 
 
-def restore_overrides(arguments: list[str]) -> list[str]:
+def restore_overrides(overrides: list[str]) -> list[str]:
     """Expand `resume=FOLDER`, `reproduce=last`, … to the overrides of that run, followed by the new ones, which win.
 
-    A checkpoint file, or `hydra.run.dir`, starts a new run: then `arguments` are returned as they are.
+    A checkpoint file, or `hydra.run.dir`, starts a new run: then `overrides` are returned as they are.
     """
     requests = [
-        argument
-        for argument in arguments
-        if parse_override_key(argument) in (RESUME, REPRODUCE) and argument.partition("=")[2] not in ("", "null")
+        override
+        for override in overrides
+        if parse_override_key(override) in (RESUME, REPRODUCE) and override.partition("=")[2] not in ("", "null")
     ]
-    if not requests or any(parse_override_key(argument) == "hydra.run.dir" for argument in arguments):
-        return arguments
+    if not requests or any(parse_override_key(override) == "hydra.run.dir" for override in overrides):
+        return overrides
     option, value = parse_override_key(requests[-1]), parse_text_value(requests[-1])
     folder = find_last_started_run(option) if value == LAST else Path(value).expanduser()
     if folder.is_file() and option == RESUME:
-        return arguments
+        return overrides
     if not has_started(folder):
         accepted = f"{LAST}, or a .ckpt file" if option == RESUME else f"or {LAST}"
         raise ValueError(f"{option}={value}: not a run folder; give a run folder, {accepted}")
     check_links(folder)
-    new = [argument for argument in arguments if parse_override_key(argument) not in (RESUME, REPRODUCE)]
+    new = [override for override in overrides if parse_override_key(override) not in (RESUME, REPRODUCE)]
     old = [
         override
         for override in read_overrides(folder)
         if parse_override_key(override) not in {*RESUME_OPTIONS, *map(parse_override_key, new)}
     ]
     check_stored_overrides(old, f"{option}={value}")  # the folder may be from someone else
-    flags = [argument for argument in new if argument.startswith("-")]
-    new = [argument for argument in new if argument not in flags]
     output = [format_override("hydra.run.dir", folder), "hydra.output_subdir=null"] if option == RESUME else []
-    return [*flags, *old, *new, format_override(option, folder), *output]
+    return [*old, *new, format_override(option, folder), *output]
 
 
 def parse_override_key(override: str) -> str:

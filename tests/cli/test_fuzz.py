@@ -180,7 +180,7 @@ def patch_programs(home: Path, patch: pytest.MonkeyPatch):
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
                 with sdft.cli.errors.report_errors_in_one_line(False):
-                    overrides = sdft.cli.overrides.parse_overrides(sys.argv[1:])
+                    _, overrides = sdft.cli.overrides.split_arguments(sys.argv[1:])
                     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
                         cfg = compose(
                             config, [*overrides, f"hydra.runtime.output_dir={home}"], return_hydra_config=True
@@ -444,11 +444,11 @@ SWEEP_CASES = [
 @pytest.mark.parametrize(("overrides", "part"), SWEEP_CASES, ids=str)
 def test_invalid_sweeps_are_rejected_before_any_job_runs(fake_train_script, tmp_path, capsys, overrides, part):
     from sdft.cli.errors import report_errors_in_one_line
-    from sdft.cli.overrides import parse_overrides
+    from sdft.cli.overrides import split_arguments
     from sdft.sweeps.sweep import run_sweep
 
     with pytest.raises(SystemExit), report_errors_in_one_line(False):
-        run_sweep(None, parse_overrides(overrides))
+        run_sweep(None, split_arguments(overrides)[1])
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and part in lines[0]
     assert not (tmp_path / "ran.txt").exists() and not (tmp_path / "multirun").exists()

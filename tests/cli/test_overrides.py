@@ -5,7 +5,7 @@ import os
 import pytest
 from test_composition import PROGRAMS, compose_and_check
 
-from sdft.cli.overrides import parse_overrides
+from sdft.cli.overrides import split_arguments
 from sdft.config import check_config
 
 PATHS = {  # every option that takes a file or a folder, by program
@@ -58,8 +58,17 @@ def test_a_path_from_an_empty_option_is_refused():
 )
 def test_an_override_without_a_value_is_refused(argument):
     with pytest.raises(ValueError, match=": no value"):
-        parse_overrides([argument])
-    parse_overrides(["data.caption=''", "sampling.negative_prompt=''", "prompts=['']", "~rank"])
+        split_arguments([argument])
+    split_arguments(["data.caption=''", "sampling.negative_prompt=''", "prompts=['']", "~rank"])
+
+
+@pytest.mark.parametrize("flags", [["-m"], ["--multirun"], ["--cfg", "job"], ["-cd", "mine", "--resolve", "-c", "job"]])
+def test_flags_are_accepted_between_overrides(flags):
+    overrides = ["rank=4", "+tags=[a]", "~lr"]
+    for place in range(4):
+        assert split_arguments([*overrides[:place], *flags, *overrides[place:]]) == (flags, overrides)
+    with pytest.raises(ValueError, match=r"^--lr_rate: options have no dashes"):
+        split_arguments(["rank=4", *flags, "lr=1", "--lr_rate"])
 
 
 def test_an_empty_prompt_and_caption_are_accepted():
@@ -71,4 +80,4 @@ def test_an_empty_prompt_and_caption_are_accepted():
 
 def test_arguments_that_are_not_utf8_are_refused():
     with pytest.raises(ValueError, match="data.path=.*: not UTF-8"):
-        parse_overrides(["rank=4", os.fsdecode(b"data.path=caf\xe9")])
+        split_arguments(["rank=4", os.fsdecode(b"data.path=caf\xe9")])

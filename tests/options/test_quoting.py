@@ -10,7 +10,7 @@ from conftest import ROOT, compose_config
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from sdft.cli.overrides import check_single_values, parse_overrides
+from sdft.cli.overrides import check_single_values, split_arguments
 from sdft.options.quoting import format_for_shell, format_override, parse_text_value, read_literally
 from sdft.runs.resume import restore_overrides
 from sdft.sweeps.grid import expand_grid
@@ -95,10 +95,10 @@ def test_a_composed_config_has_the_text_of_the_override():
 )
 def test_an_override_that_must_be_quoted_is_answered_with_the_corrected_one(argument, correction):
     with pytest.raises(ValueError) as error:
-        check_single_values(parse_overrides([argument]))
+        check_single_values(split_arguments([argument])[1])
     assert correction in str(error.value) and str(error.value).startswith(f"{argument}: ")
     (corrected,) = shlex.split(correction)
-    check_single_values(parse_overrides([corrected]))
+    check_single_values(split_arguments([corrected])[1])
 
 
 def test_what_has_one_meaning_is_read_without_quotes(tmp_path, monkeypatch):

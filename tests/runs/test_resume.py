@@ -199,7 +199,7 @@ def test_restored_overrides_precede_the_new_ones(tmp_path, monkeypatch):
         os.utime(folder / ".hydra" / "overrides.yaml", (int(stamp), int(stamp)))
     output = ["resume=outputs/lora/2", "hydra.run.dir=outputs/lora/2", "hydra.output_subdir=null"]
     assert restore_overrides(["resume=last"]) == ["method=lora", "lr=1e-3", *output]
-    assert restore_overrides(["lr=2", "resume=outputs/lora/2", "-q"]) == ["-q", "method=lora", "lr=2", *output]
+    assert restore_overrides(["lr=2", "resume=outputs/lora/2"]) == ["method=lora", "lr=2", *output]
     (folder / "run.json").write_text(
         json.dumps({"format": 1, "state": "stopped", "overrides": ["rank=2"]})
     )  # Hydra rewrites overrides.yaml at every start

@@ -185,8 +185,8 @@ def test_plain_options_of_a_run_are_restored(run):
 def test_an_own_target_is_repeated_on_the_command_line_that_resumes(run):
     own = "+callbacks.mine={_target_: my.Callback}"
     edit_record(run, overrides=["rank=4", own, "experiment=mine"])
-    restored = restore_overrides([f"resume={run}", "--config-dir=mine", "experiment=mine", own])
-    assert restored[:4] == ["--config-dir=mine", "rank=4", "experiment=mine", own]
+    restored = restore_overrides([f"resume={run}", "experiment=mine", own])
+    assert restored[:3] == ["rank=4", "experiment=mine", own]
 
 
 def test_interpolations_of_a_command_line_are_stored_as_values(tmp_path):
