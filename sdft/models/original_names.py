@@ -8,14 +8,21 @@ RESNET_NAMES = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+OUTER_NAMES = {  # of layers outside the blocks; `add_embedding` takes the sizes and the pooled caption of SDXL
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
 
 
 def map_unet_layers(unet) -> list[tuple[str, str]]:
     """Pairs of (diffusers layer, original layer)."""
     config, names = unet.config, {name for name, _ in unet.named_modules()}
-    pairs = [("time_embedding.linear_1", "time_embed.0"), ("time_embedding.linear_2", "time_embed.2")]
-    pairs += [("conv_in", "input_blocks.0.0"), ("conv_norm_out", "out.0"), ("conv_out", "out.2")]
-    number = 1
+    pairs, number = [*OUTER_NAMES.items()], 1
     for block in range(len(config.down_block_types)):
         for layer in range(config.layers_per_block):
             pairs += map_resnet_layers(f"down_blocks.{block}.resnets.{layer}", f"input_blocks.{number}.0")
