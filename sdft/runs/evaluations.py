@@ -2,12 +2,15 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sdft.runs.files import atomic_write, check_format_version, check_structure, read_json
 
 EVALUATION_FOLDER, SCORES_FILE = "evaluation", "scores.json"  # later evaluations are in evaluation-2, evaluation-3, …
 SCORES_FORMAT = 1
+DIGITS_DATA = ("digits", "inked_digits")  # choices of `data` that the embedded tiny-clip can score
 NUMBER_FORMAT = re.compile(r"\{:[+,]?(\.\d)?[fgd%]?\}")  # number formats that a file may give
 NUMBER_OR_NULL = (int, float, type(None))
 SCORE = {
@@ -82,6 +85,13 @@ def choose_evaluation_folder(first: Path, settings: str) -> Path:
         if not (folder / SCORES_FILE).is_file() or read_scores(folder)["settings"] == settings:
             return folder
     raise ValueError(f"{first.parent}: too many evaluations; delete some")
+
+
+def list_missing_options(choices: Mapping[str, Any]) -> list[str]:
+    """The `metrics=…` that evaluate requires for a run with these choices of config groups; none if it has metrics."""
+    if choices.get("metrics") not in (None, "none"):
+        return []
+    return ["metrics=digits" if choices.get("data") in DIGITS_DATA else "metrics=clip"]
 
 
 def get_comparison_key(report: dict) -> str:

@@ -9,10 +9,10 @@ from omegaconf import DictConfig
 
 import sdft.distributed as processes
 from sdft.lora.formats import DORA_WARNING
-from sdft.options.quoting import format_for_shell
 from sdft.runs.metadata import RunRecord
 from sdft.runs.reproduce import compare_bitwise
 from sdft.runs.terminal import print_text
+from sdft.training.next_commands import list_next_commands
 from sdft.training.results import get_weights_size_mb
 
 
@@ -40,16 +40,7 @@ def finish_run(record: RunRecord, cfg: DictConfig, method, scorers, has_validati
         print_text(f"warning    {DORA_WARNING}")
     if best := record.metadata.get("best"):
         print_text(f"best       {folder / 'best'}/ from step {best['step']}: {best['metric']} {best['value']:.3f}")
-    print_text(f"next       {'   ·   '.join(list_next_commands(folder, cfg))}")
-
-
-def list_next_commands(folder: Path, cfg: DictConfig) -> list[str]:
-    """Commands that continue with this run: evaluate it if that was not done, then use it; after the digits, train on photos."""
-    is_digits = str(cfg.data.get("_target_")).startswith("sdft.data.digits.")
-    run = format_for_shell("run", folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
-    evaluate = [] if cfg.metrics else [f"python evaluate.py {run} metrics={'digits' if is_digits else 'clip'}"]
-    use = "python train.py model=sd15 data=folder data.path=PHOTOS" if is_digits else f"sdft publish {run}"
-    return [*evaluate, f"sdft generate {run}", use]
+    print_text(f"next       {'   ·   '.join(list_next_commands(folder, record.metadata['choices']))}")
 
 
 def evaluate_result(folder: Path, cfg: DictConfig, method, scorers, loggers: list) -> None:

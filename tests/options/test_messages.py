@@ -4,11 +4,11 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT, compose_config
+from conftest import ROOT
 
 from sdft.runs.resume import describe_resumption, find_last_started_run
 from sdft.sweeps.jobs import Job, run_jobs
-from sdft.training.finish import list_next_commands
+from sdft.training.next_commands import list_next_commands
 
 LABEL = re.compile(r"""f?["']([a-z0-9]+ {2,})(?=[^ "'])""")
 LABEL_WIDTH = 11
@@ -24,15 +24,14 @@ def test_labels_of_all_programs_have_one_width():
     assert not labels
 
 
-@pytest.mark.parametrize("metrics", ["none", "digits"])
-@pytest.mark.parametrize("data", [["data=digits"], ["data=folder", "data.path=photos"]])
+@pytest.mark.parametrize("metrics", [None, "none", "digits"])
+@pytest.mark.parametrize("data", ["digits", "folder"])
 def test_the_next_commands_are_not_what_was_just_run(tmp_path, metrics, data):
-    cfg = compose_config(*data, f"metrics={metrics}")
     folder = tmp_path / "a run (1)"
-    commands = list_next_commands(folder, cfg)
-    assert any("evaluate.py" in command for command in commands) == (metrics == "none")
-    assert any("data=folder" in command for command in commands) == (data == ["data=digits"])
-    assert shlex.split(commands[-2 if data == ["data=digits"] else -1])[2] == f'run="{folder}"'
+    commands = list_next_commands(folder, {"data": data, "metrics": metrics})
+    assert any("evaluate" in command for command in commands) == (metrics != "digits")
+    assert any("data=folder" in command for command in commands) == (data == "digits")
+    assert shlex.split(commands[-2 if data == "digits" else -1])[2] == f'run="{folder}"'
 
 
 def test_a_stopped_job_is_resumed_by_its_sweep(tmp_path, capsys):

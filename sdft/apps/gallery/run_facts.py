@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from sdft.runs.evaluations import list_missing_options
 from sdft.runs.metadata import format_command_line
 from sdft.runs.stored_options import are_plain_overrides
 
@@ -59,6 +60,7 @@ class RunFacts:
     warnings: list[str] = field(default_factory=list)
     best: str = ""
     resumed: int = 0
+    missing_options: list[str] = field(default_factory=list)  # that evaluate requires
 
 
 def parse_run_facts(record: dict) -> RunFacts:
@@ -87,6 +89,7 @@ def parse_run_facts(record: dict) -> RunFacts:
         warnings=list(map(to_text, record.get("warnings", []))),
         best=f"step {best['step']}: {to_text(best['metric'])} {to_text(best['value'])}" if best else "",
         resumed=len(record.get("resumed", [])),
+        missing_options=list_missing_options(record.get("choices", {})),
     )
 
 

@@ -101,23 +101,26 @@ def group_scores(folder: Path) -> dict[str, list]:
 
 def list_commands(run: IndexedRun) -> list[dict]:
     """Commands to continue with; `safe` ones get a copy button, as run folders are untrusted."""
-    folder = str(run.folder)
-    safe = folder.isprintable() and are_plain_overrides(run.facts.overrides)
-    command = lambda *parts: {"text": shlex.join(parts), "safe": safe}  # noqa: E731
     commands = []
     if run.facts.command:
         line, is_plain = format_command(run.facts.command)
         commands.append({"name": "this run", "text": line, "safe": is_plain})
+    folder = str(run.folder)
+    if not folder.isprintable() or not are_plain_overrides(run.facts.overrides):
+        return commands  # the programs refuse to restore the run's options
+
+    def add(name: str, program: str, option: str, *options: str) -> None:
+        text = shlex.join(["sdft", program, format_override(option, folder), *options])
+        commands.append({"name": name, "text": text, "safe": True})
+
+    has_checkpoint = any(run.folder.glob("checkpoints/*.ckpt"))
     if run.state == "finished":
-        commands.append({"name": "reproduce", **command("python", "train.py", format_override("reproduce", folder))})
-        more = int(run.facts.numbers.get("steps", 0)) * 2
-        options = [f"steps={more}", "allow_config_change=true"] if more else ["allow_config_change=true"]
-        commands.append(
-            {"name": "train longer", **command("python", "train.py", format_override("resume", folder), *options)}
-        )
-        commands.append({"name": "evaluate", **command("python", "evaluate.py", format_override("run", folder))})
-    elif run.state in ("stopped", "failed") and any(run.folder.glob("checkpoints/*.ckpt")):
-        commands.append({"name": "resume", **command("python", "train.py", format_override("resume", folder))})
+        add("reproduce", "train", "reproduce")
+        if has_checkpoint and (steps := int(run.facts.numbers.get("steps", 0))):
+            add("train longer", "train", "resume", f"steps={2 * steps}", "allow_config_change=true")
+        add("evaluate", "evaluate", "run", *run.facts.missing_options)
+    elif run.state in ("stopped", "failed") and has_checkpoint:
+        add("resume", "train", "resume")
     return commands
 
 

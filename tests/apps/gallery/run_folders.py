@@ -14,6 +14,7 @@ def write_run(folder: Path, state: str = "finished", steps=(0, 10, 20), prompts=
         "format": 1,
         "command": ["train.py", "rank=4", "steps=20"],
         "overrides": ["rank=4", "steps=20"],
+        "choices": {"method": "lora", "data": "digits", "metrics": "digits"},
         "started": "2026-01-02T03:04:05+0000",
         "state": state,
         "commit": "abc1234",

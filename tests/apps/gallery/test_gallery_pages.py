@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -10,6 +11,9 @@ import time
 from urllib.parse import quote
 
 import pytest
+from conftest import ROOT, compose_config
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
 from run_folders import PROMPTS, write_run, write_samples
 
 pytest.importorskip("starlette")
@@ -17,9 +21,10 @@ from starlette.testclient import TestClient
 
 from sdft.apps.gallery.app import create_app
 from sdft.apps.gallery.overview_page import RunFilter, build_overview
-from sdft.apps.gallery.run_page import summarize_data_sheet
+from sdft.apps.gallery.run_page import list_commands, summarize_data_sheet
 from sdft.apps.gallery.server import bind_socket, build_run_index
 from sdft.data.inventory import Inventory
+from sdft.evaluation.jobs import build_evaluation_jobs
 
 BASE_URL = "http://127.0.0.1:8000"
 
@@ -36,6 +41,11 @@ def build_client(outputs, sweeps=None) -> TestClient:
 def list_names(outputs, sweeps=None, **run_filter) -> list[str]:
     cards = build_overview(build_run_index(outputs, sweeps), RunFilter(**run_filter))["cards"]
     return [(card.get("run") or card["sweep"]).name for card in cards]
+
+
+def read_run(outputs, name: str):
+    (card,) = build_overview(build_run_index(outputs, None), RunFilter(query=name))["cards"]
+    return card["run"]
 
 
 def test_runs_are_sorted_newest_first(outputs):
@@ -139,7 +149,7 @@ def test_a_run_page_contains_options_scores_commands_and_files(outputs):
     folder = outputs / "lora" / "run"
     for text in (
         "python train.py rank=4 steps=20",
-        f"reproduce={folder}",
+        f"sdft train reproduce={folder}",
         f"resume={folder} steps=40 allow_config_change=true",
     ):
         assert text in page
@@ -149,6 +159,35 @@ def test_a_run_page_contains_options_scores_commands_and_files(outputs):
         assert f'"{link}"' in page
     assert "checkpoints/" in page and "2.0 kB" in page and 'last.ckpt"' not in page and "overrides.yaml" not in page
     assert page.count('class="copy"') == 4
+
+
+@pytest.mark.parametrize(("data", "needed"), [("digits", "digits"), ("folder", "clip")])
+def test_the_evaluate_command_gives_the_metrics_that_a_run_lacks(outputs, monkeypatch, data, needed):
+    monkeypatch.setattr("sdft.evaluation.jobs.build_run_variants", lambda *_: [])
+    for metrics in (needed, "none"):
+        choices = {"method": "lora", "model": "tiny", "data": data, "metrics": metrics}
+        run = write_run(outputs / metrics / "a run", choices=choices)
+        overrides = ["data.path=x"] if data == "folder" else []
+        cfg = compose_config(f"data={data}", f"metrics={metrics}", *overrides)
+        with open_dict(cfg):
+            cfg.pop("hydra")
+        (run / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        (command,) = (
+            one["text"] for one in list_commands(read_run(outputs, f"{metrics}/a")) if one["name"] == "evaluate"
+        )
+        program, name, *options = shlex.split(command)
+        assert (program, name) == ("sdft", "evaluate")
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            (job,) = build_evaluation_jobs(compose("evaluate", options))
+        assert job.cfg.metrics and job.folder == run / "evaluation"
+
+
+def test_commands_that_the_programs_would_refuse_are_not_offered(outputs):
+    write_run(outputs / "own" / "a run", overrides=["+callbacks.mine={_target_: my.Callback}"])
+    assert [command["name"] for command in list_commands(read_run(outputs, "own/a"))] == ["this run"]
+    run = write_run(outputs / "small" / "a run")
+    (run / "checkpoints" / "last.ckpt").unlink()
+    assert "train longer" not in [command["name"] for command in list_commands(read_run(outputs, "small/a"))]
 
 
 def test_samples_are_grouped_by_prompt(outputs):
