@@ -36,6 +36,7 @@ from sdft.runs.evaluations import (
     EVALUATION_FOLDER,
     SCORES_FORMAT,
     choose_evaluation_folder,
+    describe_result,
     drop_batch_size,
     write_scores,
 )
@@ -75,6 +76,8 @@ def evaluate(folder: Path, cfg: DictConfig, states: list[ModelVariant], scorers:
     parts = folder.absolute().parts
     report["run"] = " · ".join(parts[-3:-1]) if folder.name.startswith(EVALUATION_FOLDER) else folder.name
     report |= {"folder": folder.name, "settings": settings}
+    if result := describe_result(folder.parent):
+        report["result"] = result
     write_scores(folder, report)
     write_comparison_image(folder, files, groups[0], sampling)
     print_text(format_score_table(report))

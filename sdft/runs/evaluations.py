@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft.runs.files import atomic_write, check_format_version, check_structure, read_json
+from sdft.runs.metadata import RECORD_FILE, read_record
 
 EVALUATION_FOLDER, SCORES_FILE = "evaluation", "scores.json"  # later evaluations are in evaluation-2, evaluation-3, …
 SCORES_FORMAT = 1
@@ -31,6 +32,7 @@ SCORES_STRUCTURE = {
     "metrics": {"*": {"*": METRIC}},
     "states": [{"label": str, "image_folder": str, "scores": {"*": {"*": SCORE}}, "difference": {"*": {"*": SCORE}}}],
     "reference": {"*": {"*": NUMBER_OR_NULL}},
+    "result?": {"weights": str, "steps": int},
 }
 
 
@@ -74,8 +76,28 @@ def parse_number(name: str) -> int | None:
 
 
 def read_evaluations(run: Path) -> list[dict]:
-    """The scores of all evaluations of a run, in order, each with its `path`."""
-    return [read_scores(folder) | {"path": folder} for folder in list_evaluations(run)]
+    """The scores of all evaluations of a run, in order, each with its `path` and `outdated_step`."""
+    result = describe_result(run)
+    return [add_facts(read_scores(folder), folder, result) for folder in list_evaluations(run)]
+
+
+def describe_result(run: Path) -> dict:
+    """Digest and step of a run's result, for `result` of its evaluations; empty without a record of them."""
+    record = read_record(run) if (run / RECORD_FILE).is_file() else {}
+    if "result_digest" not in record or "steps" not in record:
+        return {}
+    return {"weights": record["result_digest"], "steps": record.get("stopped_at", record["steps"])}
+
+
+def add_facts(report: dict, folder: Path, result: dict) -> dict:
+    """`report` with its `path` and `outdated_step`: the step it scored if the run, now with `result`, was trained further."""
+    scored = report.get("result", result)
+    is_outdated = bool(result) and scored["weights"] != result["weights"]
+    return report | {"path": folder, "outdated_step": scored["steps"] if is_outdated else None}
+
+
+def is_outdated(report: dict) -> bool:
+    return report.get("outdated_step") is not None
 
 
 def choose_evaluation_folder(first: Path, settings: str) -> Path:
@@ -124,15 +146,20 @@ def count_images(report: dict) -> int:
 
 
 def choose_main_evaluation(reports: list[dict]) -> dict | None:
-    """The evaluation that stands for a run: the one of most images, the newest of equals."""
-    return max(reversed(reports), key=count_images, default=None)
+    """The evaluation that stands for a run: of its present result if there is one, of most images, the newest of equals."""
+    return max(reversed(reports), key=lambda report: (not is_outdated(report), count_images(report)), default=None)
 
 
 def choose_comparable_evaluations(reports_by_run: list[list[dict]]) -> list[dict | None]:
-    """One evaluation per run: alike ones of most images if all runs have such, else the main one of each."""
-    keyed = [{get_comparison_key(report): report for report in reports} for reports in reports_by_run]
+    """One evaluation per run: alike ones if all runs have such, else the main one of each.
+
+    Those of the runs' present results are preferred, then those of most images.
+    """
+    sorted_reports = [sorted(reports, key=is_outdated, reverse=True) for reports in reports_by_run]
+    keyed = [{get_comparison_key(report): report for report in reports} for reports in sorted_reports]
     common = set.intersection(*map(set, keyed)) if keyed else set()
     if not common:
         return [choose_main_evaluation(reports) for reports in reports_by_run]
-    best = max(sorted(common), key=lambda key: count_images(keyed[0][key]))
+    num_current = {key: sum(not is_outdated(by_key[key]) for by_key in keyed) for key in common}
+    best = max(sorted(common), key=lambda key: (num_current[key], count_images(keyed[0][key])))
     return [by_key[best] for by_key in keyed]

@@ -45,7 +45,7 @@ RECORD_STRUCTURE = {
     "validation_loss?": [(*NUMBER, type(None))],
     **dict.fromkeys(("steps?", "images?", "resolution?", "num_class_images?", "stopped_at?"), int),
     **dict.fromkeys(("seconds?", "epochs?", "result_mb?"), NUMBER),
-    **dict.fromkeys(("device?", "base?", "prediction_type?"), str),
+    **dict.fromkeys(("device?", "base?", "prediction_type?", "result_digest?"), str),
     **dict.fromkeys(("commit?", "architecture?"), (str, type(None))),
     "seconds_per_step?": (*NUMBER, type(None)),
 }

@@ -14,6 +14,7 @@ from sdft.sweeps.results import (
     Setting,
     comparable_metrics,
     default_metric,
+    describe_outdated_scores,
     group_by_setting,
     read_finished_runs,
     table_columns,
@@ -43,6 +44,8 @@ def compare_runs(
         print_text("scores     not compared: the evaluations used different prompts, images, seeds or metrics")
     if len({run.loss_key for run in runs}) > 1:
         print_text("loss       not compared: the runs have different data, resolutions or objectives")
+    for line in describe_outdated_scores(runs):
+        print_text(f"outdated   {line}")
     write_runs_table(runs, folder / "table.csv")
     print_text(format_settings_table(settings, runs))
     verdict = recommend_setting(settings, metric) if metric else []

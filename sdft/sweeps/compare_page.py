@@ -9,7 +9,7 @@ from sdft.evaluation.statistics import format_score, get_result_state
 from sdft.evaluation.variant_images import BASE_IMAGE_CACHE
 from sdft.models.image_cache import format_image_name
 from sdft.runs.files import atomic_write
-from sdft.sweeps.results import FinishedRun, Setting, comparable_metrics, table_columns
+from sdft.sweeps.results import FinishedRun, Setting, comparable_metrics, describe_outdated_scores, table_columns
 
 MAX_PROMPTS, MAX_SCORES = 6, 7  # prompts of the sample grid, plots per option
 
@@ -44,6 +44,7 @@ def write_compare_page(
             if metric and any(None not in (s.mean(name), s.mean(metric)) for s in settings)
         ],
         "grid": build_sample_grid(settings),
+        "outdated": describe_outdated_scores(runs),
         "folders": [str(run.folder) for run in runs],
         "device": ", ".join(sorted({run.device for run in runs})),
     }

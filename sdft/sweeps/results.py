@@ -11,6 +11,7 @@ from sdft.runs.evaluations import (
     choose_comparable_evaluations,
     choose_main_evaluation,
     get_comparison_key,
+    is_outdated,
     read_evaluations,
 )
 from sdft.runs.files import check_structure
@@ -168,6 +169,15 @@ def read_finished_run(folder: Path) -> FinishedRun:
         reports,
         json.dumps(facts),
     )
+
+
+def describe_outdated_scores(runs: list[FinishedRun]) -> list[str]:
+    """A line for each run whose compared scores are those of an earlier result."""
+    return [
+        f"{run.folder}: scores of step {run.report['outdated_step']}, before training was resumed; evaluate it again"
+        for run in runs
+        if run.report and is_outdated(run.report)
+    ]
 
 
 def group_by_setting(runs: list[FinishedRun]) -> list[Setting]:

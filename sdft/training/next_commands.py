@@ -14,6 +14,6 @@ def list_next_commands(folder: Path, choices: Mapping[str, Any]) -> list[str]:
     """
     run = format_for_shell("run", folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
     evaluate = [f"sdft evaluate {run} {option}" for option in list_missing_options(choices)]
-    is_digits = choices["data"] in DIGITS_DATA
+    is_digits = choices.get("data") in DIGITS_DATA
     use = "sdft train model=sd15 data=folder data.path=PHOTOS" if is_digits else f"sdft publish {run}"
     return [*evaluate, f"sdft generate {run}", use]

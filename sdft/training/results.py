@@ -1,14 +1,17 @@
 """Measurements of a run that has trained."""
 
+import hashlib
 from pathlib import Path
 
+import sdft.distributed as processes
+from sdft.runs.hashing import hash_file
 from sdft.training.callbacks.evaluation import PeriodicEvaluation
 from sdft.training.callbacks.metrics import TrainingMetrics
 from sdft.training.callbacks.validation import ValidationLoss
 
 
 def collect_training_results(trainer, result: Path) -> dict:
-    """Measurements of the callbacks, and the size of the trained weights."""
+    """Measurements of the callbacks, and the size of the trained weights; on rank 0 also their digest."""
     callbacks = {type(callback): callback for callback in trainer.callbacks}
     training_metrics, validation = callbacks[TrainingMetrics], callbacks[ValidationLoss]
     best = callbacks[PeriodicEvaluation].best if PeriodicEvaluation in callbacks else None
@@ -21,8 +24,15 @@ def collect_training_results(trainer, result: Path) -> dict:
         "last": training_metrics.last,
         "seconds_per_step": round(training_metrics.seconds / steps, 4) if steps else None,
         "validation_loss": [validation.first, validation.last],
+        **({} if processes.rank() else {"result_digest": hash_result(result)}),
         "result_mb": round(get_weights_size_mb(result), 3),
     }
+
+
+def hash_result(result: Path) -> str:
+    """SHA-256 of the weights files and their names, as 16 hexadecimal digits."""
+    files = [(f.relative_to(result).as_posix(), hash_file(f)) for f in sorted(result.rglob("*.safetensors"))]
+    return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 
 
 def get_weights_size_mb(result: Path) -> float:

@@ -63,7 +63,7 @@ def test_the_folder_has_card_images_and_weights_in_both_formats(run):
         assert re.match(r"\d{4}-\d\d-\d\dT", header["modelspec.date"]) and header["ss_training_started_at"]
 
 
-def test_the_card_contains_no_active_content(run):
+def test_the_card_contains_no_active_content_and_no_outdated_scores(run):
     scores = build_report(
         {HOSTILE[3]: {"value": 0.5}},
         {HOSTILE[3]: {"higher_is_better": True, "description": HOSTILE[0]}},
@@ -81,6 +81,9 @@ def test_the_card_contains_no_active_content(run):
         not page.code and "0.500" in page.visible_text and "class" not in page.visible_text.partition("0.500")[2][:20]
     )
     assert "evaluation.png" in list_files(folder)
+    scores["result"] = {"weights": "of an earlier result", "steps": 1}
+    (run / "evaluation" / "scores.json").write_text(json.dumps(scores))
+    assert "evaluation.png" not in list_files(write_publication(PublishRequest(run)))
 
 
 def test_no_paths_or_image_names_are_published(run):

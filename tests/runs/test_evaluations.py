@@ -10,7 +10,9 @@ from sdft.runs.evaluations import (
     choose_evaluation_folder,
     choose_main_evaluation,
     classify_change,
+    describe_result,
     list_evaluations,
+    read_evaluations,
     read_scores,
     write_scores,
 )
@@ -35,6 +37,30 @@ def test_the_evaluation_of_most_images_stands_for_a_run():
     assert choose_comparable_evaluations([[many], [few]]) == [many, few]
     other_seed = few | {"sampling": {"seed": 1}}
     assert choose_comparable_evaluations([[few], [other_seed], []]) == [few, other_seed, None]
+
+
+def test_an_evaluation_of_an_earlier_result_is_outdated_and_the_last_choice(tmp_path):
+    def train_to(steps: int, **facts) -> None:
+        record = {"format": 1, "state": "finished", "steps": steps, "result_digest": f"w{steps}"} | facts
+        (tmp_path / "run.json").write_text(json.dumps(record))
+
+    def evaluate(number: int, images: int) -> None:
+        folder = tmp_path / f"evaluation-{number}"
+        write_scores(folder, REPORT | {"images": images, "result": describe_result(tmp_path)})
+
+    for number, (steps, images) in enumerate([(9, 8), (20, 4), (20, 1)], 2):
+        train_to(20, stopped_at=steps, result_digest=f"w{steps}")
+        evaluate(number, images)
+    write_scores(tmp_path / "evaluation", REPORT | {"images": 2})  # without a record of what it scored
+    reports = read_evaluations(tmp_path)
+    assert [report["outdated_step"] for report in reports] == [None, 9, None, None]
+    assert choose_main_evaluation(reports)["images"] == 4
+    other = [REPORT | {"images": images} for images in (1, 8)]
+    assert [report["images"] for report in choose_comparable_evaluations([reports, other])] == [1, 1]
+    train_to(40)
+    reports = read_evaluations(tmp_path)[1:]
+    assert [report["outdated_step"] for report in reports] == [9, 20, 20]
+    assert [report["images"] for report in choose_comparable_evaluations([reports, other])] == [8, 8]
 
 
 @pytest.mark.parametrize(

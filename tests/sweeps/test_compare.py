@@ -189,6 +189,19 @@ def test_alike_evaluations_are_compared(tmp_path):
     assert read_finished_runs(folders[1:])[0].report["images"] == 16
 
 
+def test_scores_of_an_earlier_result_are_named(tmp_path, capsys):
+    job = Job(tmp_path / "0", [], "")
+    write_finished_run(job, 1.0, **{"CLIP-I": 0.5})
+    for file, facts in (
+        ("run.json", {"steps": 40, "result_digest": "later"}),
+        ("evaluation/scores.json", {"result": {"steps": 20, "weights": "earlier"}}),
+    ):
+        (job.folder / file).write_text(json.dumps(json.loads((job.folder / file).read_text()) | facts))
+    compare_runs([job.folder], tmp_path / "out")
+    line = f"{job.folder}: scores of step 20, before training was resumed"
+    assert line in capsys.readouterr().out and line in (tmp_path / "out" / "compare.html").read_text()
+
+
 def test_text_in_tables_is_no_formula(tmp_path):
     run = make_run(1, 0, [0.5])
     run.options |= {"name": "=cmd|'/C calc'!A0", "@x": "+1", "lr": -1.0}

@@ -44,6 +44,11 @@ def build_comparison_page(one: IndexedRun, other: IndexedRun, requested_steps: t
         ],
         "options": [] if same else find_differing_options(one, other),
         "scores": compare_scores(rows_by_run) if alike and not same else [],
+        "outdated": [
+            (side["letter"], rows[0].outdated)
+            for side, rows in zip(sides, rows_by_run, strict=True)
+            if rows and rows[0].outdated
+        ],
         "other_evaluation": not alike,
         "costs": [] if same else compare_run_facts(one, other),
         "other_data": bool(one.facts.data and other.facts.data and one.facts.data != other.facts.data),

@@ -15,7 +15,7 @@ from sdft.apps.gallery.overview_page import (
 from sdft.apps.gallery.run_facts import format_command, to_text
 from sdft.apps.gallery.run_index import IndexedRun
 from sdft.apps.gallery.sample_images import list_sample_images, list_sample_steps
-from sdft.apps.gallery.score_tables import GROUP_TITLES, list_score_rows
+from sdft.apps.gallery.score_tables import GROUP_TITLES, list_score_rows, read_safe_evaluations
 from sdft.options.quoting import format_override
 from sdft.runs.evaluations import list_evaluations
 from sdft.runs.links import is_visible_name, read_safe_bytes, read_safe_json, resolve_safe_path
@@ -34,12 +34,14 @@ CONTENT_TYPES = {  # files that may be opened
 
 
 def build_run_page(run: IndexedRun) -> dict:
+    scores = group_scores(run.folder)
     return {
         "run": run,
         "card": build_run_card(run),
         "facts": list_run_facts(run),
-        "scores": group_scores(run.folder),
+        "scores": scores,
         "titles": GROUP_TITLES,
+        "outdated": next((row.outdated for rows in scores.values() for row in rows), ""),
         "reports": list_reports(run),
         "steps": list_sample_steps(run.folder),
         "commands": list_commands(run),
@@ -54,9 +56,14 @@ def build_run_page(run: IndexedRun) -> dict:
 
 
 def list_reports(run: IndexedRun) -> list[tuple[str, str]]:
-    """Folder and URL of the report of each evaluation."""
-    urls = {folder.name: build_file_url(run, folder.name, "report.html") for folder in list_evaluations(run.folder)}
-    return [(name, url) for name, url in urls.items() if url]
+    """Name and URL of the report of each evaluation; earlier results are named by their step."""
+    steps = {report["path"]: report["outdated_step"] for report in read_safe_evaluations(run.folder)}
+    names = {
+        folder: folder.name if steps.get(folder) is None else f"{folder.name}, of step {steps[folder]}"
+        for folder in list_evaluations(run.folder)
+    }
+    urls = [(name, build_file_url(run, folder.name, "report.html")) for folder, name in names.items()]
+    return [(name, url) for name, url in urls if url]
 
 
 def build_file_url(run: IndexedRun, *parts: str) -> str:

@@ -7,14 +7,18 @@ from pathlib import Path
 from sdft.apps.gallery.run_facts import to_finite_float, to_text
 from sdft.runs.evaluations import (
     SCORES_FILE,
+    add_facts,
     choose_comparable_evaluations,
     choose_main_evaluation,
     classify_change,
+    describe_result,
     get_comparison_key,
+    is_outdated,
     list_evaluations,
     read_scores,
 )
 from sdft.runs.links import resolve_safe_path
+from sdft.runs.metadata import RECORD_FILE
 
 FINE_TUNED_LABEL, PROMPTS_GROUP = "fine-tuned", "prompts"
 GROUP_TITLES = {PROMPTS_GROUP: "Training concept", "class": "Class", "controls": "Control prompts"}
@@ -33,6 +37,7 @@ class ScoreRow:
     interval: str
     change: str
     verdict: str  # better | worse | unclear
+    outdated: str  # "of step N" if the run was trained further since
 
     @property
     def key(self) -> str:
@@ -41,11 +46,16 @@ class ScoreRow:
 
 def read_safe_evaluations(folder: Path) -> list[dict]:
     """The readable evaluations of a run, in order."""
+    try:
+        resolve_safe_path(folder, RECORD_FILE)
+        result = describe_result(folder)
+    except (OSError, ValueError):
+        result = {}
     reports = []
     for path in list_evaluations(folder):
         try:
             status = resolve_safe_path(folder, path.name, SCORES_FILE).stat()
-            reports.append(read_cached_scores(path, status.st_mtime_ns, status.st_size) | {"path": path})
+            reports.append(add_facts(read_cached_scores(path, status.st_mtime_ns, status.st_size), path, result))
         except (OSError, ValueError):
             continue
     return reports
@@ -72,19 +82,20 @@ def list_comparable_rows(folders: list[Path]) -> tuple[list[list[ScoreRow]], boo
 def build_score_rows(report: dict | None) -> list[ScoreRow]:
     if not report:
         return []
-    states = report["states"]
+    states, step = report["states"], report["outdated_step"]
+    outdated = f"of step {step}" if is_outdated(report) else ""
     result = next((state for state in states if state["label"] == FINE_TUNED_LABEL), states[-1])
     rows = []
     for group, metrics in report["metrics"].items():
         for name, metric in metrics.items():
             base, score = states[0]["scores"][group][name], result["scores"][group][name]
             gain, real = (source.get(group, {}).get(name) for source in (result["difference"], report["reference"]))
-            rows.append(build_score_row(group, name, metric, base, score, gain, real))
+            rows.append(build_score_row(group, name, metric, base, score, gain, real, outdated))
     return [row for row in rows if row.value]
 
 
 def build_score_row(
-    group: str, name: str, metric: dict, base: dict, score: dict, gain: dict | None, real: float | None
+    group: str, name: str, metric: dict, base: dict, score: dict, gain: dict | None, real: float | None, outdated: str
 ) -> ScoreRow:
     number_format = metric["number_format"]
     low, high = (format_number(score.get(end), number_format) for end in ("low", "high"))
@@ -99,6 +110,7 @@ def build_score_row(
         f"{low} – {high}" if low and high else "",
         f"+{change}" if change and gain["value"] > 0 else change,
         classify_change(gain, metric, score, real),
+        outdated,
     )
 
 

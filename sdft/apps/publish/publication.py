@@ -20,7 +20,7 @@ from sdft.apps.publish.card_sections import (
 from sdft.config import check_secret
 from sdft.evaluation.variants import BEST
 from sdft.models.safetensors_check import check_safetensors
-from sdft.runs.evaluations import choose_main_evaluation, read_evaluations
+from sdft.runs.evaluations import choose_main_evaluation, is_outdated, read_evaluations
 from sdft.runs.files import find_home, is_local_path, replace_folder
 from sdft.runs.metadata import read_record
 from sdft.runs.run_config import read_stored_config
@@ -78,7 +78,7 @@ def write_publication(request: PublishRequest) -> Path:
         raise ValueError(f"publish: {links[0]} is a link; only regular files are published")
     with replace_folder(run / PUBLISHED_FOLDER) as partial:
         shutil.copytree(source, partial, ignore=shutil.ignore_patterns("README.md", "samples.png", ".*"))
-        report = choose_main_evaluation(read_evaluations(run))
+        report = choose_main_evaluation([report for report in read_evaluations(run) if not is_outdated(report)])
         copy_images(run, report, partial)
         card = build_card(request, config, record, kind, report, partial)
         (partial / "README.md").write_text(card.render(), encoding="utf-8")

@@ -190,6 +190,21 @@ def test_commands_that_the_programs_would_refuse_are_not_offered(outputs):
     assert "train longer" not in [command["name"] for command in list_commands(read_run(outputs, "small/a"))]
 
 
+def test_scores_of_an_earlier_result_are_marked(outputs):
+    for name in ("a", "b"):
+        run = write_run(outputs / "x" / name, result_digest="later")
+        file = run / "evaluation" / "scores.json"
+        scores = json.loads(file.read_text()) | {"result": {"weights": "earlier", "steps": 10}}
+        file.write_text(json.dumps(scores))
+    client = build_client(outputs)
+    assert client.get("/").text.count("<dt>CLIP-T of step 10</dt>") == 2
+    page = client.get("/run/runs/x/a").text
+    assert "Scores of step 10, before training was resumed" in page
+    assert "B: scores of step 10" in client.get("/compare?run=runs/x/a&run=runs/x/b").text
+    file.write_text(json.dumps(scores | {"result": {"weights": "later", "steps": 20}}))
+    assert "of step 10" not in build_client(outputs).get("/run/runs/x/b").text
+
+
 def test_samples_are_grouped_by_prompt(outputs):
     write_run(outputs / "x" / "run")
     (outputs / "x" / "run" / "samples" / "step-000010" / "001.png").unlink()
