@@ -1,14 +1,15 @@
 """Load a model from a folder, the hub, the package, or a configuration with random weights."""
 
 from contextlib import contextmanager
-from inspect import signature
 from pathlib import Path
 
 import torch
 
+from sdft.models.checkpoint_file import CheckpointFile, read_checkpoint_header
 from sdft.models.embedded import ASSETS_FOLDER
 from sdft.models.family import check_model_family, read_config
 from sdft.models.noise_process import PREDICTION_TYPES, VariancePreservingProcess, compute_alphas_cumprod
+from sdft.models.noise_schedulers import change_prediction_type
 from sdft.models.safetensors_check import check_no_custom_code, choose_variants
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import get_identity
@@ -27,8 +28,10 @@ def load_stable_diffusion(
     zero_terminal_snr: bool = False,
     prompt_chunks: int = 1,
 ) -> StableDiffusion:
-    """An embedded model, a local folder or a hub id in the diffusers layout, in fp32.
+    """An embedded model, a local folder or hub id in the diffusers layout, or a file in the original layout, in fp32.
 
+    A file is recognised by its tensors; `architecture` is the folder with its configurations if the package has none. What it
+    says about its prediction type and zero terminal SNR holds unless given here.
     `weights=random` initialises the same networks randomly, from the configurations in `name` if it is a folder, else
     from the package's configurations of `architecture`: for offline tests and benchmarks.
     """
@@ -40,32 +43,22 @@ def load_stable_diffusion(
         raise ValueError(f"model.prediction_type={prediction_type}: choose one of {', '.join(PREDICTION_TYPES)}")
     embedded = find_embedded_models()
     source = str(embedded.get(name, name))
-    if weights == "pretrained":
+    if weights == "pretrained" and (file := Path(source).expanduser()).is_file():
+        checkpoint = read_checkpoint_header(file)
+        prediction_type = checkpoint.choose_prediction_type(prediction_type)
+        zero_terminal_snr = zero_terminal_snr or checkpoint.has_zero_terminal_snr
+        model = load_checkpoint_file(checkpoint, architecture)
+    elif weights == "pretrained":
         model = load_pretrained(source, revision, variant)
     else:
         model = build_untrained(find_configs(source, architecture))
     model.name, model.prompt_chunks = f"sdft/assets/{name}" if name in embedded else name, prompt_chunks
-    if prediction_type is not None or zero_terminal_snr:
+    if prediction_type not in (None, model.prediction_type) or zero_terminal_snr:
         model.scheduler = change_prediction_type(
             model.scheduler, prediction_type or model.prediction_type, zero_terminal_snr
         )
         model.noise_process = VariancePreservingProcess(model.scheduler.config)
     return model
-
-
-def change_prediction_type(scheduler, prediction_type: str, zero_terminal_snr: bool):
-    """The scheduler with another prediction type; with zero terminal SNR (Lin et al., 2024) the last timestep is pure noise.
-
-    DDIM replaces schedulers that do not support zero terminal SNR, such as PNDM.
-    """
-    from diffusers import DDIMScheduler
-
-    scheduler_class, changes = type(scheduler), {"prediction_type": prediction_type}
-    if zero_terminal_snr:
-        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        if "rescale_betas_zero_snr" not in signature(scheduler_class).parameters:
-            scheduler_class = DDIMScheduler
-    return scheduler_class.from_config(scheduler.config, **changes)
 
 
 def load_pretrained(name: str, revision: str | None = None, variant: str | None = None) -> StableDiffusion:
@@ -88,10 +81,32 @@ def load_pretrained(name: str, revision: str | None = None, variant: str | None 
     for network in (unet, vae):
         network.register_to_config(_name_or_path=None)  # keep local paths out of exported configurations
     model = StableDiffusion(unet, vae, text_encoder, tokenizer, scheduler)
-    files = describe_weight_files(folder)
-    for part in ("", "vae", *model.text_encoders):
-        share_digests(model.get_submodule(part), (part, files))
+    share_file_digests(model, sorted(folder.rglob("*.safetensors")))
     return model
+
+
+def load_checkpoint_file(checkpoint: CheckpointFile, architecture: str | None) -> StableDiffusion:
+    """The model in a file, in fp32; `ValueError` if it is incomplete, or of no supported family."""
+    from accelerate import init_empty_weights
+
+    from sdft.models.single_file import load_weights
+
+    checkpoint.find_layout()
+    is_bundled = architecture is None or architecture in {file.parent.name for file in ASSETS_FOLDER.glob("*/unet")}
+    folder = checkpoint.find_configs() if is_bundled else Path(architecture).expanduser()
+    check_model_folder(folder)
+    with init_empty_weights():
+        model = build_untrained(folder)
+    load_weights(model, checkpoint)
+    share_file_digests(model, [checkpoint.path])
+    return model
+
+
+def share_file_digests(model: StableDiffusion, files: list[Path]) -> None:
+    """Share the digests of the model and its frozen parts with all models that these weights files are loaded into."""
+    identities = tuple((file.resolve(), get_identity(file)) for file in files)
+    for part in ("", "vae", *model.text_encoders):
+        share_digests(model.get_submodule(part), (part, identities))
 
 
 def find_embedded_models() -> dict[str, Path]:
@@ -99,15 +114,15 @@ def find_embedded_models() -> dict[str, Path]:
     return {index.parent.name: index.parent for index in ASSETS_FOLDER.glob("*/model_index.json")}
 
 
-def check_local_model(name: str) -> None:
-    """`ValueError` for a folder that cannot be loaded, a file, or a path that does not exist; reads no weights."""
+def check_local_model(name: str, prediction_type: str | None = None) -> None:
+    """`ValueError` for a folder or file that cannot be loaded, or a path that does not exist; reads no weights."""
     folder = find_embedded_models().get(name, Path(name).expanduser())
     if folder.is_file():
-        raise ValueError(describe_single_file(folder))
-    if folder.is_dir():
+        read_checkpoint_header(folder).choose_prediction_type(prediction_type)
+    elif folder.is_dir():
         check_model_folder(folder)
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"model.name={name}: no such folder")
+        raise ValueError(f"model.name={name}: no such folder or file")
 
 
 def check_model_folder(folder: Path) -> None:
@@ -151,16 +166,6 @@ def load_tokenizer(folder: Path):
     return tokenizer
 
 
-def describe_single_file(file: Path) -> str:
-    """How to use a checkpoint in one file, which is not opened yet."""
-    if file.suffix not in (".safetensors", ".ckpt"):
-        return f"model.name={file}: a file; give a folder in the diffusers layout, or a hub id"
-    return (
-        f"model.name={file}: a checkpoint in one file, which cannot be opened yet; convert it to a folder: python -c "
-        f"'from diffusers import StableDiffusionPipeline as P; P.from_single_file({str(file)!r}).save_pretrained(\"FOLDER\")'"
-    )
-
-
 @contextmanager
 def name_part_in_errors(folder: Path, part: str):
     """Turn what the libraries raise for invalid configurations and weights into one line; they share no class of errors."""
@@ -171,11 +176,6 @@ def name_part_in_errors(folder: Path, part: str):
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
         raise ValueError(f"model.name={folder}: {part}/ cannot be loaded ({reason})") from None
-
-
-def describe_weight_files(folder: Path) -> tuple[tuple[Path, tuple[int, ...]], ...]:
-    """Path and identity of each weights file of a model folder."""
-    return tuple((file.resolve(), get_identity(file)) for file in sorted(folder.rglob("*.safetensors")))
 
 
 def download_model(name: str, revision: str | None, variant: str | None) -> Path:

@@ -91,3 +91,18 @@ def find_scheduler_name(config: dict) -> str:
         if class_name == config_class and all(config.get(key) == value for key, value in expected.items()):
             return name
     return config_class
+
+
+def change_prediction_type(scheduler, prediction_type: str, zero_terminal_snr: bool):
+    """The scheduler with another prediction type; with zero terminal SNR (Lin et al., 2024) the last timestep is pure noise.
+
+    DDIM replaces schedulers that do not support zero terminal SNR, such as PNDM.
+    """
+    from diffusers import DDIMScheduler
+
+    scheduler_class, changes = type(scheduler), {"prediction_type": prediction_type}
+    if zero_terminal_snr:
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        if "rescale_betas_zero_snr" not in signature(scheduler_class).parameters:
+            scheduler_class = DDIMScheduler
+    return scheduler_class.from_config(scheduler.config, **changes)

@@ -1,41 +1,43 @@
-"""Save Stable Diffusion in one file in the original layout (Rombach et al., 2022), which most tools read.
+"""Write and read Stable Diffusion in one file in the original layout (Rombach et al., 2022), which most tools use.
 
-The UNet numbers its down blocks and its up blocks in one list each, the autoencoder numbers its decoder blocks in reverse.
-The text encoder uses CLIP's names (1.x), or OpenCLIP's, with one matrix for query, key and value (2.x).
+Reading inverts writing, weight by weight: equal bits, offline, and one copy in memory.
 """
 
+import re
+import sys
+from collections import defaultdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sdft.models.original_names import map_unet_layers
+import sdft.distributed as processes
+from sdft.models.checkpoint_file import FLOAT_TYPES, CheckpointFile, format_key
+from sdft.models.family import SUPPORTED
+from sdft.models.original_layout import UNET_PREFIX, VAE_PREFIX, Places, choose_layout, map_networks
 from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import atomic_write
+from sdft.runs.terminal import print_text
 
-UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
-CLIP_PREFIX, OPEN_CLIP_PREFIX = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
-VAE_ATTENTION_NAMES = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-OPEN_CLIP_BLOCK_NAMES = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-    "self_attn.out_proj": "attn.out_proj",
-}
-OPEN_CLIP_WIDTH = 1024
+MODELSPEC_PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
+PART_NAMES = {"unet": "UNet", "vae": "autoencoder", "clip_l": "text encoder", "clip_g": "second text encoder"}
+EMA_PREFIX = "model_ema."
+UNUSED_KEYS = re.compile(  # noise levels and markers, projections, OpenCLIP's last layer, the autoencoder's loss
+    r"^(\w*alphas_cumprod(_prev)?|betas|posterior_\w+|lvlb_weights|logvar|scale_factor|v_pred|ztsnr)$|"
+    r"\.(position_ids|logit_scale|text_projection(\.weight)?|attn_mask)$|"
+    r"^cond_stage_model\.model\.transformer\.resblocks\.23\.|^first_stage_model\.(loss|model_ema)\."
+)
 
 
 def save_single_file(model: StableDiffusion, path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
     from safetensors.torch import save_file
 
     tensors = {key: weight.detach().cpu().to(dtype).contiguous() for key, weight in to_original_layout(model).items()}
-    version = "v2" if is_open_clip(model) else "v1"
     header = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"stable-diffusion-{version}",
-        "modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}[model.prediction_type],
+        "modelspec.architecture": choose_layout(model).modelspec,
+        "modelspec.prediction_type": MODELSPEC_PREDICTION_TYPES[model.prediction_type],
     }
     with atomic_write(path) as file:
         save_file(tensors, file, metadata=header | metadata)
@@ -43,75 +45,67 @@ def save_single_file(model: StableDiffusion, path: Path, dtype: torch.dtype, met
 
 def to_original_layout(model: StableDiffusion) -> dict[str, Tensor]:
     """All weights under their original names; `ValueError` for layers that the original layout lacks."""
-    unet, vae = model.unet.state_dict(), model.vae.state_dict()
-    tensors = {
-        UNET_PREFIX + key: weight for key, weight in rename_keys(unet, map_unet_layers(model.unet), "unet").items()
+    parts: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for _, network, places in map_networks(model, choose_layout(model)):
+        weights = network.state_dict()
+        for key, place in places.items():
+            weight = weights[key]
+            parts[place.key][place.index] = weight[:, :, None, None] if place.is_convolution else weight
+    return {
+        key: torch.cat([rows[i] for i in range(len(rows))]) if len(rows) > 1 else rows[0] for key, rows in parts.items()
     }
-    pairs = map_vae_layers(len(model.vae.config.block_out_channels), model.vae.config.layers_per_block)
-    for key, weight in rename_keys(vae, pairs, "vae").items():
-        # attention projections are linear in diffusers, 1 x 1 convolutions in the original layout
-        is_projection = ".attn_1." in key and key.endswith("weight") and weight.ndim == 2
-        tensors[VAE_PREFIX + key] = weight[:, :, None, None] if is_projection else weight
-    text_encoder = {k.removeprefix("text_model."): v for k, v in model.clip_l.state_dict().items()}
-    text_encoder.pop("embeddings.position_ids", None)
-    if is_open_clip(model):
-        return tensors | to_open_clip(text_encoder)
-    return tensors | {CLIP_PREFIX + key: weight for key, weight in text_encoder.items()}
 
 
-def rename_keys(weights: dict[str, Tensor], pairs: list[tuple[str, str]], part: str) -> dict[str, Tensor]:
-    """Replace the longest matching layer name in each key."""
-    pairs, renamed = sorted(pairs, key=lambda pair: -len(pair[0])), {}
-    for key, weight in weights.items():
-        match = next((pair for pair in pairs if key.startswith(pair[0] + ".")), None)
-        if match is None:
-            raise ValueError(f"{part}.{key}: the original layout has no such layer; save to a folder instead")
-        renamed[match[1] + key.removeprefix(match[0])] = weight
-    return renamed
+def load_weights(model: StableDiffusion, file: CheckpointFile, parts_to_skip: tuple[str, ...] = ()) -> None:
+    """Fill the networks of `model`, built on the meta device, with fp32 copies of a file's weights.
+
+    `ValueError` unless the file has each weight of each network in its shape, and no other layers of them.
+    """
+    layout, prefixes = file.find_layout()
+    networks = [row for row in map_networks(model, layout, prefixes) if row[0] not in parts_to_skip]
+    for part, network, places in networks:
+        check_weights(file, part, {key: weight.shape for key, weight in network.state_dict().items()}, places)
+    list_unread_tensors(file, {place.key for *_, places in networks for place in places.values()}, parts_to_skip)
+    for _, network, places in networks:
+        load_network_weights(network, file.path, places)
 
 
-def map_vae_layers(blocks: int, layers: int) -> list[tuple[str, str]]:
-    """Pairs of (diffusers layer, original layer)."""
-    pairs = [(name, name) for name in ("quant_conv", "post_quant_conv")]
-    for side, direction, count in (("encoder", "down", layers), ("decoder", "up", layers + 1)):
-        pairs += [(f"{side}.{name}", f"{side}.{name}") for name in ("conv_in", "conv_out")]
-        pairs.append((f"{side}.conv_norm_out", f"{side}.norm_out"))
-        for block in range(blocks):
-            name = f"{side}.{direction}_blocks.{block}"
-            original = f"{side}.{direction}.{block if side == 'encoder' else blocks - 1 - block}"
-            for layer in range(count):
-                pairs += [
-                    (f"{name}.resnets.{layer}.conv_shortcut", f"{original}.block.{layer}.nin_shortcut"),
-                    (f"{name}.resnets.{layer}", f"{original}.block.{layer}"),
-                ]
-            pairs.append((f"{name}.{direction}samplers.0.conv", f"{original}.{direction}sample.conv"))
-        for layer in range(2):
-            pairs.append((f"{side}.mid_block.resnets.{layer}", f"{side}.mid.block_{layer + 1}"))
-        name, original = f"{side}.mid_block.attentions.0", f"{side}.mid.attn_1"
-        pairs += [(f"{name}.{key}", f"{original}.{original_key}") for key, original_key in VAE_ATTENTION_NAMES.items()]
-    return pairs
+def load_network_weights(network: nn.Module, path: Path, places: Places) -> None:
+    """Assign fp32 copies of the weights of a checked file, one at a time: they share no memory with the mapped file."""
+    from safetensors import safe_open
+
+    shapes = {key: weight.shape for key, weight in network.state_dict().items()}
+    with safe_open(path, "pt") as reader:
+        weights = {key: place.read(reader.get_tensor(place.key), shapes[key]) for key, place in places.items()}
+    network.load_state_dict(weights, assign=True)
 
 
-def is_open_clip(model: StableDiffusion) -> bool:
-    """Whether the text encoder is the OpenCLIP ViT-H of Stable Diffusion 2, the only one that is 1024 wide."""
-    return model.clip_l.config.hidden_size >= OPEN_CLIP_WIDTH
+def check_weights(file: CheckpointFile, part: str, shapes: dict[str, torch.Size], places: Places) -> None:
+    """`ValueError` for weights of a network that the file lacks, or has in another shape or as integers."""
+    if missing := [place.key for place in places.values() if place.key not in file.shapes]:
+        if len(missing) == len(places):
+            raise file.error(f"has no {PART_NAMES[part]}" + "; give model.vae=FOLDER or FILE" * (part == "vae"))
+        count = f" and {len(missing) - 1} more" * (len(missing) > 1)
+        raise file.error(f"lacks {missing[0]}{count}; the file is incomplete, or of another model")
+    for key, place in places.items():
+        if not place.accepts(file.shapes[place.key], shapes[key]):
+            expected = list(place.get_shape(shapes[key]))
+            raise file.error(f"{place.key} has the shape {list(file.shapes[place.key])} instead of {expected}")
+        if file.types[place.key] not in FLOAT_TYPES:
+            raise file.error(f"{place.key} is {file.types[place.key]}; quantized weights are not supported")
 
 
-def to_open_clip(text_encoder: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the layers of a diffusers model, which omits OpenCLIP's last layer, as Stable Diffusion 2 does not use it."""
-    tensors = {
-        "token_embedding.weight": text_encoder["embeddings.token_embedding.weight"],
-        "positional_embedding": text_encoder["embeddings.position_embedding.weight"],
-        "ln_final.weight": text_encoder["final_layer_norm.weight"],
-        "ln_final.bias": text_encoder["final_layer_norm.bias"],
-    }
-    count = 1 + max(int(key.split(".")[2]) for key in text_encoder if key.startswith("encoder.layers."))
-    for number in range(count):
-        layer, original = f"encoder.layers.{number}", f"transformer.resblocks.{number}"
-        for kind in ("weight", "bias"):
-            for name, original_name in OPEN_CLIP_BLOCK_NAMES.items():
-                tensors[f"{original}.{original_name}.{kind}"] = text_encoder[f"{layer}.{name}.{kind}"]
-            tensors[f"{original}.attn.in_proj_{kind}"] = torch.cat(
-                [text_encoder[f"{layer}.self_attn.{n}_proj.{kind}"] for n in "qkv"]
-            )
-    return {OPEN_CLIP_PREFIX + key: weight for key, weight in tensors.items()}
+def list_unread_tensors(file: CheckpointFile, read: set[str], parts_to_skip: tuple[str, ...]) -> None:
+    """Warn of tensors that are not read, except those that every file may have; `ValueError` for other layers of a network."""
+    unread = [key for key in file.shapes if key not in read and not UNUSED_KEYS.search(key)]
+    if "vae" in parts_to_skip:
+        unread = [key for key in unread if not key.startswith(VAE_PREFIX)]
+    if layers := [key for key in unread if key.startswith((UNET_PREFIX, VAE_PREFIX))]:
+        raise file.error(f"has the layer {format_key(layers[0])}, which the model that it resembles lacks; {SUPPORTED}")
+    for label, keys in (
+        ("EMA weights", [key for key in unread if key.startswith(EMA_PREFIX)]),
+        ("unknown tensors", [key for key in unread if not key.startswith(EMA_PREFIX)]),
+    ):
+        if keys and processes.rank() == 0:
+            message = f"{len(keys)} {label} are not read, such as {format_key(min(keys))}"
+            print_text(f"warning    {file.option}={file.path}: {message}", file=sys.stderr)

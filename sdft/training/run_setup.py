@@ -54,7 +54,7 @@ def check_options(cfg: DictConfig) -> None:
     if cfg.reproduce:
         check_reproducible(cfg)
     if name := cfg.model.get("name"):
-        check_local_model(str(name))  # before any image is decoded
+        check_local_model(str(name), cfg.model.get("prediction_type"))  # before any image is decoded
 
 
 def load_resume_point(checkpoint: Path | None, samples_per_step: int) -> tuple[int, StepSizes]:

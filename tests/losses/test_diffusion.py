@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sdft.losses.diffusion import DiffusionLoss
-from sdft.models.loading import change_prediction_type
+from sdft.models.noise_schedulers import change_prediction_type
 
 FULL_MASK = {"mask": torch.ones(1, 1, 8, 8)}
 

@@ -119,9 +119,8 @@ def save_variant(folder: Path, part: str, variant: str, keep: bool = False) -> N
 
 
 def test_a_folder_with_only_fp16_variants_opens_in_fp32(folder):
-    for part in ("unet", "text_encoder"):
+    for part in WEIGHTS:
         save_variant(folder, part, "fp16")
-    save_variant(folder, "vae", "fp16", keep=True)
     for variant in (None, "fp16"):
         model = load_stable_diffusion(str(folder), variant=variant)
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -133,15 +132,17 @@ def test_a_folder_with_only_fp16_variants_opens_in_fp32(folder):
     assert "has ema, fp16; choose one" in get_error(lambda: load_stable_diffusion(str(folder)))
 
 
-def test_a_checkpoint_in_one_file_is_named_with_the_way_to_convert_it(tmp_path):
-    for name in ("model.safetensors", "model.ckpt"):
-        (tmp_path / name).write_bytes(b"\0" * 16)
-        error = get_error(lambda name=name: load_stable_diffusion(str(tmp_path / name)))
-        assert (
-            error.startswith(f"model.name={tmp_path / name}: a checkpoint in one file") and "from_single_file" in error
-        )
-    (tmp_path / "model.txt").write_text("")
-    assert "model.txt: a file; give a folder" in get_error(lambda: load_stable_diffusion(str(tmp_path / "model.txt")))
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_sharded_weights_of_every_network_load_with_equal_bits(folder, part, variant):
+    model = load_stable_diffusion("tiny-sd")
+    (folder / part / WEIGHTS[part]).unlink()
+    network = model.clip_l if part == "text_encoder" else getattr(model, part)
+    network.half().save_pretrained(folder / part, variant=variant, max_shard_size="100KB")
+    assert len(list((folder / part).glob("*-of-*.safetensors"))) > 1
+    loaded = load_stable_diffusion(str(folder))
+    loaded = loaded.clip_l if part == "text_encoder" else getattr(loaded, part)
+    assert all(torch.equal(network.state_dict()[key].float(), weight) for key, weight in loaded.state_dict().items())
 
 
 @pytest.mark.parametrize("weights", ["pretrained", "random"])

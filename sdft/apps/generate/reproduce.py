@@ -86,14 +86,15 @@ def restore_model_config(image_metadata: dict, where: str) -> dict:
     files = CONF.glob("model/*.yaml")
     shipped = {OmegaConf.load(file).get("model", {}).get("name") for file in files if file.stem != "none"}
     embedded = {index.parent.name for index in ASSETS_FOLDER.glob("*/model_index.json")}
-    is_folder = Path(model["name"]).expanduser().is_dir()
+    path = Path(model["name"]).expanduser()
+    is_local = path.is_dir() or (path.suffix == ".safetensors" and path.is_file())
     is_shipped = model["name"] in shipped | embedded and not (model["revision"] or model["variant"])
-    if not (is_shipped or is_folder):
+    if not (is_shipped or is_local):
         revision = f" at revision {model['revision']}" if model["revision"] else ""
         raise ValueError(
-            f"{where}: model {model['name']}{revision} is neither in conf/model/ nor a folder; give model=…"
+            f"{where}: model {model['name']}{revision} is neither in conf/model/ nor a folder or file; give model=…"
         )
-    if model["architecture"] is not None and not re.fullmatch(r"[\w-]+", model["architecture"]):
-        raise ValueError(f"{where}: model.architecture has the invalid value {model['architecture']!r}")
+    if (name := model["architecture"]) is not None and not (re.fullmatch(r"[\w-]+", name) or Path(name).is_dir()):
+        raise ValueError(f"{where}: model.architecture has the invalid value {name!r}")
     arguments = {key: model[key] for key in metadata.METADATA_STRUCTURE["model"]}
     return {"_target_": "sdft.models.loading.load_stable_diffusion", **arguments}

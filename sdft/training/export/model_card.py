@@ -10,10 +10,10 @@ from sdft.runs.metadata import format_command_line
 
 USAGE_SNIPPETS = {
     "adapter": """{base}
-pipe = StableDiffusionPipeline.from_pretrained(base)
+pipe = StableDiffusionPipeline.{loader}(base)
 pipe.load_lora_weights({load_path}, weight_name="pytorch_lora_weights.safetensors")""",
     "embedding": """{base}
-pipe = StableDiffusionPipeline.from_pretrained(base)
+pipe = StableDiffusionPipeline.{loader}(base)
 pipe.load_textual_inversion({load_path}, weight_name="learned_embeds.safetensors")""",
     "pipeline": """pipe = StableDiffusionPipeline.from_pretrained({load_path})""",
 }
@@ -117,7 +117,7 @@ class ModelCard:
             resolution=self.resolution,
             location_note=LOCATION_NOTE if self.load_path == "." else "",
             use=USAGE_SNIPPETS[self.result].format(
-                base=format_base_code(self.base), load_path=json.dumps(self.load_path)
+                base=format_base_code(self.base), loader=choose_loader(self.base), load_path=json.dumps(self.load_path)
             ),
             prompt=json.dumps(self.prompt, ensure_ascii=False),
             sampling_steps=self.sampling.steps,
@@ -134,13 +134,19 @@ class ModelCard:
 
 
 def format_base_code(base: str) -> str:
-    """Code that names the base model: a hub id, an embedded one, or a placeholder for a local folder."""
+    """Code that names the base model: a hub id, an embedded one, or a placeholder for a local folder or file."""
     name = to_inline_code_text(base)
     if name.startswith("sdft/assets/"):
         return f'from importlib.resources import files\n\nbase = str(files("sdft") / {name.removeprefix("sdft/")!r})'
     if is_local_path(base):
-        return f"base = {f'/PATH/TO/{Path(name).name}'!r}  # the folder of the base model"
+        kind = "folder" if choose_loader(base) == "from_pretrained" else "checkpoint file"
+        return f"base = {f'/PATH/TO/{Path(name).name}'!r}  # the {kind} of the base model"
     return f"base = {name!r}"
+
+
+def choose_loader(base: str) -> str:
+    """The method of a diffusers pipeline that opens the base model: a folder, a hub id, or a file in the original layout."""
+    return "from_single_file" if is_local_path(base) and base.endswith(".safetensors") else "from_pretrained"
 
 
 def get_method_tag(class_name: str) -> str:
