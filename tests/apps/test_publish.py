@@ -1,10 +1,14 @@
 """Publishing: complete and escaped, without local paths or secrets, uploaded in one commit or not at all."""
 
+import html
 import json
+import os
+import random
 import re
 import shutil
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import huggingface_hub
 import markdown
@@ -17,6 +21,7 @@ from safetensors import safe_open
 from test_optuna_search import build_report
 from test_security import HOSTILE, Page
 
+from sdft.apps.publish.private_content import find_local_path
 from sdft.apps.publish.publication import PublishRequest, redact_command, write_publication
 from sdft.apps.publish.upload import upload_folder
 
@@ -122,6 +127,8 @@ def test_a_card_without_a_license_says_so(run):
         ("../photos", "…"),
         ("[a,/srv/x.txt]", "…"),
         (r"C:\photos", "…"),
+        ("'{caption} (/home/me)'", "…"),
+        ("<C:/photos>", "…"),
         ("some/model", "some/model"),
         ("a cat/dog on a wall", "a cat/dog on a wall"),
     ],
@@ -132,6 +139,37 @@ def test_paths_are_redacted_in_the_command(value, redacted):
         f"option={redacted}",
         "data.path=…",
     ]
+
+
+def test_a_path_is_found_in_running_text_and_in_any_notation(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rng, top = random.Random(0), "/".join(tmp_path.parts[:3]).replace("//", "/")
+    for _ in range(400):
+        name = "a" + "".join(rng.choices("bü é_-()[],.'&;:=+@!%#", k=rng.randrange(9))).rstrip(" .")
+        (tmp_path / name).mkdir(exist_ok=True)
+        path = rng.choice([f"~/{name}", top, f"{top}/{name}"])
+        before = rng.choice(["", "(", '"', "'", "[", "<", "/x and ", "data:", ", ", "`", "\n", "1/2 "])
+        after = rng.choice(["", " are mine", ", nice", ".", ")", '"', "'s", ": see", "\nnew", "—", "/", "/a b/c", "!"])
+        write = rng.choice(
+            [str, json.dumps, lambda text: json.dumps([json.dumps(text)]), html.escape, quote, repr, Path.as_uri]
+        )
+        text = Path(os.path.expanduser(path)).as_uri() if write is Path.as_uri else write(f"{before}{path}{after}")
+        assert find_local_path(f"see {text}", set()), text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a cat/dog on a wall",
+        "and / or",
+        "https://huggingface.co/usr/bin",
+        "tmp/usr/bin",
+        "/nowhere/usr/bin",
+        "~/nowhere",
+    ],
+)
+def test_other_texts_with_slashes_are_no_local_paths(text):
+    assert not find_local_path(text, {"/home/me"}) and find_local_path(f"{text} /home/me and more", {"/home/me"})
 
 
 @pytest.mark.parametrize(

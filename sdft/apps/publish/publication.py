@@ -1,13 +1,10 @@
 """Write a run's result as a folder to publish: model card, images, weights in both formats, and no local paths or secrets."""
 
-import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-
-from PIL import Image
 
 from sdft.apps.publish.card_sections import (
     render_data_section,
@@ -17,11 +14,10 @@ from sdft.apps.publish.card_sections import (
     render_tools_section,
     render_trigger_section,
 )
-from sdft.config import check_secret
+from sdft.apps.publish.private_content import check_publication
 from sdft.evaluation.variants import BEST
-from sdft.models.safetensors_check import check_safetensors
 from sdft.runs.evaluations import choose_main_evaluation, is_outdated, read_evaluations
-from sdft.runs.files import find_home, is_local_path, replace_folder
+from sdft.runs.files import is_local_path, replace_folder
 from sdft.runs.metadata import read_record
 from sdft.runs.run_config import read_stored_config
 from sdft.runs.samples import find_last_samples, read_sample_prompts
@@ -34,8 +30,7 @@ LICENSES = """creativeml-openrail-m openrail openrail++ bigscience-openrail-m ap
     lgpl-3.0 cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-nc-nd-4.0 unlicense other"""
 REPO_ID_PATTERN = r"[\w-][\w.-]*/[\w.-]+"
 PATH_OPTIONS = ("path", "class_path", "resume", "reproduce", "folder", "dir", "prompts_file")  # options with paths
-PATH_PATTERN = re.compile(r"(^|[\s\[=,:'\"])(~|\.{0,2}[/\\]|[A-Za-z]:[/\\])")  # start of a path
-ABSOLUTE_PATH_PATTERN = re.compile(r"(?<![\w.:/~-])(?:/[\w.+@ -]{1,200}){2}")  # its first two folders
+PATH_PATTERN = re.compile(r"(?<!\w)(~|\.{0,2}[/\\]|[A-Za-z]:[/\\])")  # start of a path
 MAX_IMAGES = 8  # sample images in the card
 PUBLISHED_FACTS = ("command", "options", "steps", "epochs", "images", "resolution", "prediction_type")  # of run.json
 CONFIG_STRUCTURE = {
@@ -177,27 +172,3 @@ def redact_command(command: list[str]) -> list[str]:
         hidden = f"{key}{equals}…" if is_path or is_local_path(value) else argument
         redacted.append(hidden if equals else Path(argument).name)
     return redacted
-
-
-def check_publication(folder: Path) -> None:
-    """Raise `ValueError` for a local path, a secret of the environment, or a file of another type, such as pickled weights."""
-    folders = (find_home(), Path.cwd(), folder.resolve().parent)
-    local_paths = {str(path) for path in folders if path and len(path.parts) > 1}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = file.relative_to(folder)
-        if file.suffix == ".safetensors":
-            check_safetensors(file, "publish")
-            with open(file, "rb") as stream:
-                text = stream.read(int.from_bytes(stream.read(8), "little")).decode()
-        elif file.suffix in (".json", ".md", ".txt"):
-            text = file.read_text(encoding="utf-8")
-        elif file.suffix == ".png":
-            with Image.open(file) as image:
-                text = str({key: value for key, value in image.info.items() if isinstance(value, str)})
-        else:
-            raise ValueError(f"publish: {name} is not publishable; allowed are safetensors, JSON, text and PNG files")
-        check_secret(f"publish: {name}", text)
-        existing = {path for path in ABSOLUTE_PATH_PATTERN.findall(text) if os.path.exists(path)}
-        for path in sorted(local_paths) + sorted(existing):
-            if path in existing or re.search(rf"{re.escape(path)}(?![\w-])", text):
-                raise ValueError(f"publish: {name} contains the local path {path}; remove it")
