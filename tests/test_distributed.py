@@ -3,18 +3,18 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import DEVNULL, Popen, run
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from forked import ForkedProgram, run_forked, start_forked_ranks, wait_for_success
 from PIL import Image
 from safetensors.torch import load_file
-from test_launchers import SRUN
 
 pytestmark = pytest.mark.slow
 OVERRIDES = ["logger=none", "metrics=none", "sample_every=0", "sampling.steps=2", "data.per_digit=3", "accelerator=cpu"]
@@ -24,8 +24,10 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--npro
 
 
 def train(home: Path, folder: str, *overrides: str) -> Path:
-    command = [sys.executable, str(ROOT / "train.py"), *OVERRIDES, *overrides, f"hydra.run.dir={home / folder}"]
-    subprocess.run(command, cwd=home, check=True, timeout=600, stdout=subprocess.DEVNULL)
+    """Train in one process, or with `devices=2` in two that torchrun would have started."""
+    arguments = [*OVERRIDES, *overrides, f"hydra.run.dir={home / folder}"]
+    start = start_forked_ranks if "devices=2" in overrides else lambda *args, cwd: [ForkedProgram(*args, cwd=cwd)]
+    wait_for_success(start(*arguments, cwd=home))
     return home / folder
 
 
@@ -111,28 +113,19 @@ def test_ranks_share_the_work_on_class_images_caches_and_scores(tmp_path):
 @pytest.mark.parametrize("search", [False, True], ids=["list", "search"])
 def test_each_job_of_a_sweep_runs_two_processes_with_the_same_options(tmp_path, search):
     """Hydra's own multirun with Lightning's launcher silently trains with other options on rank 1."""
-    sweep_overrides = ["rank=tag(log,int(interval(2,8)))", "trials=2"] if search else ["rank=2,4"]
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "-m",
-        *OVERRIDES,
-        "steps=3",
-        *sweep_overrides,
-        "batch_size=2",
-        "devices=2",
-        "strategy=ddp",
-    ]
-    subprocess.run(command, cwd=tmp_path, check=True, timeout=600, stdout=subprocess.DEVNULL)
+    sweep_overrides = ["rank=tag(log,int(interval(2,7)))", "trials=1"] if search else ["rank=2,4"]
+    overrides = ["steps=3", *sweep_overrides, "batch_size=2", "devices=2", "strategy=ddp"]
+    run_forked("-m", *OVERRIDES, *overrides, cwd=tmp_path)
     (sweep,) = tmp_path.glob("multirun/lora/*")
-    job_ranks = [json.loads((sweep / job / "run.json").read_text())["options"]["rank"] for job in "01"]
-    ranks = [{w.shape[0] for k, w in load_file(sweep / job / ADAPTER).items() if "lora_A" in k} for job in "01"]
-    assert ranks == [{rank} for rank in job_ranks] and (sweep / "compare.html").is_file()
-    single = train(tmp_path, "one", "steps=3", f"rank={job_ranks[1]}", "batch_size=4")
-    assert weights_are_close(single, sweep / "1", ADAPTER)
+    jobs = "0" if search else "01"
+    job_ranks = [json.loads((sweep / job / "run.json").read_text())["options"]["rank"] for job in jobs]
+    ranks = [{w.shape[0] for k, w in load_file(sweep / job / ADAPTER).items() if "lora_A" in k} for job in jobs]
+    assert ranks == [{rank} for rank in job_ranks] and (search or (sweep / "compare.html").is_file())
+    single = train(tmp_path, "one", "steps=3", f"rank={job_ranks[-1]}", "batch_size=4")
+    assert weights_are_close(single, sweep / jobs[-1], ADAPTER)
 
 
-def start_node(home: Path, port: int, *overrides: str) -> subprocess.Popen:
+def start_node(home: Path, port: int, *overrides: str) -> Popen:
     command = [
         *TORCHRUN,
         f"--rdzv-endpoint=localhost:{port}",
@@ -141,10 +134,8 @@ def start_node(home: Path, port: int, *overrides: str) -> subprocess.Popen:
         *OVERRIDES,
         *overrides,
     ]
-    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(
-        [*command, "num_nodes=2"], cwd=home, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True, **output
-    )
+    options = {"stdout": DEVNULL, "stderr": DEVNULL, "start_new_session": True}
+    return Popen([*command, "num_nodes=2"], cwd=home, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
 
 
 def test_when_one_of_two_machines_dies_the_other_ends_and_a_restart_resumes(tmp_path):
@@ -166,8 +157,7 @@ def test_when_one_of_two_machines_dies_the_other_ends_and_a_restart_resumes(tmp_
     assert nodes[0].wait(60) != 0 and time.monotonic() - killed_at < 60
     folder = checkpoints[0].parent.parent
     assert not (folder / "adapter").exists() and not list(tmp_path.glob("outputs/lora/*/.hydra/../run-1*"))
-    restarted = [start_node(tmp_path, 29618, "validate_every=0", "resume=last") for _ in range(2)]
-    assert [node.wait(400) for node in restarted] == [0, 0]
+    wait_for_success(start_forked_ranks("validate_every=0", "resume=last", "num_nodes=2", cwd=tmp_path, nodes=2))
     assert list(tmp_path.glob("outputs/lora/*")) == [folder]  # the second machine creates no folder
     assert [entry["changed"] for entry in json.loads((folder / "run.json").read_text())["resumed"]] == [{}]
     single = train(tmp_path, "single", "steps=40", "batch_size=4", "validate_every=0")
@@ -175,48 +165,30 @@ def test_when_one_of_two_machines_dies_the_other_ends_and_a_restart_resumes(tmp_
 
 
 def test_srun_runs_the_same_command(tmp_path):
-    script = tmp_path / "srun"
-    script.write_text(SRUN.format(python=sys.executable))
-    overrides = ["steps=3", "batch_size=2", "devices=2", "strategy=ddp"]
-    environment = {
-        "SLURM_NTASKS": "2",
-        "SLURM_NTASKS_PER_NODE": "2",
-        "SLURM_JOB_ID": "7",
-        "SLURM_NODELIST": "localhost",
-        "SLURM_JOB_NODELIST": "localhost",
-    }
-    command = [sys.executable, str(script), sys.executable, str(ROOT / "train.py"), *OVERRIDES, *overrides]
-    subprocess.run(
-        command, cwd=tmp_path, check=True, timeout=400, env=os.environ | environment, stdout=subprocess.DEVNULL
-    )
+    variables = {"SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "SLURM_STEP_NUM_NODES": "1"}
+    variables |= dict.fromkeys(("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"), "2")
+    variables |= dict.fromkeys(("SLURM_NODELIST", "SLURM_JOB_NODELIST"), "localhost")
+    overrides = [*OVERRIDES, "steps=3", "batch_size=2", "devices=2", "strategy=ddp"]
+    tasks = [{"SLURM_PROCID": number, "SLURM_LOCALID": number} for number in "01"]
+    wait_for_success([ForkedProgram(*overrides, cwd=tmp_path, **variables, **task) for task in tasks])
     (two,) = tmp_path.glob("outputs/lora/*")
     assert weights_are_close(train(tmp_path, "one", "steps=3", "batch_size=4"), two, ADAPTER)
 
 
 def test_a_killed_rank_ends_the_run(tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *OVERRIDES,
-        "steps=100",
-        "batch_size=2",
-        "devices=2",
-        "strategy=ddp",
-        "save_every=1",
-    ]
-    launcher = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    overrides = ["steps=30", "batch_size=2", "devices=2", "strategy=ddp", "save_every=1"]
+    launcher = ForkedProgram(*OVERRIDES, *overrides, cwd=tmp_path)
     deadline = time.monotonic() + 240
     while not list(tmp_path.glob("outputs/lora/*/checkpoints/step-*.ckpt")):
         assert time.monotonic() < deadline and launcher.poll() is None
         time.sleep(0.1)
-    workers = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout.split()
+    workers = run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(workers[1]), signal.SIGKILL)
-    assert launcher.wait(60) == 137 and "error: rank 1 of 2 was killed (SIGKILL)" in launcher.stderr.read()
+    assert launcher.wait(60) == 137 and "error: rank 1 of 2 was killed (SIGKILL)" in launcher.read("err")
     assert not any(Path(f"/proc/{number}").exists() for number in workers)
     (folder,) = tmp_path.glob("outputs/lora/*")
-    resume = [*command[:2], "resume=last"]
-    subprocess.run(resume, cwd=tmp_path, check=True, timeout=600, stdout=subprocess.DEVNULL)
-    uninterrupted = train(tmp_path, "uninterrupted", *command[2 + len(OVERRIDES) :])
+    wait_for_success(start_forked_ranks("resume=last", cwd=tmp_path))
+    uninterrupted = train(tmp_path, "uninterrupted", *overrides)
     a, b = load_file(folder / ADAPTER), load_file(uninterrupted / ADAPTER)
     assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -227,7 +199,6 @@ def test_options_that_several_processes_do_not_support_are_named_in_one_line(tmp
         (["strategy=fsdp", "devices=2"], "strategy=fsdp"),
         (["devices=2", "data.digits=[]"], "data.digits=[]"),
     ):
-        command = [sys.executable, str(ROOT / "train.py"), *OVERRIDES, *overrides]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        done = ForkedProgram(*OVERRIDES, *overrides, cwd=tmp_path).communicate()
         assert done.returncode == 1 and done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
     assert not list(tmp_path.glob("outputs/lora/*"))
