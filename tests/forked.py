@@ -62,9 +62,9 @@ class ForkedProgram:
         self, *arguments: str, cwd: Path, name: str = "train.py", prepare: Callable | None = None, **environment: str
     ):
         self.output = Path(tempfile.mkdtemp(dir=cwd.parent)) / "output"
-        self.process = FORKSERVER.Process(
-            target=run_in_this_process, args=(name, arguments, cwd, os.environ | environment, self.output, prepare)
-        )
+        environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"} | environment
+        settings = (name, arguments, cwd, environment, self.output, prepare)
+        self.process = FORKSERVER.Process(target=run_in_this_process, args=settings)
         self.process.start()
         self.pid = self.process.pid
         atexit.register(self.send_signal, signal.SIGKILL)  # multiprocessing would wait for it

@@ -1,15 +1,14 @@
 """Generated images carry their settings, form grids, and are reproduced bit for bit."""
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, compose_config
+from conftest import compose_config
+from forked import run_forked
 from omegaconf import open_dict
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
@@ -270,13 +269,7 @@ def test_an_image_reveals_no_folder_of_this_machine(generate_images, adapter, mo
 
 @pytest.mark.slow
 def test_a_new_process_reproduces_an_image(tmp_path):
-    def run_app(*options: str) -> str:
-        environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "sdft", "generate", *options]
-        return subprocess.run(
-            command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=True
-        ).stdout
-
+    run_app = partial(run_forked, "generate", name="-m sdft", cwd=tmp_path)
     run_app("model=tiny", "prompts=[a handwritten three]", "images=3", "folder=generated", "accelerator=cpu")
     image = tmp_path / "generated" / "0001-a-handwritten-three-1.png"
     run_app(f"reproduce={image}", "folder=reproduced", "accelerator=cpu")

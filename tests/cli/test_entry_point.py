@@ -1,18 +1,16 @@
 """Invalid input on the real command line: one line, a non-zero exit status, no files left; fast start-up."""
 
 import json
-import multiprocessing
 import os
-import runpy
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 from conftest import ROOT, read_scores
+from forked import ForkedProgram
 from PIL import Image
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
@@ -24,35 +22,9 @@ def run_program(*arguments: str, cwd, name: str = "train.py", **environment: str
     return subprocess.run(command, cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=300)
 
 
-FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(
-    ["sdft.training.training_run", "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "peft"]
-)
-
-
-def run_in_this_process(arguments: tuple[str, ...], cwd: Path, name: str, output: Path) -> None:
-    """Run the program in this process, which has imported the slow libraries."""
-    os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(ENVIRONMENT)
-    for number, suffix in ((1, ".out"), (2, ".err")):
-        os.dup2(os.open(output.with_suffix(suffix), os.O_WRONLY | os.O_CREAT), number)
-    warnings.simplefilter("ignore")
-    sys.argv = [str(ROOT / name), *arguments]
-    runpy.run_path(sys.argv[0], run_name="__main__")
-
-
-def run_forked_program(*arguments: str, cwd: Path, name: str = "train.py") -> CompletedProcess:
+def run_forked_program(*arguments: str, cwd: Path, name: str = "train.py", **environment: str) -> CompletedProcess:
     """As `run_program`, but in a forked process that has imported the slow libraries."""
-    output = cwd.with_name(f"{cwd.name}-output")
-    process = FORKSERVER.Process(target=run_in_this_process, args=(arguments, cwd, name, output), daemon=True)
-    process.start()
-    process.join(300)
-    out, err = (output.with_suffix(suffix) for suffix in (".out", ".err"))
-    done = CompletedProcess(arguments, process.exitcode, out.read_text(), err.read_text())
-    out.unlink()
-    err.unlink()
-    return done
+    return ForkedProgram(*arguments, cwd=cwd, name=name, CUDA_VISIBLE_DEVICES="", **environment).communicate()
 
 
 def list_files(folder) -> list:
@@ -137,7 +109,7 @@ def test_a_model_folder_without_a_unet(tmp_path):
 
 def test_an_unwritable_output_folder(tmp_path):
     (tmp_path / "file").touch()
-    line = get_error(f"hydra.run.dir={tmp_path}/file/run", cwd=tmp_path, run=run_program)
+    line = get_error(f"hydra.run.dir={tmp_path}/file/run", cwd=tmp_path)
     assert "Not a directory" in line and "file/run" in line
 
 
@@ -178,14 +150,14 @@ def test_cfg_job_prints_the_full_config(tmp_path):
 
 @pytest.mark.slow
 def test_hydra_full_error_prints_the_traceback(tmp_path):
-    done = run_program("rank=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    done = run_forked_program("rank=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert done.returncode != 0 and "Traceback" in done.stderr
 
 
 @pytest.mark.slow
 def test_every_job_of_a_sweep_has_its_own_run_folder(tmp_path):
     quick = ["steps=1", "metrics=none", "sampling.steps=1", "logger=none", "batch_size=1"]
-    done = run_program("-m", "rank=1,2", "seed=3", *quick, cwd=tmp_path)
+    done = run_forked_program("-m", "rank=1,2", "seed=3", *quick, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (sweep,) = (tmp_path / "multirun" / "lora").iterdir()
     for job, rank in ((0, 1), (1, 2)):

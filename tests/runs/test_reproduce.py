@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import QUICK_OVERRIDES, ROOT
+from forked import run_forked
 
 from sdft.runs.hashing import hash_dataset, hash_weights
 from sdft.runs.metadata import read_commit
@@ -99,8 +100,6 @@ def test_uncommitted_changes_are_saved_in_the_run_folder(tmp_path):
 @pytest.mark.slow
 def test_reproduce_uses_the_overrides_of_the_run(tmp_path):
     overrides = [*QUICK_OVERRIDES, *OVERRIDES, "hydra.run.dir=outputs/lora/1"]
-    command = [sys.executable, str(ROOT / "train.py")]
-    subprocess.run([*command, *overrides], cwd=tmp_path, check=True, timeout=300, stdout=subprocess.DEVNULL)
-    done = subprocess.run([*command, "reproduce=last"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and "bit-identical to outputs/lora/1" in done.stdout, done.stderr
+    run_forked(*overrides, cwd=tmp_path)
+    assert "bit-identical to outputs/lora/1" in run_forked("reproduce=last", cwd=tmp_path).stdout
     assert len(list(tmp_path.glob("outputs/lora/*/adapter"))) == 2

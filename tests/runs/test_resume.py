@@ -4,12 +4,12 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
 
 import pytest
 import torch
-from conftest import QUICK_OVERRIDES, ROOT, save_images
+from conftest import QUICK_OVERRIDES, save_images
+from forked import ForkedProgram
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from test_loggers import read_wandb_records
@@ -235,24 +235,18 @@ def test_metrics_csv_drops_truncated_rows_and_adds_columns(tmp_path):
 @pytest.mark.slow
 def test_a_second_run_in_a_folder_names_the_first(tmp_path):
     """A killed process holds no lock."""
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *QUICK_OVERRIDES,
-        "steps=4000",
-        "save_every=1",
-        f"hydra.run.dir={tmp_path / 'a'}",
-    ]
-    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    while str(tmp_path / "a") not in (line := first.stdout.readline()):
-        assert first.poll() is None, line
-    resume = [sys.executable, str(ROOT / "train.py"), f"resume={tmp_path / 'a'}"]
-    second = subprocess.run(resume, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    overrides = [*QUICK_OVERRIDES, "steps=4000", "save_every=1", f"hydra.run.dir={tmp_path / 'a'}"]
+    first = ForkedProgram(*overrides, cwd=tmp_path)
+    while str(tmp_path / "a") not in first.read("out"):
+        assert first.poll() is None, first.read("err")
+        time.sleep(0.1)
+    resume = f"resume={tmp_path / 'a'}"
+    second = ForkedProgram(resume, cwd=tmp_path).communicate()
     assert second.returncode == 1 and second.stderr.count("\n") == 1
     assert f"{tmp_path / 'a'}: " in second.stderr and f"process {first.pid} on " in second.stderr
     first.send_signal(signal.SIGKILL)
     first.wait()
-    third = subprocess.run([*resume, "steps=4000", "lr=1"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    third = ForkedProgram(resume, "steps=4000", "lr=1", cwd=tmp_path).communicate()
     assert third.returncode == 1 and "lr from 0.001 to 1" in third.stderr
     assert not (tmp_path / "a" / "lock").exists()
 

@@ -2,11 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, compose_config
+from conftest import compose_config
+from forked import ForkedProgram
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 
@@ -239,6 +238,7 @@ def test_programs_answer_a_hostile_run_in_one_line(command, attack, run, tmp_pat
             file.write("pick_auto: os.mkdir\npick_cpu: os.mkdir\n")
     else:
         edit_record(run, overrides=[attack.replace("PROBE", str(tmp_path / "boom"))])
-    arguments = [str(ROOT / part) if part in ("evaluate.py", "train.py") else part for part in command.split()]
-    done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    program, *arguments = command.removeprefix("-m ").split()
+    name = program if program.endswith(".py") else f"-m {program}"
+    done = ForkedProgram(*arguments, name=name, cwd=tmp_path).communicate()
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr

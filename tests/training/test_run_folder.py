@@ -1,7 +1,6 @@
 """A start touches only files of its own, in a folder that it has to itself."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from conftest import QUICK_OVERRIDES, ROOT
+from forked import ForkedProgram, run_forked
 
 from sdft.cli.output_folders import MissingFolders, remove_empty_folders
 from sdft.runs.metadata import mark_failed
@@ -97,16 +97,11 @@ def test_only_folders_that_were_missing_are_removed(tmp_path):
 
 @pytest.mark.slow
 def test_of_two_starts_in_one_second_one_runs_and_can_be_resumed(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "train.py"), *QUICK_OVERRIDES, "hydra.run.dir=run"]  # as named by that second
-    runs = [
-        subprocess.Popen([*command, "steps=3", f"seed={seed}"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
-        for seed in (1, 2)
-    ]
-    errors = [run.communicate(timeout=170)[1].decode() for run in runs]
-    (refused,) = (number for number, run in enumerate(runs) if run.returncode)
-    assert errors[refused].startswith("error: ") and "in use by a run" in errors[refused]
+    overrides = [*QUICK_OVERRIDES, "hydra.run.dir=run", "steps=3"]  # the folder has that second's name
+    runs = [ForkedProgram(*overrides, f"seed={seed}", cwd=tmp_path) for seed in (1, 2)]
+    (refused,) = (number for number, run in enumerate(runs) if run.wait())
+    error = runs[refused].read("err")
+    assert error.startswith("error: ") and "in use by a run" in error
     assert f"seed={2 - refused}" in read_overrides(tmp_path / "run")
     assert f"- seed={2 - refused}\n" in (tmp_path / "run" / OVERRIDES_FILE).read_text()
-    resume = [sys.executable, str(ROOT / "train.py"), "resume=run", "steps=4", "allow_config_change=true"]
-    subprocess.run(resume, cwd=tmp_path, env=environment, check=True, timeout=170)
+    run_forked("resume=run", "steps=4", "allow_config_change=true", cwd=tmp_path)

@@ -1,16 +1,14 @@
 """A stop request ends a run at its next step, with a checkpoint and the exit status of its signal."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 import torch
-from conftest import QUICK_OVERRIDES, ROOT
+from conftest import QUICK_OVERRIDES
+from forked import ForkedProgram, run_forked, start_forked_ranks, wait_for_success
 from lightning import LightningModule, Trainer
 from safetensors.torch import load_file
 
@@ -24,9 +22,8 @@ ADAPTER = "adapter/pytorch_lora_weights.safetensors"
 OVERRIDES = [*QUICK_OVERRIDES, "batch_size=1", "data.per_digit=2", "log_every=1000", "validate_every=0", "ema=0.9"]
 
 
-def start_run(folder, *overrides: str) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "train.py"), *OVERRIDES, *overrides, f"hydra.run.dir={folder}"]
-    return subprocess.Popen(command, cwd=folder.parent, stdout=subprocess.PIPE, text=True)
+def start_run(folder, *overrides: str) -> ForkedProgram:
+    return ForkedProgram(*OVERRIDES, *overrides, f"hydra.run.dir={folder}", cwd=folder.parent)
 
 
 def wait_for_checkpoint(folder) -> None:
@@ -121,15 +118,14 @@ def test_a_signal_saves_a_checkpoint_and_exits_with_its_status_and_the_run_resum
     one = start_run(tmp_path / "one", "steps=60", "save_every=5", "checkpoints_total_limit=1")
     wait_for_checkpoint(tmp_path / "one")
     one.send_signal(number)
-    output = one.communicate(timeout=60)[0]
+    output = one.communicate(timeout=60).stdout
     record = json.loads((tmp_path / "one" / "run.json").read_text())
-    assert one.returncode == status and f"by {signal.Signals(number).name} at step" in output
+    assert one.poll() == status and f"by {signal.Signals(number).name} at step" in output
     assert record["state"] == "stopped" and 5 <= record["stopped_at"] < 60
     assert (tmp_path / "one" / "checkpoints" / "last.ckpt").is_file() and not (tmp_path / "one" / "adapter").exists()
     if number == signal.SIGTERM:
-        resume = [sys.executable, str(ROOT / "train.py"), "resume=one"]
-        subprocess.run(resume, cwd=tmp_path, check=True, timeout=120, stdout=subprocess.DEVNULL)
-        start_run(tmp_path / "uninterrupted", "steps=60").communicate(timeout=120)
+        run_forked("resume=one", cwd=tmp_path)
+        assert start_run(tmp_path / "uninterrupted", "steps=60").wait() == 0
         assert are_adapters_equal(tmp_path / "one", tmp_path / "uninterrupted")
 
 
@@ -138,10 +134,9 @@ def test_two_processes_stop_together_and_resume(tmp_path):
     overrides = ["devices=2", "strategy=ddp", "steps=40"]
     one = start_run(tmp_path / "one", *overrides, "save_every=5", "checkpoints_total_limit=1")
     wait_for_checkpoint(tmp_path / "one")
-    os.kill(one.pid, signal.SIGTERM)
-    one.communicate(timeout=90)
-    assert one.returncode == 143
+    one.send_signal(signal.SIGTERM)
+    assert one.wait(90) == 143
     assert json.loads((tmp_path / "one" / "run.json").read_text())["state"] == "stopped"
     for name, more in {"two": [f"resume={tmp_path / 'one'}"], "uninterrupted": []}.items():
-        assert start_run(tmp_path / name, *overrides, *more).wait(300) == 0
+        wait_for_success(start_forked_ranks(*OVERRIDES, *overrides, *more, f"hydra.run.dir={name}", cwd=tmp_path))
     assert are_adapters_equal(tmp_path / "two", tmp_path / "uninterrupted")
