@@ -20,6 +20,7 @@ import sys
 import tempfile
 from contextlib import chdir, contextmanager
 from pathlib import Path
+from subprocess import PIPE
 
 import conftest
 import pytest
@@ -95,13 +96,27 @@ def compute_losses(home: Path, name: str) -> list[float]:
     return [float(row["train/loss"]) for row in conftest.read_metric_rows(folder)]
 
 
-def compute_with_avx2(home: Path, name: str) -> list[float]:
-    """The same in another process, which selects its kernels before it imports torch."""
+@contextmanager
+def start_avx2_process(home: Path):
+    """A function that computes the losses in another process, which selects its kernels before it imports torch."""
     environment = os.environ | (AVX2 if "avx512f" in CPU_FLAGS else {})
-    command = [sys.executable, __file__, "compute", name, str(home)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, __file__, "compute", str(home)]
+    with subprocess.Popen(command, env=environment, stdin=PIPE, stdout=PIPE, text=True) as process:
+
+        def compute(name: str) -> list[float]:
+            print(name, file=process.stdin, flush=True)
+            while not (line := process.stdout.readline()).startswith("losses "):
+                assert line, "the process has failed"
+            return json.loads(line.removeprefix("losses "))
+
+        yield compute
+        process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def compute_with_avx2(tmp_path_factory):
+    with start_avx2_process(tmp_path_factory.mktemp("losses")) as compute:
+        yield compute
 
 
 def compute_deviations(name: str, losses: list[float]) -> list[float]:
@@ -113,22 +128,21 @@ def compute_deviations(name: str, losses: list[float]) -> list[float]:
 @pytest.mark.parametrize(
     "name", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "lora")]
 )
-def test_fifty_steps_reproduce_the_stored_losses(tmp_path, name):
+def test_fifty_steps_reproduce_the_stored_losses(compute_with_avx2, name):
     same_build = json.loads(FILE.read_text())["build"] == describe_build()
     tolerance = SAME_BUILD_TOLERANCE if same_build else OTHER_BUILD_TOLERANCE
-    deviations = compute_deviations(name, compute_with_avx2(tmp_path, name))
+    deviations = compute_deviations(name, compute_with_avx2(name))
     assert len(deviations) == 50
     assert max(deviations) <= tolerance, f"step {deviations.index(max(deviations)) + 1} is off by {max(deviations):.2e}"
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["compute"]:
-        print(json.dumps(compute_losses(Path(sys.argv[3]), sys.argv[2])))
+        for line in sys.stdin:
+            print("losses", json.dumps(compute_losses(Path(sys.argv[2]), line.strip())), flush=True)
         sys.exit()
-    with tempfile.TemporaryDirectory() as home:
-        losses = {
-            name: compute_with_avx2(Path(home), name) for name in RUNS if name in sys.argv[2:] or not sys.argv[2:]
-        }
+    with tempfile.TemporaryDirectory() as home, start_avx2_process(Path(home)) as compute:
+        losses = {name: compute(name) for name in RUNS if name in sys.argv[2:] or not sys.argv[2:]}
     if sys.argv[1:2] == ["compare"]:
         print({name: f"{max(compute_deviations(name, values)):.1e}" for name, values in losses.items()})
     else:
