@@ -75,9 +75,11 @@ def write_adapters(folder: Path, base) -> tuple[dict[str, str], dict[str, dict[s
         method.save(model, folder / f"adapter-{number}", "mine")
         files |= list_formats(kind, folder / f"adapter-{number}")
         changes[kind] = merge_adapter(model, base)
-    lora = read_lora_file(folder / "adapter-0", [get_model_architecture(base)])
+    architecture = get_model_architecture(base)
+    lora = read_lora_file(folder / "adapter-0", [architecture])
     parts = resize_lora_file(lora, None, 0.7).parts
-    save_lora({part: build_adapter_state(part, layers) for part, layers in parts.items()}, folder / "resized", "mine")
+    adapters = {part: build_adapter_state(part, layers) for part, layers in parts.items()}
+    save_lora(adapters, folder / "resized", "mine", architecture)
     changes[RESIZED_KIND] = {
         f"{part}.{layer.removeprefix('text_model.')}": value.compute_delta()
         for part, layers in parts.items()

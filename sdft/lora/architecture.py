@@ -4,11 +4,18 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
+from sdft.lora.families import (
+    TEXT_ENCODER_CLASSES,
+    TEXT_MODEL_PREFIX,
+    TEXT_PROJECTION,
+    LoraFamily,
+    choose_family,
+    is_text_encoder,
+    normalize_layer_name,
+)
 from sdft.models.embedded import ASSETS_FOLDER
 from sdft.models.original_names import map_unet_layers, to_original_name
 
-TEXT_MODEL_PREFIX = "text_model."  # prefix of text encoder layers in every LoRA file
-KOHYA_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}
 LayerShapes = dict[str, dict[str, tuple[int, ...]]]  # by part and layer
 
 
@@ -25,16 +32,34 @@ class Architecture:
     original_names: tuple[tuple[str, str], ...] = ()
 
     @cached_property
-    def index(self) -> dict[str, tuple[str, str]]:
-        """Map layer names with underscores for dots to (part, layer): also original names, and those without `text_model.`."""
-        index = {}
+    def index(self) -> dict[str, dict[str, str]]:
+        """Layers by flat name, with underscores for dots, and part: also original names, and those without `text_model.`."""
+        index: dict[str, dict[str, str]] = {}
         for part, layers in self.shapes.items():
             for layer in [*layers, *self.norms.get(part, {})]:
-                names = [layer, layer.removeprefix(TEXT_MODEL_PREFIX)]
-                if part == "unet":
-                    names.append(to_original_name(layer, self.original_names))
-                index |= {name.replace(".", "_"): (part, layer) for name in names}
+                names = {layer, layer.removeprefix(TEXT_MODEL_PREFIX), self.to_original_name(part, layer)}
+                for name in names:
+                    index.setdefault(name.replace(".", "_"), {})[part] = layer
         return index
+
+    @cached_property
+    def family(self) -> LoraFamily:
+        widths = (shape[1] for layer, shape in self.shapes["unet"].items() if layer.endswith("attn2.to_k"))
+        return choose_family(self.shapes, next(widths, None))
+
+    @property
+    def title(self) -> str:
+        return self.family.name or self.name
+
+    def to_original_name(self, part: str, layer: str) -> str:
+        return to_original_name(layer, self.original_names) if part == "unet" else layer
+
+    def get_kohya_name(self, part: str, layer: str) -> str | None:
+        """kohya's name of a layer, such as `lora_te2_text_model_encoder_layers_0_mlp_fc1`; None if kohya never adapts it."""
+        if is_text_encoder(part) and layer.startswith(TEXT_PROJECTION):
+            return None
+        name = self.to_original_name(part, layer) if self.family.has_original_names else layer
+        return f"{self.family.kohya_prefixes[part]}_{name.replace('.', '_')}"
 
     def get_shape(self, part: str, layer: str) -> tuple[int, ...]:
         """The shape of the weight: of one dimension for a norm."""
@@ -65,17 +90,11 @@ def collect_layer_shapes(part: str, module, layer_types: tuple[type, ...] = ()) 
     return shapes
 
 
-def normalize_layer_name(part: str, layer: str) -> str:
-    """The name of a layer in LoRA files."""
-    return TEXT_MODEL_PREFIX + layer.removeprefix(TEXT_MODEL_PREFIX) if part == "text_encoder" else layer
-
-
 def get_layer(part: str, module, layer: str):
     """The submodule for a layer name from a LoRA file."""
-    layer = layer.removeprefix(TEXT_MODEL_PREFIX)
-    return module.get_submodule(
-        TEXT_MODEL_PREFIX + layer if part == "text_encoder" and hasattr(module, "text_model") else layer
-    )
+    if is_text_encoder(part) and not hasattr(module, TEXT_MODEL_PREFIX.rstrip(".")):
+        layer = layer.removeprefix(TEXT_MODEL_PREFIX)
+    return module.get_submodule(layer)
 
 
 def get_model_architecture(model) -> Architecture:
@@ -86,13 +105,16 @@ def get_model_architecture(model) -> Architecture:
 def read_architecture(folder: Path, name: str) -> Architecture:
     """Build the networks of a model folder from their `config.json` files on the meta device."""
     import torch
+    import transformers
     from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet"))
-        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
-    return build_architecture(name, {"unet": unet, "text_encoder": text_encoder})
+        parts = {"unet": UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder, subfolder="unet"))}
+        for part, network_class in TEXT_ENCODER_CLASSES.items():
+            if (folder / part / "config.json").is_file():
+                config = transformers.CLIPTextConfig.from_pretrained(folder / part)
+                parts[part] = getattr(transformers, network_class)(config)
+    return build_architecture(name, parts)
 
 
 def list_architectures(name: str | None = None) -> list[Architecture]:

@@ -19,7 +19,7 @@ from sdft.lora.key_names import (
     group_tensors,
     parse_tensor_name,
 )
-from sdft.lora.layer_matching import ArchitectureMismatchError, match_architecture
+from sdft.lora.layer_matching import ArchitectureMismatchError, describe_other_family, match_architecture
 from sdft.lora.layer_parsing import FILE_ADAPTER_TYPES, detect_adapter_type, parse_layer
 from sdft.lora.low_rank import LowRankLayer
 from sdft.lora.peft_config import PEFT_FILE, read_peft_alphas
@@ -31,7 +31,7 @@ DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 
 @dataclass
 class LoraFile:
-    """`parts`: layers by part (unet, text_encoder) and name; `adapter_types`: the types stored in the file.
+    """`parts`: layers by part (diffusers' names) and name; `adapter_types`: the types stored in the file.
 
     `offsets`: changes of biases and norms by part and parameter. `notes`: what is not loaded or was assumed.
     """
@@ -41,7 +41,7 @@ class LoraFile:
     adapter_types: list[str]
     parts: dict[str, dict[str, LowRankLayer]]
     metadata: dict[str, str] = field(default_factory=dict)
-    architecture: str | None = None  # name of the matching architecture
+    architecture: Architecture | None = None  # the one that has its layers
     dtype: torch.dtype = torch.float32
     tensor_count: int = 0
     offsets: dict[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -114,13 +114,18 @@ def parse_lora_file(
     bundled = [key for key in tensors if key.startswith(BUNDLED_PREFIX)]
     weights = {key: tensor for key, tensor in tensors.items() if not key.startswith(BUNDLED_PREFIX)}
     is_lora = any(parse_tensor_name(key) for key in weights)
+    groups: Groups = {}
     try:
         groups, file_format = group_tensors(weights)
-        architecture, found = match_architecture(groups, architectures)
+        match = match_architecture(groups, sort_architectures(architectures, metadata))
     except ValueError as error:
-        if description := describe_foreign_file(weights, is_lora):
+        description = describe_foreign_file(weights, is_lora) or (
+            groups and describe_other_family(groups, architectures)
+        )
+        if description:
             raise ValueError(description) from None
         raise error from None
+    architecture, found = match.architecture, match.found
     check_unique_layers(found)
     offsets = pop_offsets(groups, found)
     shapes = {name: architecture.get_shape(*found[name]) for name in groups}
@@ -141,12 +146,18 @@ def parse_lora_file(
         list_adapter_types(groups),
         {part: parts[part] for part in architecture.shapes if part in parts},
         metadata,
-        architecture.name,
+        architecture,
         find_common_dtype(groups),
         len(tensors),
         offsets,
         list_notes(groups, bundled, file_format, alphas),
     )
+
+
+def sort_architectures(architectures: list[Architecture], metadata: dict[str, str]) -> list[Architecture]:
+    """Those of the family that the header names first: a file of a few layers may fit several."""
+    version = metadata.get("ss_base_model_version", "")
+    return sorted(architectures, key=lambda each: each.family.kohya_version != version)
 
 
 def check_unique_layers(found: dict[str, tuple[str, str]]) -> None:

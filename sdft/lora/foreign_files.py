@@ -1,10 +1,10 @@
-"""Name what a file is that cannot be read as a LoRA of Stable Diffusion 1 or 2, from its tensor names and shapes."""
+"""Name what a file is that cannot be read as a LoRA of a supported family, from its tensor names and shapes."""
 
 import re
 
 from torch import Tensor
 
-ACCEPTED = "LoRA files for Stable Diffusion 1 and 2 are supported"
+ACCEPTED = "LoRA files for Stable Diffusion 1, 2 and XL are supported"
 FOREIGN_FILES = (  # a pattern of tensor names, and what such a file is; the first that matches
     (r"lora_controlnet|input_hint_block|controlnet_|zero_convs", "a ControlNet or Control-LoRA"),
     (r"^(image_proj|ip_adapter)\.", "an IP-Adapter"),
@@ -15,20 +15,15 @@ FOREIGN_FILES = (  # a pattern of tensor names, and what such a file is; the fir
         r"^(lora_)?transformer[._]|^(diffusion_model\.|lora_unet_)?(blocks|layers|transformer_blocks)[._]\d",
         "for a diffusion transformer",
     ),
-    (
-        r"lora_te2_|text_encoder_2\.|clip_g|conditioner\.|(attentions|put_blocks|middle_block).*transformer_blocks[._][1-9]",
-        "for Stable Diffusion XL",
-    ),
     (r"^lora_prior_|prior\.", "for a prior of another model"),
     (r"model\.layers\.\d+\.(self_attn|mlp)", "for a language model"),
     (r"string_to_param|emb_params|^clip_[lg]$|^<.*>$", "a textual inversion embedding"),
-    (r"^(model\.diffusion_model|first_stage_model|cond_stage_model)\.", "a full checkpoint"),
+    (r"^(model\.diffusion_model|first_stage_model|cond_stage_model|conditioner)\.", "a full checkpoint"),
     (r"^(encoder|decoder)\.(down|up|mid|conv_in|conv_out)|^(post_)?quant_conv", "a VAE"),
     (r"^(down_blocks|up_blocks|mid_block|input_blocks|output_blocks|time_embed|conv_in)", "the weights of a UNet"),
     (r"^text_model\.", "the weights of a text encoder"),
 )
 WEIGHTS_ONLY = FOREIGN_FILES[-5:]  # the names of whole networks, which those of their LoRA extend
-SDXL_TEXT_WIDTH = 2048
 
 
 def describe_foreign_file(tensors: dict[str, Tensor], is_lora: bool) -> str | None:
@@ -38,10 +33,6 @@ def describe_foreign_file(tensors: dict[str, Tensor], is_lora: bool) -> str | No
             continue
         if key := next((key for key in sorted(tensors) if re.search(row[0], key)), None):
             return f"is {row[1]} ({key}); {ACCEPTED}"
-    for key, tensor in sorted(tensors.items()):
-        is_input_factor = re.search(r"attn2[._](processor\.)?to_[kv].*(down|lora_A)", key)
-        if is_input_factor and tensor.ndim > 1 and tensor.shape[1] == SDXL_TEXT_WIDTH:
-            return f"is for Stable Diffusion XL ({key} is {SDXL_TEXT_WIDTH} wide); {ACCEPTED}"
     if tensors and all("." not in key and tensor.ndim <= 2 for key, tensor in tensors.items()):
         return f"is a textual inversion embedding ({min(tensors)}); {ACCEPTED}"
     return None

@@ -1,12 +1,14 @@
 """Write the diffusers LoRA format, with alpha equal to the rank, and the kohya format, with alpha; load any format."""
 
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sdft.lora.architecture import KOHYA_PREFIXES, get_model_architecture
+from sdft.lora.architecture import Architecture, get_model_architecture
 from sdft.lora.dora import expand_dora
+from sdft.lora.families import is_text_encoder
 from sdft.lora.file import DIFFUSERS_FILE, read_lora_file
 from sdft.lora.peft_config import PEFT_CONFIG_KEY
 from sdft.lora.state_dict import (
@@ -33,6 +35,7 @@ def save_lora(
     adapters: dict[str, AdapterState],
     folder: Path,
     name: str,
+    architecture: Architecture,
     metadata: dict[str, str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
@@ -40,10 +43,11 @@ def save_lora(
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         DIFFUSERS_FILE: (to_diffusers_format(adapters), {}),
-        f"{name}-kohya.safetensors": to_kohya_format(adapters, name),
+        f"{name}-kohya.safetensors": to_kohya_format(adapters, name, architecture),
     }
+    metadata = architecture.family.build_metadata() | filter_metadata(metadata or {})
     for file, (tensors, format_metadata) in files.items():
-        write_safetensors(folder / file, tensors, filter_metadata(metadata or {}) | format_metadata, dtype)
+        write_safetensors(folder / file, tensors, metadata | format_metadata, dtype)
 
 
 def filter_metadata(metadata: dict[str, str]) -> dict[str, str]:
@@ -84,24 +88,30 @@ def build_peft_metadata(part: str, adapter: AdapterState) -> dict:
     return {f"{part}.{key}": v for key, v in settings.items() if v is not None and key not in OMITTED_CONFIG_KEYS}
 
 
-def to_kohya_format(adapters: dict[str, AdapterState], name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """`lora_unet_LAYER.lora_down.weight`, `.lora_up.weight`, `.alpha`, with underscores for dots in layer names.
+def to_kohya_format(
+    adapters: dict[str, AdapterState], name: str, architecture: Architecture
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors `LAYER.lora_down.weight`, `.lora_up.weight`, `.alpha` with kohya's names of the layers, and metadata.
 
     Each part gets one alpha, with the factors rescaled: diffusers applies the most common alpha to all layers.
     """
-    tensors, part_alphas = {}, []
+    tensors, part_alphas, omitted = {}, [], set()
     for part, adapter in adapters.items():
         alphas = adapter.compute_alphas()
         part_alphas.append(part_alpha := max(alphas.values(), key=abs))
         for key, weight in adapter.tensors.items():
             layer, kind = split_tensor_name(key)
-            kohya_name = f"{KOHYA_PREFIXES[part]}_{layer.replace('.', '_')}"
+            if (kohya_name := architecture.get_kohya_name(part, layer)) is None:
+                omitted.add(f"{part}.{layer}")
+                continue
             if kind == "lora_magnitude_vector":  # one magnitude per output, with the weight's number of dimensions
                 weight = weight.reshape(-1, *[1] * (len(adapter.shapes[layer]) - 1))
             if kind == "lora_B.weight" and alphas[layer] != part_alpha:
                 weight = weight * (alphas[layer] / part_alpha)
             tensors[f"{kohya_name}.{KOHYA_SUFFIXES[kind]}"] = weight
             tensors[f"{kohya_name}.alpha"] = torch.tensor(part_alpha)
+    for layer in sorted(omitted):
+        print(f"warning    {name}: {layer} is left out of the kohya format, which has no such layer", file=sys.stderr)
     metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(max(adapter.rank for adapter in adapters.values())),
@@ -130,13 +140,16 @@ def load_lora(model, path: Path, name: str = "default") -> None:
 
 def inject_adapter(module, part: str, adapter: AdapterState, name: str) -> None:
     """Add an adapter to one part; `ValueError` unless all its tensors are loaded unchanged."""
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionXLPipeline
     from diffusers.utils import logging
 
     logging.set_verbosity_error()  # its warnings are about what is checked below
     tensors = {f"{part}.{key}": weight for key, weight in adapter.tensors.items()}
-    load = getattr(StableDiffusionPipeline, f"load_lora_into_{part}")
-    load(tensors, None, **{part: module}, adapter_name=name, metadata=build_peft_metadata(part, adapter))
+    options = {"adapter_name": name, "metadata": build_peft_metadata(part, adapter)}
+    if is_text_encoder(part):
+        StableDiffusionXLPipeline.load_lora_into_text_encoder(tensors, None, module, prefix=part, **options)
+    else:
+        StableDiffusionXLPipeline.load_lora_into_unet(tensors, None, module, **options)
     loaded = get_adapter_state(part, module, name).tensors
     for key, tensor in adapter.tensors.items():
         if key not in loaded or not torch.equal(loaded[key].float().cpu(), tensor.float()):

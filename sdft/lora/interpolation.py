@@ -36,8 +36,9 @@ class AdapterInterpolator:
                     weights[self.names[0]].weight.copy_((1 - t) * first + t * second)
 
     def select_text_encoder(self, index: int) -> None:
-        """Give the text encoder the first (0) or the second (1) adapter."""
-        self.set_scales(self.model.clip_l, [1.0 - index, float(index)])
+        """Give the text encoders the first (0) or the second (1) adapter."""
+        for encoder in self.model.text_encoders.values():
+            self.set_scales(encoder, [1.0 - index, float(index)])
 
     def disable(self) -> None:
         """Restore the base until the next `interpolate_unet` and `select_text_encoder`."""

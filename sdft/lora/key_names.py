@@ -1,7 +1,6 @@
 """Tensor names in LoRA files: tables of what programs call layers and tensors, and their canonical names.
 
-A layer's canonical name is diffusers' (text encoders: with `text_model.`). A new naming scheme is a row of `PREFIXES`; a
-second text encoder is a part of `Architecture` and its rows.
+A layer's canonical name is diffusers' (text encoders: with `text_model.`). A new naming scheme is a row of `PREFIXES`.
 """
 
 import re
@@ -13,14 +12,19 @@ PREFIXES = (  # of layer names, and their part; None: the layer's own name tells
     ("lora_unet_", "unet"),  # kohya, LyCORIS, OneTrainer
     ("lora_te_", "text_encoder"),
     ("lora_te1_", "text_encoder"),  # kohya's name in SDXL; diffusers' converter and OneTrainer use it for SD 1, too
+    ("lora_te2_", "text_encoder_2"),
     ("lycoris_", None),  # LyCORIS without kohya, SimpleTuner
     ("unet.", "unet"),  # diffusers; OMI with original layer names
     ("text_encoder.", "text_encoder"),
+    ("text_encoder_2.", "text_encoder_2"),
     ("model.diffusion_model.", "unet"),  # ComfyUI, with original layer names
     ("diffusion_model.", "unet"),
     ("text_encoders.clip_l.transformer.", "text_encoder"),
+    ("text_encoders.clip_g.transformer.", "text_encoder_2"),
     ("clip_l.transformer.", "text_encoder"),
+    ("clip_g.transformer.", "text_encoder_2"),
     ("clip_l.", "text_encoder"),  # OMI
+    ("clip_g.", "text_encoder_2"),
     ("", None),  # peft, diffusers before 0.17
 )
 ROLE_BY_SUFFIX = {
@@ -112,15 +116,18 @@ def describe_unknown_tensors(keys: list[str]) -> str:
     return f"{keys[0]}{f' and {len(keys) - 1} more' * (len(keys) > 1)}: not LoRA tensors"
 
 
-def find_layer(index: dict[str, tuple[str, str]], name: str) -> tuple[str, str] | None:
-    """The (part, canonical layer) for a layer name in a file; `index` is `Architecture.index`."""
+def find_layers(index: dict[str, dict[str, str]], name: str) -> list[tuple[str, str]]:
+    """The (part, canonical layer) that a layer name in a file may mean; `index` is `Architecture.index`.
+
+    Names without a prefix mean several layers where two text encoders have equal ones; their shapes decide.
+    """
     while wrapper := next((wrapper for wrapper in WRAPPERS if name.startswith(wrapper)), None):
         name = name.removeprefix(wrapper)
     name = name.replace(".processor.", ".")
     for prefix, part in PREFIXES:
         if name.startswith(prefix):
             flat = name.removeprefix(prefix).replace(".", "_")
-            key = index.get(flat, index.get(f"{flat}_0"))  # diffusers calls `to_out.0` also `to_out`
-            if key and part in (None, key[0]):
-                return key
-    return None
+            layers = index.get(flat, index.get(f"{flat}_0", {}))  # diffusers calls `to_out.0` also `to_out`
+            if found := [key for key in layers.items() if part in (None, key[0])]:
+                return found
+    return []

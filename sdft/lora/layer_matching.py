@@ -1,11 +1,12 @@
 """Find the architecture whose layers a LoRA file changes, by all names and shapes."""
 
 import math
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from sdft.lora.architecture import Architecture
-from sdft.lora.key_names import Groups, find_layer
+from sdft.lora.architecture import Architecture, list_architectures
+from sdft.lora.key_names import Groups, find_layers
 
 TUCKER_ROLES = {"mid", "hada_t1", "hada_t2", "lokr_t2"}  # cores `[rank, rank, h, w]` between two 1 x 1 factors
 NORM_ROLES = {"w_norm", "b_norm"}
@@ -15,27 +16,58 @@ class ArchitectureMismatchError(ValueError):
     """The layers of a file are not those of any of the given architectures."""
 
 
-def match_architecture(
-    groups: Groups, architectures: list[Architecture]
-) -> tuple[Architecture, dict[str, tuple[str, str]]]:
-    """The first architecture that has all layers with matching shapes, and (part, layer) by name in the file."""
-    mismatches = []
+@dataclass
+class ArchitectureMatch:
+    """(part, layer) by name in the file, None for a name that the architecture lacks; and names with other shapes."""
+
+    architecture: Architecture
+    found: dict[str, tuple[str, str] | None]
+    misshapen: list[str]
+
+    @property
+    def unmatched(self) -> list[str]:
+        return [name for name, layer in self.found.items() if layer is None]
+
+    @property
+    def mismatches(self) -> tuple[int, int]:
+        return len(self.unmatched), len(self.misshapen)
+
+
+def match_layers(groups: Groups, architecture: Architecture) -> ArchitectureMatch:
+    found, misshapen = {}, []
+    for name, group in groups.items():
+        layers = find_layers(architecture.index, name)
+        fitting = [layer for layer in layers if fits_shape(group, architecture.get_shape(*layer))]
+        found[name] = next(iter(fitting or layers), None)
+        misshapen += [name] * (bool(layers) and not fitting)
+    return ArchitectureMatch(architecture, found, misshapen)
+
+
+def match_architecture(groups: Groups, architectures: list[Architecture]) -> ArchitectureMatch:
+    """The first architecture that has all layers with matching shapes."""
+    matches = []
     for architecture in architectures:
-        index = architecture.index
-        found = {name: find_layer(index, name) for name in groups}
-        unmatched = [name for name, key in found.items() if key is None]
-        misshapen = [
-            name for name, key in found.items() if key and not fits_shape(groups[name], architecture.get_shape(*key))
-        ]
-        if not unmatched and not misshapen:
-            return architecture, found
-        mismatches.append((len(unmatched) + len(misshapen), unmatched, misshapen))
-    _, unmatched, misshapen = min(mismatches, key=lambda mismatch: mismatch[0])
-    layers, candidates = unmatched or misshapen, " or ".join(architecture.name for architecture in architectures)
+        matches.append(match := match_layers(groups, architecture))
+        if match.mismatches == (0, 0):
+            return match
+    match = min(matches, key=lambda match: match.mismatches)
+    layers, candidates = match.unmatched or match.misshapen, " or ".join(each.name for each in architectures)
     first = f"{layers[0]} and {len(layers) - 1} more" if len(layers) > 1 else layers[0]
-    if unmatched:
+    if match.unmatched:
         raise ArchitectureMismatchError(f"{first}: fits no layer of {candidates}")
     raise ArchitectureMismatchError(f"does not fit {candidates}: {first} has the wrong shape for its layer")
+
+
+def describe_other_family(groups: Groups, architectures: list[Architecture]) -> str | None:
+    """The family of a file that fits another bundled architecture better than all given ones; None if there is none."""
+    best = min((match_layers(groups, each) for each in architectures), key=lambda match: match.mismatches)
+    others = [match_layers(groups, each) for each in list_architectures()]
+    other = min(others, key=lambda match: match.mismatches)
+    if other.mismatches >= best.mismatches or other.architecture.title == best.architecture.title:
+        return None
+    name = (best.unmatched or best.misshapen)[0]
+    given = best.architecture
+    return f"is for {other.architecture.title} ({name}); {given.name} is {given.family.name or 'another model'}"
 
 
 def fits_shape(group: dict[str, Tensor], shape: tuple[int, ...]) -> bool:

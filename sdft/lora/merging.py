@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdft.lora.architecture import get_layer, get_model_architecture, normalize_layer_name
+from sdft.lora.architecture import get_layer, get_model_architecture
 from sdft.lora.dora import expand_dora
+from sdft.lora.families import normalize_layer_name
 from sdft.lora.file import LoraFile, check_weight_count
 from sdft.lora.low_rank_result import LowRankResult
 from sdft.models.loading import load_stable_diffusion

@@ -63,6 +63,11 @@ def check_mix(files: list[LoraFile], merge_method: str, rank: int | None) -> Non
     if rank is not None and merge_method != "svd":
         raise ValueError(f"rank={rank}: requires merge_method=svd, not merge_method={merge_method}")
     for file in files:
+        if file.architecture != files[0].architecture:
+            raise ValueError(
+                f"adapter={file.path}: architecture differs from {files[0].path}: "
+                f"one is for {file.architecture.title}, the other for {files[0].architecture.title}"
+            )
         if file.has_dora:
             raise ValueError(
                 f"adapter={file.path}: DoRA cannot be mixed, as its change depends on the base weights; convert it to the "
@@ -71,14 +76,6 @@ def check_mix(files: list[LoraFile], merge_method: str, rank: int | None) -> Non
     max_rank = sum(max(layer.rank for layer in file.layers.values()) for file in files)
     if rank is not None and not 1 <= rank <= max_rank:
         raise ValueError(f"rank={rank}: choose 1 to {max_rank}, the rank of the exact sum")
-    shapes = {}
-    for file in files:
-        for (part, name), layer in file.layers.items():
-            if layer.shape != shapes.setdefault((part, name), layer.shape):
-                raise ValueError(
-                    f"adapter={file.path}: architecture differs from {files[0].path} "
-                    f"({part}.{name} is {list(layer.shape)} instead of {list(shapes[part, name])})"
-                )
 
 
 def sum_factors(terms: list[tuple[float, LowRank]], name: str) -> LowRank:

@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from sdft.lora.architecture import TEXT_MODEL_PREFIX
+from sdft.lora.families import PARTS, TEXT_MODEL_PREFIX
 from sdft.runs.files import read_json
 
 PEFT_CONFIG_KEY = "lora_adapter_metadata"  # header key of the peft config in diffusers files
@@ -19,7 +19,7 @@ def read_peft_alphas(path: Path, metadata: dict[str, str], file_format: str) -> 
     if file_format == "peft":
         config = read_json(path.with_name(PEFT_CONFIG_FILE))
         lookup = build_alpha_lookup(config, PEFT_CONFIG_FILE) if config else None
-        return {"unet": lookup, "text_encoder": lookup} if lookup else {}
+        return dict.fromkeys(PARTS, lookup) if lookup else {}
     if PEFT_CONFIG_KEY not in metadata:
         return {}
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdft.lora.architecture import TEXT_MODEL_PREFIX, normalize_layer_name
+from sdft.lora.families import TEXT_MODEL_PREFIX, is_text_encoder, normalize_layer_name
 from sdft.lora.low_rank import LowRank, LowRankLayer
 from sdft.lora.to_lora import compute_low_rank_updates
 
@@ -90,7 +90,7 @@ def build_adapter_state(part: str, layers: dict[str, LowRankLayer]) -> AdapterSt
         tensors |= {f"{name}.lora_A.weight": layer.down, f"{name}.lora_B.weight": layer.up}
         if layer.magnitude is not None:
             size = [-1] if layer.down.ndim == 2 else [1, -1, 1, 1]
-            magnitude_name = f"{name}.lora_magnitude_vector" + ".weight" * (part == "text_encoder")
+            magnitude_name = f"{name}.lora_magnitude_vector" + ".weight" * is_text_encoder(part)
             tensors[magnitude_name] = layer.magnitude.reshape(size)
     if invalid := [name for name, layer in layers.items() if layer.has_input_norms]:
         raise ValueError(
@@ -130,8 +130,8 @@ def to_peft_pattern(layer: str) -> str:
 def normalize_adapter_state(
     part: str, tensors: dict[str, Tensor], settings: dict, shapes: dict[str, tuple]
 ) -> AdapterState:
-    """Rename the tensors of the text encoder to their names in files."""
-    if part == "text_encoder":  # its loader in transformers requires that every name ends in `.weight`
+    """Rename the tensors of a text encoder to their names in files."""
+    if is_text_encoder(part):  # its loader in transformers requires that every name ends in `.weight`
         tensors = {
             normalize_layer_name(part, key) + ".weight" * key.endswith("vector"): weight
             for key, weight in tensors.items()

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 
+from sdft.lora.families import is_text_encoder
 from sdft.lora.file import LoraFile
 from sdft.lora.low_rank import compute_energy
 from sdft.lora.peft_config import PEFT_CONFIG_KEY
@@ -46,7 +47,7 @@ def format_lora_summary(file: LoraFile, all_metadata: bool = False) -> list[str]
         f"file       {escape_text(str(file.path), 400)}",
         f"format     {file.file_format}, {dtype}, {file.tensor_count} tensors, {size / 2**20:.2f} MiB",
         f"sha256     {file.digest}",
-        f"fits       {file.architecture}",
+        f"fits       {file.architecture.name}",
         f"type       {types}",
         f"rank       {format_counts(layer.rank for layer in layers.values())}",
         f"alpha      {format_counts(layer.alpha for layer in layers.values())}",
@@ -85,9 +86,9 @@ def get_target_name(layer: str) -> str:
 def get_block_name(part: str, layer: str) -> str:
     """The block of the network that contains a layer."""
     names = layer.split(".")
-    if part == "text_encoder":
-        numbers = [name for name in names if name.isdigit()]
-        return f"text layer {numbers[0]}" if numbers else "text"
+    if is_text_encoder(part):
+        numbers, encoder = [name for name in names if name.isdigit()], part.replace("_encoder", "").replace("_", " ")
+        return f"{encoder} layer {numbers[0]}" if numbers else encoder
     if names[0].endswith("blocks"):
         return f"{names[0].removesuffix('_blocks').removesuffix('_block')} {names[1]}"
     return names[0]

@@ -115,6 +115,7 @@ class LoRA(Method):
         return self.loraplus_lr_ratio if ".lora_B." in name else 1.0
 
     def save(self, model, folder: Path, name: str):
+        from sdft.lora.architecture import get_model_architecture
         from sdft.lora.formats import save_lora
         from sdft.lora.state_dict import convert_to_lora, get_adapter_state
 
@@ -127,7 +128,7 @@ class LoRA(Method):
                 if is_plain_lora
                 else convert_to_lora(component, network, self.initial_updates.get(part))
             )
-        save_lora(adapters, folder, name, self.extra_metadata)
+        save_lora(adapters, folder, name, get_model_architecture(model), self.extra_metadata)
 
     def load(self, model, folder: Path):
         from sdft.lora.formats import load_lora

@@ -65,12 +65,12 @@ def test_both_formats_give_the_same_change(save_random_lora, kind):
 
 
 def test_the_architecture_is_detected_by_names_and_shapes(save_random_lora, tmp_path):
-    assert read_lora_file(save_random_lora()).architecture == "tiny-sd"
+    assert read_lora_file(save_random_lora()).architecture.name == "tiny-sd"
     for name, width in (("sd15", 768), ("sd21", 1024)):
         tensors = {f"{FLAT[TO_Q].replace('attn1', 'attn2')[:-4]}to_k.lora_down.weight": torch.randn(2, width)}
         tensors |= {key.replace("down.w", "up.w"): torch.randn(320, 2) for key in tensors}
         save_file(tensors, tmp_path / "real.safetensors")
-        assert read_lora_file(tmp_path / "real.safetensors").architecture == name
+        assert read_lora_file(tmp_path / "real.safetensors").architecture.name == name
 
 
 def test_different_alphas_and_ranks_survive_both_formats_in_plain_diffusers(tiny, tmp_path):
@@ -85,7 +85,10 @@ def test_different_alphas_and_ranks_survive_both_formats_in_plain_diffusers(tiny
         },
     }
     adapters = {part: build_adapter_state(part, layers) for part, layers in parts.items()}
-    for name, written in {"d": (to_diffusers_format(adapters), {}), "k": to_kohya_format(adapters, "k")}.items():
+    for name, written in {
+        "d": (to_diffusers_format(adapters), {}),
+        "k": to_kohya_format(adapters, "k", TINY[0]),
+    }.items():
         write_safetensors(tmp_path / f"{name}.safetensors", *written)
         back = read_lora_file(tmp_path / f"{name}.safetensors", TINY)
         assert {key: layer.rank for key, layer in back.layers.items()} == {

@@ -106,8 +106,9 @@ def test_half_precision_files_are_read_as_they_are(tmp_path, dtype):
 def test_no_two_layers_share_a_name_in_any_scheme(name):
     (architecture,) = list_architectures(name)
     layers = [(part, layer) for part, names in architecture.shapes.items() for layer in names]
-    assert set(layers) <= set(architecture.index.values())
-    assert all(architecture.index[layer.replace(".", "_")] == (part, layer) for part, layer in layers)
+    named = [key for found in architecture.index.values() for key in found.items()]
+    assert set(layers) <= set(named) and all(len(found) == 1 for found in architecture.index.values())
+    assert all(architecture.index[layer.replace(".", "_")] == {part: layer} for part, layer in layers)
     if name != "tiny-sd":
         for original, layer in {
             "time_embed_0": "time_embedding.linear_1",
@@ -121,7 +122,7 @@ def test_no_two_layers_share_a_name_in_any_scheme(name):
             "output_blocks_11_0_emb_layers_1": "up_blocks.3.resnets.2.time_emb_proj",
             "out_2": "conv_out",
         }.items():
-            assert architecture.index[original] == ("unet", layer)
+            assert architecture.index[original] == {"unet": layer}
 
 
 def test_the_output_of_diffusers_own_kohya_converter_is_read(tiny, tmp_path):
@@ -284,10 +285,6 @@ def test_bundled_embeddings_are_named(tiny, tmp_path, capsys):
 
 FLUX, SD3 = "single_transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.add_q_proj"
 FOREIGN = {
-    "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": "Stable Diffusion XL",
-    "unet.down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q.lora_A.weight": "Stable Diffusion XL",
-    "lora_unet_input_blocks_7_1_transformer_blocks_9_attn1_to_q.lora_down.weight": "Stable Diffusion XL",
-    f"{PARTS[TO_Q].replace('attn1_to_q', 'attn2_to_k')}.lora_down.weight": "Stable Diffusion XL.*2048 wide",
     f"transformer.{FLUX}.lora_A.weight": "Flux",
     "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": "Flux",
     f"transformer.{SD3}.lora_A.weight": "Stable Diffusion 3",
@@ -301,6 +298,7 @@ FOREIGN = {
     "emb_params": "textual inversion",
     "<cat>": "textual inversion",
     "model.diffusion_model.input_blocks.0.0.weight": "full checkpoint",
+    "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight": "full checkpoint",
     "cond_stage_model.transformer.text_model.final_layer_norm.weight": "full checkpoint",
     "decoder.mid.attn_1.k.weight": "VAE",
     "down_blocks.0.resnets.0.conv1.weight": "weights of a UNet",
@@ -310,7 +308,7 @@ FOREIGN = {
 @pytest.mark.parametrize("key", FOREIGN)
 def test_other_files_are_called_what_they_are(tmp_path, key):
     save_file({key: draw(4, 2048)}, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match=f"x.safetensors: is .*{FOREIGN[key]}.*Stable Diffusion 1 and 2") as error:
+    with pytest.raises(ValueError, match=f"x.safetensors: is .*{FOREIGN[key]}.*Stable Diffusion 1, 2 and XL") as error:
         read_lora_file(tmp_path / "x.safetensors")
     assert "\n" not in str(error.value)
 

@@ -55,16 +55,18 @@ def main(cfg):
         print_text(f"nearest    LoRA of rank {cfg.rank}: differs from the DoRA by {error:.2%} of its change")
     name = check_file_name(cfg.name or format_lora_name(file.path).split("/")[0].removesuffix(".safetensors"))
     adapters = build_adapters(file.path, parts)
-    tensors, metadata = to_kohya_format(adapters, name) if cfg.to == "kohya" else (to_diffusers_format(adapters), {})
+    tensors, metadata = (
+        to_kohya_format(adapters, name, file.architecture) if cfg.to == "kohya" else (to_diffusers_format(adapters), {})
+    )
     file_name = f"{name.removesuffix('-kohya')}-kohya.safetensors" if cfg.to == "kohya" else DIFFUSERS_FILE
     path = Path(cfg.folder) / file_name
-    metadata = filter_metadata(file.metadata) | metadata
+    metadata = file.architecture.family.build_metadata() | filter_metadata(file.metadata) | metadata
     if "ss_output_name" in file.metadata:
         metadata["ss_output_name"] = file.metadata["ss_output_name"]
     metadata |= build_provenance("convert", [file], **settings)
     write_safetensors(path, tensors, metadata, file.dtype)
     print_text(
-        f"read       {file.path}  ({file.file_format}, {' and '.join(file.adapter_types)}, fits {file.architecture})"
+        f"read       {file.path}  ({file.file_format}, {' and '.join(file.adapter_types)}, fits {file.architecture.name})"
     )
     print_text(f"saved      {path}")
     if cfg.to == "kohya" and cfg.base is None and file.has_dora:

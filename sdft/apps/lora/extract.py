@@ -6,7 +6,7 @@ from sdft.cli.entry_point import hydra_main
 
 OPTION_TYPES = {"base": str, "tuned": str, "rank": int | None, "energy": float | None}
 OPTION_TYPES |= {"name": str, "dtype": str, "folder": str}
-TARGET_OPTIONS = ("unet_targets", "text_encoder_targets")
+TARGET_OPTIONS = ("unet_targets", "text_encoder_targets")  # of the UNet, and of all text encoders
 
 
 @hydra_main("extract")
@@ -19,13 +19,15 @@ def main(cfg):
     from rich.progress import track
 
     from sdft.apps.lora.lora_io import check_file_name, format_ranks, parse_dtype, save_lora_formats
+    from sdft.lora.architecture import get_model_architecture
+    from sdft.lora.families import is_text_encoder
     from sdft.lora.merging import build_extract_metadata, extract_lora, load_model_or_run
 
     check_file_name(cfg.name)
     parse_dtype(cfg.dtype)
     base, tuned = load_model_or_run(cfg.base, "base"), load_model_or_run(cfg.tuned, "tuned")
     console = Console()
-    targets = {part: cfg[key] for part, key in zip(("unet", "text_encoder"), TARGET_OPTIONS, strict=True)}
+    targets = {part: cfg[TARGET_OPTIONS[is_text_encoder(part)]] for part in base.components}
 
     def track_layers(layers: list):
         return track(layers, "extract", console=console, disable=not console.is_terminal)
@@ -37,7 +39,7 @@ def main(cfg):
     if fraction < 0.9999:
         print(f"omitted    {1 - fraction:.4%} of the total change: norms, biases and layers outside the targets")
     metadata = build_extract_metadata(base, tuned, cfg.rank, cfg.energy, result.energy_fraction)
-    save_lora_formats(result.parts, Path(cfg.folder), cfg.name, metadata, cfg.dtype)
+    save_lora_formats(result.parts, get_model_architecture(base), Path(cfg.folder), cfg.name, metadata, cfg.dtype)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Read LoRA files for the LoRA apps, and write them with their provenance in the header."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from sdft.lora.architecture import list_architectures
+from sdft.lora.architecture import Architecture, list_architectures
 from sdft.lora.file import DIFFUSERS_FILE, LoraFile, read_lora_file
 from sdft.lora.formats import DORA_WARNING, save_lora
 from sdft.lora.layer_matching import ArchitectureMismatchError
@@ -19,10 +20,15 @@ MAX_HISTORY_LENGTH = 20_000  # characters of a source's own provenance to copy
 
 
 def read_lora_files(paths: list[str], architecture: str | None, offsets: bool = False) -> list[LoraFile]:
-    """Read files of the given architecture, or each of any bundled one; `offsets`: see `read_lora_file`."""
+    """Read files of the given architecture, or of any bundled one, of the same if possible; `offsets`: see `read_lora_file`."""
     architectures = list_architectures(architecture)
     try:
-        return [read_lora_file(Path(path), architectures, offsets) for path in paths]
+        files = [read_lora_file(Path(path), architectures, offsets) for path in paths]
+        candidates = {file.architecture.name: file.architecture for file in files}
+        for candidate in candidates.values() if len(candidates) > 1 else ():
+            with suppress(ArchitectureMismatchError):
+                return [read_lora_file(Path(path), [candidate], offsets) for path in paths]
+        return files
     except ArchitectureMismatchError as error:
         hint = " (architecture=FOLDER selects another model)" if architecture is None else ""
         raise ValueError(f"{error}{hint}") from None
@@ -67,10 +73,12 @@ def format_lora_name(path: Path) -> str:
     return path.name if is_named else f"{folder.name}/{path.name}"
 
 
-def save_lora_formats(parts: dict, folder: Path, name: str, metadata: dict[str, str], dtype: str) -> None:
+def save_lora_formats(
+    parts: dict, architecture: Architecture, folder: Path, name: str, metadata: dict[str, str], dtype: str
+) -> None:
     """Save in both formats and print the paths."""
     adapters = {part: build_adapter_state(part, layers) for part, layers in parts.items()}
-    save_lora(adapters, folder, check_file_name(name), metadata, parse_dtype(dtype))
+    save_lora(adapters, folder, check_file_name(name), architecture, metadata, parse_dtype(dtype))
     print_text(f"saved      {folder / DIFFUSERS_FILE}\n           {folder / f'{name}-kohya.safetensors'}")
     if any(layer.magnitude is not None for layers in parts.values() for layer in layers.values()):
         print_text(f"warning    {DORA_WARNING}")

@@ -50,7 +50,7 @@ def main(cfg):
         "energy_fraction": round(result.energy_fraction, 6),
     }
     provenance = build_provenance("mix", files, weights, **settings)
-    save_lora_formats(result.parts, Path(cfg.folder), cfg.name, provenance, cfg.dtype)
+    save_lora_formats(result.parts, files[0].architecture, Path(cfg.folder), cfg.name, provenance, cfg.dtype)
 
 
 def format_accuracy(result, merge_method: str) -> str:

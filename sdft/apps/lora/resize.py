@@ -36,7 +36,7 @@ def main(cfg):
     settings = {"rank": cfg.rank} if cfg.rank else {"energy": cfg.energy}
     settings["energy_fraction"] = round(result.energy_fraction, 6)
     metadata = file.metadata | build_provenance("resize", [file], **settings)
-    save_lora_formats(result.parts, Path(cfg.folder), cfg.name, metadata, cfg.dtype)
+    save_lora_formats(result.parts, file.architecture, Path(cfg.folder), cfg.name, metadata, cfg.dtype)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,12 @@ import json
 import shutil
 from pathlib import Path
 
+from sdft.lora.families import get_kohya_version, get_modelspec_name
 from sdft.runs.files import atomic_write
 from sdft.runs.metadata import read_data_report, read_record
 from sdft.runs.samples import find_last_samples
 from sdft.training.export.trigger_words import find_trigger_words, to_printable_line
 
-ARCHITECTURE_BY_CONTEXT_WIDTH = {
-    768: "stable-diffusion-v1",
-    1024: "stable-diffusion-v2",
-}  # by the UNet's cross_attention_dim
-KOHYA_BASE_VERSIONS = {"stable-diffusion-v1": "sd_v1", "stable-diffusion-v2": "sd_v2"}  # kohya's names
 MODELSPEC_ADAPTER_TYPES = {"adapter": "lora", "embedding": "textual-inversion"}  # by output kind
 MAX_THUMBNAIL_SIZE = 256  # pixels of the longer side
 KOHYA_OPTIONS = {  # option of a run by kohya's metadata key
@@ -39,10 +35,7 @@ KOHYA_OPTIONS = {  # option of a run by kohya's metadata key
 
 def get_modelspec_architecture(model) -> str:
     """ModelSpec's name of a base model; unlisted ones are named by their cross-attention width."""
-    width = model.unet.config.cross_attention_dim
-    if ARCHITECTURE_BY_CONTEXT_WIDTH.get(width) == "stable-diffusion-v2":
-        return "stable-diffusion-v2-768-v" if model.prediction_type == "v_prediction" else "stable-diffusion-v2-512"
-    return ARCHITECTURE_BY_CONTEXT_WIDTH.get(width, f"stable-diffusion-{width}")
+    return get_modelspec_name(model.unet.config.cross_attention_dim, model.prediction_type)
 
 
 def build_modelspec_metadata(
@@ -90,7 +83,7 @@ def build_kohya_metadata(facts: dict, steps: int, tag_counts: dict[str, int]) ->
         "ss_random_crop": options.get("crop") == "random",
         "ss_output_name": name,
         "ss_v2": "v2" in str(base),
-        "ss_base_model_version": next((v for key, v in KOHYA_BASE_VERSIONS.items() if str(base).startswith(key)), base),
+        "ss_base_model_version": get_kohya_version(base),
         "ss_resolution": f"({facts['resolution']}, {facts['resolution']})",
         "ss_num_train_images": facts["images"],
         "ss_num_reg_images": facts["num_class_images"],
