@@ -29,7 +29,7 @@ SECRET_NAMES = frozenset(  # parts of the names of environment variables that ho
 MIN_SECRET_LENGTH = 8  # characters
 PATH_OPTIONS = frozenset(  # last parts of the keys of options that take files and folders
     """path class_path folder to run runs adapter adapters adapter_cache resume reproduce base tuned images contact_sheet multirun
-    checkpoint controlnet prompts class_prompts controls architecture faces detector dir name""".split()  # noqa: SIM905
+    checkpoint controlnet prompts class_prompts controls architecture faces detector dir name vae""".split()  # noqa: SIM905
 )
 URL_PASSWORD = re.compile(r"\w://[^/\s:@]*:[^/\s@]+@")  # as in postgres://user:password@host
 RESOLVER_CALL = re.compile(r"\$\{\s*([\w.]*)\s*(?::|\$\{)")  # its name; empty if the name is an interpolation itself

@@ -27,11 +27,13 @@ def load_stable_diffusion(
     prediction_type: str | None = None,
     zero_terminal_snr: bool = False,
     prompt_chunks: int = 1,
+    vae: str | None = None,
 ) -> StableDiffusion:
     """An embedded model, a local folder or hub id in the diffusers layout, or a file in the original layout, in fp32.
 
     A file is recognised by its tensors; `architecture` is the folder with its configurations if the package has none. What it
     says about its prediction type and zero terminal SNR holds unless given here.
+    `vae` is the folder or file of an autoencoder that replaces the base's.
     `weights=random` initialises the same networks randomly, from the configurations in `name` if it is a folder, else
     from the package's configurations of `architecture`: for offline tests and benchmarks.
     """
@@ -47,11 +49,15 @@ def load_stable_diffusion(
         checkpoint = read_checkpoint_header(file)
         prediction_type = checkpoint.choose_prediction_type(prediction_type)
         zero_terminal_snr = zero_terminal_snr or checkpoint.has_zero_terminal_snr
-        model = load_checkpoint_file(checkpoint, architecture)
+        model = load_checkpoint_file(checkpoint, architecture, ("vae",) if vae else ())
     elif weights == "pretrained":
         model = load_pretrained(source, revision, variant)
     else:
         model = build_untrained(find_configs(source, architecture))
+    if vae is not None:
+        from sdft.models.autoencoder import load_autoencoder
+
+        model.vae = load_autoencoder(vae, model.vae.config)
     model.name, model.prompt_chunks = f"sdft/assets/{name}" if name in embedded else name, prompt_chunks
     if prediction_type not in (None, model.prediction_type) or zero_terminal_snr:
         model.scheduler = change_prediction_type(
@@ -85,20 +91,19 @@ def load_pretrained(name: str, revision: str | None = None, variant: str | None 
     return model
 
 
-def load_checkpoint_file(checkpoint: CheckpointFile, architecture: str | None) -> StableDiffusion:
-    """The model in a file, in fp32; `ValueError` if it is incomplete, or of no supported family."""
+def load_checkpoint_file(file: CheckpointFile, architecture: str | None, skip: tuple[str, ...] = ()) -> StableDiffusion:
+    """The model in a file, in fp32, with the networks in `skip` on the meta device; `ValueError` if it is incomplete."""
     from accelerate import init_empty_weights
 
     from sdft.models.single_file import load_weights
 
-    checkpoint.find_layout()
     is_bundled = architecture is None or architecture in {file.parent.name for file in ASSETS_FOLDER.glob("*/unet")}
-    folder = checkpoint.find_configs() if is_bundled else Path(architecture).expanduser()
+    folder = file.find_configs() if is_bundled else Path(architecture).expanduser()
     check_model_folder(folder)
     with init_empty_weights():
         model = build_untrained(folder)
-    load_weights(model, checkpoint)
-    share_file_digests(model, [checkpoint.path])
+    load_weights(model, file, skip)
+    share_file_digests(model, [file.path])
     return model
 
 
@@ -114,8 +119,12 @@ def find_embedded_models() -> dict[str, Path]:
     return {index.parent.name: index.parent for index in ASSETS_FOLDER.glob("*/model_index.json")}
 
 
-def check_local_model(name: str, prediction_type: str | None = None) -> None:
+def check_local_model(name: str, prediction_type: str | None = None, vae: str | None = None) -> None:
     """`ValueError` for a folder or file that cannot be loaded, or a path that does not exist; reads no weights."""
+    from sdft.models.autoencoder import check_autoencoder
+
+    if vae is not None:
+        check_autoencoder(vae)
     folder = find_embedded_models().get(name, Path(name).expanduser())
     if folder.is_file():
         read_checkpoint_header(folder).choose_prediction_type(prediction_type)

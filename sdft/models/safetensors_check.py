@@ -33,12 +33,13 @@ def find_variants(folder: Path, part: str) -> set[str | None]:
     files = sorted((folder / part).glob("*.safetensors"))
     for file in files:
         check_safetensors(file, "model.name")
-    pattern = re.compile(rf"{WEIGHT_NAMES[part]}(?:\.([\w-]+?))?(?:-\d+-of-\d+)?\.safetensors")
+    stem = WEIGHT_NAMES.get(part, "diffusion_pytorch_model")
+    pattern = re.compile(rf"{stem}(?:\.([\w-]+?))?(?:-\d+-of-\d+)?\.safetensors")
     matches = [match for file in files if (match := pattern.fullmatch(file.name))]
     if not matches:
         existing = ", ".join(file.name for file in sorted((folder / part).iterdir())) or "nothing"
         raise ValueError(
-            f"model.name={folder}: no {WEIGHT_NAMES[part]}.safetensors in {part}/, only {existing}; pickles can hold code and "
+            f"model.name={folder}: no {stem}.safetensors in {part}/, only {existing}; pickles can hold code and "
             "are not loaded"
         )
     return {match[1] for match in matches}

@@ -45,6 +45,7 @@ EQUIVALENTS = {
     "model.revision": "revision",
     "model.variant": "variant",
     "model.prediction_type": "prediction_type",
+    "model.vae": "vae vae_path pretrained_vae_model_name_or_path",
     "model=sd21": "v2 v_parameterization",
     "model.zero_terminal_snr": "zero_terminal_snr rescale_betas_zero_snr rescale_betas",
     "prompt_chunks=3": "max_token_length tokenizer_max_length",
@@ -144,7 +145,7 @@ WITHOUT_EQUIVALENT = {
     "attention always runs in torch's fused kernels": (
         "xformers sdpa mem_eff_attn enable_xformers_memory_efficient_attention use_xformers flash_attention attention_slicing"
     ),
-    "the model's own VAE is used": "vae vae_path pretrained_vae_model_name_or_path vae_batch_size no_half_vae",
+    "the VAE always computes in fp32, and chooses its batch size": "vae_batch_size no_half_vae",
     "the model's own tokenizer is used": "tokenizer_name tokenizer",
     "the run folder has the adapter as .safetensors for diffusers and kohya": "save_model_as save_as_full_pipeline",
     "captions are read from NAME.txt": "caption_extension caption_extention",

@@ -54,7 +54,8 @@ def check_options(cfg: DictConfig) -> None:
     if cfg.reproduce:
         check_reproducible(cfg)
     if name := cfg.model.get("name"):
-        check_local_model(str(name), cfg.model.get("prediction_type"))  # before any image is decoded
+        # before any image is decoded
+        check_local_model(str(name), cfg.model.get("prediction_type"), cfg.model.get("vae"))
 
 
 def load_resume_point(checkpoint: Path | None, samples_per_step: int) -> tuple[int, StepSizes]:
@@ -86,7 +87,7 @@ def collect_summary(module, dataset, parts: dict, cfg: DictConfig, trainer, inpu
     summary = collect_run_summary(module, dataset, parts["training"], parts["schedule"], trainer, step)
     missing_scorers = scorers.missing if scorers else {}
     summary["warnings"] += [f"{name} not measured: {reason}" for name, reason in missing_scorers.items()]
-    return step, summary | {"digests": inputs.digests}
+    return step, summary | {"digests": inputs.digests, "files": inputs.files}
 
 
 def start_run(run, summary: dict, inputs) -> None:

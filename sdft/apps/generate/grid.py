@@ -225,7 +225,7 @@ def collect_model_options(cfg: DictConfig) -> dict:
     """Arguments of `load_stable_diffusion`, including defaults, without this machine's folders."""
     defaults = {name: one.default for name, one in signature(load_stable_diffusion).parameters.items()}
     options = {name: cfg.model.get(name, default) for name, default in defaults.items()}
-    paths = {key: metadata.shorten_path(options[key]) for key in ("name", "architecture") if options[key] is not None}
+    paths = {key: metadata.shorten_path(options[key]) for key in ("name", "architecture", "vae") if options[key]}
     return options | paths
 
 

@@ -27,6 +27,7 @@ METADATA_STRUCTURE = {
         **dict.fromkeys(("architecture", "revision", "variant", "prediction_type"), TEXT_OR_NULL),
         "zero_terminal_snr": bool,
         "prompt_chunks": int,
+        "vae?": TEXT_OR_NULL,
     },
     "adapters": [{"file": str, "digest": str, "weight": NUMBER}],
     "result": (dict, type(None)),

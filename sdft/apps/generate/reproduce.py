@@ -96,5 +96,6 @@ def restore_model_config(image_metadata: dict, where: str) -> dict:
         )
     if (name := model["architecture"]) is not None and not (re.fullmatch(r"[\w-]+", name) or Path(name).is_dir()):
         raise ValueError(f"{where}: model.architecture has the invalid value {name!r}")
-    arguments = {key: model[key] for key in metadata.METADATA_STRUCTURE["model"]}
+    keys = [key.rstrip("?") for key in metadata.METADATA_STRUCTURE["model"]]
+    arguments = {key: model[key] for key in keys if key in model}
     return {"_target_": "sdft.models.loading.load_stable_diffusion", **arguments}

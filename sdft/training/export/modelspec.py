@@ -18,6 +18,7 @@ from sdft.training.export.trigger_words import find_trigger_words, to_printable_
 
 MODELSPEC_ADAPTER_TYPES = {"adapter": "lora", "embedding": "textual-inversion"}  # by output kind
 MAX_THUMBNAIL_SIZE = 256  # pixels of the longer side
+KOHYA_FILE_KEYS = {"base": ("ss_sd_model_name", "ss_new_sd_model_hash"), "vae": ("ss_vae_name", "ss_new_vae_hash")}
 KOHYA_OPTIONS = {  # option of a run by kohya's metadata key
     "ss_seed": "seed",
     "ss_batch_size_per_device": "batch_size",
@@ -73,6 +74,8 @@ def build_kohya_metadata(facts: dict, steps: int, tag_counts: dict[str, int]) ->
     options, base, rates = facts["options"], facts.get("architecture"), facts.get("part_lr", {})
     name = to_printable_line(options["name"])
     metadata = {key: options[option] for key, option in KOHYA_OPTIONS.items() if options.get(option) is not None}
+    for role, file in facts.get("files", {}).items():
+        metadata |= dict(zip(KOHYA_FILE_KEYS.get(role, ()), (file["name"], file["sha256"]), strict=False))
     return metadata | {
         "ss_learning_rate": next(iter(rates.values()), None),
         "ss_unet_lr": rates.get("unet"),
