@@ -19,7 +19,7 @@ from sdft.lora.key_names import (
     group_tensors,
     parse_tensor_name,
 )
-from sdft.lora.layer_matching import ArchitectureMismatchError, describe_other_family, match_architecture
+from sdft.lora.layer_matching import ArchitectureMismatchError, match_architecture
 from sdft.lora.layer_parsing import FILE_ADAPTER_TYPES, detect_adapter_type, parse_layer
 from sdft.lora.low_rank import LowRankLayer
 from sdft.lora.peft_config import PEFT_FILE, read_peft_alphas
@@ -114,15 +114,11 @@ def parse_lora_file(
     bundled = [key for key in tensors if key.startswith(BUNDLED_PREFIX)]
     weights = {key: tensor for key, tensor in tensors.items() if not key.startswith(BUNDLED_PREFIX)}
     is_lora = any(parse_tensor_name(key) for key in weights)
-    groups: Groups = {}
     try:
         groups, file_format = group_tensors(weights)
         match = match_architecture(groups, sort_architectures(architectures, metadata))
     except ValueError as error:
-        description = describe_foreign_file(weights, is_lora) or (
-            groups and describe_other_family(groups, architectures)
-        )
-        if description:
+        if description := describe_foreign_file(weights, is_lora):
             raise ValueError(description) from None
         raise error from None
     architecture, found = match.architecture, match.found

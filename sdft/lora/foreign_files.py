@@ -6,7 +6,7 @@ from torch import Tensor
 
 ACCEPTED = "LoRA files for Stable Diffusion 1, 2 and XL are supported"
 FOREIGN_FILES = (  # a pattern of tensor names, and what such a file is; the first that matches
-    (r"lora_controlnet|input_hint_block|controlnet_|zero_convs", "a ControlNet or Control-LoRA"),
+    (r"lora_controlnet|lllite_|input_hint_block|controlnet_|zero_convs", "a ControlNet or Control-LoRA"),
     (r"^(image_proj|ip_adapter)\.", "an IP-Adapter"),
     (r"motion_modules|temporal_transformer", "an AnimateDiff motion module or LoRA"),
     (r"(^|[._])(double_blocks|single_blocks|single_transformer_blocks)[._]", "for Flux"),

@@ -50,24 +50,25 @@ def match_architecture(groups: Groups, architectures: list[Architecture]) -> Arc
         matches.append(match := match_layers(groups, architecture))
         if match.mismatches == (0, 0):
             return match
-    match = min(matches, key=lambda match: match.mismatches)
-    layers, candidates = match.unmatched or match.misshapen, " or ".join(each.name for each in architectures)
+    closest = min(matches, key=lambda match: match.mismatches)
+    layers, candidates = closest.unmatched or closest.misshapen, " or ".join(each.name for each in architectures)
+    if family := find_closer_family(groups, closest):
+        given = closest.architecture
+        raise ArchitectureMismatchError(
+            f"is for {family} ({layers[0]}); {given.name} is {given.family.name or 'another model'}"
+        )
     first = f"{layers[0]} and {len(layers) - 1} more" if len(layers) > 1 else layers[0]
-    if match.unmatched:
+    if closest.unmatched:
         raise ArchitectureMismatchError(f"{first}: fits no layer of {candidates}")
     raise ArchitectureMismatchError(f"does not fit {candidates}: {first} has the wrong shape for its layer")
 
 
-def describe_other_family(groups: Groups, architectures: list[Architecture]) -> str | None:
-    """The family of a file that fits another bundled architecture better than all given ones; None if there is none."""
-    best = min((match_layers(groups, each) for each in architectures), key=lambda match: match.mismatches)
-    others = [match_layers(groups, each) for each in list_architectures()]
-    other = min(others, key=lambda match: match.mismatches)
-    if other.mismatches >= best.mismatches or other.architecture.title == best.architecture.title:
-        return None
-    name = (best.unmatched or best.misshapen)[0]
-    given = best.architecture
-    return f"is for {other.architecture.title} ({name}); {given.name} is {given.family.name or 'another model'}"
+def find_closer_family(groups: Groups, closest: ArchitectureMatch) -> str | None:
+    """The family of the bundled architecture that fits a file better than the closest of the given ones."""
+    bundled = [match_layers(groups, architecture) for architecture in list_architectures()]
+    best = min(bundled, key=lambda match: match.mismatches)
+    is_closer = best.mismatches < closest.mismatches and best.architecture.title != closest.architecture.title
+    return best.architecture.title if is_closer else None
 
 
 def fits_shape(group: dict[str, Tensor], shape: tuple[int, ...]) -> bool:

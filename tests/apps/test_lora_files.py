@@ -96,6 +96,38 @@ def test_mix_writes_both_formats_with_their_provenance(app, home):
     assert "exact weighted sum" in app("mix", "adapters=[a,b]", "folder=exact")
 
 
+def test_the_apps_find_the_family_of_a_file(app, home):
+    """From the names of diffusers to kohya's and back, with the base in the header."""
+    parts = {
+        "unet": ("down_blocks.2.attentions.1.transformer_blocks.9.attn2.to_v", (1280, 2048)),
+        "text_encoder": ("text_model.encoder.layers.11.mlp.fc1", (3072, 768)),
+        "text_encoder_2": ("text_model.encoder.layers.31.self_attn.out_proj", (1280, 1280)),
+    }
+    tensors = {}
+    for part, (layer, (outputs, inputs)) in parts.items():
+        tensors |= {f"{part}.{layer}.lora_A.weight": torch.randn(2, inputs)}
+        tensors |= {f"{part}.{layer}.lora_B.weight": torch.randn(outputs, 2)}
+    save_file(tensors, home / "xl.safetensors")
+    assert "fits       sdxl" in app("show", "adapter=xl.safetensors")
+    app("convert", "adapter=xl.safetensors", "to=kohya", "folder=xl")
+    app("resize", "adapter=xl/xl-kohya.safetensors", "rank=1", "folder=xl", "name=small")
+    app("mix", "adapters=[xl/xl-kohya.safetensors,xl.safetensors]", "folder=xl", "name=mixed")
+    names = {
+        "lora_unet_input_blocks_8_1_transformer_blocks_9_attn2_to_v",
+        "lora_te1_text_model_encoder_layers_11_mlp_fc1",
+        "lora_te2_text_model_encoder_layers_31_self_attn_out_proj",
+    }
+    for name in ("xl", "small", "mixed"):
+        path = home / "xl" / f"{name}-kohya.safetensors"
+        assert {key.split(".")[0] for key in load_file(path)} == names
+        header = read_header(path)
+        assert header["ss_base_model_version"] == "sdxl_base_v1-0"
+        assert header["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    app("convert", "adapter=xl/xl-kohya.safetensors", "to=diffusers", "folder=back")
+    back = load_file(home / "back" / FILE)
+    assert back.keys() == tensors.keys() and all(torch.equal(back[key], tensors[key]) for key in back)
+
+
 def test_provenance_does_not_name_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "my-name"))
     assert format_lora_name(tmp_path / "my-name" / FILE) == FILE

@@ -293,6 +293,7 @@ FOREIGN = {
     "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": "language model",
     "lora_controlnet": "ControlNet",
     "input_hint_block.0.weight": "ControlNet",
+    "lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.down.0.weight": "ControlNet",
     "ip_adapter.1.to_k_ip.weight": "IP-Adapter",
     "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": "AnimateDiff",
     "emb_params": "textual inversion",

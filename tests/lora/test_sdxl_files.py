@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from sdft.apps.lora.lora_io import read_lora_files
 from sdft.lora.architecture import get_layer, get_model_architecture, list_architectures
 from sdft.lora.families import PARTS
 from sdft.lora.file import DIFFUSERS_FILE, read_lora_file
@@ -394,3 +395,15 @@ def test_the_projection_of_the_second_text_encoder_is_read_and_never_written_for
     assert (
         (loaded.predict() - merged.predict()).abs().max() < 1e-5 < (merged.predict() - TinyXL().predict()).abs().max()
     )
+
+
+def test_files_of_few_layers_are_read_as_of_the_family_of_the_others(tmp_path):
+    shared = [("unet", TO_K.format(0).replace("attn2", "attn1"))]
+    paths = {
+        name: save_empty_file(tmp_path / f"{name}.safetensors", architecture, layers)
+        for name, architecture, layers in (("few", SDXL, shared), ("xl", SDXL, CROSS), ("sd", SD15, CROSS))
+    }
+    assert read_lora_files([paths["few"]], None)[0].architecture is SD15
+    assert {file.architecture.name for file in read_lora_files([paths["few"], paths["xl"]], None)} == {"sdxl"}
+    with pytest.raises(ValueError, match="xl.safetensors: architecture differs .*XL.*Stable Diffusion 1"):
+        mix_lora_files(read_lora_files([paths["sd"], paths["xl"]], None), [0.5, 0.5])

@@ -124,6 +124,8 @@ def test_captions_can_be_left_out(shared_run):
         ("sd15", "epsilon", "stable-diffusion-v1"),
         ("sd21", "epsilon", "stable-diffusion-v2-512"),
         ("sd21", "v_prediction", "stable-diffusion-v2-768-v"),
+        ("sdxl", "epsilon", "stable-diffusion-xl-v1-base"),
+        ("sdxl", "v_prediction", "stable-diffusion-xl-v1-base"),
         ("tiny-sd", "epsilon", "stable-diffusion-64"),
     ],
 )
@@ -182,6 +184,9 @@ def test_kohya_metadata_is_true(options, expected):
 def test_learning_rates_are_those_of_the_trained_parts():
     metadata = build_kohya_metadata(FACTS | {"options": OPTIONS, "part_lr": {"clip_l": 5e-4}}, 10, {})
     assert (metadata["ss_text_encoder_lr"], metadata["ss_learning_rate"], metadata["ss_unet_lr"]) == (5e-4, 5e-4, None)
+    for rates, expected in (({"clip_g": 1e-5}, 1e-5), ({"clip_l": 2e-5, "clip_g": 1e-5}, [2e-5, 1e-5]), ({}, None)):
+        metadata = build_kohya_metadata(FACTS | {"options": OPTIONS, "part_lr": {"unet": 1e-4} | rates}, 10, {})
+        assert (metadata["ss_text_encoder_lr"], metadata["ss_unet_lr"]) == (expected, 1e-4)
 
 
 @pytest.mark.parametrize(

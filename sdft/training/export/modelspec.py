@@ -72,14 +72,14 @@ def build_modelspec_metadata(
 def build_kohya_metadata(facts: dict, steps: int, tag_counts: dict[str, int]) -> dict:
     """kohya's `ss_` keys, from `run.json`."""
     options, base, rates = facts["options"], facts.get("architecture"), facts.get("part_lr", {})
-    name = to_printable_line(options["name"])
+    name, text_rates = to_printable_line(options["name"]), [rate for part, rate in rates.items() if part != "unet"]
     metadata = {key: options[option] for key, option in KOHYA_OPTIONS.items() if options.get(option) is not None}
     for role, file in facts.get("files", {}).items():
         metadata |= dict(zip(KOHYA_FILE_KEYS.get(role, ()), (file["name"], file["sha256"]), strict=False))
     return metadata | {
         "ss_learning_rate": next(iter(rates.values()), None),
         "ss_unet_lr": rates.get("unet"),
-        "ss_text_encoder_lr": rates.get("clip_l"),
+        "ss_text_encoder_lr": text_rates[0] if len(set(text_rates)) == 1 else text_rates or None,
         "ss_min_snr_gamma": options.get("snr_gamma") or None if options.get("weighting") == "min_snr" else None,
         "ss_keep_tokens": options.get("keep_tags") if options.get("shuffle_tags") else None,
         "ss_mixed_precision": {"fp32": "no"}.get(options.get("precision"), options.get("precision")),
