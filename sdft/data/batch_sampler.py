@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Hashable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -25,10 +26,10 @@ class SamplingPlan:
         """`buckets` has one entry per image; a step takes `samples_per_step` samples over all ranks and micro-batches."""
         self.seed, self.num_images = seed, len(buckets)
         self.step_sizes = [(0, samples_per_step)] if isinstance(samples_per_step, int) else samples_per_step
-        members: dict[Hashable, list[int]] = {}
+        members: dict[Hashable, array] = {}
         for image, bucket in enumerate(buckets):
-            members.setdefault(bucket, []).append(image)
-        self.buckets = [torch.tensor(members[bucket]) for bucket in sorted(members)]
+            members.setdefault(bucket, array("q")).append(image)
+        self.buckets = [torch.from_numpy(np.array(members[bucket])) for bucket in sorted(members)]
         self.samples_per_step = self.step_sizes[0][1]
         self.first_step = self.first_sample = self.first_epoch = (
             0  # from here, every step and epoch has the current size
@@ -79,7 +80,7 @@ class SamplingPlan:
         return self.cached_epoch[1:]
 
     def draw_one_bucket(self, epoch: int) -> Epoch:
-        return array("q", draw_permutation(self.seed, epoch, self.num_images).tolist()), []
+        return array("q", draw_permutation(self.seed, epoch, self.num_images).numpy().tobytes()), []
 
     def draw_several_buckets(self, epoch: int, visited: list[int] | None = None) -> Epoch:
         """The order of the images, of which the first ones are `visited`, and the ranges of the others."""

@@ -1,12 +1,13 @@
 """Captions of images: from text files or a table, or one for all."""
 
-from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdft.data.folder_listing import FolderListing, get_stem, normalize_name
 from sdft.data.metadata_tables import METADATA_FILES, read_metadata_table
 from sdft.data.prompts import MAX_CAPTION_CHARS, read_text
+from sdft.runs.terminal import escape_unprintable
 
 CAPTION_LINES = ("first", "random", "join", "all")
 TEXT_FILES = "captions from text files"
@@ -27,51 +28,54 @@ class CaptionReader:
     lines: str
     image_column: str
     caption_column: str
-    captions: dict[Path, tuple[list[str], str]] = field(default_factory=dict)
+    captions: dict[str, list[str]] = field(default_factory=dict)  # of the table, by name of the image
 
-    def read(self) -> dict[Path, tuple[list[str], str]]:
-        tables = self.listing.tables
+    def read(self) -> Iterator[tuple[list[str], str]]:
+        """Yield captions and source of each image of the listing; no captions if it has none."""
+        tables, texts = self.listing.tables, self.listing.texts
         if len(tables) > 1:
-            names = " and ".join(sorted((file.name for file in tables), key=METADATA_FILES.index))
+            names = " and ".join(sorted(tables, key=METADATA_FILES.index))
             self.listing.errors.append(f"{self.listing.root}: {names}; keep one of them")
         elif tables:
-            self.read_table(tables[0])
-        for name, path in self.listing.images.items():
-            if text := self.listing.texts.get(get_stem(name)):
-                if path in self.captions:
-                    self.listing.inventory.add_unused(REPLACED_TEXTS, self.listing.format_name(text))
-                else:
-                    self.read_text_file(text, path)
-        return self.captions
+            self.read_table(self.listing.root / tables[0])
+        table_source = f"captions from {tables[0]}" if tables else ""
+        for name in self.listing.images:
+            text = texts.get(get_stem(name))
+            if name in self.captions:
+                yield list(dict.fromkeys(self.captions[name])), table_source
+                if text:
+                    self.listing.inventory.add_unused(REPLACED_TEXTS, escape_unprintable(text))
+            else:
+                yield (self.read_text_file(text) if text else []), TEXT_FILES
+        texts.clear()  # many names, which are needed no more
 
     def read_table(self, table: Path) -> None:
-        rows, errors = read_metadata_table(table, self.image_column, self.caption_column)
-        self.listing.errors += errors
-        captions = defaultdict(list)
-        for number, name, row_captions in rows:
-            normal = normalize_name(Path(name))
-            if (path := self.listing.images.get(normal)) is not None:
-                captions[path] += row_captions  # an image may have several rows
+        images, errors, unknown = self.listing.images, [], []
+        for number, name, row_captions in read_metadata_table(table, self.image_column, self.caption_column, errors):
+            normal = normalize_name(name)
+            if normal not in images:
+                normal = normalize_name(str(Path(name)))
+            if normal in images:
+                self.captions.setdefault(normal, []).extend(row_captions)  # an image may have several rows
                 if not row_captions:
                     self.listing.inventory.add_unused(EMPTY_CAPTIONS, f"{table.name}:{number}")
             elif normal not in self.listing.unread_images:
-                self.listing.errors.append(f"{table}:{number}: no image {name[:100]!r} in this folder")
-        for path, texts in captions.items():
-            self.captions[path] = list(dict.fromkeys(texts)), f"captions from {table.name}"
+                unknown.append(f"{table}:{number}: no image {name[:100]!r} in this folder")
+        self.listing.errors += errors + unknown
 
-    def read_text_file(self, file: Path, image: Path) -> None:
+    def read_text_file(self, path: str) -> list[str]:
         try:
-            lines = read_caption_lines(file)
+            lines = read_caption_lines(self.listing.root / path)
         except (ValueError, OSError) as error:
             self.listing.errors.append(str(error))
-            return
-        name = self.listing.format_name(file)
+            return []
+        name = escape_unprintable(path)
         if not lines:
             self.listing.inventory.add_unused(EMPTY_CAPTIONS, name)
         elif self.lines == "first" and len(lines) > 1:
             self.listing.inventory.add_unused(LATER_LINES, f"{name} ({len(lines) - 1} more)")
         texts = {"first": lines[:1], "join": [" ".join(lines)] if lines else []}.get(self.lines, lines)
-        self.captions[image] = list(dict.fromkeys(texts)), TEXT_FILES
+        return list(dict.fromkeys(texts))
 
 
 def read_caption_lines(file: Path) -> list[str]:

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
 
+import numpy as np
+
+from sdft.data.compact_lists import TextList
 from sdft.data.file_index import SCAN_CACHE_DIR
 from sdft.runs.files import write_cache_file
 
@@ -17,6 +20,23 @@ class ContentRecord:
     width: int
     height: int
     digest: str
+
+
+class ContentTable(Mapping):
+    """Records of all images of a dataset, by index, in arrays."""
+
+    def __init__(self, records: Sequence[ContentRecord]):
+        self.sizes = np.array([(record.width, record.height) for record in records], np.int32).reshape(-1, 2)
+        self.digests = TextList(record.digest for record in records)
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self)))
+
+    def __getitem__(self, index: int) -> ContentRecord:
+        return ContentRecord(*self.sizes[index].tolist(), self.digests[index])
 
 
 class ContentIndex:

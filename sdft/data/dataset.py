@@ -4,10 +4,12 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 from PIL import Image
 
-from sdft.data.content_index import ContentRecord
-from sdft.data.file_index import FileRecord, map_in_threads
+from sdft.data.compact_lists import share_equal
+from sdft.data.content_index import ContentRecord, ContentTable
+from sdft.data.file_index import ROW_TYPE, RecordTable, map_in_threads
 from sdft.data.inventory import Inventory
 
 
@@ -37,8 +39,8 @@ class ImageDataset:
     """Base class of datasets; the default of an optional method means "not available"."""
 
     @cached_property
-    def content_cache(self) -> dict[int, ContentRecord]:
-        """Records of the images that have been inspected, by index."""
+    def content_cache(self) -> dict[int, ContentRecord] | ContentTable:
+        """Records of the images that have been inspected, by index; a table once all have been."""
         return {}
 
     def __len__(self) -> int:
@@ -70,11 +72,10 @@ class ImageDataset:
 
     def sizes(self) -> list[tuple[int, int]]:
         """Width and height of each upright image."""
-        if missing := [index for index in range(len(self)) if index not in self.content_cache]:
-            map_in_threads(self.inspect, missing)
+        if not isinstance(self.content_cache, ContentTable):
+            self.content_cache = ContentTable(map_in_threads(self.inspect, range(len(self))))
             self.save_records()
-        records = [self.content_cache[index] for index in range(len(self))]
-        return [(record.width, record.height) for record in records]
+        return share_equal(map(tuple, self.content_cache.sizes.tolist()))
 
     def digest(self, index: int) -> str:
         """Hash of the content of image and mask."""
@@ -99,7 +100,12 @@ class ImageDataset:
 
     def prompts(self) -> list[str]:
         """Default prompts for validation images."""
-        return list(dict.fromkeys(self.captions()))[:4]
+        distinct = {}
+        for text, *_ in self.all_captions():
+            distinct[text] = None
+            if len(distinct) == 4:
+                break
+        return list(distinct)
 
     def evaluation_spec(self) -> EvaluationSpec | None:
         """Ground truth for scoring generated images, if the dataset has it."""
@@ -108,9 +114,9 @@ class ImageDataset:
     def check_content(self, index: int) -> None:
         """Raise `ValueError` if the files of an image no longer have the content behind `digest`."""
 
-    def file_records(self) -> dict[str, FileRecord]:
-        """File records by relative name, if the dataset consists of files."""
-        return {}
+    def file_records(self) -> RecordTable:
+        """Records and relative names of the files, if the dataset consists of files."""
+        return RecordTable(np.zeros(0, ROW_TYPE))
 
     def skipped_files(self) -> list[str]:
         """Errors of files that cannot be used."""

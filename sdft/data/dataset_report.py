@@ -3,14 +3,18 @@
 import json
 import re
 import statistics
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import chain, combinations, islice
 from pathlib import Path
 
+import numpy as np
+
+from sdft.data.compact_lists import group_equal, hash_all
 from sdft.data.dataset import ImageDataset
-from sdft.data.file_index import FileRecord
+from sdft.data.file_index import RecordTable
 
 MAX_HASH_DISTANCE = 3  # bits of 64 in which near-duplicates may differ
 HASH_BANDS = MAX_HASH_DISTANCE + 1  # at least one band is then equal
@@ -28,46 +32,48 @@ class DatasetReport:
     warnings: list[str] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
-        (folder / "data.json").write_text(
-            json.dumps({**self.stats, "warnings": self.warnings}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        with open(folder / "data.json", "w", encoding="utf-8") as file:
+            json.dump({**self.stats, "warnings": self.warnings}, file, indent=1, ensure_ascii=False)
+            file.write("\n")
 
 
 def build_dataset_report(
     source: ImageDataset, sizes: list[tuple[int, int]], steps_per_epoch: float, tokenizer, max_tokens: int
 ) -> DatasetReport:
     """`sizes` are the training sizes of the images; `max_tokens` is the longest prompt that the text encoder accepts."""
-    original_sizes, captions = source.sizes(), [text for texts in source.all_captions() for text in texts]
-    lengths = []
-    for start in range(0, len(captions), TOKENIZED_CAPTIONS):
-        block = captions[start : start + TOKENIZED_CAPTIONS]
-        lengths += [len(ids) for ids in tokenizer(block, truncation=False, verbose=False).input_ids]
-    words = Counter(term for text in captions for term in split_terms(text))
-    tags = Counter(tag for text in captions for part in text.split(",") if (tag := " ".join(part.split())))
-    upscales = [max(w / a, h / b) for (w, h), (a, b) in zip(sizes, original_sizes, strict=True)]
-    records = source.file_records()
+    original_sizes, lists = source.sizes(), source.all_captions()
+    lengths, captions = array("q"), chain.from_iterable(lists)
+    while block := list(islice(captions, TOKENIZED_CAPTIONS)):
+        lengths.extend(len(ids) for ids in tokenizer(block, truncation=False, verbose=False).input_ids)
+    longest = max(lengths)
+    pairs = zip(sizes, original_sizes, strict=True)
+    upscales = np.fromiter((max(w / a, h / b) for (w, h), (a, b) in pairs), float, len(sizes))
+    records, labels = source.file_records(), {size: f"{size[0]}x{size[1]}" for size in set(sizes)}
     stats = {
         "images": len(source),
-        "captions": len(captions),
-        "unique captions": len(set(captions)),
+        "captions": len(lengths),
+        "unique captions": len(np.unique(hash_all(chain.from_iterable(lists)))),
         "sides": [min(min(size) for size in original_sizes), max(max(size) for size in original_sizes)],
         "buckets": {f"{w}x{h}": n for (w, h), n in sorted(Counter(sizes).items())},
         "steps per epoch": round(steps_per_epoch, 2),
-        "longest caption": {"tokens": max(lengths), "text": captions[lengths.index(max(lengths))]},
+        "longest caption": {
+            "tokens": longest,
+            "text": next(islice(chain.from_iterable(lists), lengths.index(longest), None)),
+        },
         "truncated captions": sum(length > max_tokens for length in lengths),
-        "frequent words": dict(words.most_common(MAX_FREQUENT_WORDS)),
-        "words of every caption": find_shared_terms(captions),
-        "frequent tags": dict(tags.most_common(MAX_FREQUENT_TAGS)),
-        "upscaled images": sum(factor > 1 for factor in upscales),
+        "frequent words": find_most_common(split_terms, lists, MAX_FREQUENT_WORDS),
+        "words of every caption": find_shared_terms(chain.from_iterable(lists)),
+        "frequent tags": find_most_common(split_tags, lists, MAX_FREQUENT_TAGS),
+        "upscaled images": int((upscales > 1).sum()),
         "skipped": list(source.skipped_files()),
         **source.inventory().to_json(),
-        "image buckets": {name: f"{w}x{h}" for name, (w, h) in zip(records, sizes, strict=False)},
+        "image buckets": {name: labels[size] for name, size in zip(records.names, sizes, strict=False)},
         **find_duplicates(records),
     }
     return DatasetReport(
         stats,
         [*format_summary(stats, statistics.median(lengths)), *source.inventory().format_lines()],
-        list(format_warnings(stats, upscales, max_tokens)),
+        list(format_warnings(stats, upscales.max(), max_tokens)),
     )
 
 
@@ -76,15 +82,25 @@ def split_terms(text: str) -> list[str]:
     return re.findall(r"\w[\w'-]{2,}", text.lower())
 
 
-def find_shared_terms(captions: list[str]) -> list[str]:
+def split_tags(text: str) -> list[str]:
+    """The parts between commas."""
+    return [tag for part in text.split(",") if (tag := " ".join(part.split()))]
+
+
+def find_most_common(split: Callable[[str], list[str]], lists: Sequence[list[str]], limit: int) -> dict[str, int]:
+    """The most frequent parts of the captions, with their counts."""
+    return dict(Counter(chain.from_iterable(map(split, chain.from_iterable(lists)))).most_common(limit))
+
+
+def find_shared_terms(captions: Iterable[str]) -> list[str]:
     """The words that every caption contains, in the order of the first one."""
-    shared = list(dict.fromkeys(split_terms(captions[0]))) if captions else []
+    shared = None
     for text in captions:
+        terms = dict.fromkeys(split_terms(text))
+        shared = list(terms) if shared is None else [term for term in shared if term in terms]
         if not shared:
             break
-        terms = set(split_terms(text))
-        shared = [term for term in shared if term in terms]
-    return shared
+    return shared or []
 
 
 def format_summary(stats: dict, median_tokens: float) -> Iterator[str]:
@@ -100,12 +116,12 @@ def format_summary(stats: dict, median_tokens: float) -> Iterator[str]:
     )
 
 
-def format_warnings(stats: dict, upscales: list[float], max_tokens: int) -> Iterator[str]:
+def format_warnings(stats: dict, max_upscale: float, max_tokens: int) -> Iterator[str]:
     if truncated := stats["truncated captions"]:
         longest = stats["longest caption"]["tokens"]
         yield f"{truncated} of {stats['captions']} captions are truncated to {max_tokens} tokens; the longest has {longest}"
     if stats["upscaled images"]:
-        yield f"{stats['upscaled images']} images are upscaled, at most {max(upscales):.1f} times"
+        yield f"{stats['upscaled images']} images are upscaled, at most {max_upscale:.1f} times"
     for key in ("identical images", "near-duplicate images"):
         if groups := stats[key]:
             more = f" and {len(groups) - 1} more groups" if len(groups) > 1 else ""
@@ -114,23 +130,22 @@ def format_warnings(stats: dict, upscales: list[float], max_tokens: int) -> Iter
         yield f"skipped: {error}"
 
 
-def find_duplicates(records: dict[str, FileRecord]) -> dict[str, list[list[str]]]:
+def find_duplicates(records: RecordTable) -> dict[str, list[list[str]]]:
     """Group names of files with equal bytes, and pairs of images whose dHashes differ in at most `MAX_HASH_DISTANCE` bits."""
-    identical, bands = defaultdict(list), defaultdict(list)
-    for name, record in records.items():
-        identical[record.digest].append(name)
-    dhashes = {names[0]: records[names[0]].dhash for names in identical.values()}
-    width = 64 // HASH_BANDS
-    for name, dhash in dhashes.items():
-        for band in range(HASH_BANDS):
-            bands[band, dhash >> (band * width) & (1 << width) - 1].append(name)
-    pairs = set()
-    for names in bands.values():
-        if len(names) < MAX_BAND_IMAGES:
-            pairs |= {
-                (a, b) for a, b in combinations(names, 2) if (dhashes[a] ^ dhashes[b]).bit_count() <= MAX_HASH_DISTANCE
-            }
+    identical = group_equal(np.ascontiguousarray(records.rows["digest"]).view("S32").reshape(-1))
+    is_first = np.ones(len(records), bool)
+    is_first[[index for group in identical for index in group[1:]]] = False
+    indices, pairs, width = np.flatnonzero(is_first), set(), 64 // HASH_BANDS
+    dhashes = records.rows["dhash"][indices]
+    for band in range(HASH_BANDS):
+        for group in group_equal((dhashes >> np.uint64(band * width)).astype(np.uint16)):
+            if len(group) < MAX_BAND_IMAGES:
+                hashes = zip(indices[group].tolist(), dhashes[group].tolist(), strict=True)
+                pairs |= {
+                    (a, b) for (a, x), (b, y) in combinations(hashes, 2) if (x ^ y).bit_count() <= MAX_HASH_DISTANCE
+                }
+    names = records.names
     return {
-        "identical images": [names for names in identical.values() if len(names) > 1],
-        "near-duplicate images": [list(pair) for pair in sorted(pairs)],
+        "identical images": [[names[index] for index in group] for group in identical],
+        "near-duplicate images": sorted([names[a], names[b]] for a, b in pairs),
     }

@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sdft.data.compact_lists import PathList, TextIndex, TextList, share_equal
 from sdft.data.folder_listing import MASK_SUFFIX
 from sdft.distributed import count_cpu_cores
 from sdft.runs.files import get_identity, write_cache_file
@@ -48,10 +49,10 @@ class FileRecord:
 
 
 class RecordTable:
-    """Records of many files in one array, 90 bytes each; errors are stored apart."""
+    """Records of many files in one array, 90 bytes each; errors are stored apart, and names if the table has them."""
 
-    def __init__(self, rows: np.ndarray, errors: dict[int, str] | None = None):
-        self.rows, self.errors = rows, errors or {}
+    def __init__(self, rows: np.ndarray, names: TextList | None = None):
+        self.rows, self.names, self.errors = rows, names or TextList([]), {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -73,7 +74,7 @@ class RecordTable:
         return self.rows["digest"][index].tobytes().hex()
 
     def sizes(self) -> list[tuple[int, int]]:
-        return list(zip(self.rows["width"].tolist(), self.rows["height"].tolist(), strict=True))
+        return share_equal(zip(self.rows["width"].tolist(), self.rows["height"].tolist(), strict=True))
 
     def __setitem__(self, index: int, record: FileRecord) -> None:
         digest = np.frombuffer(bytes.fromhex(record.digest or "00" * 32), np.uint8)
@@ -83,36 +84,36 @@ class RecordTable:
         if record.error:
             self.errors[index] = record.error
 
-    def select(self, indices: Iterable[int]) -> "RecordTable":
-        return RecordTable(self.rows[np.fromiter(indices, np.int64)])
+    def select(self, indices: Sequence[int]) -> "RecordTable":
+        names = TextList(self.names[index] for index in indices) if len(self.names) else None
+        return RecordTable(self.rows[np.array(indices, np.int64)], names)
 
 
-def scan_files(
-    files: list[Path], decode: Callable[[Path], Image.Image], root: Path, verify: bool = False
-) -> RecordTable:
+def scan_files(files: PathList, decode: Callable[[Path], Image.Image], verify: bool = False) -> RecordTable:
     """Return one record per file. Decodes only new content, and hashes only files with a new identity, or all to `verify`.
 
     Readable files are remembered, also by a scan that is interrupted.
     """
-    names = [os.path.relpath(file, root) for file in files]
     records = RecordTable(np.zeros(len(files), ROW_TYPE))
-    file = SCAN_CACHE_DIR / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.npz"
+    file = SCAN_CACHE_DIR / f"{hashlib.sha256(os.fsencode(files.root.resolve())).hexdigest()[:16]}.npz"
     with wait_for_lock(file.with_suffix(".lock")):  # a process of the same run or folder then finds the records
-        scan_blocks(files, names, records, ScanCache(file), decode, verify)
+        scan_blocks(files, records, ScanCache(file), decode, verify)
     return records
 
 
-def scan_blocks(files: list[Path], names: list[str], records: RecordTable, cache: "ScanCache", decode, verify) -> None:
+def scan_blocks(files: PathList, records: RecordTable, cache: "ScanCache", decode, verify) -> None:
     def scan_file(index: int) -> None:
-        records[index] = cache.find_record(names[index], files[index], verify) or inspect_file(files[index], decode)
+        file = files[index]
+        records[index] = cache.find_by_content(file) or inspect_file(file, decode)
 
     saved = time.monotonic()
     for start in range(0, len(files), BLOCK_SIZE):
-        map_in_threads(scan_file, range(start, min(start + BLOCK_SIZE, len(files))))
+        block = range(start, min(start + BLOCK_SIZE, len(files)))
+        map_in_threads(scan_file, [index for index in block if verify or not cache.restore(files, index, records)])
         if time.monotonic() - saved > SAVE_INTERVAL:
-            cache.save(names, records)
+            cache.save(files.names, records)
             saved = time.monotonic()
-    cache.save(names, records)
+    cache.save(files.names, records)
 
 
 class ScanCache:
@@ -121,35 +122,46 @@ class ScanCache:
     def __init__(self, file: Path):
         self.file = file
         self.names, self.records = read_scan_cache(self.file)
-        self.by_name = {name: index for index, name in enumerate(self.names)}
+        self.by_name = TextIndex(self.names)
 
     @cached_property
     def by_content(self) -> dict[tuple[bytes, bool], int]:
         digests = self.records.rows["digest"]
         return {(digests[index].tobytes(), is_mask(name)): index for index, name in enumerate(self.names)}
 
-    def find_record(self, name: str, file: Path, verify: bool) -> FileRecord | None:
-        """The record of an unchanged file, or of any file with the same content; None if there is none."""
+    def restore(self, files: PathList, index: int, records: RecordTable) -> bool:
+        """Copy the record of a file, if the file has not changed."""
+        if (known := self.by_name.find(files.names[index])) is None:
+            return False
         try:
-            identity, index = get_identity(file), self.by_name.get(name)
-            if index is not None and not verify and tuple(self.records.rows["identity"][index]) == identity:
-                return self.records[index]
-            if not self.by_content:
-                return None
-            digest = hashlib.sha256(file.read_bytes()).digest()
+            identity = get_identity(files[index])
         except OSError:
-            return None  # `inspect_file` names the error
-        index = self.by_content.get((digest, is_mask(name)))
+            return False  # `inspect_file` names the error
+        if tuple(self.records.rows["identity"][known].tolist()) != identity:
+            return False
+        records.rows[index] = self.records.rows[known]
+        return True
+
+    def find_by_content(self, file: Path) -> FileRecord | None:
+        """The record of any file with the same content; None if there is none."""
+        if not self.by_content:
+            return None
+        try:
+            identity, digest = get_identity(file), hashlib.sha256(file.read_bytes()).digest()
+        except OSError:
+            return None
+        index = self.by_content.get((digest, is_mask(file.name)))
         if index is None or get_identity(file) != identity:
             return None
         record = self.records[index]
         record.identity = identity
         return record
 
-    def save(self, names: list[str], records: RecordTable) -> None:
+    def save(self, names: Sequence[str], records: RecordTable) -> None:
         """Write the records of all readable files, if any has changed."""
-        keep = np.flatnonzero(records.rows["ok"])
-        rows, names = records.rows[keep], [names[index] for index in keep]
+        rows, is_readable = records.rows, records.rows["ok"]
+        if not is_readable.all():
+            rows, names = rows[is_readable], TextList(names[index] for index in np.flatnonzero(is_readable))
         if names == self.names and np.array_equal(rows, self.records.rows):
             return
         text = np.frombuffer("\0".join(names).encode("utf-8", "surrogateescape"), np.uint8)
@@ -161,17 +173,25 @@ class ScanCache:
         write_cache_file(self.file, write)
 
 
-def read_scan_cache(file: Path) -> tuple[list[str], RecordTable]:
+def read_scan_cache(file: Path) -> tuple[TextList, RecordTable]:
     """Names and records; empty if the file is missing or damaged (zip stores a checksum)."""
     try:
         with np.load(file, allow_pickle=False) as content:
             rows, text = content["rows"], content["names"]
-        names = text.tobytes().decode("utf-8", "surrogateescape").split("\0") if text.size else []
+        names = TextList(split_names(text.tobytes()))
         if rows.dtype == ROW_TYPE and rows.shape == (len(names),):
             return names, RecordTable(rows)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
-    return [], RecordTable(np.zeros(0, ROW_TYPE))
+    return TextList([]), RecordTable(np.zeros(0, ROW_TYPE))
+
+
+def split_names(content: bytes) -> Iterator[str]:
+    start = 0
+    while start < len(content):
+        end = content.find(b"\0", start) % (len(content) + 1)
+        yield content[start:end].decode("utf-8", "surrogateescape")
+        start = end + 1
 
 
 def inspect_file(file: Path, decode: Callable[[Path], Image.Image]) -> FileRecord:
@@ -206,6 +226,9 @@ def compute_dhash(image: Image.Image) -> int:
     return sum(bit << position for position, bit in enumerate(bits))
 
 
-def map_in_threads(task: Callable, items) -> list:
+def map_in_threads(task: Callable, items: Sequence) -> list:
+    results = []
     with ThreadPoolExecutor(count_cpu_cores()) as threads:
-        return list(threads.map(task, items))
+        for start in range(0, len(items), BLOCK_SIZE):  # a scheduled item takes a kilobyte
+            results += threads.map(task, items[start : start + BLOCK_SIZE])
+    return results

@@ -2,11 +2,13 @@
 
 import os
 import unicodedata
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from sdft.data.compact_lists import group_equal, hash_all
 from sdft.data.image_formats import EXTRA_SUFFIXES, IMAGE_SUFFIXES
 from sdft.data.inventory import Inventory
 from sdft.data.metadata_tables import METADATA_FILES
@@ -37,14 +39,17 @@ SIMILAR_NAMES = "image names that differ in upper and lower case alone; other sy
 
 @dataclass
 class FolderListing:
-    """Images by name, text files and masks by the stem of their image; names are normalised, relative to `root`."""
+    """Images by name, in the order of the dataset, and text files and masks by the stem of their image.
+
+    Names are normalised; paths are relative to `root`, and strings: `Path` interns every name, in a table that never shrinks.
+    """
 
     root: Path
     follow_links: bool = False
-    images: dict[str, Path] = field(default_factory=dict)
-    texts: dict[str, Path] = field(default_factory=dict)
-    masks: dict[str, Path] = field(default_factory=dict)
-    tables: list[Path] = field(default_factory=list)
+    images: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    masks: dict[str, str] = field(default_factory=dict)
+    tables: list[str] = field(default_factory=list)
     unread_images: set[str] = field(default_factory=set)
     errors: list[str] = field(default_factory=list)
     inventory: Inventory = field(default_factory=Inventory)
@@ -55,62 +60,61 @@ class FolderListing:
                 self.errors.append(error)
             else:
                 self.add(path)
+        by_parts = sorted(self.images, key=lambda name: self.images[name].replace(os.sep, "\0"))
+        if by_parts != list(self.images):
+            self.images = {name: self.images[name] for name in by_parts}
         self.check_names()
 
-    def add(self, path: Path) -> None:
+    def add(self, path: str) -> None:
         """Sort one file by its name."""
-        name, lower = normalize_name(path.relative_to(self.root)), path.name.lower()
+        folder, base = os.path.split(path)
+        name, lower = normalize_name(path), base.lower()
         if lower.endswith(MASK_SUFFIX):
             self.register(self.masks, name[: -len(MASK_SUFFIX)], path)
         elif lower.endswith(IMAGE_SUFFIXES):
-            if path.stem.lower().endswith(".mask"):
-                self.inventory.add_unused(OTHER_MASKS, self.format_name(path))
+            if get_stem(lower).endswith(".mask"):
+                self.inventory.add_unused(OTHER_MASKS, escape_unprintable(path))
             else:
                 self.register(self.images, name, path)
         elif lower.endswith(".txt"):
             self.register(self.texts, name[: -len(".txt")], path)
-        elif path.parent == self.root and path.name in METADATA_FILES:
+        elif not folder and base in METADATA_FILES:
             self.tables.append(path)
         elif lower.endswith((*EXTRA_SUFFIXES, *OTHER_IMAGE_SUFFIXES)):
             self.unread_images.add(name)
-            package = EXTRA_SUFFIXES.get(path.suffix.lower())
+            package = EXTRA_SUFFIXES.get(lower.removeprefix(get_stem(lower)))
             reason = f"images that need a package: pip install {package}" if package else OTHER_IMAGES
-            self.inventory.add_unused(reason, self.format_name(path))
+            self.inventory.add_unused(reason, escape_unprintable(path))
         else:
             is_caption = lower.endswith(OTHER_CAPTION_SUFFIXES)
-            reason = OTHER_TABLES if path.name in METADATA_FILES else OTHER_CAPTIONS if is_caption else OTHER_FILES
-            self.inventory.add_unused(reason, self.format_name(path))
+            reason = OTHER_TABLES if base in METADATA_FILES else OTHER_CAPTIONS if is_caption else OTHER_FILES
+            self.inventory.add_unused(reason, escape_unprintable(path))
 
-    def register(self, files: dict[str, Path], name: str, path: Path) -> None:
+    def register(self, files: dict[str, str], name: str, path: str) -> None:
         if name in files:
-            self.inventory.add_unused(OTHER_FORM, self.format_name(files[name]))
+            self.inventory.add_unused(OTHER_FORM, escape_unprintable(files[name]))
         files[name] = path
 
     def check_names(self) -> None:
         """Report captions without an image, and images whose names are almost equal."""
-        by_stem, by_case = defaultdict(list), defaultdict(list)
-        for name, path in self.images.items():
-            by_stem[get_stem(name)].append(self.format_name(path))
-            by_case[name.casefold()].append(self.format_name(path))
-        folded = {stem.casefold() for stem in by_stem}
-        unread_stems = {get_stem(name) for name in self.unread_images}
-        for stem in [stem for stem in self.texts if stem not in by_stem]:
+        paths, stems, texts = list(self.images.values()), hash_all(map(get_stem, self.images)), hash_all(self.texts)
+        orphans = [stem for stem, is_used in zip(self.texts, np.isin(texts, stems), strict=True) if not is_used]
+        folded = {get_stem(name).casefold() for name in self.images} if orphans else set()
+        unread_stems = set(map(get_stem, self.unread_images))
+        for stem in orphans:
             path = self.texts.pop(stem)
             if stem not in unread_stems:
                 reason = OTHER_CASE_CAPTIONS if stem.casefold() in folded else ORPHAN_CAPTIONS
                 reason = SUFFIXED_CAPTIONS if stem in self.images else reason
-                self.inventory.add_unused(reason, self.format_name(path))
-        for text, groups in ((SHARED_STEM, by_stem), (SIMILAR_NAMES, by_case)):
-            for names in groups.values():
-                if len(names) > 1:
-                    self.inventory.notes.setdefault(text, []).extend(names)
-
-    def format_name(self, path: Path) -> str:
-        return escape_unprintable(str(path.relative_to(self.root)))
+                self.inventory.add_unused(reason, escape_unprintable(path))
+        for text, hashes in ((SHARED_STEM, stems), (SIMILAR_NAMES, hash_all(map(str.casefold, self.images)))):
+            for group in group_equal(hashes):
+                for index in group:
+                    self.inventory.add_note(text, escape_unprintable(paths[index]))
 
 
-def walk_files(root: Path, follow_links: bool, inventory: Inventory, errors: list[str]) -> Iterator[Path]:
-    """Yield the files that are not hidden, in order of their names. A folder behind links is read once, so loops end."""
+def walk_files(root: Path, follow_links: bool, inventory: Inventory, errors: list[str]) -> Iterator[str]:
+    """Yield the files that are not hidden, relative to `root`, by name. A folder behind links is read once, so loops end."""
     real_root = root.resolve()
     visited = {real_root}
 
@@ -136,32 +140,34 @@ def walk_files(root: Path, follow_links: bool, inventory: Inventory, errors: lis
 
     for directory, folders, names in os.walk(root, onerror=report_unreadable, followlinks=follow_links):
         folders[:] = [name for name in sorted(folders) if is_entered(Path(directory, name))]
+        relative = "" if Path(directory) == root else os.path.relpath(directory, root)
         for name in sorted(names):
-            path = Path(directory, name)
+            path = os.path.join(relative, name)
             if name.startswith("."):
-                inventory.add_unused(HIDDEN, escape_unprintable(str(path.relative_to(root))))
+                inventory.add_unused(HIDDEN, escape_unprintable(path))
             else:
                 yield path
 
 
-def find_file_error(path: Path, root: Path, follow_links: bool) -> str | None:
+def find_file_error(name: str, root: Path, follow_links: bool) -> str | None:
     """Why a file cannot be used, whatever its content."""
-    name = escape_unprintable(str(path))
-    if not is_unicode(str(path)):
-        return f"{name}: the name is not UTF-8; rename it"
-    if path.is_symlink() and not path.exists():
-        return f"{name}: a symbolic link to nothing"
-    if not path.is_file():
-        return f"{name}: not a file that can be read"
-    if path.is_symlink() and not follow_links and not path.resolve().is_relative_to(root.resolve()):
-        return f"{name}: a symbolic link that points outside the folder; data.follow_links=true reads it"
-    return None
+    path = os.path.join(root, name)
+    is_link, error = os.path.islink(path), None
+    if not is_unicode(path):
+        error = "the name is not UTF-8; rename it"
+    elif is_link and not os.path.exists(path):
+        error = "a symbolic link to nothing"
+    elif not os.path.isfile(path):
+        error = "not a file that can be read"
+    elif is_link and not follow_links and not Path(path).resolve().is_relative_to(root.resolve()):
+        error = "a symbolic link that points outside the folder; data.follow_links=true reads it"
+    return error and f"{escape_unprintable(str(root / name))}: {error}"
 
 
-def normalize_name(relative: Path) -> str:
+def normalize_name(path: str) -> str:
     """Return the path in Unicode NFC: file systems may store an accent as one character or as two."""
-    return unicodedata.normalize("NFC", relative.as_posix())
+    return unicodedata.normalize("NFC", path.replace(os.sep, "/"))
 
 
 def get_stem(name: str) -> str:
-    return name[: -len(Path(name).suffix)]
+    return os.path.splitext(name)[0]

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from sdft.data.captions import choose_captions
+from sdft.data.compact_lists import TextLists
 from sdft.data.content_index import ContentIndex, ContentRecord
 from sdft.data.dataset import CaptionedImage, ImageDataset
 from sdft.data.images import DECODER_VERSION, decode_image, to_upright_rgb
@@ -44,15 +45,18 @@ class HuggingFaceDataset(ImageDataset):
                 raise ValueError(f"data.{key}={getattr(self, key)}: the dataset has {', '.join(rows.column_names)}")
         self.rows = rows.select(range(min(self.limit, len(rows)))) if self.limit else rows
         column = self.rows[self.caption_column] if self.caption_column in rows.column_names else [None] * len(self.rows)
-        source = f"captions from column {self.caption_column}"
-        chosen = [
-            choose_captions((parse_captions(value), source), self.caption, self.default_caption) for value in column
-        ]
-        self.texts, self.sources = [texts for texts, _ in chosen], [source for _, source in chosen]
+        self.sources: Counter[str] = Counter()  # how many images have captions of each source
+        self.texts = TextLists(map(self.choose_captions, column))
         if missing := [number for number, texts in enumerate(self.texts) if not texts]:
             raise ValueError(
                 f"data.name={self.name}: no caption in row {missing[0]} and {len(missing) - 1} more; give data.default_caption"
             )
+
+    def choose_captions(self, value) -> list[str]:
+        own = parse_captions(value), f"captions from column {self.caption_column}"
+        captions, source = choose_captions(own, self.caption, self.default_caption)
+        self.sources[source] += 1
+        return captions
 
     def __len__(self):
         return len(self.rows)
@@ -94,6 +98,7 @@ class HuggingFaceDataset(ImageDataset):
 
     def save_records(self) -> None:
         self.content_index.save()
+        del self.content_index  # its records are in the content cache
 
     def __getitem__(self, index: int) -> CaptionedImage:
         name, encoded = f"{self.name} row {index}", self.read_encoded(index)
@@ -104,7 +109,7 @@ class HuggingFaceDataset(ImageDataset):
         return CaptionedImage(image, self.texts[index][0], name)
 
     def inventory(self) -> Inventory:
-        return Inventory(dict(Counter(self.sources)))
+        return Inventory(dict(self.sources))
 
     def describe(self) -> str:
         return f"{self.name} {self.split}: {len(self)} images"

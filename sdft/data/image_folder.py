@@ -3,7 +3,10 @@
 `NAME.mask.png` next to an image is its mask: white is trained on.
 """
 
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +15,12 @@ from PIL import Image, ImageColor
 from sdft.data.captions import CAPTION_LINES, REPLACED_BY_OPTION, CaptionReader, choose_captions
 from sdft.data.compact_lists import PathList, TextLists
 from sdft.data.dataset import CaptionedImage, ImageDataset
-from sdft.data.file_index import FileRecord, check_digest, is_mask, scan_files
+from sdft.data.file_index import FileRecord, RecordTable, check_digest, is_mask, scan_files
 from sdft.data.folder_listing import FolderListing, get_stem
 from sdft.data.image_formats import IMAGE_SUFFIXES
 from sdft.data.images import DECODER_VERSION, check_mask_size, decode_image, decode_mask, describe_notes
 from sdft.data.inventory import Inventory, format_group, format_list
-from sdft.runs.terminal import is_unicode
+from sdft.runs.terminal import escape_unprintable, is_unicode
 
 ERROR_POLICIES = ("stop", "skip")
 VERIFY_MODES = ("changed", "full")
@@ -61,11 +64,12 @@ class ImageFolder(ImageDataset):
             raise ValueError(f"data.path={self.path}: no such folder")
         listing = FolderListing(self.root, self.follow_links)
         self.errors, self.listed = listing.errors, listing.inventory
-        captions = self.read_captions(listing)
+        sources: list[str] = []
+        texts = TextLists(self.choose_captions(listing, sources))
         if not listing.images and not self.errors:
             accepted = f"no images; accepted files: {' '.join(IMAGE_SUFFIXES)}"
             raise ValueError(f"data.path={self.path}: {'; '.join([accepted, *self.list_unused()])}")
-        self.select_usable_files(listing, captions)
+        self.select_usable_files(listing, texts, sources)
         if self.errors and self.on_error == "stop":
             raise ValueError(
                 f"{format_list(self.errors, '; ', limit=50)}; fix them, or give data.on_error=skip to omit these files"
@@ -73,52 +77,59 @@ class ImageFolder(ImageDataset):
         if not self.files:
             raise ValueError(f"data.path={self.path}: no usable image: {format_list(self.errors, '; ')}")
 
-    def read_captions(self, listing: FolderListing) -> dict[Path, tuple[list[str], str]]:
-        """Captions and their source for each image that has its own; none with one caption for all."""
-        if not self.caption:
-            return CaptionReader(listing, self.caption_lines, self.image_column, self.caption_column).read()
-        for file in [*listing.texts.values(), *listing.tables]:
-            listing.inventory.add_unused(REPLACED_BY_OPTION, listing.format_name(file))
-        return {}
+    def choose_captions(self, listing: FolderListing, sources: list[str]) -> Iterator[list[str]]:
+        """Yield the captions of each image; append their source to `sources`."""
+        reader = CaptionReader(listing, self.caption_lines, self.image_column, self.caption_column)
+        if self.caption:
+            for file in [*listing.texts.values(), *listing.tables]:
+                listing.inventory.add_unused(REPLACED_BY_OPTION, escape_unprintable(file))
+        for own in repeat(([], ""), len(listing.images)) if self.caption else reader.read():
+            texts, source = choose_captions(own, self.caption, self.default_caption)
+            sources.append(source)
+            yield texts
 
-    def select_usable_files(self, listing: FolderListing, captions: dict[Path, tuple[list[str], str]]) -> None:
+    def select_usable_files(self, listing: FolderListing, captions: TextLists, sources: list[str]) -> None:
         """Set `files`, `records`, `texts` and `masks`, and extend `errors`."""
-        masks, files = listing.masks, {path: name for name, path in listing.images.items()}
-        usable, uncaptioned = [], []
-        scanned = [*sorted(files), *masks.values()]
-        records = scan_files(scanned, self.decode_file, self.root, self.verify == "full")
-        mask_numbers = {mask: number for number, mask in enumerate(masks.values(), len(files))}
-        for number, file in enumerate(scanned[: len(files)]):
-            record = records[number]
-            texts, source = choose_captions(captions.get(file, ([], "")), self.caption, self.default_caption)
-            mask = masks.get(get_stem(files[file]))
-            error = record.error or (mask and find_mask_error(mask, records[mask_numbers[mask]], record))
+        masks, files = listing.masks, PathList(self.root, [*listing.images.values(), *listing.masks.values()])
+        records = scan_files(files, self.decode_file, self.verify == "full")
+        mask_numbers = dict(zip(masks, range(len(listing.images), len(files)), strict=True))
+        usable, usable_masks, uncaptioned, notes = array("q"), {}, [], records.rows["notes"]
+        for number, name in enumerate(listing.images):
+            mask = mask_numbers.get(get_stem(name)) if masks else None
+            error = records.errors.get(number)
+            error = error or (mask and find_mask_error(files[mask], records[mask], records[number]))
             if error:
                 self.errors.append(error)
-            elif not texts:
-                uncaptioned.append(listing.format_name(file))
+            elif not captions[number]:
+                uncaptioned.append(escape_unprintable(files.names[number]))
             else:
-                usable.append((file, number, texts, mask))
-                listing.inventory.count_used(source)
-                for note in describe_notes(record.notes):
-                    listing.inventory.add_note(note, listing.format_name(file))
-        stems = set(map(get_stem, files.values()))
-        self.errors += [f"{path}: a mask without its image" for stem, path in masks.items() if stem not in stems]
+                if mask:
+                    usable_masks[len(usable)] = mask
+                usable.append(number)
+                listing.inventory.count_used(sources[number])
+                for note in describe_notes(notes[number]) if notes[number] else ():
+                    listing.inventory.add_note(note, escape_unprintable(files.names[number]))
+        stems = set(map(get_stem, listing.images)) if masks else set()
+        self.errors += [
+            f"{self.root / path}: a mask without its image" for stem, path in masks.items() if stem not in stems
+        ]
         if uncaptioned:
             advice = (
                 "write one into a .txt of the same name, or give data.default_caption for these, data.caption for all"
             )
             parts = [f"data.path={self.path}: no caption for {format_list(uncaptioned, limit=20)}", *self.list_unused()]
             self.errors.append("; ".join([*parts, advice]))
-        self.files = PathList(self.root, (file for file, *_ in usable))
-        self.records = records.select(number for _, number, *_ in usable)
-        self.texts = TextLists(texts for *_, texts, _ in usable)
-        masked = [mask for *_, mask in usable if mask]
-        self.masks, self.mask_records = PathList(self.root, masked), records.select(map(mask_numbers.get, masked))
-        self.masked_indices = np.flatnonzero([mask is not None for *_, mask in usable])
+        chosen_masks = array("q", usable_masks.values())
+        self.masks, self.mask_records = files.select(chosen_masks), records.select(chosen_masks)
+        if len(usable) < len(files):
+            files, records, captions = files.select(usable), records.select(usable), captions.select(usable)
+        self.files, self.records, self.texts = files, records, captions
+        self.masked_indices = np.array(array("q", usable_masks))
 
     def find_mask(self, index: int) -> tuple[Path, str] | None:
         """File and digest of the mask of an image, if it has one."""
+        if not self.masks:
+            return None
         number = int(np.searchsorted(self.masked_indices, index))
         if number == len(self.masks) or self.masked_indices[number] != index:
             return None
@@ -148,10 +159,10 @@ class ImageFolder(ImageDataset):
         return f"{self.records.get_digest(index)} {self.background} {mask[1] if mask else ''} {DECODER_VERSION}"
 
     def image_names(self) -> list[str]:
-        return [name for [name] in self.files.names]
+        return self.files.names
 
-    def file_records(self) -> dict[str, FileRecord]:
-        return {name: self.records[index] for index, name in enumerate(self.image_names())}
+    def file_records(self) -> RecordTable:
+        return RecordTable(self.records.rows, self.files.names)
 
     def check_content(self, index: int) -> None:
         check_digest(self.files[index], self.records.get_digest(index))

@@ -2,11 +2,12 @@
 
 import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryFile
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,8 @@ import sdft.distributed as processes
 from sdft.data.dataset import CaptionedImage
 from sdft.data.file_index import map_in_threads
 from sdft.data.images import crop_with_mask
-from sdft.data.tensor_cache import CacheEntry, TensorCache
+from sdft.data.required_entries import RequiredEntries
+from sdft.data.tensor_cache import KEY_TYPE, CacheEntry, TensorCache
 from sdft.data.training_dataset import TrainingDataset
 from sdft.runs.hashing import hash_weights_on_rank_0
 from sdft.runs.terminal import print_text
@@ -82,9 +84,9 @@ def is_writable_folder(folder: Path) -> bool:
         return False
 
 
-def count_missing_bytes(cache: TensorCache, required: dict[bytes, tuple], model) -> int:
+def count_missing_bytes(cache: TensorCache, required: Mapping[bytes, tuple], model) -> int:
     """Bytes of the missing entries: fp32 moments and mask per latent, fp32 context per caption."""
-    missing = [size for key, (size, *_) in required.items() if key not in cache]
+    missing = (required[key][0] for key in list_missing(cache, required))
     channels, width = 2 * model.vae.config.latent_channels + 1, model.clip_l.config.hidden_size
     tokens = model.prompt_chunks * model.chunk_length
     return sum(
@@ -93,7 +95,7 @@ def count_missing_bytes(cache: TensorCache, required: dict[bytes, tuple], model)
 
 
 def compute_missing(
-    cache: TensorCache, required: dict[bytes, tuple], compute, label: str, max_pixels: int = MAX_PIXELS_GPU
+    cache: TensorCache, required: Mapping[bytes, tuple], compute, label: str, max_pixels: int = MAX_PIXELS_GPU
 ) -> tuple[int, int]:
     """Compute the entries that `cache` lacks on all ranks, and write them every `SHARD_SIZE` entries and `FLUSH_INTERVAL`.
 
@@ -102,9 +104,9 @@ def compute_missing(
     from rich.console import Console
     from rich.progress import Progress
 
-    if (damaged := cache.drop_damaged(list(required))) and processes.rank() == 0:
+    if (damaged := cache.drop_damaged(collect_keys(required))) and processes.rank() == 0:
         print_text(f"cache      {damaged} damaged {label} are computed again", flush=True)
-    missing_by_rank = processes.all_gather([key for key in required if key not in cache])
+    missing_by_rank = processes.all_gather(list_missing(cache, required))
     missing = list(dict.fromkeys(chain.from_iterable(missing_by_rank)))
     missing.sort(key=lambda key: required[key][0])  # equal sizes together
     console, hidden, rank, world = Console(), processes.rank() > 0, processes.rank(), processes.world_size()
@@ -126,7 +128,16 @@ def compute_missing(
     return len(required), len(missing)
 
 
-def batch_by_size(keys: list[bytes], required: dict[bytes, tuple], max_pixels: int) -> Iterator[list[bytes]]:
+def collect_keys(required: Mapping[bytes, tuple]) -> np.ndarray:
+    return np.fromiter(required, KEY_TYPE, len(required))
+
+
+def list_missing(cache: TensorCache, required: Mapping[bytes, tuple]) -> list[bytes]:
+    is_cached = cache.contains(collect_keys(required))
+    return [key for key, cached in zip(required, is_cached, strict=True) if not cached]
+
+
+def batch_by_size(keys: list[bytes], required: Mapping[bytes, tuple], max_pixels: int) -> Iterator[list[bytes]]:
     """Batches of keys with equal size, of at most `max_pixels` and `MAX_BATCH_SIZE`."""
     batch: list[bytes] = []
     for key in keys:
@@ -140,27 +151,37 @@ def batch_by_size(keys: list[bytes], required: dict[bytes, tuple], max_pixels: i
         yield batch
 
 
-def list_required_latents(datasets: list[TrainingDataset]) -> dict[bytes, tuple]:
+def list_required_latents(datasets: list[TrainingDataset]) -> RequiredEntries:
     """(size, dataset, index, flip) of every latent, by cache key."""
-    required = {}
-    for dataset in datasets:
-        for index in range(len(dataset)):
-            for flip in (False, True) if dataset.settings.flip else (False,):
-                for size in dataset.list_target_sizes(index):
-                    required[dataset.latent_key(index, size, flip)] = (size, dataset, index, flip)
-    return required
+
+    def generate() -> Iterator[tuple[bytes, int, int, int, bool]]:
+        for number, dataset in enumerate(datasets):
+            for index in range(len(dataset)):
+                for flip in (False, True) if dataset.settings.flip else (False,):
+                    for variant, size in enumerate(dataset.list_target_sizes(index)):
+                        yield dataset.latent_key(index, size, flip), number, index, variant, flip
+
+    def get_arguments(number: int, index: int, variant: int, flip: int) -> tuple:
+        return datasets[number].list_target_sizes(index)[variant], datasets[number], index, bool(flip)
+
+    return RequiredEntries(generate(), get_arguments)
 
 
-def list_required_contexts(datasets: list[TrainingDataset]) -> dict[bytes, tuple]:
+def list_required_contexts(datasets: list[TrainingDataset]) -> RequiredEntries:
     """(0, caption) of every caption that may be drawn and of the empty caption, by cache key."""
-    required = {}
-    for dataset in datasets:
-        captions = chain([""], chain.from_iterable(dataset.captions))
-        while block := list(islice(captions, TOKENIZED_CAPTIONS)):
-            required |= {
-                dataset.text_key(ids): (0, text) for text, ids in zip(block, dataset.tokenizer(block), strict=True)
-            }
-    return required
+
+    def generate() -> Iterator[tuple[bytes, int, int, int, bool]]:
+        for number, dataset in enumerate(datasets):
+            positions = ((index, place) for index, texts in enumerate(dataset.captions) for place in range(len(texts)))
+            positions, captions = chain([(-1, 0)], positions), chain([""], chain.from_iterable(dataset.captions))
+            while block := list(islice(captions, TOKENIZED_CAPTIONS)):
+                for ids, position in zip(dataset.tokenizer(block), islice(positions, len(block)), strict=True):
+                    yield dataset.text_key(ids), number, *position, False
+
+    def get_arguments(number: int, index: int, place: int, _: int) -> tuple:
+        return 0, datasets[number].captions[index][place] if index >= 0 else ""
+
+    return RequiredEntries(generate(), get_arguments)
 
 
 def build_latent_encoder(model):

@@ -17,10 +17,10 @@ METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 def read_metadata_table(
-    file: Path, image_column: str, caption_column: str
-) -> tuple[list[tuple[int, str, list[str]]], list[str]]:
-    """Return row number, image name and captions of every row, and the errors; a caption cell may be a list."""
-    entries, errors, chars = [], defaultdict(list), 0
+    file: Path, image_column: str, caption_column: str, errors: list[str]
+) -> Iterator[tuple[int, str, list[str]]]:
+    """Yield row number, image name and captions of every row; a caption cell may be a list. Extends `errors` at the end."""
+    rows_by_error, chars, last = defaultdict(list), 0, []
     try:
         for number, row in {".jsonl": read_jsonl_rows, ".csv": read_csv_rows, ".parquet": read_parquet_rows}[
             file.suffix
@@ -28,13 +28,14 @@ def read_metadata_table(
             check_table_size(file, number, chars)
             try:
                 name, captions = parse_row(row, image_column, caption_column)
-                entries.append((number, name, captions))
                 chars += len(name) + sum(map(len, captions))
             except ValueError as error:
-                errors[str(error)].append(number)
+                rows_by_error[str(error)].append(number)
+            else:
+                yield number, name, captions
     except (ValueError, OSError) as error:  # the rest of the file cannot be read
-        return entries, [*format_row_errors(file, errors), str(error)]
-    return entries, format_row_errors(file, errors)
+        last = [str(error)]
+    errors += [*format_row_errors(file, rows_by_error), *last]
 
 
 def check_table_size(file: Path, rows: int, chars: int = 0) -> None:

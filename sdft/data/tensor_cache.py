@@ -18,6 +18,7 @@ from sdft.data.file_index import map_in_threads
 from sdft.runs.files import atomic_write
 
 KEY_SIZE = 16  # bytes
+KEY_TYPE = np.dtype(f"S{KEY_SIZE}")
 KEYS, CHECKSUMS = "keys", "checksums"
 
 CacheEntry = dict[str, Tensor]
@@ -48,7 +49,7 @@ class TensorCache:
 
     def __init__(self, folder: Path | None, is_writable: bool = True):
         self.folder, self.is_writable, self.groups = folder, is_writable, []
-        self.keys, self.positions = np.zeros(0, f"S{KEY_SIZE}"), np.zeros(0, np.int64)
+        self.keys, self.positions = np.zeros(0, KEY_TYPE), np.zeros(0, np.int64)
         self.unsorted: list[tuple[np.ndarray, np.ndarray]] = []
         for path in sorted(folder.glob("*.safetensors")) if folder else ():
             self.index_valid_file(path)
@@ -70,7 +71,7 @@ class TensorCache:
             self.index_group(Group(path, number, tensors))
 
     def index_group(self, group: Group) -> None:
-        keys = np.ascontiguousarray(group.load()[KEYS].numpy()).view(f"S{KEY_SIZE}").reshape(-1)
+        keys = np.ascontiguousarray(group.load()[KEYS].numpy()).view(KEY_TYPE).reshape(-1)
         positions = (len(self.groups) << 32) + np.arange(len(keys))
         self.unsorted.append((keys, positions))
         self.groups.append(group)
@@ -81,6 +82,13 @@ class TensorCache:
             keys, positions, self.unsorted = np.concatenate(keys), np.concatenate(positions), []
             order = np.argsort(keys, kind="stable")
             self.keys, self.positions = keys[order], positions[order]
+
+    def contains(self, keys: np.ndarray) -> np.ndarray:
+        """Whether there is an entry for each of `keys`."""
+        self.sort_index()
+        if not len(self.keys):
+            return np.zeros(len(keys), bool)
+        return self.keys[np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)] == keys
 
     def __contains__(self, key: bytes) -> bool:
         self.sort_index()
@@ -93,24 +101,26 @@ class TensorCache:
         group, row = divmod(int(self.positions[np.searchsorted(self.keys, key)]), 1 << 32)
         return {name: tensor[row] for name, tensor in self.groups[group].load_fields().items()}
 
-    def drop_damaged(self, keys: list[bytes]) -> int:
+    def drop_damaged(self, keys: np.ndarray | list[bytes]) -> int:
         """Remove the entries of `keys` whose checksum is wrong; returns how many. Each rank checks by itself."""
+        keys = np.asarray(keys, KEY_TYPE)
         self.sort_index()
-        required = np.isin(self.keys, np.array(keys, f"S{KEY_SIZE}"))
-        rows = defaultdict(list)
-        for index in np.flatnonzero(required):
-            rows[int(self.positions[index]) >> 32].append(index)
+        indices = np.flatnonzero(np.isin(self.keys, keys))
+        indices = indices[np.argsort(self.positions[indices] >> 32, kind="stable")]
+        numbers = self.positions[indices] >> 32
 
-        def find_damaged(item: tuple[int, list[int]]) -> list[int]:
-            number, indices = item
-            tensors = self.groups[number].load()
-            checksums = compute_checksums(tensors, [int(self.positions[index]) & 0xFFFFFFFF for index in indices])
-            return [index for index, (stored, actual) in zip(indices, checksums, strict=True) if stored != actual]
+        def find_damaged(number: int) -> list[int]:
+            members = indices[slice(*np.searchsorted(numbers, [number, number + 1]))]
+            checksums = compute_checksums(self.groups[number].load(), self.positions[members] & 0xFFFFFFFF)
+            pairs = zip(members.tolist(), checksums, strict=True)
+            return [index for index, (stored, actual) in pairs if stored != actual]
 
-        damaged = [index for part in map_in_threads(find_damaged, list(rows.items())) for index in part]
-        before = np.unique(self.keys[required]).size
+        damaged = [index for part in map_in_threads(find_damaged, np.unique(numbers)) for index in part]
+        if not damaged:
+            return 0
+        before = np.unique(self.keys[indices]).size
         self.keys, self.positions = np.delete(self.keys, damaged), np.delete(self.positions, damaged)
-        return before - np.intersect1d(self.keys, np.array(keys, f"S{KEY_SIZE}")).size
+        return before - np.intersect1d(self.keys, keys).size
 
     def add_from_all_ranks(self, entries: dict[bytes, CacheEntry]) -> None:
         """Add the entries of all ranks on every rank; rank 0 writes the file. Collective."""

@@ -4,8 +4,9 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import replace
 
+from sdft.data.compact_lists import TextLists
 from sdft.data.dataset import CaptionedImage, EvaluationSpec, ImageDataset
-from sdft.data.file_index import FileRecord
+from sdft.data.file_index import RecordTable
 from sdft.data.inventory import Inventory
 from sdft.rng import draw_permutation
 
@@ -51,7 +52,7 @@ class DatasetWrapper(ImageDataset):
     def check_content(self, index: int) -> None:
         self.source.check_content(index)
 
-    def file_records(self) -> dict[str, FileRecord]:
+    def file_records(self) -> RecordTable:
         return self.source.file_records()
 
     def skipped_files(self) -> list[str]:
@@ -85,8 +86,8 @@ class CaptionTemplate(DatasetWrapper):
     def captions(self) -> list[str]:
         return [self.format_text(text) for text in self.source.captions()]
 
-    def all_captions(self) -> list[list[str]]:
-        return [list(map(self.format_text, texts)) for texts in self.source.all_captions()]
+    def all_captions(self) -> TextLists:
+        return TextLists([self.format_text(text) for text in texts] for texts in self.source.all_captions())
 
     def prompts(self) -> list[str]:
         return list(dict.fromkeys(map(self.format_text, self.source.prompts())))
@@ -119,8 +120,9 @@ class ImageSubset(DatasetWrapper):
     def captions(self) -> list[str]:
         return self.select(self.source.captions())
 
-    def all_captions(self) -> list[list[str]]:
-        return self.select(self.source.all_captions())
+    def all_captions(self) -> TextLists:
+        captions = self.source.all_captions()
+        return TextLists(captions[index] for index in self.indices)
 
     def sizes(self) -> list[tuple[int, int]]:
         return self.select(self.source.sizes())
@@ -140,9 +142,9 @@ class ImageSubset(DatasetWrapper):
     def check_content(self, index: int) -> None:
         self.source.check_content(self.indices[index])
 
-    def file_records(self) -> dict[str, FileRecord]:
-        records = list(self.source.file_records().items())
-        return dict(self.select(records)) if records else {}
+    def file_records(self) -> RecordTable:
+        records = self.source.file_records()
+        return records.select(list(dict.fromkeys(self.indices))) if len(records) else records
 
     def describe(self) -> str:
         return f"{self.source.describe()}, subset of {len(self)}"

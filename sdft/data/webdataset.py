@@ -8,12 +8,17 @@ import io
 import json
 import os
 import tarfile
+from array import array
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from sdft.data.captions import choose_captions
+from sdft.data.compact_lists import TextList, TextLists
 from sdft.data.content_index import ContentIndex, ContentRecord
 from sdft.data.dataset import CaptionedImage, ImageDataset
 from sdft.data.image_formats import IMAGE_SUFFIXES
@@ -58,20 +63,31 @@ class WebDatasetShards(ImageDataset):
             raise ValueError(
                 f"data.path={self.path}: no shards; give a folder of uncompressed .tar files, or a pattern of them"
             )
-        self.members: list[tuple[Path, str, int, int]] = []  # shard, name, offset and length in bytes
-        self.texts: list[list[str]] = []
-        self.sources: list[str] = []  # of the captions
-        for shard in shards:
-            self.index_shard(shard)
-        if missing := [name for (_, name, _, _), texts in zip(self.members, self.texts, strict=True) if not texts]:
+        self.shards, self.sources = shards, Counter()  # how many images have captions of each source
+        names, positions = [], array("q")
+        self.texts = TextLists(self.read_captions(names, positions))
+        self.names, self.positions = TextList(names), np.array(positions).reshape(-1, 3)
+        if missing := [name for name, texts in zip(names, self.texts, strict=True) if not texts]:
             raise ValueError(
                 f"data.path={self.path}: no caption for {missing[0]} and {len(missing) - 1} more; give data.default_caption"
             )
-        if not self.members:
+        if not names:
             raise ValueError(f"data.path={self.path}: no images in its {len(shards)} shards")
 
-    def index_shard(self, path: Path) -> None:
-        """Append the position and the captions of each image of a shard."""
+    def read_captions(self, names: list[str], positions: array) -> Iterator[list[str]]:
+        """Yield the captions of each image; append its name, and its shard, offset and length in bytes."""
+        for number, shard in enumerate(self.shards):
+            images, texts = self.index_shard(shard)
+            for key, (name, offset, length) in images.items():
+                own = texts.get(key) or [], "captions from shards"
+                captions, source = choose_captions(own, self.caption, self.default_caption)
+                self.sources[source] += 1
+                names.append(name)
+                positions.extend((number, offset, length))
+                yield captions
+
+    def index_shard(self, path: Path) -> tuple[dict[tuple, tuple[str, int, int]], dict[tuple, list[str]]]:
+        """Return name, offset and length of each image of a shard, and its captions, by folder and stem."""
         images, texts = {}, {}
         try:
             check_uncompressed(path)
@@ -84,7 +100,7 @@ class WebDatasetShards(ImageDataset):
                     stem, _, suffix = base.partition(".")
                     key, suffix = (folder, stem), f".{suffix.lower()}"
                     if suffix in IMAGE_SUFFIXES:
-                        images[key] = (path, member.name, member.offset_data, member.size)
+                        images[key] = (member.name, member.offset_data, member.size)
                     elif suffix in (".txt", ".json"):
                         if member.size > MAX_TEXT_BYTES:
                             raise ValueError(
@@ -94,12 +110,7 @@ class WebDatasetShards(ImageDataset):
                         texts[key] = self.parse_caption_member(member.name, content) or texts.get(key)
         except (tarfile.TarError, ValueError, OSError, RecursionError, OverflowError) as error:
             raise ValueError(f"{path}: not a readable shard ({error})") from None
-        self.members += images.values()
-        for key in images:
-            captions = texts.get(key) or []
-            captions, source = choose_captions((captions, "captions from shards"), self.caption, self.default_caption)
-            self.texts.append(captions)
-            self.sources.append(source)
+        return images, texts
 
     def parse_caption_member(self, name: str, content: bytes) -> list[str]:
         """Return the captions of a `.txt` or `.json` member; raises `ValueError` naming it."""
@@ -113,10 +124,11 @@ class WebDatasetShards(ImageDataset):
             raise ValueError(f"{name}: {error}") from None
 
     def __len__(self):
-        return len(self.members)
+        return len(self.names)
 
     def image_names(self) -> list[str]:
-        return [f"{path.name}:{name}" for path, name, *_ in self.members]
+        shards = [self.shards[number].name for number in self.positions[:, 0]]
+        return [f"{shard}:{name}" for shard, name in zip(shards, self.names, strict=True)]
 
     def captions(self) -> list[str]:
         return [texts[0] for texts in self.texts]
@@ -125,8 +137,8 @@ class WebDatasetShards(ImageDataset):
         return self.texts
 
     def read_member(self, index: int) -> bytes:
-        path, _, start, length = self.members[index]
-        with open(path, "rb") as shard:
+        number, start, length = self.positions[index].tolist()
+        with open(self.shards[number], "rb") as shard:
             shard.seek(start)
             return shard.read(length)
 
@@ -142,20 +154,21 @@ class WebDatasetShards(ImageDataset):
 
     def save_records(self) -> None:
         self.content_index.save()
+        del self.content_index  # its records are in the content cache
 
     def __getitem__(self, index: int) -> CaptionedImage:
         return self.load_image(index, None)
 
     def load_image(self, index: int, size: tuple[int, int] | None) -> CaptionedImage:
-        name = f"{self.members[index][0]}:{self.members[index][1]}"
+        name = f"{self.shards[self.positions[index, 0]]}:{self.names[index]}"
         image = decode_image(io.BytesIO(self.read_member(index)), self.background, size, name=name)
         return CaptionedImage(image, self.texts[index][0], name)
 
     def inventory(self) -> Inventory:
-        return Inventory(dict(Counter(self.sources)))
+        return Inventory(dict(self.sources))
 
     def describe(self) -> str:
-        return f"{self.path}: {len(self)} images in {len({path for path, *_ in self.members})} shards"
+        return f"{self.path}: {len(self)} images in {len(np.unique(self.positions[:, 0]))} shards"
 
 
 def check_uncompressed(path: Path) -> None:

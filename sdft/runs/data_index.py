@@ -16,7 +16,8 @@ DIGEST_LENGTH = 16
 
 def build_data_index(sources: dict[str, object]) -> bytes:
     """CSV of the name and the digests of content and captions of each image; `sources` by the prefix of their names."""
-    text = io.StringIO()
+    content = io.BytesIO()
+    text = io.TextIOWrapper(content, "utf-8", "surrogateescape", newline="", write_through=True)
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
     for prefix, source in sources.items():
@@ -24,7 +25,7 @@ def build_data_index(sources: dict[str, object]) -> bytes:
         for index, (name, captions) in enumerate(zip(source.image_names(), source.all_captions(), strict=True)):
             digests = (source.digest(index), repr(captions))
             writer.writerow([prefix + name, *(shorten_digest(digest) for digest in digests)])
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    return content.getvalue()
 
 
 def shorten_digest(text: str) -> str:

@@ -150,7 +150,7 @@ def test_report_has_the_buckets_of_training_images_only(image_folder, tiny):  # 
     training, held_out = split_validation(ImageFolder(str(image_folder), caption="a thing"), 1)
     sizes = DataSettings(32).choose_target_sizes(training, model.size_multiple)
     stats = build_dataset_report(training, sizes, 1, model.tokenizer, model.chunk_length).stats
-    assert len(stats["image buckets"]) == 2 and not set(held_out.file_records()) & set(stats["image buckets"])
+    assert len(stats["image buckets"]) == 2 and not set(held_out.file_records().names) & set(stats["image buckets"])
 
 
 def test_two_images_of_one_stem_use_the_same_mask(image_folder):
