@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 
 from sdft.cli.output import protect_output
+from sdft.runs.terminal import escape_unprintable, print_text
 
 PROGRAMS = {
     "compare": "sdft.apps.compare",
@@ -29,12 +30,12 @@ def main() -> None:
     protect_output()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h"):
-        print(
+        print_text(
             f"sdft PROGRAM KEY=VALUE …\n\nprograms: {', '.join(PROGRAMS)}\n\n`sdft PROGRAM --help` lists its options."
         )
         return
     if name not in PROGRAMS:
-        sys.exit(f"error: {name}: unknown program; choose {', '.join(PROGRAMS)}")
+        sys.exit(f"error: {escape_unprintable(name)}: unknown program; choose {', '.join(PROGRAMS)}")
     del sys.argv[1]
     import_module(PROGRAMS[name]).main(name)
 

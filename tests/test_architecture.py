@@ -113,6 +113,17 @@ def test_no_other_package_is_hidden_or_replaced(pattern):
     assert not [file for file in files if re.search(pattern, file.read_text(encoding="utf-8"))]
 
 
+def test_text_reaches_the_terminal_through_one_function():
+    """`print_text` escapes names, captions and metadata of others; `distributed` lies below it and prints numbers."""
+    calls = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in MODULES
+        for node in ast.walk(parse(file))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
+    }
+    assert calls == {"runs/terminal.py", "distributed.py"}
+
+
 def test_the_losses_import_only_each_other():
     for file in (PACKAGE / "losses").glob("*.py"):
         assert all(name.startswith("sdft.losses") for name in own_imports(parse(file)))

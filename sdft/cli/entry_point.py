@@ -22,9 +22,9 @@ from sdft.cli.process import prepare_process
 from sdft.config import CONF
 from sdft.distributed import get_process_info, prepare_launched_process
 from sdft.options.composition import check_composition, explain_unknown_override
-from sdft.options.quoting import read_literally
 from sdft.runs.invocation import Invocation, StopRequest
 from sdft.runs.resume import restore_overrides
+from sdft.runs.terminal import print_text
 
 
 def hydra_main(config: str) -> Callable:
@@ -43,7 +43,9 @@ def hydra_main(config: str) -> Callable:
 
             def run(cfg: DictConfig) -> None:
                 with report_errors_in_one_line(show_traceback), remove_empty_folders():
-                    check_composition(config, cfg, HydraConfig.get())
+                    for note in check_composition(config, cfg, HydraConfig.get()):
+                        if not get_process_info().rank:
+                            print_text(f"recipe     {note}", file=sys.stderr)
                     check_output_options(cfg)
                     task(cfg, *([build_invocation(name, program, signals)] if takes_invocation else []))
 
@@ -53,14 +55,13 @@ def hydra_main(config: str) -> Callable:
                 report_errors_in_one_line(show_traceback),
                 name_unknown_options(config),
             ):
-                sys.argv[1:] = map(read_literally, sys.argv[1:])
                 flags, overrides = split_arguments(sys.argv[1:])
                 if config == "train":
                     overrides = restore_overrides(overrides)
                 if {"--help", "-h"} & set(flags):
                     from sdft.cli.help import render_help
 
-                    print(render_help(CONF, config, overrides))
+                    print_text(render_help(CONF, config, overrides))
                     return
                 prepare_launched_process()
                 if get_process_info().rank:

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sdft.config import PACKAGE
 from sdft.distributed import get_process_info, is_initialized
 from sdft.runs.invocation import ExitStatus
-from sdft.runs.terminal import escape_unprintable
+from sdft.runs.terminal import escape_unprintable, print_text
 
 HYDRA_PACKAGES = (Path(hydra.__file__).parent, Path(omegaconf.__file__).parent)
 STANDARD_PATHS = Path(pathlib.__file__)  # raises RuntimeError where `~` has no home directory
@@ -53,7 +53,7 @@ def report_errors_in_one_line(show_traceback: bool):
                 sys.stderr.flush()
                 os._exit(1)
             raise
-        print(f"error: {f'rank {rank}: ' if rank else ''}{format_error(error)}", file=sys.stderr)
+        print_text(f"error: {f'rank {rank}: ' if rank else ''}{format_error(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

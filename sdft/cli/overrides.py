@@ -4,7 +4,7 @@ import argparse
 
 from sdft.config import CONF
 from sdft.options.foreign_names import OPTION_BY_NAME
-from sdft.options.quoting import correct_override, parse_override
+from sdft.options.quoting import correct_override, parse_override, read_literally
 from sdft.runs.terminal import is_unicode
 
 MULTIRUN_FLAGS = ("-m", "--multirun")
@@ -47,6 +47,7 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """
     if wrong := [argument for argument in arguments if not is_unicode(argument)]:
         raise ValueError(f"{wrong[0]}: not UTF-8; rename the file or folder")
+    arguments = list(map(read_literally, arguments))
     parsed, unknown = build_flag_parser().parse_known_intermixed_args(arguments)
     if unknown:
         raise ValueError(describe_unknown_flag(unknown))

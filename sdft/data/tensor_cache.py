@@ -16,6 +16,7 @@ from torch import Tensor
 import sdft.distributed as processes
 from sdft.data.file_index import map_in_threads
 from sdft.runs.files import atomic_write
+from sdft.runs.terminal import print_text
 
 KEY_SIZE = 16  # bytes
 KEY_TYPE = np.dtype(f"S{KEY_SIZE}")
@@ -62,7 +63,7 @@ class TensorCache:
             return  # deleted by rank 0
         except ValueError:
             if processes.rank() == 0:
-                print(f"cache      {path}: damaged file; its entries are computed again", flush=True)
+                print_text(f"cache      {path}: damaged file; its entries are computed again", flush=True)
                 if self.is_writable:
                     path.unlink(missing_ok=True)
 

@@ -25,6 +25,7 @@ from sdft.lora.low_rank import LowRankLayer
 from sdft.lora.peft_config import PEFT_FILE, read_peft_alphas
 from sdft.models.safetensors_check import check_safetensors
 from sdft.runs.hashing import hash_file
+from sdft.runs.terminal import print_text
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 
@@ -104,7 +105,7 @@ def read_lora_file(path: Path, architectures: list[Architecture] | None = None, 
     except ValueError as error:
         raise ValueError(f"adapter={path}: {error}") from None
     for note in file.notes:
-        print(f"warning    adapter={path}: {note}", file=sys.stderr)
+        print_text(f"warning    adapter={path}: {note}", file=sys.stderr)
     return file
 
 

@@ -20,6 +20,7 @@ from sdft.lora.state_dict import (
     split_tensor_name,
 )
 from sdft.runs.files import atomic_write
+from sdft.runs.terminal import print_text
 
 OMITTED_CONFIG_KEYS = ("task_type", "runtime_config", "base_model_name_or_path")  # the last is a local path
 DORA_WARNING = (
@@ -111,7 +112,9 @@ def to_kohya_format(
             tensors[f"{kohya_name}.{KOHYA_SUFFIXES[kind]}"] = weight
             tensors[f"{kohya_name}.alpha"] = torch.tensor(part_alpha)
     for layer in sorted(omitted):
-        print(f"warning    {name}: {layer} is left out of the kohya format, which has no such layer", file=sys.stderr)
+        print_text(
+            f"warning    {name}: {layer} is left out of the kohya format, which has no such layer", file=sys.stderr
+        )
     metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(max(adapter.rank for adapter in adapters.values())),

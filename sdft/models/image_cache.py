@@ -11,6 +11,7 @@ from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import atomic_write, read_json
 from sdft.runs.hashing import hash_file, hash_weights_on_rank_0
 from sdft.runs.lock import wait_for_lock
+from sdft.runs.terminal import escape_unprintable, print_text
 
 MANIFEST_FILE = "manifest.json"
 
@@ -86,6 +87,7 @@ def generate_missing_images(
     Each batch is written before the next starts, so that an interrupted call can continue. All ranks sample.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track
 
     is_main = processes.rank() == 0
@@ -95,11 +97,12 @@ def generate_missing_images(
     )
     if missing and is_main:
         cached = f" ({len(requests) - len(missing)} cached)" if len(missing) < len(requests) else ""
-        print(f"{title}: generating {len(missing)} images in {folder}/{cached}", flush=True)
+        print_text(f"{title}: generating {len(missing)} images in {folder}/{cached}", flush=True)
     console, rounds = Console(), -(-len(missing) // (sampling.batch_size * processes.world_size()))
     batches = sampling.sample_batches(model, [requests[name] for name in missing], resolution)
     names = iter(missing)
-    for images in track(batches, title, total=rounds, console=console, disable=not (is_main and console.is_terminal)):
+    label = escape(escape_unprintable(title))
+    for images in track(batches, label, total=rounds, console=console, disable=not (is_main and console.is_terminal)):
         for image, name in zip(images, names, strict=False):
             with atomic_write(folder / name) as file:
                 image.save(file, format="PNG")

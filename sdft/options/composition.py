@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import sys
 
 from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,7 +10,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sdft.config import CONF, import_target, iterate_leaves
-from sdft.distributed import get_process_info
 from sdft.options.requirements import check_requirements
 from sdft.options.suggestions import describe_unknown_option, flatten_config, list_groups
 
@@ -21,13 +19,14 @@ CHECKED_WHEN_BUILT = ("trainer", "callbacks")  # flags of Lightning's Trainer, o
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 
-def check_composition(config: str, cfg: DictConfig, hydra_config: DictConfig, is_job: bool = False) -> None:
+def check_composition(config: str, cfg: DictConfig, hydra_config: DictConfig, is_job: bool = False) -> list[str]:
     """Check `cfg`, composed from `conf/CONFIG.yaml`, in place; call it where Hydra's `compose` works.
 
     Raises `ValueError` for keys that nothing reads. Where the command line selects another choice of a config group than the
     recipe, the recipe's values for that group, and those that nothing reads any more, give way. A job of a sweep may have options
-    without effect, as those of a sweep are given to all of its jobs.
+    without effect, as those of a sweep are given to all of its jobs. Returns lines on values that gave way.
     """
+    notes = []
     texts = OmegaConf.to_container(hydra_config.overrides, resolve=False)
     overrides = OverridesParser.create().parse_overrides(texts["task"])
     choices = {key: value for key, value in hydra_config.runtime.choices.items() if value is not None}
@@ -41,7 +40,8 @@ def check_composition(config: str, cfg: DictConfig, hydra_config: DictConfig, is
             own_choices = read_own_choices(config, recipe, places)
             if changed := [key for key in list_groups(config) if own_choices.get(key) != choices.get(key)]:
                 meant_for = compose_choices(config, own_choices, places)
-                drop_recipe_values(cfg, chosen, recipe, changed, given, meant_for)
+                if dropped := drop_recipe_values(cfg, chosen, recipe, changed, given, meant_for):
+                    notes = [f"{recipe} without {', '.join(dropped)}: set for its own {', '.join(changed)}"]
         check_added_keys(config, cfg, chosen, recipe, given | added)
         check_added_arguments(config, cfg, chosen, added)
     if config == "train" and "epochs" in given and "steps" not in given and "steps" in cfg:
@@ -49,6 +49,7 @@ def check_composition(config: str, cfg: DictConfig, hydra_config: DictConfig, is
     check_given_options_are_read(config, cfg, given)
     if not is_job and "sweep" not in given:
         check_requirements(config, cfg, {key: override for key, override in given.items() if not is_neutral(override)})
+    return notes
 
 
 def is_neutral(override: Override) -> bool:
@@ -70,10 +71,10 @@ def read_own_choices(config: str, recipe: str, places: list[str]) -> dict[str, s
 
 def drop_recipe_values(
     cfg: DictConfig, chosen: DictConfig, recipe: str, changed: list[str], given: dict, meant_for: DictConfig
-) -> None:
+) -> list[str]:
     """Replace the recipe's values for `changed` groups by those of the choices, and remove those that nothing reads any more.
 
-    The recipe is `meant_for` the config of its own choices.
+    Returns them. The recipe is `meant_for` the config of its own choices.
     """
     keys = [*changed, *(MODEL_OPTIONS if "model" in changed else ())]
     leaves, chosen_leaves = (flatten_config(OmegaConf.to_container(config, resolve=False)) for config in (cfg, chosen))
@@ -90,10 +91,7 @@ def drop_recipe_values(
                     OmegaConf.update(cfg, path, chosen_leaves[path], force_add=True)
                 else:
                     delete_key(cfg, path)
-    if dropped and get_process_info().rank == 0:
-        print(
-            f"recipe     {recipe} without {', '.join(dropped)}: set for its own {', '.join(changed)}", file=sys.stderr
-        )
+    return dropped
 
 
 def covers(key: str, path: str) -> bool:

@@ -13,6 +13,8 @@ from uuid import uuid4
 
 import yaml
 
+from sdft.runs.terminal import print_text
+
 MAX_TEXT_BYTES = 2**26  # of a JSON or YAML file
 
 UINT64 = 2**64 - 1
@@ -69,7 +71,9 @@ def write_cache_file(path: Path, write: Callable[[Path], object]) -> None:
             write(partial)
     except OSError as error:
         reason = error.strerror or error
-        print(f"warning    {path.parent}: {reason}; later runs will compute this again", file=sys.stderr, flush=True)
+        print_text(
+            f"warning    {path.parent}: {reason}; later runs will compute this again", file=sys.stderr, flush=True
+        )
 
 
 def get_identity(file: Path) -> tuple[int, ...]:

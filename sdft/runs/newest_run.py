@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sdft.distributed import get_process_info
 from sdft.runs.metadata import RECORD_FILE, read_state
+from sdft.runs.terminal import print_text
 
 
 def find_newest_run(outputs: Path = Path("outputs")) -> Path:
@@ -21,4 +22,4 @@ def find_newest_run(outputs: Path = Path("outputs")) -> Path:
 def report_default_run(run: Path, reason: str) -> None:
     """Print once which run is used because none was given."""
     if get_process_info().rank == 0:
-        print(f"run        {run}, {reason}", flush=True)
+        print_text(f"run        {run}, {reason}", flush=True)

@@ -17,6 +17,7 @@ from sdft.runs.metrics_file import METRICS_FILE, find_last_logged_step
 from sdft.runs.newest_run import report_default_run
 from sdft.runs.run_config import read_stored_config
 from sdft.runs.stored_options import check_stored_overrides
+from sdft.runs.terminal import print_text
 
 LAST, RESUME, REPRODUCE = "last", "resume", "reproduce"
 RESUME_OPTIONS = (RESUME, REPRODUCE, "allow_config_change", "allow_data_change")
@@ -88,6 +89,10 @@ def describe_resumption(folder: Path, sweep: str | None) -> str:
     return (
         "repeat the command of the sweep to resume it" if sweep else f"resume with {format_for_shell('resume', folder)}"
     )
+
+
+def print_stop(cause: str, folder: Path, sweep: str | None) -> None:
+    print_text(f"stopped    by {cause}; {describe_resumption(folder, sweep)}", flush=True)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Protocol
 from sdft.options.quoting import format_override
 from sdft.runs.checkpoint_file import find_latest_checkpoint
 from sdft.runs.metadata import read_state
+from sdft.runs.terminal import print_text
 
 LOG_FILE = "log.txt"
 POLL_SECONDS = 0.2
@@ -114,13 +115,13 @@ def run_jobs(source: JobSource, launcher: Launcher, program: tuple[str, ...]) ->
         run_until_done(source, launcher, program, running)
     except (KeyboardInterrupt, SystemExit) as end:
         if launcher.receives_sigint and running:
-            print("stopping: jobs save a checkpoint; press Ctrl-C again to end them at once", flush=True)
+            print_text("stopping: jobs save a checkpoint; press Ctrl-C again to end them at once", flush=True)
             jobs_got_sigint = isinstance(end, KeyboardInterrupt)  # from the terminal
             for handle in running.values() if not jobs_got_sigint else ():
                 handle.stop()
             while any(handle.exit_code() is None for handle in running.values()):
                 time.sleep(POLL_SECONDS)
-        print("stopped    repeat the same command to resume the sweep: only unfinished jobs run", flush=True)
+        print_text("stopped    repeat the same command to resume the sweep: only unfinished jobs run", flush=True)
         raise
 
 
@@ -131,7 +132,7 @@ def run_until_done(
     while True:
         while len(running) < launcher.slots and (job := source.next_job()):
             log = f", log in {job.folder / LOG_FILE}" if launcher.writes_logs else ""
-            print(f"job        {format_job_number(job, source)}: {job.label}{log}", flush=True)
+            print_text(f"job        {format_job_number(job, source)}: {job.label}{log}", flush=True)
             job.program = program
             running[job] = launcher.start(job)
         if not running:
@@ -146,9 +147,20 @@ def run_until_done(
                 del running[job]
                 outcome = source.record_end(job, code)
                 if launcher.writes_logs or outcome != "finished":
-                    print(f"{outcome:<10} {format_job_number(job, source)}: {job.label}", flush=True)
+                    print_text(f"{outcome:<10} {format_job_number(job, source)}: {job.label}", flush=True)
 
 
 def format_job_number(job: Job, source: JobSource) -> str:
     number = int(job.folder.name) + 1
     return f"{number} of {max(number, source.total)}"
+
+
+def print_finished_jobs(done: int, total: int, folder: Path) -> None:
+    if done:
+        print_text(f"sweep      {done} of {total} jobs are finished in {folder}/; delete it to rerun them", flush=True)
+
+
+def print_failed_jobs(source: JobSource) -> None:
+    if source.failed:
+        labels = "; ".join(job.label for job in source.failed)
+        print_text(f"error: {len(source.failed)} of {source.total} jobs failed: {labels}", file=sys.stderr)

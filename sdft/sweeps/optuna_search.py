@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sdft.evaluation.statistics import flatten_scores, orient_score
 from sdft.runs.evaluation_history import EvaluationHistory
+from sdft.runs.terminal import print_text
 from sdft.sweeps.jobs import Job
 from sdft.sweeps.results import LOWER_IS_BETTER, metric_info, read_finished_run
 
@@ -143,6 +144,9 @@ class OptunaSearch:
         """Folders of all jobs that ended with a score."""
         complete = [t for t in self.study.trials if t.state == self.optuna.trial.TrialState.COMPLETE]
         return [self.folder / str(trial.number) for trial in complete]
+
+    def print_summary(self) -> None:
+        print_text("\n".join(self.summary_lines()))
 
     def summary_lines(self) -> list[str]:
         """Lines with the number of trials and the best one, or the Pareto front."""

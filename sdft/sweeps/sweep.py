@@ -7,7 +7,6 @@ by Lightning would run the entire sweep again.
 
 import hashlib
 import json
-import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +27,16 @@ from sdft.sweeps.grid import (
     search_space_corners,
     varying_overrides,
 )
-from sdft.sweeps.jobs import PROGRAM, Job, JobList, JobSource, Launcher, run_jobs
+from sdft.sweeps.jobs import (
+    PROGRAM,
+    Job,
+    JobList,
+    JobSource,
+    Launcher,
+    print_failed_jobs,
+    print_finished_jobs,
+    run_jobs,
+)
 from sdft.sweeps.results import COST_FORMATS
 
 SWEEPS_FOLDER = (
@@ -109,7 +117,7 @@ def run_search(
     source = OptunaSearch(folder, space, fixed, objectives, trials, sampler, options.prune, configs[0].seed)
     print_finished_jobs(source.completed, trials, folder)
     run_jobs(source, launcher, program)
-    print("\n".join(source.summary_lines()))
+    source.print_summary()
     return finish_sweep(folder, name, source.finished_folders(), next(iter(objectives)), source, lock)
 
 
@@ -126,11 +134,6 @@ def prepare_sweep(state: dict, launcher: Launcher, configs: list[DictConfig]) ->
     return folder, lock
 
 
-def print_finished_jobs(done: int, total: int, folder: Path) -> None:
-    if done:
-        print(f"sweep      {done} of {total} jobs are finished in {folder}/; delete it to rerun them", flush=True)
-
-
 def finish_sweep(
     folder: Path, name: str, finished: list[Path], metric: str | None, source: JobSource, lock: Lock
 ) -> int:
@@ -140,9 +143,7 @@ def finish_sweep(
 
     compare_runs(finished, folder, preferred=metric)
     log_sweep_summary(finished, source.total, folder, name, metric)
-    if source.failed:
-        labels = "; ".join(job.label for job in source.failed)
-        print(f"error: {len(source.failed)} of {source.total} jobs failed: {labels}", file=sys.stderr)
+    print_failed_jobs(source)
     lock.release()
     return int(bool(source.failed))
 

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from sdft.runs.files import atomic_write, read_json
 from sdft.runs.metadata import read_record
+from sdft.runs.terminal import print_text
 from sdft.sweeps.compare import choose_metric, find_best_setting, recommend_setting
 from sdft.sweeps.results import (
     FinishedRun,
@@ -60,10 +61,10 @@ def log_sweep_summary(finished: list[Path], jobs: int, folder: Path, name: str, 
         logger.log_metrics(tables | {"compare": page})
         logger.log_summary(build_summary(settings, metric))
         if not run.disabled:
-            print(f"wandb      {os.path.relpath(run.settings.sync_dir) if run.offline else run.url}")
+            print_text(f"wandb      {os.path.relpath(run.settings.sync_dir) if run.offline else run.url}")
         finish_wandb_run()
     except Error as error:
-        print(f"wandb      sweep not logged: {error}")
+        print_text(f"wandb      sweep not logged: {error}")
 
 
 def read_or_create_wandb_run(folder: Path, project: str, name: str) -> dict[str, str]:

@@ -13,6 +13,9 @@ from types import MethodType
 import torch
 from torch import nn
 
+import sdft.distributed as processes
+from sdft.runs.terminal import print_text
+
 COMPILED_BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 COMPILER_MODULES = ("torch._dynamo", "torch._inductor", "torch._functorch")  # where the compiler's errors are defined
 MAX_ERROR_LENGTH = 200  # characters
@@ -46,6 +49,8 @@ def compile_blocks(unet: nn.Module, shapes: int) -> int:
     forwards = {cls: build_training_forward(cls.forward, shapes) for cls in {type(block) for block in blocks}}
     for block in blocks:
         block.forward = MethodType(forwards[type(block)], block)
+    if processes.rank() == 0:
+        print_text(f"compile    {len(blocks)} blocks; the first steps wait for the compiler", flush=True)
     return len(blocks)
 
 

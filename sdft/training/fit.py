@@ -9,7 +9,7 @@ from sdft.data.datamodule import TrainingDataModule
 from sdft.models.cpu_threads import limit_threads
 from sdft.runs.invocation import ExitStatus
 from sdft.runs.metadata import RunRecord
-from sdft.runs.resume import describe_resumption
+from sdft.runs.resume import print_stop
 from sdft.training.callbacks.stop_request import StoppedOnRequest
 from sdft.training.compile import compile_blocks, set_channels_last, should_compile
 from sdft.training.finish import close_loggers
@@ -27,9 +27,7 @@ def apply_memory_format_and_compile(module, dataset, compile: str, device, steps
     if device.type == "cuda" and (module.model.compute_dtype is not torch.float32 or torch.backends.cudnn.allow_tf32):
         set_channels_last(unet)
     if not module.smoothness and should_compile(compile, device, steps):
-        num_blocks = compile_blocks(unet, shapes=len({size for part in dataset.datasets for size in part.sizes}))
-        if processes.rank() == 0:
-            print(f"compile    {num_blocks} blocks; the first steps wait for the compiler", flush=True)
+        compile_blocks(unet, shapes=len({size for part in dataset.datasets for size in part.sizes}))
 
 
 def fit_and_record(
@@ -46,7 +44,7 @@ def fit_and_record(
     except StoppedOnRequest as stop:
         record.end("stopped", stopped_at=stop.step)
         if processes.rank() == 0:
-            print(f"stopped    by {stop}; {describe_resumption(record.folder, options.get('sweep'))}", flush=True)
+            print_stop(str(stop), record.folder, options.get("sweep"))
         close_loggers(stop.status)
         processes.barrier()
         raise ExitStatus(stop.status) from None

@@ -106,7 +106,7 @@ def print_run_summary(summary: dict, headline: str, data_lines: list[str], folde
     print_text("\n".join([*lines, f"output     {folder}"]))
     for line in summary["warnings"]:
         print_text(f"warning    {line}", file=sys.stderr)
-    print(end="", flush=True)
+    sys.stdout.flush()
 
 
 def print_resume(step: int, steps: int, changed: dict[str, tuple]) -> None:

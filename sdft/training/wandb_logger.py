@@ -10,6 +10,8 @@ import wandb
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 
+from sdft.runs.terminal import print_text
+
 START_TIMEOUT = 20  # seconds for the server to answer, after which the run is logged offline
 FINISH_TIMEOUT = 120  # seconds for uploads after the last step; the run folder has the rest
 SHUTDOWN_GRACE = 10  # further seconds after which W&B's service process is abandoned
@@ -138,7 +140,7 @@ def print_wandb_warning(message: str, run=None) -> None:
     """Print one line, with the command that uploads the local files later."""
     folder = run and not run.disabled and run.settings.sync_dir
     upload = f"; later: wandb sync {os.path.relpath(Path(folder))}" if folder else ""
-    print(f"warning    {message}{upload}", flush=True)
+    print_text(f"warning    {message}{upload}", flush=True)
 
 
 def format_exception(error: BaseException) -> str:

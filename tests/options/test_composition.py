@@ -27,7 +27,7 @@ def compose_and_check(*overrides: str, config: str = "train"):
     with open_dict(cfg):
         hydra_config = cfg.pop("hydra")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        check_composition(config, cfg, hydra_config)
+        print(*check_composition(config, cfg, hydra_config))
     return cfg
 
 
@@ -156,7 +156,7 @@ def test_the_users_model_wins_over_the_recipes():
 def test_the_users_method_data_and_schedule_win_over_the_recipes(capsys):
     cfg = compose_and_check("experiment=captions_lora", "data.path=x", "method=sft")
     assert "rank" not in cfg and cfg.method._target_.endswith("FullFineTuning")
-    assert "rank=4" in capsys.readouterr().err
+    assert "rank=4" in capsys.readouterr().out
     check_config(cfg)
     cfg = compose_and_check("experiment=digits_lora", "data=folder", "data.path=photos")
     assert "style" not in cfg.data and cfg.rank == 8

@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sdft.cli.entry_point import hydra_main
+from sdft.runs.terminal import print_text
 
 
 @hydra_main("gallery")
@@ -21,7 +22,7 @@ def main(cfg):
     )
     listener = bind_socket(cfg.port)
     address = f"http://{LOCALHOST}:{listener.getsockname()[1]}/"
-    print(f"address    {address}   Ctrl-C to stop", flush=True)
+    print_text(f"address    {address}   Ctrl-C to stop", flush=True)
     if cfg.open:
         import webbrowser
 

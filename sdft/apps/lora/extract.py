@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sdft.cli.entry_point import hydra_main
+from sdft.runs.terminal import print_text
 
 OPTION_TYPES = {"base": str, "tuned": str, "rank": int | None, "energy": float | None}
 OPTION_TYPES |= {"name": str, "dtype": str, "folder": str}
@@ -35,9 +36,9 @@ def main(cfg):
     result, fraction = extract_lora(base, tuned, cfg.rank, cfg.energy, targets, track_layers)
     count = sum(len(layers) for layers in result.parts.values())
     ranks = format_ranks(result.ranks)
-    print(f"layers     {count}, rank {ranks}: retains {result.energy_fraction:.4%} of the energy of their change")
+    print_text(f"layers     {count}, rank {ranks}: retains {result.energy_fraction:.4%} of the energy of their change")
     if fraction < 0.9999:
-        print(f"omitted    {1 - fraction:.4%} of the total change: norms, biases and layers outside the targets")
+        print_text(f"omitted    {1 - fraction:.4%} of the total change: norms, biases and layers outside the targets")
     metadata = build_extract_metadata(base, tuned, cfg.rank, cfg.energy, result.energy_fraction)
     save_lora_formats(result.parts, get_model_architecture(base), Path(cfg.folder), cfg.name, metadata, cfg.dtype)
 

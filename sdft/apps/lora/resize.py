@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sdft.cli.entry_point import hydra_main
+from sdft.runs.terminal import print_text
 
 OPTION_TYPES = {"adapter": str, "rank": int | None, "energy": float | None}
 OPTION_TYPES |= {"name": str, "dtype": str, "architecture": str | None, "folder": str}
@@ -31,8 +32,8 @@ def main(cfg):
     build_adapters(file.path, file.parts)  # a DoRA that cannot be written is refused before the work
     result = resize_lora_file(file, cfg.rank, cfg.energy)
     ranks = sorted({layer.rank for layer in file.layers.values()})
-    print(f"rank       {format_ranks(ranks)} -> {format_ranks(result.ranks)}")
-    print(f"retains    {result.energy_fraction:.4%} of the energy of the change")
+    print_text(f"rank       {format_ranks(ranks)} -> {format_ranks(result.ranks)}")
+    print_text(f"retains    {result.energy_fraction:.4%} of the energy of the change")
     settings = {"rank": cfg.rank} if cfg.rank else {"energy": cfg.energy}
     settings["energy_fraction"] = round(result.energy_fraction, 6)
     metadata = file.metadata | build_provenance("resize", [file], **settings)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sdft.cli.entry_point import hydra_main
 from sdft.options.quoting import format_for_shell
+from sdft.runs.terminal import print_text
 
 OPTION_TYPES = {"run": str | None, "to": str | None, "license": str | None}
 OPTION_TYPES |= dict.fromkeys(("best", "captions", "push", "private"), bool)
@@ -26,16 +27,18 @@ def main(cfg):
     run = Path(cfg.run).expanduser() if cfg.run else find_newest_run()
     folder = write_publication(PublishRequest(run, cfg.to, cfg.license, cfg.best, cfg.captions))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
-    print(f"folder     {folder}/ ({size:.1f} MB)")
+    print_text(f"folder     {folder}/ ({size:.1f} MB)")
     if not cfg.license:
-        print(
+        print_text(
             f"license    none; others may not use the result, choose license=… of {', '.join(LICENSES.split()[:5])}, …"
         )
-    print(f"card       {folder / 'README.md'}")
+    print_text(f"card       {folder / 'README.md'}")
     if cfg.push:
-        print(f"hub        {upload_folder(folder, cfg.to, cfg.private, f'{run.parent.name} of sdft')}")
+        print_text(f"hub        {upload_folder(folder, cfg.to, cfg.private, f'{run.parent.name} of sdft')}")
     else:
-        print(f"next       sdft publish {format_for_shell('run', run)} to={cfg.to or 'USER/NAME'} license=… push=true")
+        print_text(
+            f"next       sdft publish {format_for_shell('run', run)} to={cfg.to or 'USER/NAME'} license=… push=true"
+        )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 from importlib.util import find_spec
 
 from sdft.cli.entry_point import hydra_main
+from sdft.runs.terminal import print_text
 
 
 @hydra_main("wandb_report")
@@ -23,7 +24,7 @@ def main(cfg):
     try:
         entity = cfg.entity or wandb.Api().default_entity
         for name, build in (("report", build_report), ("view", build_workspace)):
-            print(f"{name:<8} {build(entity, cfg.project, cfg.group, cfg.metric).save().url}")
+            print_text(f"{name:<8} {build(entity, cfg.project, cfg.group, cfg.metric).save().url}")
     except (wandb.errors.Error, ValueError) as error:
         raise ValueError(f"{option}: {error}") from None
 

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdft.runs.terminal import print_text
 from sdft.sweeps.jobs import Job
 from sdft.sweeps.launchers.remote_command import MAX_QUEUED_JOBS, RemoteCommand, build_remote_command, require_package
 
@@ -56,7 +57,7 @@ class RayJob:
         try:
             return ray.get(self.reference)
         except ray.exceptions.RayError as error:
-            print(f"           {str(error).strip().splitlines()[-1]}", flush=True)
+            print_text(f"           {str(error).strip().splitlines()[-1]}", flush=True)
             return 1
 
     def stop(self) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft.distributed import count_gpus
+from sdft.runs.terminal import print_text
 from sdft.sweeps.jobs import Job
 from sdft.sweeps.launchers.remote_command import MAX_QUEUED_JOBS, build_remote_command, require_package
 
@@ -82,7 +83,7 @@ class SubmittedJob:
             return None
         failed = [error for error in (task.exception() for task in self.tasks) if error]
         if failed:
-            print(f"           {type(failed[0]).__name__}: {str(failed[0]).strip().splitlines()[-1]}", flush=True)
+            print_text(f"           {type(failed[0]).__name__}: {str(failed[0]).strip().splitlines()[-1]}", flush=True)
         return int(bool(failed))
 
     def stop(self) -> None:

@@ -4,6 +4,7 @@ import math
 from collections import deque
 from statistics import median
 
+from sdft.runs.terminal import print_text
 from sdft.training.callbacks.base import RunCallback
 
 HISTORY_SIZE = 50  # reports
@@ -56,7 +57,7 @@ class LossSpikeWarning(RunCallback):
     def warn_spike(self, trainer, loss: float) -> None:
         ratio = loss / median(self.history)
         if trainer.is_global_zero:
-            print(
+            print_text(
                 f"warning    step {self.last_step}: loss {loss:.4g} is {ratio:.1f} times its median {median(self.history):.4g}; "
                 "if it stays high, lower lr",
                 flush=True,

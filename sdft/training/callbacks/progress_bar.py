@@ -5,6 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sdft.runs.terminal import print_text
 from sdft.training.callbacks.base import RunCallback
 
 LINE_INTERVAL_SECONDS = 30
@@ -33,7 +34,7 @@ class ProgressBar(RunCallback):
         is_line_due = time.monotonic() - self.last_line_time > LINE_INTERVAL_SECONDS
         if self.bar.disable and trainer.global_rank == 0 and is_line_due:
             self.last_line_time = time.monotonic()
-            print(f"{trainer.global_step}/{trainer.max_steps}  {self.format_metrics()}", flush=True)
+            print_text(f"{trainer.global_step}/{trainer.max_steps}  {self.format_metrics()}", flush=True)
 
     def format_metrics(self) -> str:
         last = self.training_metrics.last
