@@ -1,6 +1,6 @@
 """Score: python evaluate.py run=outputs/NAME/STAMP   (--help lists all options)."""
 
-from sdft.apps.evaluate import main
+from sdft.__main__ import run_program
 
 if __name__ == "__main__":
-    main()
+    run_program("sdft.apps.evaluate")

@@ -1,6 +1,6 @@
 """Fine-tune: python train.py method=lora rank=32   (--help lists all options)."""
 
-from sdft.apps.train import main
+from sdft.__main__ import run_program
 
 if __name__ == "__main__":
-    main()
+    run_program("sdft.apps.train")

@@ -37,7 +37,17 @@ def main() -> None:
     if name not in PROGRAMS:
         sys.exit(f"error: {escape_unprintable(name)}: unknown program; choose {', '.join(PROGRAMS)}")
     del sys.argv[1]
-    import_module(PROGRAMS[name]).main(name)
+    run_program(PROGRAMS[name], name)
+
+
+def run_program(module: str, name: str | None = None) -> None:
+    """Run the `main` of a program; Ctrl-C ends it in one line, also during its imports, which take seconds."""
+    protect_output()
+    try:
+        import_module(module).main(name)
+    except KeyboardInterrupt:
+        print_text("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

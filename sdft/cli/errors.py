@@ -44,6 +44,8 @@ def report_errors_in_one_line(show_traceback: bool):
     except ExitStatus as end:
         sys.exit(end.status)
     except Exception as error:
+        if is_caused_by_interrupt(error):
+            sys.exit(130)
         rank = get_process_info().rank
         if rank:
             time.sleep(FIRST_ERROR_DELAY)
@@ -57,6 +59,14 @@ def report_errors_in_one_line(show_traceback: bool):
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def is_caused_by_interrupt(error: BaseException) -> bool:
+    """Whether Ctrl-C left Hydra or OmegaConf in a state in which their clean-up fails."""
+    is_interrupted, context = False, error.__context__
+    while context is not None and not is_interrupted:
+        is_interrupted, context = isinstance(context, KeyboardInterrupt), context.__context__
+    return is_interrupted and is_raised_in(error, *HYDRA_PACKAGES)
 
 
 def unwrap_error(error: BaseException) -> BaseException:

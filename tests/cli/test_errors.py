@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from sdft.cli.errors import report_errors_in_one_line
 
@@ -15,3 +16,12 @@ def test_a_missing_home_directory_is_named_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: Could not determine home directory.\n"
     with pytest.raises(RuntimeError), report_errors_in_one_line(show_traceback=False):
         raise RuntimeError("a mistake of ours")
+
+
+def test_ctrl_c_that_breaks_a_clean_up_of_omegaconf_is_no_error(capsys):
+    with pytest.raises(SystemExit) as ended, report_errors_in_one_line(show_traceback=False):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            OmegaConf.to_container(None)
+    assert ended.value.code == 130 and not capsys.readouterr().err

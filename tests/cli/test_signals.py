@@ -1,8 +1,12 @@
 """Signals end a program with their status; during training they only request a stop."""
 
+import runpy
 import signal
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
 from sdft.cli.signals import STOP_SIGNALS, SignalListener
 
@@ -72,3 +76,26 @@ def test_a_hangup_ignored_at_the_start_stays_ignored():  # nohup
         signal.raise_signal(signal.SIGHUP)
         assert not listener.number
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("arguments", [["sdft", "show", "adapter=x"], ["train.py"], ["evaluate.py"]])
+def test_ctrl_c_during_the_first_imports_ends_in_one_line(arguments, monkeypatch, capsys):
+    def interrupt(module):
+        assert module.startswith("sdft.apps.")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr("importlib.import_module", interrupt)
+    file = ROOT / ("sdft/__main__.py" if arguments[0] == "sdft" else arguments[0])
+    monkeypatch.delitem(sys.modules, "sdft.__main__", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(file), run_name="__main__")
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_nothing_slow_is_imported_before_ctrl_c_is_handled():
+    code = "import sys; before = set(sys.modules); import sdft.__main__; print(*sorted({*sys.modules} - before))"
+    command = [sys.executable, "-c", code]
+    modules = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    own = {name for name in modules if name.partition(".")[0] == "sdft"}
+    assert {name.partition(".")[0] for name in {*modules} - own} <= sys.stdlib_module_names and len(own) < 8
