@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from contextlib import chdir
+from contextlib import chdir, contextmanager
 from functools import cache, partial
 from pathlib import Path
 
@@ -58,6 +58,34 @@ def compose_config(*overrides: str, config: str = "train") -> DictConfig:
         return compose(config, list(overrides), return_hydra_config=True)
 
 
+MEMORY_ESTIMATES = {}
+# options that the memory of a step does not depend on
+MEMORY_IRRELEVANT = """
+    steps resume reproduce seed lr schedule save_every log_every sample_every metrics validate_every evaluate_every logger
+    evaluate_images protocol.images checkpoint_metric checkpoints_total_limit workers allow_config_change data.per_digit
+    data.digits sampling.steps prompts
+"""
+
+
+@contextmanager
+def estimate_memory_once(overrides: tuple[str, ...]):
+    """Of runs that differ in other options only, estimate the memory of the first: it takes as long as ten steps."""
+    from sdft.training import run_summary
+
+    estimate = run_summary.estimate_memory
+    irrelevant = MEMORY_IRRELEVANT.split()
+    key = frozenset(override for override in overrides if override.partition("=")[0] not in irrelevant)
+
+    def estimate_once(module, step):
+        if key not in MEMORY_ESTIMATES:
+            MEMORY_ESTIMATES[key] = estimate(module, step)
+        return MEMORY_ESTIMATES[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_summary, "estimate_memory", estimate_once)
+        yield
+
+
 def run_training(home: Path, *overrides: str, name: str = "run"):
     """Train in the folder `home/name`, with `home` as the working directory; return (module, folder)."""
     from sdft.config import check_config
@@ -74,7 +102,8 @@ def run_training(home: Path, *overrides: str, name: str = "run"):
     invocation = Invocation(
         folder, overrides=tuple(hydra_config.overrides.task), choices=dict(hydra_config.runtime.choices)
     )
-    return train(cfg, invocation).module, folder
+    with estimate_memory_once(overrides):
+        return train(cfg, invocation).module, folder
 
 
 def read_metric_rows(folder: Path) -> list[dict]:

@@ -116,3 +116,20 @@ def wait_for_success(programs: list[ForkedProgram]) -> None:
     for program in programs:
         done = program.communicate()
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def die_at_rename(pattern: str, count: int, early: bool) -> None:
+    """Kill this process when `count` files with `pattern` in the name get their names, before the last one or after it."""
+    replace = os.replace
+
+    def replace_and_count(*names):
+        nonlocal count
+        count -= pattern in str(names[1])
+        is_last = count == 0 and pattern in str(names[1])
+        if is_last and early:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*names)
+        if is_last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace_and_count
