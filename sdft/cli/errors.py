@@ -11,7 +11,7 @@ from pathlib import Path
 import hydra
 import omegaconf
 from hydra.errors import HydraException, InstantiationException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from sdft.config import PACKAGE
 from sdft.distributed import get_process_info, is_initialized
@@ -106,6 +106,10 @@ def format_error(error: BaseException) -> str:
             parts.append(str(error.__cause__).splitlines()[0])
     if isinstance(error, OmegaConfBaseException) and error.full_key and error.full_key not in parts[0]:
         parts = [f"{error.full_key}: {parts[0]}"]
+    if isinstance(error, InterpolationKeyError):
+        given = [argument for argument in sys.argv[1:] if "${" in argument]
+        reason = "no such option; ${…} stands for another option, so no name of a file may contain it: rename the file"
+        parts = [f"{' '.join(given)}: {reason}"] if given else [*parts, f"({reason})"]
     is_descriptive = isinstance(error, HydraException | OmegaConfBaseException) and str(error).strip()
     if not is_descriptive and is_raised_in(error, *HYDRA_PACKAGES):
         parts = [*parts[:1], "in the options", *sys.argv[1:]]  # the message does not name the option

@@ -1,6 +1,7 @@
 """Errors that a user can mend are one line."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,11 @@ def test_ctrl_c_that_breaks_a_clean_up_of_omegaconf_is_no_error(capsys):
         finally:
             OmegaConf.to_container(None)
     assert ended.value.code == 130 and not capsys.readouterr().err
+
+
+def test_a_path_that_reads_as_an_interpolation_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "data=folder", "data.path=photos${x}"])
+    with pytest.raises(SystemExit), report_errors_in_one_line(show_traceback=False):
+        _ = OmegaConf.from_dotlist(sys.argv[2:]).data.path
+    line = capsys.readouterr().err
+    assert line.startswith("error: data.path=photos${x}: ") and "rename" in line and line.count("\n") == 1
