@@ -52,6 +52,28 @@ def tiny():
     return build
 
 
+@pytest.fixture(scope="session")
+def small_model_folder(tmp_path_factory):
+    """A function that returns a folder with the configurations of a small sd21 or sdxl."""
+    from small_models import SMALL_MODELS, write_small_model
+
+    home = tmp_path_factory.mktemp("small")
+    folders = {name: write_small_model(name, home / name) for name in SMALL_MODELS}
+    return folders.__getitem__
+
+
+@pytest.fixture(scope="session")
+def small_xl(small_model_folder):
+    """A function that builds a small Stable Diffusion XL, with the same random weights every time."""
+    from sdft.models.loading import load_stable_diffusion
+
+    def build(seed: int = 0, **options):
+        torch.manual_seed(seed)
+        return load_stable_diffusion(str(small_model_folder("sdxl")), weights="random", **options)
+
+    return build
+
+
 def compose_config(*overrides: str, config: str = "train") -> DictConfig:
     """The config that the command line would compose."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

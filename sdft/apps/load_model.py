@@ -14,7 +14,7 @@ from sdft.evaluation.variants import BEST, find_result_folder, load_checkpoint_w
 from sdft.lora.file import check_weight_count, find_lora_file
 from sdft.lora.scaling import load_adapters, set_adapter_scales
 from sdft.methods.base import Method
-from sdft.models.stable_diffusion import StableDiffusion
+from sdft.models.diffusion_model import DiffusionModel
 from sdft.runs.hashing import hash_weights
 from sdft.runs.newest_run import find_newest_run
 from sdft.runs.run_config import read_run_config
@@ -67,7 +67,7 @@ class LoadedModel:
     `digest` is the hash of all weights except those of adapters, if requested.
     """
 
-    model: StableDiffusion
+    model: DiffusionModel
     cfg: DictConfig
     run: Path | None
     adapters: list[Path]

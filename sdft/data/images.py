@@ -153,22 +153,45 @@ def resize_and_crop(
 
     Returns `[3, height, width]`, -1..1.
     """
-    (width, height), (target_width, target_height) = image.size, size
-    scale = max(target_width / width, target_height / height)
+    (width, height), scale = image.size, choose_scale(image.size, size)
     if width * height * scale**2 > MAX_COVERING_PIXELS:
-        image = cut_strip(image, (target_width / scale, target_height / scale), crop_position)
-        width, height = image.size
-    covering = (max(target_width, round(width * scale)), max(target_height, round(height * scale)))
+        image = cut_strip(image, (size[0] / scale, size[1] / scale), crop_position)
+    covering = choose_covering_size(image.size, size, scale)
     if covering != image.size:
         image = image.resize(covering, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    left, top = place_crop(covering, size, crop_position)
+    image = image.crop((left, top, left + size[0], top + size[1]))
+    if flip:
+        image = ImageOps.mirror(image)
+    return image_to_pixels(image)
+
+
+def choose_scale(image_size: Size, size: Size) -> float:
+    """The factor by which an image is resized to cover `size`."""
+    return max(size[0] / image_size[0], size[1] / image_size[1])
+
+
+def choose_covering_size(image_size: Size, size: Size, scale: float) -> Size:
+    """The size of an image that was resized by `scale` to cover `size`."""
+    return max(size[0], round(image_size[0] * scale)), max(size[1], round(image_size[1] * scale))
+
+
+def place_crop(covering: Size, size: Size, crop_position: tuple[float, float]) -> tuple[int, int]:
+    """Left and top of a crop of `size` at `crop_position` (0..1; x, y)."""
     left, top = (
         int(p * (covered - cropped + 1 - 1e-9))
         for p, covered, cropped in zip(crop_position, covering, size, strict=True)
     )
-    image = image.crop((left, top, left + target_width, top + target_height))
-    if flip:
-        image = ImageOps.mirror(image)
-    return image_to_pixels(image)
+    return left, top
+
+
+def locate_crop(
+    image_size: Size, size: Size, crop_position: tuple[float, float] = (0.5, 0.5), flip: bool = False
+) -> tuple[int, int]:
+    """Left and top, in the resized image, of the crop of `resize_and_crop`; those of the mirrored image if `flip`."""
+    covering = choose_covering_size(image_size, size, choose_scale(image_size, size))
+    left, top = place_crop(covering, size, crop_position)
+    return (covering[0] - left - size[0] if flip else left), top
 
 
 def cut_strip(image: Image.Image, size: tuple[float, float], crop_position: tuple[float, float]) -> Image.Image:

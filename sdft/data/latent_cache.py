@@ -1,6 +1,7 @@
-"""Frozen-network outputs, keyed by content: latent moments and caption contexts are computed once and cached."""
+"""Frozen-network outputs, keyed by content: latent moments and text outputs are computed once and cached."""
 
 import errno
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, islice
@@ -9,7 +10,7 @@ from tempfile import TemporaryFile
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sdft.distributed as processes
 from sdft.data.dataset import CaptionedImage
@@ -33,24 +34,24 @@ FLUSH_INTERVAL = 15  # seconds after which an incomplete file is written
 def fill_caches(
     datasets: list[TrainingDataset], model, text: bool, check: Callable[[int], None] = lambda size: None
 ) -> list[str]:
-    """Attach latent caches, unless crops are random, and with `text` context caches; compute the missing entries.
+    """Attach latent caches, unless crops are random, and with `text` those of the text encoders; compute the missing entries.
 
     Returns the names of the model parts that training no longer needs. Calls `check` with the bytes that will be written,
     before computing anything.
     """
     settings, unused_parts, jobs = datasets[0].settings, [], []
     if settings.cache != "off" and settings.crop != "random":
-        cache = open_cache(settings, "latents", model.vae)
+        cache = open_cache(settings, "latents", [model.vae])
         jobs.append((cache, list_required_latents(datasets), build_latent_encoder(model), "latents"))
         for dataset in datasets:
             dataset.latents = cache
         unused_parts.append("vae")
     if settings.cache != "off" and text:
-        cache = open_cache(settings, "text", model.clip_l, f"-{str(model.compute_dtype).removeprefix('torch.')}")
-        jobs.append((cache, list_required_contexts(datasets), build_context_encoder(model), "captions"))
+        cache = open_cache(settings, "text", list(model.text_encoders.values()), f"-{model.text_settings}")
+        jobs.append((cache, list_required_captions(datasets), build_text_encoder(model), "captions"))
         for dataset in datasets:
-            dataset.contexts = cache
-        unused_parts.append("clip_l")
+            dataset.texts = cache
+        unused_parts += model.text_encoders
     is_on_disk = settings.cache == "disk"
     check(sum(count_missing_bytes(cache, required, model) for cache, required, *_ in jobs) if is_on_disk else 0)
     max_pixels = MAX_PIXELS_CPU if model.vae.device.type == "cpu" else MAX_PIXELS_GPU
@@ -61,11 +62,11 @@ def fill_caches(
     return unused_parts
 
 
-def open_cache(settings, kind: str, encoder, suffix: str = "") -> TensorCache:
-    """The cache of an encoder's outputs; on disk, its folder is named after the encoder's weights. Collective."""
+def open_cache(settings, kind: str, encoders: list[nn.Module], suffix: str = "") -> TensorCache:
+    """The cache of the outputs of encoders; on disk, its folder is named after their weights. Collective."""
     if settings.cache == "ram":
         return TensorCache(None)
-    folder = CACHE_DIR / kind / f"{hash_weights_on_rank_0(encoder)}{suffix}"
+    folder = CACHE_DIR / kind / ("-".join(map(hash_weights_on_rank_0, encoders)) + suffix)
     return TensorCache(folder, processes.broadcast(is_writable_folder(folder) if processes.rank() == 0 else None))
 
 
@@ -85,13 +86,10 @@ def is_writable_folder(folder: Path) -> bool:
 
 
 def count_missing_bytes(cache: TensorCache, required: Mapping[bytes, tuple], model) -> int:
-    """Bytes of the missing entries: fp32 moments and mask per latent, fp32 context per caption."""
+    """Bytes of the missing entries: fp32 moments and mask per latent, fp32 text outputs per caption."""
     missing = (required[key][0] for key in list_missing(cache, required))
-    channels, width = 2 * model.vae.config.latent_channels + 1, model.clip_l.config.hidden_size
-    tokens = model.prompt_chunks * model.chunk_length
-    return sum(
-        4 * (channels * size[0] * size[1] // model.vae_scale_factor**2 if size else tokens * width) for size in missing
-    )
+    channels, text = 2 * model.vae.config.latent_channels + 1, sum(map(math.prod, model.text_shapes(1).values()))
+    return sum(4 * (channels * size[0] * size[1] // model.vae_scale_factor**2 if size else text) for size in missing)
 
 
 def compute_missing(
@@ -167,7 +165,7 @@ def list_required_latents(datasets: list[TrainingDataset]) -> RequiredEntries:
     return RequiredEntries(generate(), get_arguments)
 
 
-def list_required_contexts(datasets: list[TrainingDataset]) -> RequiredEntries:
+def list_required_captions(datasets: list[TrainingDataset]) -> RequiredEntries:
     """(0, caption) of every caption that may be drawn and of the empty caption, by cache key."""
 
     def generate() -> Iterator[tuple[bytes, int, int, int, bool]]:
@@ -219,13 +217,14 @@ def build_latent_encoder(model):
     return compute
 
 
-def build_context_encoder(model):
-    """Return a function that computes `context` `[tokens, width]` entries."""
+def build_text_encoder(model):
+    """Return a function that computes entries of the text outputs, such as `context` `[tokens, width]`."""
 
     @torch.no_grad()
     def compute(arguments: list[tuple]) -> list[CacheEntry]:
-        ids = model.tokenize([text for _, text in arguments]).to(model.clip_l.device)
-        with torch.autocast(ids.device.type, model.compute_dtype, enabled=model.compute_dtype is not torch.float32):
-            return [{"context": context} for context in model.condition(ids).cpu()]
+        device = next(iter(model.text_encoders.values())).device
+        with torch.autocast(device.type, model.compute_dtype, enabled=model.compute_dtype is not torch.float32):
+            text = model.encode_text(model.tokenize([text for _, text in arguments]).to(device))
+        return [dict(zip(text, row, strict=True)) for row in zip(*(t.cpu() for t in text.values()), strict=True)]
 
     return compute

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import Dataset, default_collate
@@ -12,9 +13,10 @@ from sdft.data.buckets import Size, choose_bucket, choose_bucket_step
 from sdft.data.compact_lists import TextLists
 from sdft.data.contact_sheet import ContactSheet
 from sdft.data.dataset import ImageDataset
-from sdft.data.images import crop_with_mask
+from sdft.data.images import crop_with_mask, locate_crop
 from sdft.data.tensor_cache import KEY_SIZE
 from sdft.data.transforms import ImageSubset
+from sdft.models.diffusion_model import describe_geometry
 from sdft.rng import Draw, draw_pyramid_noise, make_generator
 
 CROP_MODES = ("buckets", "center", "random")
@@ -100,8 +102,8 @@ class DataSettings:
 class TrainingDataset(Dataset):
     """Map sample numbers to tensors. Each epoch visits every image once in a new order; random draws depend on the number.
 
-    `latents` and `contexts` are caches of autoencoder and text-encoder outputs, if these are precomputed: samples then hold
-    `mean` and `std` instead of `pixels`, and `context` instead of `ids`.
+    `latents` and `texts` are caches of autoencoder and text-encoder outputs, if these are precomputed: samples then hold
+    `mean` and `std` instead of `pixels`, and the text outputs, such as `context`, instead of `ids`.
     """
 
     collate = staticmethod(default_collate)
@@ -116,11 +118,12 @@ class TrainingDataset(Dataset):
         self.sizes = settings.choose_target_sizes(source, model.size_multiple)
         self.plan, self.datasets = SamplingPlan(settings.seed, self.sizes, samples_per_step), [self]
         self.source = settings.repeat_for_resolutions(source)
+        self.original_sizes = np.array(self.source.sizes(), dtype=np.int32)
         self.contact_sheet = ContactSheet(self.source, self.sizes)
         captions = self.source.all_captions()
         self.captions = captions if isinstance(captions, TextLists) else TextLists(captions)
         self.tokenizer = model.prompt_tokenizer
-        self.latents = self.contexts = None
+        self.latents = self.texts = None
         self.target_sizes: list[Size] = []  # sizes of the paired images, if samples are paired
 
     def __len__(self):
@@ -140,6 +143,7 @@ class TrainingDataset(Dataset):
         flip = self.settings.flip and bool(self.draw_uniform(number, Draw.FLIP) < 0.5)
         return {
             **self.load_image_tensors(index, size, crop_position, flip),
+            "geometry": self.describe_geometry(index, size, crop_position, flip),
             **self.load_text_tensors(self.draw_caption(index, number)),
             **self.draw_noise(number, size),
             "timestep_draw": self.draw_uniform(number, Draw.TIMESTEP)[0],
@@ -152,6 +156,7 @@ class TrainingDataset(Dataset):
         """Image `index`, center-cropped, at `timestep_fraction` (0..1) of the noise schedule, with fixed noise."""
         return {
             **self.load_image_tensors(index, self.sizes[index]),
+            "geometry": self.describe_geometry(index, self.sizes[index]),
             **self.load_text_tensors(self.tokenizer.encode(self.captions[index][0])),
             **self.draw_noise((Draw.FIXED, index, timestep_fraction), self.sizes[index]),
             "timestep_fraction": torch.tensor(timestep_fraction),
@@ -171,6 +176,13 @@ class TrainingDataset(Dataset):
         sample, mask_shape = self.source.load_image(index, size), self.latent_shape(size)[1:]
         return crop_with_mask(sample.image, sample.mask, size, mask_shape, crop_position, flip)
 
+    def describe_geometry(
+        self, index: int, size: Size, crop_position: tuple[float, float] = CENTER, flip: bool = False
+    ) -> Tensor:
+        """Size of the image file, place and size of its crop, `[6]`, see `sdft.models.diffusion_model`."""
+        original = tuple(self.original_sizes[index].tolist())
+        return describe_geometry(original, locate_crop(original, size, crop_position, flip), size)
+
     def draw_caption(self, index: int, number: int) -> Tensor:
         """Token ids `[tokens]` of one of the image's captions, or of the empty caption, drawn by sample number."""
         if bool(self.draw_uniform(number, Draw.DROPOUT) < self.settings.dropout):
@@ -187,7 +199,7 @@ class TrainingDataset(Dataset):
         return self.tokenizer([", ".join([*fixed, *[movable[i] for i in order]])])[0]
 
     def load_text_tensors(self, ids: Tensor) -> dict[str, Tensor]:
-        return {"ids": ids} if self.contexts is None else self.contexts[self.text_key(ids)]
+        return {"ids": ids} if self.texts is None else self.texts[self.text_key(ids)]
 
     def draw_noise(self, number, size: Size) -> dict[str, Tensor]:
         shape, discount = self.latent_shape(size), self.settings.pyramid_noise
@@ -223,5 +235,5 @@ class TrainingDataset(Dataset):
 
     @staticmethod
     def text_key(ids: Tensor) -> bytes:
-        """Cache key of a context; the text encoder is not part of it."""
+        """Cache key of the text outputs; the text encoders are not part of it."""
         return hashlib.sha256(ids.numpy().tobytes()).digest()[:KEY_SIZE]

@@ -13,8 +13,8 @@ from sdft.lora.file import read_lora_file
 from sdft.lora.formats import load_lora
 from sdft.methods.base import Method
 from sdft.methods.full import FullFineTuning
-from sdft.models.loading import check_model_folder
-from sdft.models.stable_diffusion import StableDiffusion
+from sdft.models.diffusion_model import DiffusionModel
+from sdft.models.model_folder import check_model_folder
 from sdft.runs.checkpoint_file import read_checkpoint
 
 BASE = "base"
@@ -30,10 +30,10 @@ class ModelVariant:
 
     label: str
     source: str = BASE
-    load: Callable[[StableDiffusion], None] = lambda model: None
+    load: Callable[[DiffusionModel], None] = lambda model: None
     scale: float = 1.0
     step: int | None = None
-    check: Callable[[StableDiffusion], None] = lambda model: None
+    check: Callable[[DiffusionModel], None] = lambda model: None
 
 
 def build_run_variants(
@@ -83,7 +83,7 @@ def build_file_variants(path: Path, scales: list[float]) -> list[ModelVariant]:
     if scales != [1.0]:
         raise ValueError(f"adapter_scales={scales}: only adapters can be scaled; adapter={path} is a pipeline")
 
-    def load(model: StableDiffusion) -> None:
+    def load(model: DiffusionModel) -> None:
         try:
             with name_adapter_in_errors():
                 FullFineTuning(text_encoder=True).load(model, path)
@@ -91,7 +91,7 @@ def build_file_variants(path: Path, scales: list[float]) -> list[ModelVariant]:
             part = "text_encoder" if "CLIPText" in str(error) else "unet"
             raise ValueError(f"adapter={path}: the shapes of its {part} do not match {model.name}") from None
 
-    def check(_: StableDiffusion) -> None:
+    def check(_: DiffusionModel) -> None:
         with name_adapter_in_errors():
             check_model_folder(path)
 
@@ -133,7 +133,7 @@ def select_checkpoints(run: Path, checkpoints: str | list[int] | None) -> list[t
     return [(step, files[step]) for step in checkpoints]
 
 
-def load_checkpoint_weights(model: StableDiffusion, method: Method, file: Path, seed: int) -> None:
+def load_checkpoint_weights(model: DiffusionModel, method: Method, file: Path, seed: int) -> None:
     """Load the trainable weights of a checkpoint; the EMA average if the run kept one."""
     checkpoint = read_checkpoint(file)
     if any("train_mode" in group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sdft.lora.scaling import find_adapter_layers, set_adapter_scales
-from sdft.models.stable_diffusion import StableDiffusion
+from sdft.models.diffusion_model import DiffusionModel
 
 INTERPOLATION_MODES = ("dw", "factors")
 
@@ -15,7 +15,7 @@ class AdapterInterpolator:
     The two differ for 0 < t < 1: a product of means is not the mean of products. `names` are the adapters in `model`.
     """
 
-    def __init__(self, model: StableDiffusion, names: list[str], mode: str = "dw"):
+    def __init__(self, model: DiffusionModel, names: list[str], mode: str = "dw"):
         self.model, self.names, self.mode = model, names, mode
         set_adapter_scales(model, dict.fromkeys(names, 1.0))
         self.factors = (

@@ -12,8 +12,8 @@ from sdft.lora.dora import expand_dora
 from sdft.lora.families import normalize_layer_name
 from sdft.lora.file import LoraFile, check_weight_count
 from sdft.lora.low_rank_result import LowRankResult
+from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.loading import load_stable_diffusion
-from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import is_local_path
 from sdft.runs.hashing import hash_weights
 
@@ -21,7 +21,7 @@ Targets = dict[str, list[str] | None]  # by part: suffixes of layer names, or No
 
 
 @torch.no_grad()
-def merge_lora_files(model: StableDiffusion, files: list[LoraFile], weights: list[float]) -> None:
+def merge_lora_files(model: DiffusionModel, files: list[LoraFile], weights: list[float]) -> None:
     """Add sum(weight * dW) to the weights in place; the dW of a DoRA is computed from the base, as in diffusers."""
     check_weight_count(weights, len(files))
     changes: dict[tuple[str, str], Tensor] = {}
@@ -40,15 +40,15 @@ def merge_lora_files(model: StableDiffusion, files: list[LoraFile], weights: lis
         tensor.copy_(tensor.double() + change.to(tensor.device))
 
 
-def get_parameter(model: StableDiffusion, part: str, parameter: str) -> Tensor | None:
+def get_parameter(model: DiffusionModel, part: str, parameter: str) -> Tensor | None:
     layer, _, kind = parameter.rpartition(".")
     return getattr(get_layer(part, model.components[part], layer), kind)
 
 
 @torch.no_grad()
 def extract_lora(
-    base: StableDiffusion,
-    tuned: StableDiffusion,
+    base: DiffusionModel,
+    tuned: DiffusionModel,
     rank: int | None,
     energy: float | None = None,
     targets: Targets | None = None,
@@ -73,7 +73,7 @@ def extract_lora(
 
 
 @torch.no_grad()
-def find_nearest_lora(base: StableDiffusion, file: LoraFile, rank: int) -> LowRankResult:
+def find_nearest_lora(base: DiffusionModel, file: LoraFile, rank: int) -> LowRankResult:
     """The plain LoRA of `rank` nearest to the change that a file makes to the base weights, its DoRA magnitudes included."""
     if rank < 1:
         raise ValueError(f"rank={rank}: choose 1 or more; the error falls with the rank")
@@ -87,7 +87,7 @@ def find_nearest_lora(base: StableDiffusion, file: LoraFile, rank: int) -> LowRa
     return result
 
 
-def check_extraction(base: StableDiffusion, tuned: StableDiffusion, rank: int | None, energy: float | None) -> int:
+def check_extraction(base: DiffusionModel, tuned: DiffusionModel, rank: int | None, energy: float | None) -> int:
     """Return the highest possible rank; `ValueError` for different architectures or an invalid rank or energy."""
     shapes, tuned_shapes = get_model_architecture(base).shapes, get_model_architecture(tuned).shapes
     if shapes != tuned_shapes:
@@ -110,7 +110,7 @@ def matches_targets(part: str, name: str, suffixes: list[str] | None) -> bool:
     )
 
 
-def compute_squared_differences(base: StableDiffusion, tuned: StableDiffusion) -> Iterator[float]:
+def compute_squared_differences(base: DiffusionModel, tuned: DiffusionModel) -> Iterator[float]:
     """Yield the squared norm of the change of each parameter of the UNet and the text encoder."""
     for part, module in base.components.items():
         tuned_parameters = dict(tuned.components[part].named_parameters())
@@ -120,7 +120,7 @@ def compute_squared_differences(base: StableDiffusion, tuned: StableDiffusion) -
                 yield float((after - before).double().square().sum())
 
 
-def load_model_or_run(name: str, option: str) -> StableDiffusion:
+def load_model_or_run(name: str, option: str) -> DiffusionModel:
     """Load a model by `model.name`, or the pipeline of a run; errors name the option."""
     run = Path(name).expanduser() / "pipeline"
     try:
@@ -130,7 +130,7 @@ def load_model_or_run(name: str, option: str) -> StableDiffusion:
 
 
 def build_extract_metadata(
-    base: StableDiffusion, tuned: StableDiffusion, rank: int | None, energy: float | None, energy_fraction: float
+    base: DiffusionModel, tuned: DiffusionModel, rank: int | None, energy: float | None, energy_fraction: float
 ) -> dict[str, str]:
     """Header metadata that records the two models and the settings."""
     sources = [{"file": format_model_name(model.name), "sha256": hash_weights(model)} for model in (base, tuned)]

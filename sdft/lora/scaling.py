@@ -14,10 +14,10 @@ from torch import nn
 
 from sdft.lora.file import check_weight_count, find_lora_file
 from sdft.lora.formats import load_lora
-from sdft.models.stable_diffusion import StableDiffusion
+from sdft.models.diffusion_model import DiffusionModel
 
 
-def load_adapters(model: StableDiffusion, files: list[Path], weights: list[float] | None = None) -> list[str]:
+def load_adapters(model: DiffusionModel, files: list[Path], weights: list[float] | None = None) -> list[str]:
     """Load each file (or run or adapter folder) at its weight, 1 by default; return the adapter names.
 
     Every layer changes by the weighted sum. `ValueError` for a file that does not fit, for a NaN/Inf weight, or unless there is

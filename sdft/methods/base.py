@@ -4,7 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import ClassVar
 
-from sdft.models.stable_diffusion import StableDiffusion
+from sdft.models.diffusion_model import DiffusionModel
 
 
 class Method:
@@ -13,10 +13,10 @@ class Method:
     output_kind: ClassVar[str]  # the folder in the run that `save` fills
     is_distillation: ClassVar[bool] = False  # the base model is the teacher; the objective must match
 
-    def check(self, model: StableDiffusion, captions: list[str]) -> None:
+    def check(self, model: DiffusionModel, captions: list[str]) -> None:
         """Raise `ValueError` for settings that cannot be trained, before any expensive work."""
 
-    def prepare(self, model: StableDiffusion) -> None:
+    def prepare(self, model: DiffusionModel) -> None:
         """Unfreeze or add the trainable weights."""
         raise NotImplementedError
 
@@ -30,10 +30,10 @@ class Method:
         """The factor on the learning rate of the parameter `name`."""
         return 1.0
 
-    def save(self, model: StableDiffusion, folder: Path, name: str) -> None:
+    def save(self, model: DiffusionModel, folder: Path, name: str) -> None:
         """Write the trained weights in formats that other tools read; `name` is the name of the run."""
         raise NotImplementedError
 
-    def load(self, model: StableDiffusion, folder: Path) -> None:
+    def load(self, model: DiffusionModel, folder: Path) -> None:
         """Load the files of `save` into a model on which `prepare` was not called."""
         raise NotImplementedError

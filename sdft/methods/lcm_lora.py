@@ -34,11 +34,11 @@ class LCMLoRA(LoRA):
             raise ValueError("data: no image has a caption; guidance distillation requires captions")
 
     def prepare(self, model):
-        model.cache_unconditional_embedding()
+        model.cache_unconditional_text()
         super().prepare(model)
 
     @staticmethod
-    def predict_as_teacher(model, noisy, timesteps, context):
+    def predict_as_teacher(model, noisy, timesteps, conditioning):
         """The UNet's output without the adapter, `[batch, 4, h, w]`."""
         with disable_adapters(model.unet):
-            return model.predict(noisy, timesteps, context)
+            return model.predict(noisy, timesteps, conditioning)

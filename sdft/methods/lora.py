@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from sdft.methods.base import Method
-from sdft.models.stable_diffusion import COMPONENT_NAMES
 
 ADAPTER_TYPES = ("lora", "loha", "lokr")
 INIT_METHODS = ("gaussian", "kaiming", "pissa")
@@ -122,7 +121,7 @@ class LoRA(Method):
         is_plain_lora = self.adapter_type == "lora" and self.init_lora_weights != "pissa"
         adapters = {}
         for part in self.get_targets(model):
-            component, network = COMPONENT_NAMES[part], model.parts[part]
+            component, network = model.component_names[part], model.parts[part]
             adapters[component] = (
                 get_adapter_state(component, network)
                 if is_plain_lora

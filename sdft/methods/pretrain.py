@@ -10,6 +10,7 @@ class Pretrain(FullFineTuning):
     def prepare(self, model):
         model.unet = type(model.unet).from_config(model.unet.config)
         if self.text_encoder:
-            model.clip_l = type(model.clip_l)(model.clip_l.config)
+            for part, network in model.text_encoders.items():
+                setattr(model, part, type(network)(network.config))
         model.eval()
         super().prepare(model)

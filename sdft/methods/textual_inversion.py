@@ -1,4 +1,4 @@
-"""Textual inversion: train only the embeddings of a new token (Gal et al., 2022)."""
+"""Textual inversion: train only the embeddings of a new token (Gal et al., 2022), in each text encoder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +58,12 @@ class TextualInversion(Method):
             )
 
     def prepare(self, model):
-        embeddings = model.clip_l.get_input_embeddings()
-        model.tokenizer.add_tokens(self.get_tokens())
-        model.clip_l.set_input_embeddings(
-            ExtendedEmbedding(embeddings, self.initialize_vectors(model, embeddings.weight))
-        )
+        for network in model.text_encoders.values():
+            embeddings = network.get_input_embeddings()
+            vectors = self.initialize_vectors(model, embeddings.weight)
+            network.set_input_embeddings(ExtendedEmbedding(embeddings, vectors))
+        for tokenizer in model.tokenizers:
+            tokenizer.add_tokens(self.get_tokens())
 
     def initialize_vectors(self, model, vocabulary: Tensor) -> Tensor:
         """Initial embeddings `[num_vectors, width]`."""
@@ -75,14 +76,20 @@ class TextualInversion(Method):
         from sdft.lora.formats import write_safetensors
 
         folder.mkdir(parents=True, exist_ok=True)
-        rows = model.clip_l.get_input_embeddings().rows
-        write_safetensors(folder / EMBEDDING_FILE, {self.placeholder_token: rows}, {})
+        rows = {part: network.get_input_embeddings().rows for part, network in model.text_encoders.items()}
+        tensors = rows if len(rows) > 1 else {self.placeholder_token: rows["clip_l"]}
+        write_safetensors(folder / EMBEDDING_FILE, tensors, {})
 
     def load(self, model, folder: Path):
+        from safetensors.torch import load_file
+
         check_safetensors(folder / EMBEDDING_FILE, "embedding")
-        model.build_pipeline().load_textual_inversion(
-            folder, weight_name=EMBEDDING_FILE, local_files_only=True, use_safetensors=True
-        )
+        tensors, pipeline = load_file(folder / EMBEDDING_FILE), model.build_pipeline()
+        for (part, network), tokenizer in zip(model.text_encoders.items(), model.tokenizers, strict=True):
+            rows = tensors[part if len(tensors) > 1 else self.placeholder_token]
+            pipeline.load_textual_inversion(
+                {self.placeholder_token: rows}, token=self.placeholder_token, text_encoder=network, tokenizer=tokenizer
+            )
 
 
 class ExtendedEmbedding(nn.Module):

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import torch
-
 from sdft.models.checkpoint_file import OTHER_MODELS, PARTS_OF_MODELS, CheckpointFile, read_checkpoint_header
 from sdft.models.family import read_config
+from sdft.models.model_folder import load_network
 from sdft.models.original_layout import VAE_PREFIX, map_vae
 from sdft.models.safetensors_check import find_variants
 from sdft.models.single_file import check_weights, load_network_weights
@@ -111,18 +110,12 @@ def load_autoencoder_file(path: Path, config):
 
 
 def load_autoencoder_folder(path: Path):
-    from diffusers import AutoencoderKL
-
-    from sdft.models.loading import load_network
-
     folder = find_folder(path)
     try:
         variants = find_variants(folder.parent, folder.name)
         if len(variants) > 1 and None not in variants:
             raise ValueError(f"model.name={path}: has {', '.join(sorted(variants))}; give a folder with one of them")
         variants = {folder.name: None if None in variants else next(iter(variants))}
-        vae = load_network(AutoencoderKL, folder.parent, folder.name, variants, torch_dtype=torch.float32)
+        return load_network(VAE_CLASS, folder.parent, folder.name, variants)
     except ValueError as error:
         raise ValueError(str(error).replace(f"model.name={folder.parent}", f"{OPTION}={path}", 1)) from None
-    vae.register_to_config(_name_or_path=None)  # keeps local paths out of exported configurations
-    return vae

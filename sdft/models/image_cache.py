@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import sdft.distributed as processes
+from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.sampling import ImageSize, Sampling
-from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import atomic_write, read_json
 from sdft.runs.hashing import hash_file, hash_weights_on_rank_0
 from sdft.runs.lock import wait_for_lock
@@ -16,7 +16,7 @@ from sdft.runs.terminal import escape_unprintable, print_text
 MANIFEST_FILE = "manifest.json"
 
 
-def collect_image_settings(model: StableDiffusion, sampling: Sampling, resolution: ImageSize) -> dict:
+def collect_image_settings(model: DiffusionModel, sampling: Sampling, resolution: ImageSize) -> dict:
     """All settings besides prompt and seed that an image depends on; adapter scales are not part of the weights. Collective."""
     from peft.tuners.lora import LoraLayer
 
@@ -75,7 +75,7 @@ def add_to_manifest(folder: Path, settings: dict, hashes: dict[str, str], key: s
 def generate_missing_images(
     requests: dict[str, tuple[str, int]],
     sampling: Sampling,
-    model: StableDiffusion,
+    model: DiffusionModel,
     resolution: ImageSize,
     folder: Path,
     settings: dict,

@@ -10,9 +10,9 @@ MAX_RECENT = 1000  # captions whose token ids are kept
 
 @dataclass
 class PromptTokenizer:
-    """A tokenizer with the text encoder's `chunk_length`, the `chunks` per prompt, and its vocabulary before placeholders."""
+    """One tokenizer per text encoder, their `chunk_length`, the `chunks` per prompt, and the vocabulary before placeholders."""
 
-    tokenizer: object
+    tokenizers: list
     chunk_length: int
     chunks: int
     base_vocabulary_size: int
@@ -22,7 +22,7 @@ class PromptTokenizer:
         return self.__dict__ | {"recent": {}}
 
     def encode(self, caption: str) -> Tensor:
-        """Token ids `[chunks * chunk_length]` of one caption."""
+        """Token ids `[tokenizers * chunks * chunk_length]` of one caption."""
         if caption not in self.recent:
             if len(self.recent) >= MAX_RECENT:
                 self.recent.clear()
@@ -30,22 +30,26 @@ class PromptTokenizer:
         return self.recent[caption]
 
     def __call__(self, captions: list[str]) -> Tensor:
-        """Token ids `[batch, chunks * chunk_length]`, padded or truncated."""
+        """Token ids `[batch, tokenizers * chunks * chunk_length]`, padded or truncated."""
         captions = self.expand_placeholder_tokens(captions)
+        return torch.cat([self.tokenize(tokenizer, captions) for tokenizer in self.tokenizers], dim=1)
+
+    def tokenize(self, tokenizer, captions: list[str]) -> Tensor:
+        """Token ids `[batch, chunks * chunk_length]` of one tokenizer."""
         if self.chunks == 1:
             single = {"padding": "max_length", "max_length": self.chunk_length, "truncation": True}
-            return self.tokenizer(captions, **single, return_tensors="pt").input_ids
+            return tokenizer(captions, **single, return_tensors="pt").input_ids
         length, rows = self.chunk_length - 2, []
-        bos, eos, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        for ids in self.tokenizer(captions, add_special_tokens=False, verbose=False).input_ids:
+        bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        for ids in tokenizer(captions, add_special_tokens=False, verbose=False).input_ids:
             chunks = [ids[start : start + length] for start in range(0, length * self.chunks, length)]
             rows.append([t for chunk in chunks for t in [bos, *chunk, eos, *[pad] * (length - len(chunk))]])
         return torch.tensor(rows)
 
     def expand_placeholder_tokens(self, captions: list[str]) -> list[str]:
         """Replace a placeholder token with several vectors by all of its tokens, as diffusers' pipelines do."""
-        if len(self.tokenizer) == self.base_vocabulary_size:
+        if len(self.tokenizers[0]) == self.base_vocabulary_size:
             return captions
         from diffusers.loaders import TextualInversionLoaderMixin
 
-        return TextualInversionLoaderMixin().maybe_convert_prompt(captions, self.tokenizer)
+        return TextualInversionLoaderMixin().maybe_convert_prompt(captions, self.tokenizers[0])

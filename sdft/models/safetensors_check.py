@@ -1,21 +1,26 @@
 """Security checks: weights must be safetensors, and a model folder must hold no code."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from sdft.models.family import read_config
 
-MODEL_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-WEIGHT_NAMES = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-ALLOWED_LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # of the classes in model_index.json
+ALLOWED_LIBRARIES = (
+    None,
+    "diffusers",
+    "transformers",
+    "stable_diffusion",
+    "stable_diffusion_xl",
+)  # of the classes in model_index.json
 
 
-def choose_variants(folder: Path, variant: str | None) -> dict[str, str | None]:
-    """By network the variant to load: `variant` where it exists, else the plain weights, else the only variant.
+def choose_variants(folder: Path, variant: str | None, parts: Iterable[str]) -> dict[str, str | None]:
+    """By network in `parts` the variant to load: `variant` where it exists, else the plain weights, else the only variant.
 
     `ValueError` for weights that are missing or no safetensors, for an unknown `variant`, and where several remain.
     """
-    found = {part: find_variants(folder, part) for part in WEIGHT_NAMES}
+    found = {part: find_variants(folder, part) for part in parts}
     known = sorted({str(name) for names in found.values() for name in names if name})
     if variant and variant not in known:
         raise ValueError(f"model.variant={variant}: {folder} has {', '.join(known) or 'no variants'}")
@@ -33,7 +38,7 @@ def find_variants(folder: Path, part: str) -> set[str | None]:
     files = sorted((folder / part).glob("*.safetensors"))
     for file in files:
         check_safetensors(file, "model.name")
-    stem = WEIGHT_NAMES.get(part, "diffusion_pytorch_model")
+    stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
     pattern = re.compile(rf"{stem}(?:\.([\w-]+?))?(?:-\d+-of-\d+)?\.safetensors")
     matches = [match for file in files if (match := pattern.fullmatch(file.name))]
     if not matches:
@@ -53,12 +58,10 @@ def check_no_custom_code(folder: Path) -> None:
     if foreign or isinstance(index.get("_class_name"), list):
         key = (foreign or ["_class_name"])[0]
         raise ValueError(f"model.name={folder}: model_index.json names custom code ({key}), which is not supported")
-    for part in MODEL_PARTS:
-        for file in sorted((folder / part).glob("*config.json")):
-            if "auto_map" in read_config(folder, f"{part}/{file.name}"):
-                raise ValueError(
-                    f"model.name={folder}: {part}/{file.name} names custom code (auto_map), which is not supported"
-                )
+    for file in sorted(folder.glob("*/*config.json")):
+        name = file.relative_to(folder).as_posix()
+        if "auto_map" in read_config(folder, name):
+            raise ValueError(f"model.name={folder}: {name} names custom code (auto_map), which is not supported")
 
 
 def check_safetensors(file: Path, key: str) -> None:

@@ -4,14 +4,16 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from inspect import signature
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 import sdft.distributed as processes
 from sdft.models.cpu_threads import limit_threads
+from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.noise_schedulers import build_scheduler, check_scheduler_name
-from sdft.models.stable_diffusion import StableDiffusion
 
 NUM_TRAIN_TIMESTEPS = 1000  # of Stable Diffusion
 MAX_LCM_STEPS = 50  # the LCM scheduler's original_inference_steps
@@ -54,7 +56,7 @@ class Sampling:
         """The settings without those that are None."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
-    def create_scheduler(self, model: StableDiffusion):
+    def create_scheduler(self, model: DiffusionModel):
         """A new scheduler: schedulers have state and are not shared."""
         return build_scheduler(self.scheduler, model.scheduler) if self.scheduler else copy.deepcopy(model.scheduler)
 
@@ -62,13 +64,13 @@ class Sampling:
         """(prompt, seed) of every image, prompt by prompt."""
         return [(prompt, self.seed + i) for prompt in prompts for i in range(self.images)]
 
-    def __call__(self, model: StableDiffusion, prompts: list[str], resolution: ImageSize) -> list[Image.Image]:
+    def __call__(self, model: DiffusionModel, prompts: list[str], resolution: ImageSize) -> list[Image.Image]:
         """One RGB image per request, in order, on rank 0; an empty list on the other ranks, which help to sample."""
         batches = self.sample_batches(model, self.requests(prompts), resolution)
         return [image for batch in batches for image in batch]
 
     def sample_batches(
-        self, model: StableDiffusion, requests: list[tuple[str, int]], resolution: ImageSize
+        self, model: DiffusionModel, requests: list[tuple[str, int]], resolution: ImageSize
     ) -> Iterator[list[Image.Image]]:
         """Sample in rounds of one batch per rank; rank 0 yields each round's images in order.
 
@@ -86,53 +88,59 @@ class Sampling:
                 yield images
 
     def sample_images(
-        self, model: StableDiffusion, requests: list[tuple[str, int]], resolution: ImageSize
+        self, model: DiffusionModel, requests: list[tuple[str, int]], resolution: ImageSize
     ) -> Iterator[Image.Image]:
         """One RGB image per (prompt, seed), on this rank; all parts of the model are on one device."""
-        pipeline, device = model.build_pipeline(), model.unet.device
-        pipeline.scheduler = self.create_scheduler(model)
-        width, height = resolution if isinstance(resolution, tuple) else (resolution, resolution)
-        pipeline.set_progress_bar_config(disable=True)
+        size = resolution if isinstance(resolution, tuple) else (resolution, resolution)
         for start in range(0, len(requests), self.batch_size):
             batch = requests[start : start + self.batch_size]
-            shape = model.batch_shape(len(batch), (width, height))
-            autocast = torch.autocast(
-                device.type, model.compute_dtype, enabled=model.compute_dtype is not torch.float32
-            )
-            with (
-                eval_mode(model),
-                torch.no_grad(),
-                autocast,
-                limit_threads(model.unet, shape),
-            ):
-                latents = pipeline(
-                    **build_prompt_inputs(model, [prompt for prompt, _ in batch], device, self.negative_prompt),
-                    generator=[torch.Generator().manual_seed(seed) for _, seed in batch],
-                    height=height,
-                    width=width,
-                    num_inference_steps=self.steps,
-                    guidance_scale=self.guidance_scale,
-                    output_type="latent",
-                ).images
-                images = pipeline.image_processor.postprocess(model.decode(latents))
-            yield from images
+            shape = model.batch_shape(len(batch), size)
+            with eval_mode(model), torch.no_grad(), limit_threads(model.unet, shape):
+                images = model.decode(self.sample_latents(model, batch, size))
+            yield from to_pil_images(images)
+
+    def sample_latents(self, model: DiffusionModel, requests: list[tuple[str, int]], size: tuple[int, int]) -> Tensor:
+        """Denoised latents `[batch, 4, h/8, w/8]` of (prompt, seed), in fp32, whatever the precision of the network."""
+        device, prompts = model.unet.device, [prompt for prompt, _ in requests]
+        generators = [torch.Generator().manual_seed(seed) for _, seed in requests]
+        scheduler, is_guided = self.create_scheduler(model), self.guidance_scale > 1
+        scheduler.set_timesteps(self.steps, device=device)
+        with autocast(model, device):
+            conditioning = model.condition_prompts(prompts, size)
+            if is_guided:
+                negative = [self.negative_prompt or ""] * len(prompts)
+                conditioning = model.condition_prompts(negative, size).join(conditioning)
+        shape = model.batch_shape(1, size)
+        latents = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+        latents = latents * scheduler.init_noise_sigma
+        arguments = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
+        for timestep in scheduler.timesteps:
+            noisy = scheduler.scale_model_input(torch.cat([latents, latents]) if is_guided else latents, timestep)
+            with autocast(model, device):
+                output = model.predict(noisy, timestep, conditioning).float()
+            if is_guided:
+                unconditional, conditional = output.chunk(2)
+                output = unconditional + self.guidance_scale * (conditional - unconditional)
+            latents = scheduler.step(output, timestep, latents, **arguments).prev_sample
+        return latents
 
 
-def build_prompt_inputs(
-    model: StableDiffusion, prompts: list[str], device: torch.device, negative: str | None = None
-) -> dict:
-    """Prompt arguments of a pipeline: texts, or embeddings `[batch, prompt_chunks * tokens, width]` for several chunks."""
-    negatives = [negative or ""] * len(prompts)
-    if model.prompt_chunks == 1:
-        return {"prompt": prompts} | ({"negative_prompt": negatives} if negative else {})
-    context, negative_context = (model.condition(model.tokenize(texts).to(device)) for texts in (prompts, negatives))
-    return {"prompt_embeds": context, "negative_prompt_embeds": negative_context}
+def autocast(model: DiffusionModel, device: torch.device):
+    """Compute in the model's `compute_dtype`."""
+    return torch.autocast(device.type, model.compute_dtype, enabled=model.compute_dtype is not torch.float32)
+
+
+def to_pil_images(images: Tensor) -> list[Image.Image]:
+    """RGB images of `[batch, 3, h, w]`, -1..1, as diffusers' pipelines return them."""
+    from diffusers.image_processor import VaeImageProcessor
+
+    return VaeImageProcessor().postprocess(images)
 
 
 @contextmanager
-def move_to_device(model: StableDiffusion, device: torch.device):
-    """Move the VAE and the text encoder to `device`; move them back afterwards."""
-    devices = {part: part.device for part in (model.vae, model.clip_l)}
+def move_to_device(model: DiffusionModel, device: torch.device):
+    """Move the VAE and the text encoders to `device`; move them back afterwards."""
+    devices = {part: part.device for part in (model.vae, *model.text_encoders.values())}
     for part in devices:
         part.to(device)
     try:

@@ -8,13 +8,14 @@ from uuid import uuid4
 
 import torch
 
-from sdft.models.stable_diffusion import StableDiffusion
+from sdft.models.diffusion_model import DiffusionModel
 
 TEXT_MODEL_PREFIX = "text_model."  # of the text encoder's weights in transformers 4; 5 reads both
+PROJECTION_PREFIX = "text_projection."
 
 
-def save_pipeline(model: StableDiffusion, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write the pipeline in `dtype` (default: its own), with the text encoder's and the tokenizer's files of transformers 4.
+def save_pipeline(model: DiffusionModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write the pipeline in `dtype` (default: its own), with text encoders and tokenizers as transformers 4 reads them.
 
     transformers 4 reads a CLIP tokenizer from `vocab.json` and `merges.txt` only, and initializes weights under other names anew.
     """
@@ -22,13 +23,23 @@ def save_pipeline(model: StableDiffusion, folder: Path, dtype: torch.dtype | Non
     if dtype is not None:
         pipeline.to(dtype=dtype)
     pipeline.save_pretrained(folder)
-    weights = pipeline.text_encoder.state_dict()
-    weights = {TEXT_MODEL_PREFIX + key.removeprefix(TEXT_MODEL_PREFIX): weight for key, weight in weights.items()}
-    pipeline.text_encoder.save_pretrained(folder / "text_encoder", state_dict=weights)
-    pipeline.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
+    for part in model.text_encoders:
+        component = model.component_names[part]
+        network = getattr(pipeline, component)
+        weights = {add_text_model_prefix(key): weight for key, weight in network.state_dict().items()}
+        network.save_pretrained(folder / component, state_dict=weights)
+    for name in model.tokenizer_names:
+        getattr(pipeline, name).backend_tokenizer.model.save(str(folder / name))
 
 
-def save_pipeline_folder(model: StableDiffusion, folder: Path, dtype: torch.dtype, record: dict[str, str]) -> None:
+def add_text_model_prefix(key: str) -> str:
+    """The name of a text encoder's weight in transformers 4; the projection of the pooled state is not part of the text model."""
+    if key.startswith(PROJECTION_PREFIX):
+        return key
+    return TEXT_MODEL_PREFIX + key.removeprefix(TEXT_MODEL_PREFIX)
+
+
+def save_pipeline_folder(model: DiffusionModel, folder: Path, dtype: torch.dtype, record: dict[str, str]) -> None:
     """Write a diffusers pipeline atomically, with its provenance in `merge.json`."""
     from diffusers.utils import logging
 

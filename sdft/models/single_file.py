@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import sdft.distributed as processes
 from sdft.models.checkpoint_file import FLOAT_TYPES, CheckpointFile, format_key
+from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.family import SUPPORTED
 from sdft.models.original_layout import UNET_PREFIX, VAE_PREFIX, Places, choose_layout, map_networks
-from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import atomic_write
 from sdft.runs.terminal import print_text
 
@@ -29,7 +29,7 @@ UNUSED_KEYS = re.compile(  # noise levels and markers, projections, OpenCLIP's l
 )
 
 
-def save_single_file(model: StableDiffusion, path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
+def save_single_file(model: DiffusionModel, path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
     from safetensors.torch import save_file
 
     tensors = {key: weight.detach().cpu().to(dtype).contiguous() for key, weight in to_original_layout(model).items()}
@@ -43,7 +43,7 @@ def save_single_file(model: StableDiffusion, path: Path, dtype: torch.dtype, met
         save_file(tensors, file, metadata=header | metadata)
 
 
-def to_original_layout(model: StableDiffusion) -> dict[str, Tensor]:
+def to_original_layout(model: DiffusionModel) -> dict[str, Tensor]:
     """All weights under their original names; `ValueError` for layers that the original layout lacks."""
     parts: dict[str, dict[int, Tensor]] = defaultdict(dict)
     for _, network, places in map_networks(model, choose_layout(model)):
@@ -56,7 +56,7 @@ def to_original_layout(model: StableDiffusion) -> dict[str, Tensor]:
     }
 
 
-def load_weights(model: StableDiffusion, file: CheckpointFile, parts_to_skip: tuple[str, ...] = ()) -> None:
+def load_weights(model: DiffusionModel, file: CheckpointFile, parts_to_skip: tuple[str, ...] = ()) -> None:
     """Fill the networks of `model`, built on the meta device, with fp32 copies of a file's weights.
 
     `ValueError` unless the file has each weight of each network in its shape, and no other layers of them.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sdft.distributed import rank
-from sdft.models.stable_diffusion import StableDiffusion
+from sdft.models.diffusion_model import DiffusionModel
 
 
-def shard_model(model: StableDiffusion, mesh) -> None:
+def shard_model(model: DiffusionModel, mesh) -> None:
     """Shard the trainable parts over the processes of a device mesh, block by block."""
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -50,7 +50,7 @@ def match_placement(tensor: Tensor, weight: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(weight.device), weight.device_mesh, weight.placements)
 
 
-def unshard_model(model: StableDiffusion) -> StableDiffusion:
+def unshard_model(model: DiffusionModel) -> DiffusionModel:
     """The model with full weights on rank 0, and the sharded one on other ranks; a collective call."""
     if not any(map(is_sharded, model.parameters())):
         return model
@@ -72,7 +72,4 @@ def unshard_model(model: StableDiffusion) -> StableDiffusion:
             parts[name].load_state_dict(state)
     if rank():
         return model
-    full_model = StableDiffusion(parts["unet"], model.vae, parts["clip_l"], model.tokenizer, model.scheduler)
-    for attribute in ("name", "prompt_chunks", "base_vocabulary_size"):
-        setattr(full_model, attribute, getattr(model, attribute))
-    return full_model
+    return model.replace_networks(parts)

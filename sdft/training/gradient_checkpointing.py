@@ -7,10 +7,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from sdft.models.stable_diffusion import StableDiffusion
+from sdft.models.diffusion_model import DiffusionModel
 
 
-def enable_gradient_checkpointing(model: StableDiffusion) -> None:
+def enable_gradient_checkpointing(model: DiffusionModel) -> None:
     """Recompute the activations inside the blocks in the backward pass."""
     model.unet.enable_gradient_checkpointing(
         partial(checkpoint, use_reentrant=False, context_fn=build_checkpoint_contexts)

@@ -13,7 +13,7 @@ from sdft.data.dataset import ImageDataset
 from sdft.data.prompts import read_prompts
 from sdft.data.transforms import split_validation
 from sdft.models.autoencoder import describe_source_files
-from sdft.models.stable_diffusion import StableDiffusion
+from sdft.models.diffusion_model import DiffusionModel
 from sdft.runs.data_index import build_data_index, describe_input_changes
 from sdft.runs.hashing import hash_dataset, hash_weights
 from sdft.runs.resume import PreviousRun, load_previous_run
@@ -22,7 +22,7 @@ from sdft.training.run_setup import check_steps_left, load_resume_point
 
 @dataclass
 class RunInputs:
-    model: StableDiffusion
+    model: DiffusionModel
     training_source: ImageDataset
     validation_source: ImageDataset | None
     prompts: list[str]

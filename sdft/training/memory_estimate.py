@@ -73,7 +73,7 @@ def build_fake_module(module: DiffusionModule, step: StepSpec, mode: FakeTensorM
     frozen = {p for part in model.parts.values() for p in part.parameters() if not p.requires_grad}
     replaced = {p: mode.empty_like(p, dtype=cast if p in frozen else None) for p in module.parameters()}
     replaced |= {buffer: mode.empty_like(buffer) for buffer in module.buffers()}
-    shared = [module.method, module.optimizer, module.schedule, model.tokenizer, model.scheduler]
+    shared = [module.method, module.optimizer, module.schedule, *model.tokenizers, model.scheduler]
     owners = [vars(owner) for owner in (module, module.smoothness) if owner]
     shared_tensors = [value for owner in owners for value in owner.values() if isinstance(value, Tensor)]
     fake_module = copy_with_tensors(module, replaced, [*shared, *shared_tensors])
@@ -124,9 +124,9 @@ def build_fake_sample(fake_module: DiffusionModule, step: StepSpec) -> dict[str,
     if step.cached and "pixels" in sample:
         del sample["pixels"]
         sample |= {"mean": latent, "std": latent}
-    if step.cached and "ids" in sample and "clip_l" in fake_module.offloaded_parts:
-        tokens = sample.pop("ids").shape
-        sample["context"] = torch.empty(*tokens, fake_module.model.clip_l.config.hidden_size, device="meta")
+    if step.cached and "ids" in sample and fake_module.model.text_encoders.keys() <= set(fake_module.offloaded_parts):
+        shapes = fake_module.model.text_shapes(len(sample.pop("ids")))
+        sample |= {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     return sample
 
 

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from sdft.losses.diffusion import DiffusionLoss
 from sdft.losses.smooth_diffusion import SmoothDiffusionLoss
 from sdft.methods.base import Method
+from sdft.models.conditioning import Conditioning
+from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.noise_process import TimestepSampling
-from sdft.models.stable_diffusion import StableDiffusion
 from sdft.rng import Draw, make_generator
 from sdft.training.fsdp import gather_full_tensor, shard_model
 from sdft.training.gradient_checkpointing import enable_gradient_checkpointing
@@ -28,7 +29,7 @@ class DiffusionModule(LightningModule):
 
     def __init__(
         self,
-        model: StableDiffusion,
+        model: DiffusionModel,
         method: Method,
         objective: DiffusionLoss,
         optimizer,
@@ -91,15 +92,11 @@ class DiffusionModule(LightningModule):
         """Loss of each sample `[batch]` before weighting, comparable between runs with different weightings."""
         return self.objective.compute_unweighted_losses(self.model, *self.prepare_inputs(batch))
 
-    def prepare_inputs(self, batch: dict) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def prepare_inputs(self, batch: dict) -> tuple[Tensor, Conditioning, dict[str, Tensor]]:
         """Latents `[batch, 4, h/8, w/8]`, conditioning, and the batch with the `timestep` `[batch]` of its raw draw."""
         moments = (batch["mean"], batch["std"]) if "mean" in batch else self.model.moments(batch["pixels"])
-        context = batch["context"] if "context" in batch else self.model.condition(batch["ids"])
-        return (
-            self.model.latents(*moments, batch["posterior"]),
-            context,
-            batch | {"timestep": self.get_timesteps(batch)},
-        )
+        latents = self.model.latents(*moments, batch["posterior"])
+        return latents, self.model.condition(batch), batch | {"timestep": self.get_timesteps(batch)}
 
     def get_timesteps(self, batch: dict) -> Tensor:
         """Timesteps `[batch]`: those of the batch, at the fractions of fixed samples, or drawn from `timestep_sampling`."""
@@ -222,7 +219,7 @@ class DiffusionModule(LightningModule):
             )
 
 
-def cast_parameters(model: StableDiffusion, compute_dtype: torch.dtype, frozen_dtype: torch.dtype) -> None:
+def cast_parameters(model: DiffusionModel, compute_dtype: torch.dtype, frozen_dtype: torch.dtype) -> None:
     """Keep trainable parameters and the VAE in fp32, cast other frozen weights to `frozen_dtype`, compute in `compute_dtype`."""
     model.compute_dtype = compute_dtype
     for part in model.parts.values():

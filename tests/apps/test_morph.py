@@ -260,9 +260,9 @@ def test_frames_at_the_endpoints_equal_plain_inversion_and_sampling(tiny):
     morpher = DiffMorpher(model, DDIM.from_model(model, 3), pair, None)
     settings = MorphSettings(lora="none", attention=1.0)
     frames, endpoints = morpher.generate_latents([0.0, 1.0], settings), morpher.get_endpoints(False)
-    for frame, noise, context in zip(frames, endpoints.noise, endpoints.contexts, strict=True):
+    for frame, noise, conditioning in zip(frames, endpoints.noise, endpoints.conditionings, strict=True):
         with torch.no_grad():
-            expected = morpher.ddim.sample(lambda x, t, c=context: morpher.predict(x, t, c), noise)
+            expected = morpher.ddim.sample(lambda x, t, c=conditioning: morpher.predict(x, t, c), noise)
         torch.testing.assert_close(frame, expected, atol=1e-4, rtol=1e-4)
 
 

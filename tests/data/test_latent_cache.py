@@ -76,7 +76,7 @@ def test_only_changed_inputs_are_encoded_again(image_folder, tiny, capsys):  # p
 def test_random_crops_and_trainable_or_shuffled_text_are_not_cached(image_folder, tiny, run, shared_run):
     model = tiny()
     samples = DataSettings(32, crop="random").build_dataset(ImageFolder(str(image_folder)), model)
-    assert fill_caches([samples], model, text=False) == [] and samples.latents is None and samples.contexts is None
+    assert fill_caches([samples], model, text=False) == [] and samples.latents is None and samples.texts is None
     module, _ = shared_run(*EXACT, "cache=disk")
     assert module.offloaded_parts == ["vae", "clip_l"]
     assert run("steps=1", name="text")[0].offloaded_parts == ["vae"]

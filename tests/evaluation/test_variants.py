@@ -11,13 +11,14 @@ from sdft.evaluation.variants import (
     select_checkpoints,
 )
 from sdft.lora.scaling import scale_adapters
+from sdft.models.conditioning import Conditioning
 
 
 def predict_noise(model):
     torch.manual_seed(0)
     noisy, context = torch.randn(1, 4, 8, 8), torch.randn(1, 32, model.unet.config.cross_attention_dim)
     with torch.no_grad():
-        return model.predict(noisy, torch.tensor([500]), context)
+        return model.predict(noisy, torch.tensor([500]), Conditioning({"context": context}))
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_last_checkpoint_equals_the_result(train_run, overrides):
     ids = result.tokenize(["a handwritten three <mine>"])
     assert torch.equal(ids, checkpoint.tokenize(["a handwritten three <mine>"]))
     with torch.no_grad():
-        assert torch.allclose(result.condition(ids), checkpoint.condition(ids), atol=1e-4)
+        assert torch.allclose(result.encode_text(ids)["context"], checkpoint.encode_text(ids)["context"], atol=1e-4)
     assert torch.allclose(predict_noise(result), predict_noise(checkpoint), atol=1e-4)
 
 
@@ -119,8 +120,8 @@ def test_a_file_that_does_not_fit_is_refused_before_any_image_is_generated(tmp_p
     model = {"_target_": "sdft.models.loading.load_stable_diffusion", "name": "tiny-sd", "weights": "random"}
     cfg = OmegaConf.create({"seed": 0, "model": model})
     (tmp_path / "pipeline").mkdir()
-    (tmp_path / "pipeline" / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
-    for name in ("xl.safetensors", "pipeline"):
+    (tmp_path / "pipeline" / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
+    for name, family in (("xl.safetensors", "for Stable Diffusion XL"), ("pipeline", "Stable Diffusion 3")):
         states = build_file_variants(tmp_path / name, [1.0])
-        with pytest.raises(ValueError, match=f"adapter=.*{name}: is .*Stable Diffusion XL"):
+        with pytest.raises(ValueError, match=f"adapter=.*{name}: is {family}"):
             next(generate_variant_images(tmp_path, cfg, states, [], None, "cpu"))

@@ -63,11 +63,15 @@ def test_the_ends_are_the_single_adapters_and_disabled_is_the_base(tiny, files, 
         interpolator.select_text_encoder(end)
         ids = model.tokenize(["two words"])
         with torch.no_grad():
-            torch.testing.assert_close(model.condition(ids), single.condition(ids), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                model.encode_text(ids)["context"], single.encode_text(ids)["context"], atol=1e-5, rtol=1e-5
+            )
     interpolator.disable()
     assert compute_change(model, x).abs().max() == 0
     with torch.no_grad():
-        torch.testing.assert_close(model.condition(ids), tiny().condition(ids), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            model.encode_text(ids)["context"], tiny().encode_text(ids)["context"], atol=1e-6, rtol=0
+        )
 
 
 def test_interpolating_factors_differs_from_interpolating_changes(tiny, files, x):

@@ -73,7 +73,7 @@ def test_dora_magnitudes_have_the_orientation_of_the_file(tiny, tmp_path, case):
     merge_lora_files(merged, [file], [0.6])
     load_lora(loaded, file.path)
     set_adapter_scales(loaded, {"default": 0.6})
-    inputs = torch.randn(2, 4, 4, 4), torch.tensor([10, 800]), model.condition(model.tokenize(["a cat", "two"]))
+    inputs = torch.randn(2, 4, 4, 4), torch.tensor([10, 800]), model.condition_prompts(["a cat", "two"])
     with torch.no_grad():
         torch.testing.assert_close(loaded.predict(*inputs), merged.predict(*inputs), atol=1e-5, rtol=1e-5)
 

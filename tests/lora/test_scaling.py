@@ -30,7 +30,7 @@ def predict(model) -> torch.Tensor:
     rng = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 4, 4, 4, generator=rng)
     with torch.no_grad():
-        return model.predict(latents, torch.tensor([10, 800]), model.condition(model.tokenize(["a cat", "two"])))
+        return model.predict(latents, torch.tensor([10, 800]), model.condition_prompts(["a cat", "two"]))
 
 
 def predict_with_adapters(tiny, *args) -> torch.Tensor:
@@ -171,7 +171,7 @@ def test_gradients_do_not_notice_a_disabled_adapter_within_the_step(tiny):
     gradients = []
     for disable in (False, True):
         model, _ = build_adapted_model(tiny, "lora")
-        context = model.condition(model.tokenize(["a cat"]))
+        context = model.condition_prompts(["a cat"])
         output = model.predict(torch.ones(1, 4, 4, 4), torch.tensor([10]), context)
         if disable:
             with disable_adapters(model):

@@ -16,6 +16,7 @@ from test_training_run import assert_tensors_equal, load_adapter, max_pixel_diff
 from sdft.lora.scaling import disable_adapters
 from sdft.losses.consistency import LatentConsistencyLoss, predict_clean_latents
 from sdft.methods.lcm_lora import LCMLoRA
+from sdft.models.conditioning import Conditioning
 from sdft.training.module import DiffusionModule
 
 KINDS = ["epsilon", "v_prediction"]
@@ -61,8 +62,8 @@ def test_the_solver_uses_the_timesteps_of_the_lcm_scheduler(tiny):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_teacher_step_is_a_ddim_step_with_guidance(tiny, kind):
     model = tiny(prediction_type=kind)
-    model.cache_unconditional_embedding()
-    context = model.condition(model.tokenize(["a handwritten two", "a handwritten five"]))
+    model.cache_unconditional_text()
+    context = model.condition_prompts(["a handwritten two", "a handwritten five"])
     noisy, late, early = torch.randn(2, 4, 8, 8), torch.tensor([999, 499]), torch.tensor([979, 479])
     result = build_loss(guidance_range=[2.0, 6.0]).take_teacher_step(
         model, noisy, late, early, context, torch.tensor([0.25, 1.0])
@@ -72,8 +73,10 @@ def test_the_teacher_step_is_a_ddim_step_with_guidance(tiny, kind):
     with torch.no_grad():
         for row, scale in enumerate((3.0, 6.0)):
             sample, timestep = noisy[row : row + 1], late[row : row + 1]
-            contexts = (context[row : row + 1], model.unconditional_embedding)
-            conditional, unconditional = (model.predict(sample, timestep, c) for c in contexts)
+            contexts = (context.text["context"][row : row + 1], model.unconditional_context)
+            conditional, unconditional = (
+                model.predict(sample, timestep, Conditioning({"context": c})) for c in contexts
+            )
             guided = unconditional + scale * (conditional - unconditional)
             expected = reference.step(guided, int(timestep), sample).prev_sample
             assert torch.allclose(result[row : row + 1], expected, atol=1e-4)
@@ -96,14 +99,14 @@ def test_the_student_prediction_matches_the_lcm_scheduler(tiny, kind):
 def test_a_perfect_model_of_a_single_image_has_no_loss(tiny, kind):
     """All paths end at that image, for every guidance scale."""
     model, image = tiny(prediction_type=kind), torch.randn(1, 4, 8, 8)
-    model.cache_unconditional_embedding()
+    model.cache_unconditional_text()
 
     def predict(noisy, timesteps, context, error=0.0):
         alpha = model.noise_process.alphas_cumprod[timesteps][:, None, None, None]
         noise = (noisy - alpha.sqrt() * image) / (1 - alpha).sqrt() + error * noisy
         return noise if kind == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * image
 
-    context, draws = model.unconditional_embedding.expand(2, -1, -1), make_batch(model)
+    context, draws = model.condition_prompts(["", ""]), make_batch(model)
     model.predict = predict
     assert build_loss()(model, image.expand(2, -1, -1, -1), context, draws).max() < 1e-4
     model.predict = lambda *inputs: predict(*inputs, error=0.3)
@@ -112,9 +115,9 @@ def test_a_perfect_model_of_a_single_image_has_no_loss(tiny, kind):
 
 def test_the_teacher_is_the_model_without_its_adapter(tiny):
     base, model = tiny(), build_lcm_module(tiny()).model
-    base.cache_unconditional_embedding()
+    base.cache_unconditional_text()
     noisy, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([999, 499])
-    context = base.unconditional_embedding.expand(2, -1, -1)
+    context = base.condition_prompts(["", ""])
     trainable = [p.requires_grad for p in model.parameters()]
     args = (noisy, timesteps, timesteps - 20, context, torch.ones(2))
     assert torch.equal(*(build_loss().take_teacher_step(m, *args) for m in (model, base)))

@@ -9,7 +9,7 @@ from sdft.methods.lora import LoRA
 def predict(model):
     torch.manual_seed(1)
     with torch.no_grad():
-        context = model.condition(model.tokenize(["a handwritten five in red ink"]))
+        context = model.condition_prompts(["a handwritten five in red ink"])
         return model.predict(torch.randn(1, 4, 8, 8), torch.tensor([400]), context)
 
 

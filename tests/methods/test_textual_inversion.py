@@ -27,16 +27,16 @@ def test_only_the_rows_are_trainable(tiny, vectors):
 
 def test_other_captions_are_unchanged(tiny):
     model = tiny()
-    before = model.condition(model.tokenize(["a photo of a cat"]))
+    before = model.encode_text(model.tokenize(["a photo of a cat"]))["context"]
     prepare_method(model)
-    assert torch.equal(model.condition(model.tokenize(["a photo of a cat"])), before)
+    assert torch.equal(model.encode_text(model.tokenize(["a photo of a cat"]))["context"], before)
 
 
 def test_the_token_is_initialized_from_the_initializer_token(tiny):
     model = tiny()
-    expected = model.condition(model.tokenize(["a photo of red ink"]))
+    expected = model.encode_text(model.tokenize(["a photo of red ink"]))["context"]
     prepare_method(model, initializer_token="red ink", num_vectors=len(model.tokenizer("red ink").input_ids) - 2)
-    assert torch.allclose(model.condition(model.tokenize(["a photo of <mine>"])), expected, atol=1e-6)
+    assert torch.allclose(model.encode_text(model.tokenize(["a photo of <mine>"]))["context"], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("vectors", [1, 3])
@@ -49,7 +49,7 @@ def test_plain_diffusers_reads_the_file(tiny, tmp_path, vectors):
     method.load(fresh, tmp_path)
     ids = model.tokenize(CAPTIONS)
     assert torch.equal(fresh.tokenize(CAPTIONS), ids)
-    assert torch.allclose(fresh.condition(ids), model.condition(ids), atol=1e-6)
+    assert torch.allclose(fresh.encode_text(ids)["context"], model.encode_text(ids)["context"], atol=1e-6)
 
 
 def test_invalid_options_raise(tiny):

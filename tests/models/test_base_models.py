@@ -35,15 +35,15 @@ def get_error(load) -> str:
 
 
 OTHER_MODELS = {
-    "sdxl": ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "Stable Diffusion XL"),
+    "refiner": ("model_index.json", {"_class_name": "StableDiffusionXLImg2ImgPipeline"}, "refiner"),
     "sd3": ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "Stable Diffusion 3"),
     "flux": ("model_index.json", {"_class_name": "FluxPipeline"}, "Flux"),
-    "sdxl's UNet": ("unet/config.json", {"addition_embed_type": "text_time"}, "Stable Diffusion XL"),
+    "sdxl's UNet": ("unet/config.json", {"addition_embed_type": "text_time"}, "no text_encoder_2/config.json"),
     "inpainting": ("unet/config.json", {"in_channels": 9}, "inpainting.*9 input channels"),
     "instruct-pix2pix": ("unet/config.json", {"in_channels": 8}, "InstructPix2Pix"),
     "depth": ("unet/config.json", {"in_channels": 5}, "depth"),
     "learned variance": ("unet/config.json", {"out_channels": 8}, "8 output channels"),
-    "text width": ("unet/config.json", {"cross_attention_dim": 96}, "width 96.*makes 64"),
+    "text width": ("unet/config.json", {"cross_attention_dim": 96}, "width 96.*make 64"),
     "text widths": ("unet/config.json", {"cross_attention_dim": [64, 96]}, "width 64, 96"),
     "lcm": ("unet/config.json", {"time_cond_proj_dim": 256}, "latent consistency"),
     "class labels": ("unet/config.json", {"num_class_embeds": 10}, "class labels"),
@@ -63,7 +63,7 @@ OTHER_MODELS = {
 def test_other_families_and_parts_that_do_not_fit_are_named_before_weights_are_read(folder, kind, monkeypatch):
     file, entries, message = OTHER_MODELS[kind]
     change(folder / file, **entries)
-    monkeypatch.setattr("sdft.models.loading.load_network", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr("sdft.models.model_folder.load_network", lambda *_, **__: pytest.fail("weights were read"))
     error = get_error(lambda: load_stable_diffusion(str(folder)))
     assert re.search(f"model.name={folder}: .*{message}", error)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sdft.models.checkpoint_file import CheckpointFile, read_checkpoint_header
 from sdft.models.embedded import ASSETS_FOLDER
+from sdft.models.family import SUPPORTED
 from sdft.models.loading import build_untrained, check_local_model, load_pretrained, load_stable_diffusion
 from sdft.models.original_layout import choose_layout, map_networks
 from sdft.models.saving import save_pipeline
@@ -81,7 +82,7 @@ def modify(source: Path, target: Path, changes: dict, drop: str | None = None, m
 def predict(model) -> torch.Tensor:
     torch.manual_seed(1)
     latents = torch.randn(1, 4, 16, 16)
-    return model.predict(latents, torch.tensor([400]), model.condition(torch.arange(77)[None] % 50))
+    return model.predict(latents, torch.tensor([400]), model.condition({"ids": torch.arange(77)[None] % 50}))
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21"])
@@ -266,7 +267,7 @@ def test_other_files_are_named_from_their_header(kind):
     file = CheckpointFile(Path("x.safetensors"), shapes, {}, {})
     error = get_error(file.find_layout)
     assert error.startswith("model.name=x.safetensors: ") and description in error
-    assert "Stable Diffusion 1 and 2 (text to image) are supported" in error
+    assert SUPPORTED in error
 
 
 def test_files_that_resemble_a_supported_model_are_named(tiny_file, tmp_path):

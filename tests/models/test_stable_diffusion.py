@@ -124,8 +124,10 @@ def test_a_long_prompt_is_encoded_in_chunks(tiny):
         ids[0], torch.tensor([one.tokenizer.bos_token_id, one.tokenizer.eos_token_id, one.tokenizer.pad_token_id])
     )
     assert int((~special).sum()) == num_tokens  # nothing is truncated
-    context = three.condition(ids)
-    assert torch.allclose(context[1, : one.chunk_length], one.condition(one.tokenize(["red"]))[0], atol=1e-6)
+    context = three.encode_text(ids)["context"]
+    assert torch.allclose(
+        context[1, : one.chunk_length], one.encode_text(one.tokenize(["red"]))["context"][0], atol=1e-6
+    )
     assert context.shape == (2, 3 * one.chunk_length, one.clip_l.config.hidden_size)
     with pytest.raises(ValueError, match="prompt_chunks=0: "):
         tiny(prompt_chunks=0)

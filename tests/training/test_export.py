@@ -28,9 +28,7 @@ def add_lora(model, size: float = 0.03, **options):
 @torch.no_grad()
 def compute_output(model):
     torch.manual_seed(1)
-    return model.predict(
-        torch.randn(2, 4, 8, 8), torch.tensor([400, 20]), model.condition(model.tokenize([PROMPT] * 2))
-    )
+    return model.predict(torch.randn(2, 4, 8, 8), torch.tensor([400, 20]), model.condition_prompts([PROMPT] * 2))
 
 
 CONVOLUTIONS = {"unet_targets": ["to_q", "conv1", "proj_in"]}

@@ -234,8 +234,9 @@ def test_full_fine_tuning_writes_a_pipeline_that_opens(shared_run):
 def test_an_adapter_that_gets_no_gradient_stops_the_run(run, monkeypatch):  # pitfall 3
     from sdft.models.stable_diffusion import StableDiffusion
 
-    condition = StableDiffusion.condition
-    monkeypatch.setattr(StableDiffusion, "condition", lambda self, ids: condition(self, ids).detach())
+    encode = StableDiffusion.encode_text
+    detached = lambda model, ids: {name: tensor.detach() for name, tensor in encode(model, ids).items()}  # noqa: E731
+    monkeypatch.setattr(StableDiffusion, "encode_text", detached)
     with pytest.raises(ValueError, match=r"clip_l\..* gradient"):
         run("steps=2")
 

@@ -7,7 +7,7 @@ import torch
 from sdft.data.datamodule import TrainingDataModule
 from sdft.losses.diffusion import DiffusionLoss
 from sdft.models.cpu_threads import limit_threads
-from sdft.models.stable_diffusion import StableDiffusion
+from sdft.models.diffusion_model import DiffusionModel
 from sdft.training.callbacks.metrics import TrainingMetrics
 from sdft.training.callbacks.progress_bar import ProgressBar
 from sdft.training.lr_schedule import LRSchedule
@@ -17,7 +17,7 @@ from sdft.training.strategy import Strategy
 from sdft.training.trainer import build_lightning_trainer, fit
 
 
-def build_module(model: StableDiffusion, method, precision: Precision, lr: float, seed: int) -> DiffusionModule:
+def build_module(model: DiffusionModel, method, precision: Precision, lr: float, seed: int) -> DiffusionModule:
     """The model with the regular loss, without weighting, and a constant learning rate."""
     optimizer = partial(torch.optim.AdamW, lr=lr, weight_decay=1e-2)
     options = {"lr": dict.fromkeys(model.parts, lr), "compute_dtype": precision.dtype, "seed": seed}

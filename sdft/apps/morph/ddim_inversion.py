@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sdft.models.stable_diffusion import StableDiffusion
+from sdft.models.diffusion_model import DiffusionModel
 
 MAX_DDIM_STEPS = 500  # steps; every second one of 1000 timesteps
 
@@ -28,7 +28,7 @@ class DDIM:
         self.levels = torch.cat([alphas_cumprod[:1], alphas_cumprod[self.timesteps]]).double().tolist()
 
     @classmethod
-    def from_model(cls, model: StableDiffusion, steps: int) -> "DDIM":
+    def from_model(cls, model: DiffusionModel, steps: int) -> "DDIM":
         return cls(model.noise_process.alphas_cumprod, model.prediction_type, steps)
 
     def compute_factors(self, step: int) -> tuple[float, float]:

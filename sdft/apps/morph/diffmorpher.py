@@ -12,11 +12,12 @@ from torch import Tensor
 from sdft.apps.morph.attention import SharedAttention
 from sdft.apps.morph.ddim_inversion import DDIM
 from sdft.apps.morph.frame_sequence import DistanceFunction, FrameSequence, compute_neighbour_distances, psnr
-from sdft.apps.morph.interpolation import adain, lerp, slerp, space_evenly
+from sdft.apps.morph.interpolation import adain, slerp, space_evenly
 from sdft.data.dataset import CaptionedImage
 from sdft.lora.interpolation import INTERPOLATION_MODES, AdapterInterpolator
+from sdft.models.conditioning import Conditioning
 from sdft.models.cpu_threads import limit_threads
-from sdft.models.stable_diffusion import StableDiffusion
+from sdft.models.diffusion_model import DiffusionModel
 
 FRAME_SPACINGS = ("even", "uniform")
 ADAIN_MODES = ("noise", "result", "none")
@@ -66,11 +67,11 @@ class MorphSettings:
 
 @dataclass
 class Endpoints:
-    """Clean latents, inverted noise and text context of both images."""
+    """Clean latents, inverted noise and conditioning of both images."""
 
     latents: list[Tensor]
     noise: list[Tensor]
-    contexts: list[Tensor]
+    conditionings: list[Conditioning]
 
 
 ProgressCallback = Callable[[int], None]  # gets the number of new predictions
@@ -81,7 +82,7 @@ class DiffMorpher:
 
     def __init__(
         self,
-        model: StableDiffusion,
+        model: DiffusionModel,
         ddim: DDIM,
         images: list[CaptionedImage],
         interpolator: AdapterInterpolator | None,
@@ -136,7 +137,8 @@ class DiffMorpher:
         frames = [slerp(*endpoints.noise, alpha) for alpha in alphas]
         if settings.adain == "noise":
             frames = [adain(frame, *endpoints.noise, alpha) for frame, alpha in zip(frames, alphas, strict=True)]
-        contexts = [lerp(*endpoints.contexts, alpha) for alpha in alphas]
+        first, second = endpoints.conditionings
+        conditionings = [first.interpolate(second, alpha) for alpha in alphas]
         endpoint_latents, shared_steps = list(endpoints.noise), self.count_shared_steps(settings)
         attention = SharedAttention(self.model.unet) if shared_steps else None
         try:
@@ -145,11 +147,11 @@ class DiffMorpher:
                 for end in (0, 1) if mix else ():
                     with attention.record_endpoint(end):
                         endpoint_latents[end] = self.denoise_step(
-                            endpoint_latents[end], endpoints.contexts[end], step, float(end), lora
+                            endpoint_latents[end], endpoints.conditionings[end], step, float(end), lora
                         )
                 for i, alpha in enumerate(alphas):
                     with attention.mix_endpoints(alpha) if mix else nullcontext():
-                        frames[i] = self.denoise_step(frames[i], contexts[i], step, alpha, lora)
+                        frames[i] = self.denoise_step(frames[i], conditionings[i], step, alpha, lora)
         finally:
             if attention:
                 attention.remove()
@@ -157,21 +159,21 @@ class DiffMorpher:
             frames = [adain(frame, *endpoints.latents, alpha) for frame, alpha in zip(frames, alphas, strict=True)]
         return frames
 
-    def denoise_step(self, latents: Tensor, context: Tensor, step: int, alpha: float, lora: bool) -> Tensor:
+    def denoise_step(self, latents: Tensor, conditioning: Conditioning, step: int, alpha: float, lora: bool) -> Tensor:
         """One DDIM step with the adapters interpolated at `alpha`."""
         self.set_adapters(alpha if lora else None)
-        return self.ddim.denoise_step(latents, self.predict(latents, self.ddim.timesteps[step], context), step)
+        return self.ddim.denoise_step(latents, self.predict(latents, self.ddim.timesteps[step], conditioning), step)
 
     def set_adapters(self, alpha: float | None) -> None:
         if self.interpolator is not None:
             self.interpolator.disable() if alpha is None else self.interpolator.interpolate_unet(alpha)
 
-    def predict(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+    def predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         self.on_predictions(1)
         compute = self.model.compute_dtype
         autocast = torch.autocast(latents.device.type, compute, enabled=compute is not torch.float32)
         with autocast, limit_threads(self.model.unet, latents.shape):
-            return self.model.predict(latents, timestep, context).float()
+            return self.model.predict(latents, timestep, conditioning).float()
 
     @torch.no_grad()
     def get_endpoints(self, lora: bool) -> Endpoints:
@@ -182,18 +184,18 @@ class DiffMorpher:
             self.endpoint_cache[lora] = Endpoints(latents, *zip(*inverted, strict=True))
         return self.endpoint_cache[lora]
 
-    def invert_endpoints(self, latents: list[Tensor], lora: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Noise and context of each endpoint."""
+    def invert_endpoints(self, latents: list[Tensor], lora: bool) -> Iterator[tuple[Tensor, Conditioning]]:
+        """Noise and conditioning of each endpoint."""
         for end, (clean, image) in enumerate(zip(latents, self.images, strict=True)):
             self.set_adapters(float(end) if lora else None)
             if lora:
                 self.interpolator.select_text_encoder(end)
-            context = self.model.condition(self.model.tokenize([image.caption]).to(clean.device))
+            conditioning = self.model.condition_prompts([image.caption], image.image.size)
 
-            def predict(x: Tensor, timestep: Tensor, context: Tensor = context) -> Tensor:
-                return self.predict(x, timestep, context)
+            def predict(x: Tensor, timestep: Tensor, conditioning: Conditioning = conditioning) -> Tensor:
+                return self.predict(x, timestep, conditioning)
 
-            yield self.ddim.invert(predict, clean, self.inversion_iterations), context
+            yield self.ddim.invert(predict, clean, self.inversion_iterations), conditioning
 
     def encode_image(self, image: CaptionedImage) -> Tensor:
         from sdft.data.images import image_to_pixels

@@ -7,7 +7,7 @@ from PIL import Image
 from sdft.data.buckets import Size, choose_bucket, choose_bucket_step
 from sdft.data.dataset import CaptionedImage
 from sdft.data.images import decode_image, describe_notes, pixels_to_image, resize_and_crop
-from sdft.models.stable_diffusion import StableDiffusion
+from sdft.models.diffusion_model import DiffusionModel
 
 UPSCALING_WARNING_FACTOR = 2.0  # enlargement above which a warning is printed
 
@@ -29,7 +29,7 @@ def read_image_pair(images, prompts: list[str]) -> list[CaptionedImage]:
 
 
 def resize_to_common_size(
-    images: list[CaptionedImage], model: StableDiffusion, resolution: int
+    images: list[CaptionedImage], model: DiffusionModel, resolution: int
 ) -> tuple[list[CaptionedImage], list[str]]:
     """Resize and center-crop both images to one size, and describe the changes in lines.
 

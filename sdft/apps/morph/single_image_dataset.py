@@ -1,7 +1,7 @@
-"""A dataset of one image, and its training samples with cached latents and text contexts."""
+"""A dataset of one image, and its training samples with cached latents and text outputs."""
 
 from sdft.data.dataset import CaptionedImage, ImageDataset
-from sdft.models.stable_diffusion import StableDiffusion
+from sdft.models.diffusion_model import DiffusionModel
 
 
 class SingleImageDataset(ImageDataset):
@@ -26,13 +26,13 @@ class SingleImageDataset(ImageDataset):
         return self.sample.name
 
 
-def build_samples(model: StableDiffusion, image: CaptionedImage, seed: int):
-    """Training samples of the image, with cached latents and text contexts."""
+def build_samples(model: DiffusionModel, image: CaptionedImage, seed: int):
+    """Training samples of the image, with cached latents and text outputs."""
     from sdft.data.latent_cache import (
-        build_context_encoder,
         build_latent_encoder,
+        build_text_encoder,
         compute_missing,
-        list_required_contexts,
+        list_required_captions,
         list_required_latents,
     )
     from sdft.data.tensor_cache import TensorCache
@@ -44,6 +44,6 @@ def build_samples(model: StableDiffusion, image: CaptionedImage, seed: int):
     samples.sizes = [image.image.size]
     caches = TensorCache(None), TensorCache(None)
     compute_missing(caches[0], list_required_latents([samples]), build_latent_encoder(model), "latents")
-    compute_missing(caches[1], list_required_contexts([samples]), build_context_encoder(model), "captions")
-    samples.latents, samples.contexts = caches
+    compute_missing(caches[1], list_required_captions([samples]), build_text_encoder(model), "captions")
+    samples.latents, samples.texts = caches
     return samples

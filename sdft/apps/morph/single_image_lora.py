@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdft.apps.morph.single_image_dataset import SingleImageDataset, build_samples
 from sdft.data.dataset import CaptionedImage
-from sdft.models.stable_diffusion import StableDiffusion
+from sdft.models.diffusion_model import DiffusionModel
 from sdft.runs.files import atomic_write
 from sdft.runs.hashing import hash_weights
 from sdft.training.precision import Precision
@@ -37,7 +37,7 @@ class SingleImageTrainer:
         if self.lr <= 0:
             raise ValueError(f"lr={self.lr}: choose more than 0; 2e-4 is usual")
 
-    def collect_settings(self, base: StableDiffusion, image: CaptionedImage, precision: Precision) -> dict:
+    def collect_settings(self, base: DiffusionModel, image: CaptionedImage, precision: Precision) -> dict:
         """Everything the adapter depends on; `base` has no adapters."""
         source = SingleImageDataset(image)
         facts = {"base": hash_weights(base), "prediction": base.prediction_type, "prompt_chunks": base.prompt_chunks}
@@ -45,7 +45,7 @@ class SingleImageTrainer:
         return {**asdict(self), **facts, **data, "precision": precision.compute_dtype}
 
     def load_or_train(
-        self, base: StableDiffusion, image: CaptionedImage, precision: Precision, accelerator: str, cache_folder: Path
+        self, base: DiffusionModel, image: CaptionedImage, precision: Precision, accelerator: str, cache_folder: Path
     ) -> "CachedAdapter":
         """Adapter of `image`, at a size that the model supports, in a subfolder of `cache_folder`; `base` is unchanged."""
         settings = self.collect_settings(base, image, precision)
@@ -74,7 +74,7 @@ class SingleImageTrainer:
         return LoRA(self.rank, self.rank, text_encoder=False)
 
     def train_adapter(
-        self, model: StableDiffusion, method, image: CaptionedImage, precision: Precision, strategy: Strategy
+        self, model: DiffusionModel, method, image: CaptionedImage, precision: Precision, strategy: Strategy
     ) -> None:
         """Train with the regular dataset, loss and trainer, without the files of a run."""
         from sdft.apps.morph.adapter_training import build_module, fit_module

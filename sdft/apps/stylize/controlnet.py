@@ -4,8 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.safetensors_check import check_safetensors
-from sdft.models.stable_diffusion import StableDiffusion
 from sdft.runs.files import read_json
 
 CANNY_LOW, CANNY_HIGH = 100, 200  # thresholds of the intensity gradient, as in the published Canny ControlNet
@@ -35,7 +35,7 @@ def import_opencv():
     return cv2
 
 
-def load_controlnet(name: str, model: StableDiffusion):
+def load_controlnet(name: str, model: DiffusionModel):
     """Load from a folder in the diffusers layout or the hub; `ValueError` if it is missing or incompatible with the model."""
     from diffusers import ControlNetModel
     from diffusers.utils import logging
@@ -89,7 +89,7 @@ def check_controlnet(folder: Path) -> None:
         check_safetensors(file, "controlnet")
 
 
-def check_controlnet_base(name: str, net, model: StableDiffusion) -> None:
+def check_controlnet_base(name: str, net, model: DiffusionModel) -> None:
     """`ValueError` if its residuals would not have the shapes of the UNet's activations."""
     for key in SHARED_CONFIG_KEYS:
         value, expected = (tuple_to_list(network.config[key]) for network in (net, model.unet))

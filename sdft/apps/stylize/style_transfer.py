@@ -14,9 +14,9 @@ from sdft.data.images import decode_image, describe_notes, pixels_to_image, resi
 from sdft.evaluation.plots.image_grid import load_font, wrap_text
 from sdft.lora.scaling import find_adapter_layers, scale_adapters
 from sdft.models.cpu_threads import limit_threads
+from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.image_cache import slugify
-from sdft.models.sampling import build_prompt_inputs, eval_mode, move_to_device
-from sdft.models.stable_diffusion import StableDiffusion
+from sdft.models.sampling import autocast, eval_mode, move_to_device, to_pil_images
 from sdft.runs.files import atomic_write
 from sdft.runs.terminal import print_text
 
@@ -52,11 +52,11 @@ class StyleTransfer:
         if not self.adapter_scales:
             raise ValueError("adapter_scales=[]: give at least one, such as [0.5,1]")
 
-    def __call__(self, model: StableDiffusion, image: Image.Image, controlnet=None) -> Image.Image:
+    def __call__(self, model: DiffusionModel, image: Image.Image, controlnet=None) -> Image.Image:
         """Return an RGB image of the same size, whose sides must be multiples of `model.size_multiple`."""
         device = model.unet.device
-        mixed = torch.autocast(device.type, model.compute_dtype, enabled=model.compute_dtype is not torch.float32)
-        pipeline = self.build_pipeline(model, controlnet)
+        tasks = {"controlnet": controlnet} if controlnet else {}
+        pipeline = model.build_pipeline("controlnet" if controlnet else "image_to_image", **tasks)
         pipeline.set_progress_bar_config(disable=True)
         control = (
             {"control_image": [detect_edges(image)], "controlnet_conditioning_scale": float(self.controlnet_scale)}
@@ -67,9 +67,9 @@ class StyleTransfer:
         shape = model.batch_shape(1, image.size)
         with eval_mode(model), move_to_device(model, device), torch.no_grad(), limit_threads(model.unet, shape):
             mean, std = model.moments(resize_and_crop(image, image.size)[None].to(device))
-            with mixed:
+            with autocast(model, device):
                 latents = pipeline(
-                    **build_prompt_inputs(model, [self.prompt], device),
+                    **model.build_prompt_arguments([self.prompt], [""]),
                     **control,
                     image=model.latents(mean, std, torch.zeros_like(std)),
                     strength=self.strength,
@@ -78,14 +78,7 @@ class StyleTransfer:
                     generator=[generator],
                     output_type="latent",
                 ).images
-            return pipeline.image_processor.postprocess(model.decode(latents))[0]
-
-    def build_pipeline(self, model: StableDiffusion, controlnet):
-        from diffusers import StableDiffusionControlNetImg2ImgPipeline, StableDiffusionImg2ImgPipeline
-
-        if controlnet:
-            return model.build_pipeline(StableDiffusionControlNetImg2ImgPipeline, controlnet=controlnet)
-        return model.build_pipeline(StableDiffusionImg2ImgPipeline)
+            return to_pil_images(model.decode(latents))[0]
 
 
 def list_input_images(images: str) -> list[Path]:
@@ -117,7 +110,7 @@ def load_resized_image(file: Path, resolution: int, unit: int) -> Image.Image:
 
 
 def stylize_images(
-    transfer: StyleTransfer, model: StableDiffusion, files: list[Path], controlnet, folder: Path, metadata: dict
+    transfer: StyleTransfer, model: DiffusionModel, files: list[Path], controlnet, folder: Path, metadata: dict
 ) -> Path:
     """Stylize each image without the adapter and at every adapter scale; write single files, a sheet of strips, `settings.json`.
 

@@ -38,7 +38,7 @@ def test_text_encoder_is_that_of_tiny_sd(scorer):
 
     model = load_stable_diffusion("tiny-sd")
     ids = model.tokenize(["a handwritten three in red ink on white paper"])
-    hidden = model.condition(ids)[0, ids[0].tolist().index(model.tokenizer.eos_token_id)]
+    hidden = model.encode_text(ids)["context"][0, ids[0].tolist().index(model.tokenizer.eos_token_id)]
     projected = hidden @ scorer.model.text_projection
     expected = scorer.model.encode_text(scorer.tokenizer(["a handwritten three in red ink on white paper"]))[0]
     assert torch.allclose(projected, expected, atol=1e-4)
