@@ -108,7 +108,7 @@ def format_error(error: BaseException) -> str:
         parts = [f"{error.full_key}: {parts[0]}"]
     if isinstance(error, InterpolationKeyError):
         given = [argument for argument in sys.argv[1:] if "${" in argument]
-        reason = "no such option; ${…} stands for another option, so no name of a file may contain it: rename the file"
+        reason = "${…} stands for another option, and none has this name; rename a file whose name contains it"
         parts = [f"{' '.join(given)}: {reason}"] if given else [*parts, f"({reason})"]
     is_descriptive = isinstance(error, HydraException | OmegaConfBaseException) and str(error).strip()
     if not is_descriptive and is_raised_in(error, *HYDRA_PACKAGES):
