@@ -22,7 +22,7 @@ from sdft.evaluation.variants import BEST
 from sdft.models.sampling import Sampling
 from sdft.runs.evaluations import classify_change
 from sdft.runs.files import atomic_write
-from sdft.runs.metadata import RECORD_FILE, format_command_line, read_record
+from sdft.runs.metadata import RECORD_FILE, format_command_line, read_data_report, read_record
 
 MAX_TILE_SIZE, MIN_TILE_SIZE, PAGE_WIDTH = 124, 72, 1020  # pixels of an image, and of a row of images
 BAR_RANGE = (12, 158)  # x coordinates of the marks of a score, in pixels
@@ -198,4 +198,16 @@ def collect_provenance(run: Path, report: dict) -> list[tuple[str, str]]:
         facts += [("device", record["device"]), ("steps", steps), ("seed", record["seed"]), ("versions", versions)]
         if best := record.get("best"):
             facts.append(("best", f"step {best['step']}: {best['metric']} {best['value']:.4f}"))
+        facts += describe_inventory(run)
     return [*facts, ("scores", "scores.json in the same folder, schema " + str(report["schema"]))]
+
+
+def describe_inventory(run: Path) -> list[tuple[str, str]]:
+    """What was found in the run's data: used, notes, and not used with the reason."""
+    data = read_data_report(run)
+    used = ", ".join(f"{reason} {count}" for reason, count in data.get("used", {}).items())
+    lists = {
+        key: "; ".join(f"{reason}: {', '.join(names)}" for reason, names in data.get(key, {}).items())
+        for key in ("notes", "not used")
+    }
+    return [(f"data {key}", text) for key, text in {"used": used, **lists}.items() if text]

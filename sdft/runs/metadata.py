@@ -58,6 +58,9 @@ DATA_STRUCTURE = {
     "words of every caption?": [str],
     "sides?": [int],
     "longest caption?": {"text": str},
+    "used?": {"*": int},
+    "notes?": {"*": [str]},
+    "not used?": {"*": [str]},
 }
 
 

@@ -5,6 +5,8 @@ import json
 import pytest
 from test_optuna_search import build_report
 
+from sdft.data.inventory import Inventory
+from sdft.evaluation.report import collect_provenance
 from sdft.runs.evaluations import (
     choose_comparable_evaluations,
     choose_evaluation_folder,
@@ -97,3 +99,26 @@ def test_a_change_is_classified_by_its_interval_or_by_real_images():
     assert classify_change(gain, real, score, 0.9) == "worse" and classify_change(gain, real, score, 0.6) == "unclear"
     assert classify_change(gain, real, {"value": 0.6}, 0.9) == "unclear"  # no interval of the score
     assert {classify_change(gain | {key: None}, base, score, None) for key in gain} == {"unclear"}
+
+
+def test_the_report_names_the_data_that_was_used_and_not_used(tmp_path):
+    inventory = Inventory({"captions from text files": 2}, unused={"linked folders": ["a", "b"], "other files": ["c"]})
+    (tmp_path / "data.json").write_text(json.dumps({"images": 2, **inventory.to_json()}))
+    record = dict.fromkeys(("started", "commit", "device"), "x") | {
+        "format": 1,
+        "state": "finished",
+        "command": ["train.py"],
+    }
+    record |= {
+        "batch": {"size": 1, "gradient_accumulation_steps": 1, "processes": 1},
+        "versions": {},
+        "steps": 1,
+        "seed": 0,
+    }
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    facts = dict(collect_provenance(tmp_path, REPORT))
+    assert facts["data used"] == "captions from text files 2" and "data notes" not in facts
+    assert facts["data not used"] == "linked folders: a, b; other files: c"
+    (tmp_path / "data.json").write_text(json.dumps({"used": {"x": ["y"]}}))
+    with pytest.raises(ValueError, match=r"data\.json: .*edited"):
+        collect_provenance(tmp_path, REPORT)
