@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,9 @@ class TextList(Sequence):
     def __getitem__(self, index: int) -> str:
         index = range(len(self))[index]
         return self.buffer[self.ends[index] : self.ends[index + 1]].decode(**ENCODING)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self.buffer[start:end].decode(**ENCODING) for start, end in pairwise(self.ends))
 
     def __eq__(self, other) -> bool:
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
@@ -50,6 +54,10 @@ class TextLists(Sequence):
     def __getitem__(self, index: int) -> list[str]:
         index = range(len(self))[index]
         return [self.texts[number] for number in range(self.ends[index], self.ends[index + 1])]
+
+    def __iter__(self) -> Iterator[list[str]]:
+        texts = iter(self.texts)
+        return (list(islice(texts, int(end - start))) for start, end in pairwise(self.ends))
 
     def __eq__(self, other) -> bool:
         return list(self) == list(other)

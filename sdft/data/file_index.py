@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.recfunctions import repack_fields
 from PIL import Image
 
 from sdft.data.compact_lists import PathList, TextIndex, TextList, share_equal
@@ -37,7 +38,7 @@ ROW_TYPE = np.dtype(
 
 @dataclass(slots=True)
 class FileRecord:
-    """`identity`: inode, size, and times of content and metadata; `digest`: SHA-256; `error`: why the file is unreadable."""
+    """`identity`: inode, size, and times of content and metadata, during a scan; `digest`: SHA-256; `error`: why unreadable."""
 
     identity: tuple[int, ...]
     digest: str = ""
@@ -49,7 +50,7 @@ class FileRecord:
 
 
 class RecordTable:
-    """Records of many files in one array, 90 bytes each; errors are stored apart, and names if the table has them."""
+    """Records of many files in one array, 50 to 82 bytes each; errors are stored apart, and names if the table has them."""
 
     def __init__(self, rows: np.ndarray, names: TextList | None = None):
         self.rows, self.names, self.errors = rows, names or TextList([]), {}
@@ -59,7 +60,8 @@ class RecordTable:
 
     def __getitem__(self, index: int) -> FileRecord:
         row = self.rows[index]
-        identity, digest = tuple(map(int, row["identity"])), row["digest"].tobytes().hex()
+        identity = tuple(row["identity"].tolist()) if "identity" in row.dtype.names else ()
+        digest = row["digest"].tobytes().hex()
         return FileRecord(
             identity,
             digest,
@@ -75,6 +77,10 @@ class RecordTable:
 
     def sizes(self) -> list[tuple[int, int]]:
         return share_equal(zip(self.rows["width"].tolist(), self.rows["height"].tolist(), strict=True))
+
+    def drop_identities(self) -> None:
+        """Forget inodes and times, which only a scan compares."""
+        self.rows = repack_fields(self.rows[[name for name in ROW_TYPE.names if name != "identity"]])
 
     def __setitem__(self, index: int, record: FileRecord) -> None:
         digest = np.frombuffer(bytes.fromhex(record.digest or "00" * 32), np.uint8)

@@ -124,6 +124,7 @@ class ImageFolder(ImageDataset):
         if len(usable) < len(files):
             files, records, captions = files.select(usable), records.select(usable), captions.select(usable)
         self.files, self.records, self.texts = files, records, captions
+        self.records.drop_identities()
         self.masked_indices = np.array(array("q", usable_masks))
 
     def find_mask(self, index: int) -> tuple[Path, str] | None:

@@ -6,6 +6,8 @@ import warnings
 
 from lightning import Callback, Trainer
 
+from sdft.training.heap import return_free_memory
+
 OPTION_BY_FLAG = {  # flags of the Trainer that an option of train.py sets
     "accelerator": "accelerator",
     "accumulate_grad_batches": "gradient_accumulation_steps",
@@ -84,6 +86,7 @@ class DataPosition(Callback):
 
 def fit(trainer: Trainer, module, data, **kwargs) -> None:
     """`trainer.fit`, in which Ctrl-C stays a `KeyboardInterrupt`; Lightning makes it exit status 1."""
+    return_free_memory()
     try:
         trainer.fit(module, data, **kwargs)
     except SystemExit as end:
