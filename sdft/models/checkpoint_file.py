@@ -40,8 +40,7 @@ OTHER_MODELS = (  # a pattern of tensor names, and what such a file is; the firs
     ),
     (r"(^|\.)down_blocks\.\d+\.\d+\.(channelwise|kv_mapper)\.|clip_txt_mapper", "Stable Cascade"),
     (r"^conditioner\.embedders\.0\.model\.", "the refiner of Stable Diffusion XL"),
-    (r"^conditioner\.embedders\.", "Stable Diffusion XL"),
-    (r"^(model\.diffusion_model\.)?label_emb\.", "Stable Diffusion XL, or another model with additional conditions"),
+    (r"^edm_(vpred|mean|std)", "a model with another noise process, such as CosXL or Playground 2.5"),
     (r"^(noise_augmentor|embedder)\.", "an image variation model"),
     (r"^depth_model\.", "a depth-to-image model"),
     (r"^cond_stage_model\.(roberta|transformation|transformer\.token_emb)", "a model with another text encoder"),
@@ -110,7 +109,9 @@ class CheckpointFile:
             }
             if None not in prefixes.values():
                 return layout, prefixes
-        raise self.error("has no text encoder that is known (cond_stage_model.); give the complete checkpoint")
+        raise self.error(
+            "has no text encoder that is known (cond_stage_model. or conditioner.); give the complete checkpoint"
+        )
 
     def find_configs(self) -> Path:
         """The folder in the package with the configurations of such a UNet."""

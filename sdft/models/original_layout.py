@@ -37,18 +37,28 @@ class OriginalWeight:
     index: int = 0
     count: int = 1
     is_convolution: bool = False  # a 1 x 1 convolution there, linear in diffusers
+    is_transposed: bool = False  # a matrix that is multiplied from the right there
 
     def get_shape(self, shape: torch.Size) -> tuple[int, ...]:
         """The shape in the original layout of a weight of this `shape`."""
+        if self.is_transposed:
+            return tuple(shape)[::-1]
         return (shape[0] * self.count, *shape[1:]) + (1, 1) * self.is_convolution
 
     def accepts(self, shape: tuple[int, ...], expected: torch.Size) -> bool:
         """Whether a tensor of a file has the right shape; some tools store the convolutions as linear layers."""
-        return shape in (self.get_shape(expected), (expected[0] * self.count, *expected[1:]))
+        return shape == self.get_shape(expected) or (self.is_convolution and shape == tuple(expected))
 
     def read(self, tensor: Tensor, shape: torch.Size) -> Tensor:
         """A copy of the weight in fp32, from the tensor of a file."""
-        return torch.empty(shape, dtype=torch.float32).copy_(tensor.chunk(self.count)[self.index].reshape(shape))
+        weight = tensor.T if self.is_transposed else tensor.chunk(self.count)[self.index].reshape(shape)
+        return torch.empty(shape, dtype=torch.float32).copy_(weight)
+
+    def write(self, weight: Tensor) -> Tensor:
+        """The weight in its shape in the original layout, except that it is not joined with other parts of the rows."""
+        if self.is_transposed:
+            return weight.T
+        return weight[:, :, None, None] if self.is_convolution else weight
 
 
 Places = dict[str, OriginalWeight]  # by key of a network's state dict
@@ -79,6 +89,15 @@ class Layout:
 
 
 LAYOUTS = (  # the first that fits
+    Layout(
+        "Stable Diffusion XL",
+        "stable-diffusion-xl-v1-base",
+        {
+            "clip_l": TextEncoderLayout(("conditioner.embedders.0.transformer.text_model.",)),
+            "clip_g": TextEncoderLayout(("conditioner.embedders.1.model.",), is_open_clip=True),
+        },
+        prediction_type="epsilon",
+    ),
     Layout(
         "Stable Diffusion 2",
         "stable-diffusion-v2",
@@ -165,7 +184,7 @@ def map_clip(text_encoder: nn.Module, prefix: str) -> Places:
 
 
 def map_open_clip(text_encoder: nn.Module, prefix: str) -> Places:
-    """The places of OpenCLIP's weights; diffusers models omit its last layer, as Stable Diffusion 2 does not use it."""
+    """The places of OpenCLIP's weights; diffusers models of Stable Diffusion 2 omit its last layer, which is not used."""
     places = {}
     for key in text_encoder.state_dict():
         name = key.removeprefix(TEXT_MODEL_PREFIX)
@@ -177,6 +196,8 @@ def map_open_clip(text_encoder: nn.Module, prefix: str) -> Places:
             else:
                 index = "qkv".index(layer.removeprefix("self_attn.")[0])
                 places[key] = OriginalWeight(f"{block}.attn.in_proj_{kind}", index, 3)
+        elif name == "text_projection.weight":
+            places[key] = OriginalWeight(prefix + "text_projection", is_transposed=True)
         elif match := next((old for old in OPEN_CLIP_NAMES if name.startswith(old)), None):
             places[key] = OriginalWeight(prefix + OPEN_CLIP_NAMES[match] + name.removeprefix(match))
     return places

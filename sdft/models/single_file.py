@@ -23,7 +23,7 @@ MODELSPEC_PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
 PART_NAMES = {"unet": "UNet", "vae": "autoencoder", "clip_l": "text encoder", "clip_g": "second text encoder"}
 EMA_PREFIX = "model_ema."
 UNUSED_KEYS = re.compile(  # noise levels and markers, projections, OpenCLIP's last layer, the autoencoder's loss
-    r"^(\w*alphas_cumprod(_prev)?|betas|posterior_\w+|lvlb_weights|logvar|scale_factor|v_pred|ztsnr)$|"
+    r"^(\w*alphas_cumprod(_prev)?|betas|posterior_\w+|lvlb_weights|logvar|scale_factor|denoiser\.sigmas|v_pred|ztsnr)$|"
     r"\.(position_ids|logit_scale|text_projection(\.weight)?|attn_mask)$|"
     r"^cond_stage_model\.model\.transformer\.resblocks\.23\.|^first_stage_model\.(loss|model_ema)\."
 )
@@ -49,8 +49,7 @@ def to_original_layout(model: DiffusionModel) -> dict[str, Tensor]:
     for _, network, places in map_networks(model, choose_layout(model)):
         weights = network.state_dict()
         for key, place in places.items():
-            weight = weights[key]
-            parts[place.key][place.index] = weight[:, :, None, None] if place.is_convolution else weight
+            parts[place.key][place.index] = place.write(weights[key])
     return {
         key: torch.cat([rows[i] for i in range(len(rows))]) if len(rows) > 1 else rows[0] for key, rows in parts.items()
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import init_empty_weights
+from diffusers.loaders import single_file_utils as theirs
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -21,7 +22,6 @@ from sdft.models.saving import save_pipeline
 from sdft.models.single_file import check_weights, list_unread_tensors, save_single_file, to_original_layout
 from sdft.runs.hashing import hash_weights
 
-PARTS = ("unet", "vae", "clip_l")
 UNET, VAE, CLIP, OPEN_CLIP = (
     "model.diffusion_model.",
     "first_stage_model.",
@@ -39,7 +39,7 @@ def get_error(load) -> str:
 
 
 def assert_equal_weights(model, other) -> None:
-    for part in PARTS:
+    for part in ("vae", *model.parts):
         expected, weights = (m.get_submodule(part).state_dict() for m in (model, other))
         assert expected.keys() == weights.keys()
         assert all(torch.equal(expected[key], weights[key]) for key in expected)
@@ -98,6 +98,30 @@ def test_a_written_file_reads_back_with_equal_bits_and_predictions(configs, tmp_
     assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
+def test_a_file_of_stable_diffusion_xl_reads_back_with_equal_bits(small_xl, small_model_folder, tmp_path):
+    model, file, folder = small_xl(), tmp_path / "x.safetensors", small_model_folder("sdxl")
+    save_single_file(model, file, torch.float32, {})
+    tensors = load_file(file)
+    for network, converted in (  # what diffusers reads
+        (model.unet, theirs.convert_ldm_unet_checkpoint(dict(tensors), model.unet.config)),
+        (model.clip_l, theirs.convert_ldm_clip_checkpoint(dict(tensors), "conditioner.embedders.0.transformer.")),
+        (
+            model.clip_g,
+            theirs.convert_open_clip_checkpoint(model.clip_g, dict(tensors), "conditioner.embedders.1.model."),
+        ),
+    ):
+        weights = {key.removeprefix("text_model."): weight for key, weight in network.state_dict().items()}
+        converted = {key.removeprefix("text_model."): weight for key, weight in converted.items()}
+        assert weights.keys() == converted.keys() and all(torch.equal(weights[key], converted[key]) for key in weights)
+    loaded = load_stable_diffusion(str(file), architecture=str(folder))
+    assert_equal_weights(model, loaded)
+    assert loaded.empty_caption == "encoded" and loaded.prediction_type == "epsilon"
+    tensors |= {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}  # as in NoobAI's files
+    save_file(tensors, file)
+    loaded = load_stable_diffusion(str(file), architecture=str(folder))
+    assert loaded.prediction_type == "v_prediction" and loaded.noise_process.alphas_cumprod[-1] < 1e-6
+
+
 def test_the_embedded_model_in_one_file_is_recognised_and_equal_and_draws_no_random_number(tiny_file, tmp_path):
     expected, state = load_stable_diffusion("tiny-sd"), torch.get_rng_state()
     for name in ("sd15", None):  # the family comes from the file
@@ -145,6 +169,16 @@ PUBLISHED_SHAPES = {  # a few of the published files
         f"{OPEN_CLIP}positional_embedding": (77, 1024),
         f"{OPEN_CLIP}ln_final.weight": (1024,),
     },
+    "sdxl": {
+        f"{UNET}label_emb.0.0.weight": (1280, 2816),
+        f"{UNET}input_blocks.4.1.transformer_blocks.1.attn2.to_k.weight": (640, 2048),
+        f"{UNET}middle_block.1.transformer_blocks.9.ff.net.0.proj.weight": (10240, 1280),
+        f"{UNET}output_blocks.2.2.conv.weight": (1280, 1280, 3, 3),
+        "conditioner.embedders.0.transformer.text_model.encoder.layers.11.mlp.fc1.weight": (3072, 768),
+        "conditioner.embedders.1.model.transformer.resblocks.31.attn.in_proj_weight": (3840, 1280),
+        "conditioner.embedders.1.model.text_projection": (1280, 1280),
+        "conditioner.embedders.1.model.positional_embedding": (77, 1280),
+    },
 }
 
 
@@ -171,10 +205,10 @@ def build_header(name: str, **metadata: str) -> CheckpointFile:
     return CheckpointFile(Path("x.safetensors"), shapes, dict.fromkeys(shapes, "F16"), metadata)
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd21"])
-def test_files_with_the_published_structure_are_read_completely(name, capsys):
+@pytest.mark.parametrize(("name", "unet_tensors"), [("sd15", 686), ("sd21", 686), ("sdxl", 1680)])
+def test_files_with_the_published_structure_are_read_completely(name, unet_tensors, capsys):
     file, (layout, networks) = build_header(name), build_networks(name)
-    assert [len({place.key for place in places.values()}) for *_, places in networks[:2]] == [686, 248]
+    assert [len({place.key for place in places.values()}) for *_, places in networks[:2]] == [unet_tensors, 248]
     assert {key: file.shapes[key] for key in PUBLISHED_SHAPES[name]} == PUBLISHED_SHAPES[name]
     assert file.find_layout()[0] is layout and file.find_configs() == ASSETS_FOLDER / name
     for part, weights, places in networks:
@@ -220,9 +254,8 @@ def test_markers_of_derivatives_choose_velocity_and_zero_terminal_snr(tiny_file,
 
 
 OTHER_FILES = {  # names and shapes of tensors, and the description
-    "sdxl": ({"conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": (768,)}, "Stable Diffusion XL"),
     "refiner": ({"conditioner.embedders.0.model.ln_final.bias": (1280,)}, "the refiner of Stable Diffusion XL"),
-    "sdxl's unet": ({f"{UNET}label_emb.0.0.weight": (1280, 2816)}, "Stable Diffusion XL, or another"),
+    "cosxl": ({"edm_vpred.sigma_max": ()}, "a model with another noise process"),
     "inpainting": ({f"{UNET}input_blocks.0.0.weight": (320, 9, 3, 3)}, "an inpainting model"),
     "instruct-pix2pix": ({f"{UNET}input_blocks.0.0.weight": (320, 8, 3, 3)}, "InstructPix2Pix"),
     "depth": ({f"{UNET}input_blocks.0.0.weight": (320, 5, 3, 3)}, "a depth-to-image model"),
@@ -260,9 +293,7 @@ OTHER_FILES = {  # names and shapes of tensors, and the description
 @pytest.mark.parametrize("kind", OTHER_FILES)
 def test_other_files_are_named_from_their_header(kind):
     shapes, description = OTHER_FILES[kind]
-    if shapes and next(iter(shapes)).startswith(
-        (f"{UNET}input", f"{UNET}label", "control_model", "conditioner", "scaled")
-    ):
+    if shapes and next(iter(shapes)).startswith((f"{UNET}input", "edm", "control_model", "conditioner", "scaled")):
         shapes = {f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3)} | shapes  # a file with a UNet, too
     file = CheckpointFile(Path("x.safetensors"), shapes, {}, {})
     error = get_error(file.find_layout)
@@ -279,7 +310,7 @@ def test_files_that_resemble_a_supported_model_are_named(tiny_file, tmp_path):
         ({f"{UNET}out.2.bias": zeros(4, dtype=torch.int8)}, None, "is I8; quantized weights"),
         ({}, r"out\.2\.bias$", f"lacks {UNET}out.2.bias; the file is incomplete"),
         ({}, r"out\.2\.", f"lacks {UNET}out.2.weight and 1 more; the file is incomplete"),
-        ({}, "^cond_stage_model", "has no text encoder that is known (cond_stage_model.)"),
+        ({}, "^cond_stage_model", "has no text encoder that is known (cond_stage_model. or conditioner.)"),
         ({}, "^first_stage_model", "has no autoencoder; give model.vae=FOLDER or FILE"),
         ({f"{UNET}input_blocks.0.0.weight": zeros(40, 4, 3, 3)}, None, "begins with 40 channels"),
         ({"x" * 5000: zeros(1), f"{UNET}{'y' * 5000}": zeros(1)}, None, "…"),
