@@ -71,10 +71,10 @@ def template(tmp_path_factory, photographs):
     shutil.copy(photographs / "coffee.jpg", home / "b.jpg")
     (home / "prompts.txt").write_text("a handwritten two\na handwritten three\n")
     run_train(home, "method=sft", "name=sft", "hydra.run.dir=outputs/sft/STAMP")
-    run_train(home, "hydra.run.dir=multirun/lora/SWEEP/0", "rank=2")
-    run_train(home, "hydra.run.dir=multirun/lora/SWEEP/1", "rank=4")
-    scored = ["metrics=digits", "protocol.images=1", "save_every=1", "checkpoints_total_limit=9"]
-    run_train(home, "hydra.run.dir=outputs/lora/STAMP", *scored)
+    scored = ["metrics=digits", "protocol.images=1"]
+    run_train(home, "hydra.run.dir=multirun/lora/SWEEP/0", "rank=2", *scored)
+    run_train(home, "hydra.run.dir=multirun/lora/SWEEP/1", "rank=4", *scored)
+    run_train(home, "hydra.run.dir=outputs/lora/STAMP", *scored, "save_every=1", "checkpoints_total_limit=9")
     (adapter,) = (home / "outputs/lora/STAMP/adapter").glob("lora*.safetensors")
     for name in ("FILE", "A", "B"):
         shutil.copy(adapter, home / f"{name}.safetensors")
