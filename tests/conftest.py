@@ -28,6 +28,12 @@ for name, default in {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # one core per test process
 
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """Put the longest tests first, so that parallel workers end together."""
+    items.sort(key=lambda item: item.path.name not in ("test_demos.py", "test_distributed.py"))
+
+
 QUICK_OVERRIDES = [
     "logger=none",
     "metrics=none",

@@ -137,15 +137,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, tmp_path, monkeypatch, n
     ("callback", "hook", "step"), [(EMA, "on_train_batch_end", 1), (ResultExport, "on_train_end", 3)]
 )
 @pytest.mark.slow
-def test_a_run_resumes_from_its_start_and_from_its_last_step(run, monkeypatch, callback, hook, step):
+def test_a_run_resumes_from_its_start_and_from_its_last_step(
+    run, shared_run, tmp_path, monkeypatch, callback, hook, step
+):
     """Before the first checkpoint it starts again; after the last step it only writes the results."""
     overrides = [*FEW_DIGITS, "rank=2", "steps=3", "save_every=3", "ema=0.9", "log_every=2", "metrics=digits",
                  "protocol.images=1", "evaluate_every=2", "evaluate_images=1", "checkpoint_metric=CLIP-T"]  # fmt: skip
-    _, uninterrupted = run(*overrides, name="uninterrupted")
+    _, uninterrupted = shared_run(*overrides)
     with monkeypatch.context() as patched, pytest.raises(PowerCut):
         interrupt_at(patched, callback, hook, step)
         run(*overrides, name="interrupted")
-    folder = uninterrupted.parent / "interrupted"
+    folder = tmp_path / "interrupted"
     assert not (folder / "adapter").exists()
     run(*overrides, f"resume={folder}", name="interrupted")
     assert_same_results(uninterrupted, folder)
