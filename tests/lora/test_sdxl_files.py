@@ -17,13 +17,16 @@ from sdft.lora.architecture import get_layer, get_model_architecture, list_archi
 from sdft.lora.families import PARTS
 from sdft.lora.file import DIFFUSERS_FILE, read_lora_file
 from sdft.lora.formats import load_lora, save_lora
+from sdft.lora.interpolation import AdapterInterpolator
 from sdft.lora.key_names import find_layers, parse_tensor_name
 from sdft.lora.low_rank import build_low_rank_layer
 from sdft.lora.merging import extract_lora, merge_lora_files
 from sdft.lora.mixing import mix_lora_files
 from sdft.lora.resizing import resize_lora_file
+from sdft.lora.scaling import load_adapters
 from sdft.lora.state_dict import build_adapter_state
 from sdft.lora.summary import format_lora_summary
+from sdft.methods.lora import LoRA
 
 (SDXL,), (SD15,), (SD21,) = (list_architectures(name) for name in ("sdxl", "sd15", "sd21"))
 ATTENTION = re.compile(r"(to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj)$")
@@ -407,3 +410,32 @@ def test_files_of_few_layers_are_read_as_of_the_family_of_the_others(tmp_path):
     assert {file.architecture.name for file in read_lora_files([paths["few"], paths["xl"]], None)} == {"sdxl"}
     with pytest.raises(ValueError, match="xl.safetensors: architecture differs .*XL.*Stable Diffusion 1"):
         mix_lora_files(read_lora_files([paths["sd"], paths["xl"]], None), [0.5, 0.5])
+
+
+@torch.no_grad()
+def test_saved_adapters_give_their_own_prediction_also_interpolated(small_xl, tmp_path):
+    folders = []
+    for kind in ("lora", "lokr"):
+        model, method = small_xl(), LoRA(rank=2, alpha=3, adapter_type=kind, unet_targets=["to_k", "conv1"])
+        method.prepare(model)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name or "lokr_" in name:
+                parameter.data += 0.2 * torch.randn_like(parameter)
+        folders.append((tmp_path / kind, compute_outputs(model)))
+        method.save(model, tmp_path / kind, "mine")
+    (folder, expected), (other, other_expected) = folders
+    plain, both = small_xl(), small_xl()
+    plain.build_pipeline().load_lora_weights(folder, weight_name="mine-kohya.safetensors")
+    torch.testing.assert_close(compute_outputs(plain), expected, atol=1e-5, rtol=1e-5)
+    interpolator = AdapterInterpolator(both, load_adapters(both, [folder, other / "mine-kohya.safetensors"]))
+    for end, outputs in enumerate((expected, other_expected)):
+        interpolator.interpolate_unet(end)
+        interpolator.select_text_encoder(end)
+        torch.testing.assert_close(compute_outputs(both), outputs, atol=1e-5, rtol=1e-5)
+
+
+def compute_outputs(model) -> dict[str, torch.Tensor]:
+    """In fp64, so that differences are those of the weights, not of the order of fp32 sums."""
+    conditioning = model.double().condition_prompts(["a cat"], (64, 64))
+    noisy = torch.linspace(-1, 1, 256, dtype=torch.float64).reshape(1, 4, 8, 8)
+    return {"unet": model.predict(noisy, torch.tensor([500]), conditioning), **conditioning.text}
