@@ -19,6 +19,7 @@ class FullFineTuning(Method):
     def prepare(self, model):
         for part in self.get_trainable_parts(model):
             model.parts[part].requires_grad_(True)
+        model.freeze_unused_modules()
 
     def save(self, model, folder: Path, name: str):
         from sdft.models.saving import save_pipeline

@@ -87,6 +87,7 @@ class LoRA(Method):
 
         for part, patterns in self.get_targets(model).items():
             model.parts[part].add_adapter(self.build_peft_config(patterns))
+        model.freeze_unused_modules()
         self.initial_updates = (
             {part: compute_low_rank_updates(model.parts[part]) for part in self.get_targets(model)}
             if self.init_lora_weights == "pissa"

@@ -29,6 +29,7 @@ class DiffusionModel(nn.Module):
     network_classes: ClassVar[dict[str, str]]  # diffusers' and transformers' classes of the networks, by component
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)  # diffusers' names
     pipeline_names: ClassVar[dict[str, str]]  # diffusers' pipeline class by task
+    default_clip_skip: ClassVar[int] = 1
     text_outputs: ClassVar[tuple[str, ...]] = ("context",)  # of the text encoders, see `encode_text`
     image_inputs: ClassVar[tuple[str, ...]] = ()  # entries of a batch that the network takes beside the text
 
@@ -40,6 +41,7 @@ class DiffusionModel(nn.Module):
         self.prompt_chunks = 1  # chunks of the text encoder's length per prompt
         self.noise_process = VariancePreservingProcess(scheduler.config)
         self.base_vocabulary_size = len(self.tokenizer)  # without placeholder tokens that a method adds
+        self.clip_skip = self.default_clip_skip  # the context is the hidden state of that layer, counted from the last
         self.compute_dtype = torch.float32  # may be changed by the training module
         self.requires_grad_(False).eval()
 
@@ -136,7 +138,36 @@ class DiffusionModel(nn.Module):
     @property
     def text_settings(self) -> str:
         """Settings besides the weights that the text outputs depend on."""
-        return str(self.compute_dtype).removeprefix("torch.")
+        options = [f"{key}-{value}" for key, value in self.text_options.items()]
+        return "-".join([str(self.compute_dtype).removeprefix("torch."), *options])
+
+    @property
+    def text_options(self) -> dict[str, str | int]:
+        """Options that the text outputs depend on, without `clip_skip` if it is the usual one."""
+        return {"clip_skip": self.clip_skip} if self.diffusers_clip_skip else {}
+
+    @property
+    def diffusers_clip_skip(self) -> int:
+        """`clip_skip` in the counting of diffusers' pipelines: layers left out beside those that the family never uses."""
+        return self.clip_skip - self.default_clip_skip
+
+    def set_clip_skip(self, clip_skip: int) -> None:
+        """Choose the layer as WebUI counts; `ValueError` for one that the text encoders lack."""
+        most = min(network.config.num_hidden_layers for network in self.text_encoders.values())
+        if not self.default_clip_skip <= clip_skip <= most:
+            raise ValueError(
+                f"model.clip_skip={clip_skip}: choose {self.default_clip_skip} (the usual layer of {self.family}) to {most}"
+            )
+        self.clip_skip = clip_skip
+
+    def list_unused_modules(self) -> list[nn.Module]:
+        """Layers of the text encoders that no output depends on."""
+        raise NotImplementedError
+
+    def freeze_unused_modules(self) -> None:
+        """Freeze the weights that would get no gradient."""
+        for module in self.list_unused_modules():
+            module.requires_grad_(False)
 
     def text_shapes(self, count: int) -> dict[str, tuple[int, ...]]:
         """Shapes of `encode_text`'s tensors for `count` captions."""
@@ -180,7 +211,7 @@ class DiffusionModel(nn.Module):
         """A model of these networks and otherwise as this one."""
         own = {name: network for name, network in self.named_children() if network is not self.noise_process}
         model = type(self)(own | networks, self.tokenizers, self.scheduler)
-        for attribute in ("name", "prompt_chunks", "base_vocabulary_size"):
+        for attribute in ("name", "prompt_chunks", "clip_skip", "base_vocabulary_size"):
             setattr(model, attribute, getattr(self, attribute))
         return model
 
@@ -210,3 +241,8 @@ def describe_geometry(original: tuple[int, int], crop: tuple[int, int], target: 
     `original` and `target` are (width, height), `crop` is (left, top). The order is that of SDXL (Podell et al., 2023).
     """
     return torch.tensor([*original[::-1], *crop[::-1], *target[::-1]], dtype=torch.float32)
+
+
+def get_text_model(network: nn.Module) -> nn.Module:
+    """The module with the layers of a CLIP text encoder, which some classes of transformers wrap."""
+    return getattr(network, "text_model", network)

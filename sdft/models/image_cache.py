@@ -30,6 +30,7 @@ def collect_image_settings(model: DiffusionModel, sampling: Sampling, resolution
         **({"negative_prompt": sampling.negative_prompt} if sampling.negative_prompt else {}),
         "resolution": list(resolution) if isinstance(resolution, tuple) else resolution,
         "prompt_chunks": model.prompt_chunks,
+        **model.text_options,
         "precision": str(model.compute_dtype).removeprefix("torch."),
     }
 

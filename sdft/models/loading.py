@@ -34,12 +34,13 @@ def load_stable_diffusion(
     prompt_chunks: int = 1,
     vae: str | None = None,
     empty_caption: str | None = None,
+    clip_skip: int | None = None,
 ) -> DiffusionModel:
     """An embedded model, a local folder or hub id in the diffusers layout, or a file in the original layout, in fp32.
 
     A file is recognised by its tensors; `architecture` is the folder with its configurations if the package has none. What it
     says about its prediction type and zero terminal SNR holds unless given here.
-    `vae` is the folder or file of an autoencoder that replaces the base's.
+    `vae` is the folder or file of an autoencoder that replaces the base's; `clip_skip` chooses the text encoders' layer.
     `weights=random` initialises the same networks randomly, from the configurations in `name` if it is a folder, else
     from the package's configurations of `architecture`: for offline tests and benchmarks.
     """
@@ -64,6 +65,8 @@ def load_stable_diffusion(
         if not hasattr(model, "empty_caption"):
             raise ValueError(f"model.empty_caption={empty_caption}: {model.family} always encodes the empty caption")
         model.empty_caption = empty_caption
+    if clip_skip is not None:
+        model.set_clip_skip(clip_skip)
     if prediction_type not in (None, model.prediction_type) or zero_terminal_snr:
         model.scheduler = change_prediction_type(
             model.scheduler, prediction_type or model.prediction_type, zero_terminal_snr

@@ -2,10 +2,10 @@
 
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdft.models.conditioning import Conditioning
-from sdft.models.diffusion_model import DiffusionModel
+from sdft.models.diffusion_model import DiffusionModel, get_text_model
 
 
 class StableDiffusion(DiffusionModel):
@@ -24,8 +24,16 @@ class StableDiffusion(DiffusionModel):
 
     def encode_text(self, ids: Tensor) -> dict[str, Tensor]:
         """`context` `[batch, prompt_chunks * tokens, width]` of token ids `[batch, prompt_chunks * tokens]`."""
-        context = self.clip_l(ids.reshape(-1, ids.shape[1] // self.prompt_chunks))[0]
+        chunks = ids.reshape(-1, ids.shape[1] // self.prompt_chunks)
+        if self.clip_skip == 1:
+            context = self.clip_l(chunks)[0]
+        else:
+            hidden = self.clip_l(chunks, output_hidden_states=True).hidden_states[-self.clip_skip]
+            context = get_text_model(self.clip_l).final_layer_norm(hidden)
         return {"context": context.reshape(*ids.shape, -1)}
+
+    def list_unused_modules(self) -> list[nn.Module]:
+        return list(get_text_model(self.clip_l).encoder.layers)[1 - self.clip_skip :] if self.clip_skip > 1 else []
 
     def text_shapes(self, count: int) -> dict[str, tuple[int, ...]]:
         return {"context": (count, self.prompt_chunks * self.chunk_length, self.clip_l.config.hidden_size)}

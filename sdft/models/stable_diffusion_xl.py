@@ -3,10 +3,10 @@
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdft.models.conditioning import Conditioning
-from sdft.models.diffusion_model import DiffusionModel
+from sdft.models.diffusion_model import DiffusionModel, get_text_model
 
 EMPTY_CAPTIONS = ("zeros", "encoded")
 
@@ -38,6 +38,7 @@ class StableDiffusionXL(DiffusionModel):
     }
     text_outputs: ClassVar[tuple[str, ...]] = ("context", "pooled")
     image_inputs: ClassVar[tuple[str, ...]] = ("geometry",)
+    default_clip_skip: ClassVar[int] = 2
     empty_caption = "zeros"
 
     def encode_text(self, ids: Tensor) -> dict[str, Tensor]:
@@ -48,7 +49,7 @@ class StableDiffusionXL(DiffusionModel):
             network(tokens, output_hidden_states=True)
             for network, tokens in zip(self.text_encoders.values(), chunks, strict=True)
         ]
-        context = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        context = torch.cat([output.hidden_states[-self.clip_skip] for output in outputs], dim=-1)
         text = {
             "context": context.reshape(*ids_by_encoder[0].shape, -1),
             "pooled": self.pool(outputs[-1].last_hidden_state, chunks[-1])[:: self.prompt_chunks],
@@ -66,9 +67,14 @@ class StableDiffusionXL(DiffusionModel):
         ends = (tokens == self.tokenizer.eos_token_id).int().argmax(dim=1)
         return self.clip_g.text_projection(hidden[torch.arange(len(hidden), device=hidden.device), ends])
 
+    def list_unused_modules(self) -> list[nn.Module]:
+        """Layers of the first encoder; the pooled vector depends on all layers of the second."""
+        text_model = get_text_model(self.clip_l)
+        return [*list(text_model.encoder.layers)[1 - self.clip_skip :], text_model.final_layer_norm]
+
     @property
-    def text_settings(self) -> str:
-        return f"{super().text_settings}-{self.empty_caption}"
+    def text_options(self) -> dict[str, str | int]:
+        return super().text_options | {"empty_caption": self.empty_caption}
 
     def text_shapes(self, count: int) -> dict[str, tuple[int, ...]]:
         width = sum(network.config.hidden_size for network in self.text_encoders.values())

@@ -45,6 +45,7 @@ EQUIVALENTS = {
     "model.revision": "revision",
     "model.variant": "variant",
     "model.prediction_type": "prediction_type",
+    "model.clip_skip": "clip_skip clip_stop_at_last_layers",
     "model.vae": "vae vae_path pretrained_vae_model_name_or_path",
     "model=sd21": "v2 v_parameterization",
     "model.zero_terminal_snr": "zero_terminal_snr rescale_betas_zero_snr rescale_betas",
@@ -141,7 +142,6 @@ EQUIVALENTS = {
 }
 # Reason -> names elsewhere of what has no counterpart.
 WITHOUT_EQUIVALENT = {
-    "the last layer of the text encoder is always used": "clip_skip clip_stop_at_last_layers",
     "attention always runs in torch's fused kernels": (
         "xformers sdpa mem_eff_attn enable_xformers_memory_efficient_attention use_xformers flash_attention attention_slicing"
     ),

@@ -37,6 +37,7 @@ RECORD_STRUCTURE = {
     "batch?": {"size": int, "gradient_accumulation_steps": int, "processes": int},
     "trainable?": {"*": int},
     "digests?": {"*": str},
+    "clip_skip?": {"webui": int, "diffusers": int},
     "files?": {"*": {"name": str, "sha256": str}},
     "versions?": {"*": str},
     "warnings?": [str],

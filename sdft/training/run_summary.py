@@ -38,6 +38,7 @@ def collect_run_summary(module, dataset, training, schedule, trainer, step: Step
         "resolution": dataset.settings.resolution,
         "prediction_type": model.prediction_type,
         "base": model.name,
+        **describe_clip_skip(model),
         "architecture": get_modelspec_architecture(model),
         "precision": str(trainer.precision),
         "device": format_device(trainer.strategy.root_device, choose_num_threads(model.unet, step.latent_shape)),
@@ -45,6 +46,12 @@ def collect_run_summary(module, dataset, training, schedule, trainer, step: Step
         **memory,
         "warnings": [*list_schedule_warnings(schedule, steps), *memory_warnings],
     }
+
+
+def describe_clip_skip(model) -> dict:
+    """The chosen layer of the text encoders in WebUI's and in diffusers' counting; empty for the usual one."""
+    skipped = model.diffusers_clip_skip
+    return {"clip_skip": {"webui": model.clip_skip, "diffusers": skipped}} if skipped else {}
 
 
 def list_schedule_warnings(schedule, steps: int):

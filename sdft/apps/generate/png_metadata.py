@@ -28,6 +28,8 @@ METADATA_STRUCTURE = {
         "zero_terminal_snr": bool,
         "prompt_chunks": int,
         "vae?": TEXT_OR_NULL,
+        "empty_caption?": TEXT_OR_NULL,
+        "clip_skip?": (int, type(None)),
     },
     "adapters": [{"file": str, "digest": str, "weight": NUMBER}],
     "result": (dict, type(None)),
@@ -67,6 +69,8 @@ def format_a1111_parameters(image_metadata: dict) -> str:
         "Model hash": image_metadata["digest"][:10],
         "Model": quote_parameter(Path(image_metadata["model"]["name"]).name),
     }
+    if clip_skip := image_metadata["model"].get("clip_skip"):
+        settings["Clip skip"] = clip_skip
     if lora_tags:
         hashes = ", ".join(f"{name}: {one['tensors'][:12]}" for name, one in adapters)
         settings["Lora hashes"] = quote_parameter(hashes, always=True)

@@ -41,6 +41,7 @@ class SingleImageTrainer:
         """Everything the adapter depends on; `base` has no adapters."""
         source = SingleImageDataset(image)
         facts = {"base": hash_weights(base), "prediction": base.prediction_type, "prompt_chunks": base.prompt_chunks}
+        facts |= base.text_options
         data = {"image": source.digest(0), "size": list(image.image.size), "caption": image.caption}
         return {**asdict(self), **facts, **data, "precision": precision.compute_dtype}
 

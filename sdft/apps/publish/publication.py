@@ -140,6 +140,7 @@ def build_card(
         sampling=SimpleNamespace(**config["sampling"]),
         command=redact_command(record["command"]),
         dora=dora,
+        clip_skip=record.get("clip_skip", {}).get("diffusers", 0),
         load_path=request.to or ".",
         reproduction_note="" if request.best or config["sampling"].get("scheduler") else REPRODUCTION_NOTE,
         front_matter=front_matter,

@@ -43,7 +43,7 @@ from diffusers import StableDiffusionPipeline
 {use}
 {scheduler}image = pipe(
     {prompt},
-{negative}    num_inference_steps={sampling_steps},
+{negative}{clip_skip}    num_inference_steps={sampling_steps},
     guidance_scale={guidance_scale},
     height={resolution},
     width={resolution},
@@ -73,6 +73,10 @@ to the nearest LoRA: `sdft convert adapter={name}-kohya.safetensors to=kohya bas
 LOCATION_NOTE = "Run this code in the folder of this file.\n\n"
 REPRODUCTION_NOTE = "In fp32 this gives the first image of the last row above."
 
+CLIP_SKIP_NOTE = (
+    "diffusers applies `clip_skip` to the prompt only, WebUI and the samples above also to the negative prompt."
+)
+
 
 @dataclass
 class ModelCard:
@@ -89,6 +93,7 @@ class ModelCard:
     sampling: object  # steps, guidance_scale, seed, negative_prompt
     command: list[str]
     dora: bool = False
+    clip_skip: int = 0  # as diffusers counts
     scheduler: str = ""  # code that replaces the pipeline's scheduler
     load_path: str = "."  # path or repository of the weights; by default the card's folder
     reproduction_note: str = REPRODUCTION_NOTE
@@ -124,8 +129,9 @@ class ModelCard:
             guidance_scale=self.sampling.guidance_scale,
             seed=self.sampling.seed,
             negative=f"    negative_prompt={json.dumps(negative, ensure_ascii=False)},\n" if negative else "",
+            clip_skip=f"    clip_skip={self.clip_skip},\n" if self.clip_skip else "",
             scheduler=self.scheduler,
-            reproduction_note=self.reproduction_note,
+            reproduction_note=CLIP_SKIP_NOTE if self.clip_skip else self.reproduction_note,
             files=files,
             leading_sections="".join(f"\n{section}\n" for section in self.leading_sections),
             trailing_sections="".join(f"\n{section}\n" for section in self.trailing_sections),
@@ -172,6 +178,7 @@ def write_model_card(
         name=name,
         base=module.model.name,
         prediction=module.model.prediction_type,
+        clip_skip=module.model.diffusers_clip_skip,
         method=get_method_tag(type(module.method).__name__),
         steps=module.trainer.global_step,
         resolution=resolution,

@@ -84,6 +84,7 @@ def build_kohya_metadata(facts: dict, steps: int, tag_counts: dict[str, int]) ->
         "ss_keep_tokens": options.get("keep_tags") if options.get("shuffle_tags") else None,
         "ss_mixed_precision": {"fp32": "no"}.get(options.get("precision"), options.get("precision")),
         "ss_random_crop": options.get("crop") == "random",
+        "ss_clip_skip": facts.get("clip_skip", {}).get("webui"),
         "ss_output_name": name,
         "ss_v2": "v2" in str(base),
         "ss_base_model_version": get_kohya_version(base),
