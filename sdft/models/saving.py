@@ -22,12 +22,14 @@ def save_pipeline(model: DiffusionModel, folder: Path, dtype: torch.dtype | None
     pipeline = model.build_pipeline()
     if dtype is not None:
         pipeline.to(dtype=dtype)
-    pipeline.save_pretrained(folder)
-    for part in model.text_encoders:
-        component = model.component_names[part]
-        network = getattr(pipeline, component)
-        weights = {add_text_model_prefix(key): weight for key, weight in network.state_dict().items()}
-        network.save_pretrained(folder / component, state_dict=weights)
+    text_encoders = {model.component_names[part] for part in model.text_encoders}
+    for name, component in pipeline.components.items():
+        if name in text_encoders:
+            weights = {add_text_model_prefix(key): weight for key, weight in component.state_dict().items()}
+            component.save_pretrained(folder / name, state_dict=weights)
+        elif component is not None:
+            component.save_pretrained(folder / name)
+    pipeline.save_config(folder)
     for name in model.tokenizer_names:
         getattr(pipeline, name).backend_tokenizer.model.save(str(folder / name))
 
