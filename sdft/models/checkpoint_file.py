@@ -13,6 +13,7 @@ from sdft.models.embedded import ASSETS_FOLDER
 from sdft.models.family import INPUT_CHANNELS, SUPPORTED, read_config
 from sdft.models.original_layout import LAYOUTS, UNET_PREFIX, Layout
 from sdft.models.safetensors_check import check_safetensors
+from sdft.models.stable_diffusion_xl import EMPTY_CAPTIONS
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 CONVERSION = (  # of a pickle, without running code that it may hold
@@ -64,6 +65,7 @@ PARTS_OF_MODELS = (  # the same for files without a UNet in the original layout
 PREDICTION_TYPES = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 ARCHITECTURE_PREDICTION_TYPES = {"stable-diffusion-v2-768-v": "v_prediction", "stable-diffusion-v2-512": "epsilon"}
 VELOCITY_MARKER, ZERO_TERMINAL_SNR_MARKER = "v_pred", "ztsnr"  # names of empty tensors
+EMPTY_CAPTION_KEY = "sdft.empty_caption"  # in the metadata of files that sdft wrote
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,12 @@ class CheckpointFile:
     @property
     def has_zero_terminal_snr(self) -> bool:
         return ZERO_TERMINAL_SNR_MARKER in self.shapes
+
+    @property
+    def empty_caption(self) -> str:
+        """As recorded, else encoded, as by the trainers of most derivatives, which are published as files."""
+        declared = self.metadata.get(EMPTY_CAPTION_KEY)
+        return declared if declared in EMPTY_CAPTIONS else "encoded"
 
 
 def read_checkpoint_header(path: Path, option: str = "model.name") -> CheckpointFile:

@@ -109,7 +109,7 @@ def load_checkpoint_file(file: CheckpointFile, architecture: str | None, skip: t
         model = build_untrained(folder)
     load_weights(model, file, skip)
     if hasattr(model, "empty_caption"):
-        model.empty_caption = "encoded"  # as trainers of derivatives do, which are published as files
+        model.empty_caption = file.empty_caption
     share_file_digests(model, [file.path])
     return model
 

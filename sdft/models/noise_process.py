@@ -31,9 +31,13 @@ class VariancePreservingProcess(nn.Module):
     def num_timesteps(self) -> int:
         return len(self.alphas_cumprod)
 
+    @property
+    def has_zero_terminal_snr(self) -> bool:
+        return bool(self.alphas_cumprod[-1] < MIN_TERMINAL_SNR)
+
     def check_terminal_snr(self) -> None:
         """`ValueError` for epsilon prediction at zero terminal SNR, where recovering the latents divides by zero."""
-        if self.prediction_type == "epsilon" and self.alphas_cumprod[-1] < MIN_TERMINAL_SNR:
+        if self.prediction_type == "epsilon" and self.has_zero_terminal_snr:
             raise ValueError(
                 "model.prediction_type=epsilon: not supported with zero terminal SNR (rescale_betas_zero_snr); use v_prediction"
             )

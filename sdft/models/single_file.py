@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import sdft.distributed as processes
-from sdft.models.checkpoint_file import FLOAT_TYPES, CheckpointFile, format_key
+from sdft.models.checkpoint_file import (
+    EMPTY_CAPTION_KEY,
+    FLOAT_TYPES,
+    VELOCITY_MARKER,
+    ZERO_TERMINAL_SNR_MARKER,
+    CheckpointFile,
+    format_key,
+)
 from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.family import SUPPORTED
 from sdft.models.original_layout import UNET_PREFIX, VAE_PREFIX, Places, choose_layout, map_networks
@@ -39,8 +46,20 @@ def save_single_file(model: DiffusionModel, path: Path, dtype: torch.dtype, meta
         "modelspec.architecture": choose_layout(model).modelspec,
         "modelspec.prediction_type": MODELSPEC_PREDICTION_TYPES[model.prediction_type],
     }
+    if hasattr(model, "empty_caption"):
+        header[EMPTY_CAPTION_KEY] = model.empty_caption
     with atomic_write(path) as file:
-        save_file(tensors, file, metadata=header | metadata)
+        save_file(tensors | build_markers(model), file, metadata=header | metadata)
+
+
+def build_markers(model: DiffusionModel) -> dict[str, Tensor]:
+    """Empty tensors that tell other tools of velocity prediction, where they expect noise, and of zero terminal SNR."""
+    has_unexpected_velocity = "epsilon" == choose_layout(model).prediction_type != model.prediction_type
+    markers = {
+        VELOCITY_MARKER: has_unexpected_velocity,
+        ZERO_TERMINAL_SNR_MARKER: model.noise_process.has_zero_terminal_snr,
+    }
+    return {key: torch.empty(0) for key, is_needed in markers.items() if is_needed}
 
 
 def to_original_layout(model: DiffusionModel) -> dict[str, Tensor]:

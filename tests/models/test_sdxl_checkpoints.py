@@ -1,0 +1,104 @@
+"""Files and folders of Stable Diffusion 2 and XL open in plain diffusers and again here with equal bits."""
+
+import re
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
+
+from sdft.models.checkpoint_file import read_checkpoint_header
+from sdft.models.loading import load_pretrained, load_stable_diffusion
+from sdft.models.saving import save_pipeline
+from sdft.models.single_file import save_single_file
+
+PIPELINES = {"sd21": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
+
+
+@pytest.fixture
+def build(small_model_folder):
+    """A function that builds a small model with the same random weights every time."""
+
+    def build(architecture: str, **options):
+        torch.manual_seed(0)
+        return load_stable_diffusion(str(small_model_folder(architecture)), weights="random", **options)
+
+    return build
+
+
+def assert_equal_weights(model, networks: dict) -> None:
+    """Equal bits in every network of a model or of the components of a pipeline."""
+    for name, network in {"vae": model.vae, **model.components}.items():
+        expected, weights = (
+            {key.removeprefix("text_model."): weight for key, weight in part.state_dict().items()}
+            for part in (network, networks[name])
+        )
+        assert expected.keys() == weights.keys(), name
+        assert all(torch.equal(expected[key], weights[key]) for key in expected), name
+
+
+def get_networks(model) -> dict:
+    return {"vae": model.vae, **model.components}
+
+
+def test_a_file_of_stable_diffusion_xl_opens_in_diffusers_and_here_with_equal_bits(build, small_model_folder, tmp_path):
+    file, folder = tmp_path / "x.safetensors", str(small_model_folder("sdxl"))
+    model = build("sdxl")
+    save_single_file(model, file, torch.float32, {})
+    save_pipeline(model, tmp_path / "configs")
+    pipeline = StableDiffusionXLPipeline.from_single_file(file, config=str(tmp_path / "configs"), local_files_only=True)
+    assert_equal_weights(model, pipeline.components)
+    assert pipeline.config.force_zeros_for_empty_prompt
+    loaded = load_stable_diffusion(str(file), architecture=folder)
+    assert_equal_weights(model, get_networks(loaded))
+    assert loaded.empty_caption == "zeros" and loaded.prediction_type == "epsilon"
+    assert load_stable_diffusion(str(file), architecture=folder, empty_caption="encoded").empty_caption == "encoded"
+    tensors = load_file(file)
+    assert not {"v_pred", "ztsnr"} & tensors.keys()
+    save_file(tensors | {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}, file)  # as in NoobAI's files
+    loaded = load_stable_diffusion(str(file), architecture=folder)
+    assert loaded.empty_caption == "encoded"
+    assert loaded.prediction_type == "v_prediction" and loaded.noise_process.has_zero_terminal_snr
+
+
+def test_a_written_file_keeps_the_noise_process(build, small_model_folder, tmp_path):
+    file, folder = tmp_path / "x.safetensors", str(small_model_folder("sdxl"))
+    model = build("sdxl", prediction_type="v_prediction", zero_terminal_snr=True)
+    save_single_file(model, file, torch.float16, {})
+    assert {"v_pred", "ztsnr"} <= read_checkpoint_header(file).shapes.keys()  # which other tools read
+    loaded = load_stable_diffusion(str(file), architecture=folder)
+    assert loaded.prediction_type == "v_prediction"
+    assert torch.equal(loaded.noise_process.alphas_cumprod, model.noise_process.alphas_cumprod)
+
+
+@pytest.mark.parametrize(("architecture", "empty_caption"), [("sd21", None), ("sdxl", "encoded")])
+def test_a_saved_folder_opens_in_diffusers_and_here_with_equal_bits(build, tmp_path, architecture, empty_caption):
+    model = build(architecture, empty_caption=empty_caption)
+    save_pipeline(model, tmp_path / "pipeline")
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "pipeline", local_files_only=True)
+    assert type(pipeline).__name__ == PIPELINES[architecture]
+    assert_equal_weights(model, pipeline.components)
+    loaded = load_pretrained(str(tmp_path / "pipeline"))
+    assert_equal_weights(model, get_networks(loaded))
+    assert loaded.prediction_type == model.prediction_type
+    assert torch.equal(loaded.noise_process.alphas_cumprod, model.noise_process.alphas_cumprod)
+    for component in model.component_names.values():
+        if component.startswith("text_encoder"):  # as transformers 4 calls them
+            keys = load_file(tmp_path / "pipeline" / component / "model.safetensors").keys()
+            others = {key for key in keys if not key.startswith("text_model.")}
+            assert others == ({"text_projection.weight"} if component == "text_encoder_2" else set())
+    if empty_caption:
+        assert loaded.empty_caption == empty_caption and not pipeline.config.force_zeros_for_empty_prompt
+
+
+def test_sharded_fp16_variants_of_every_network_open_in_fp32(build, tmp_path):
+    pipeline = build("sdxl").build_pipeline().to(dtype=torch.float16)
+    pipeline.save_pretrained(tmp_path / "model", variant="fp16", max_shard_size="30KB")
+    files = [file.relative_to(tmp_path / "model").as_posix() for file in (tmp_path / "model").rglob("*.safetensors")]
+    assert all(re.search(r"\.fp16[.-]", file) for file in files)
+    loaded = load_pretrained(str(tmp_path / "model"))
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    for name, network in get_networks(loaded).items():
+        assert sum(file.startswith(f"{name}/") for file in files) > 1
+        expected = getattr(pipeline, name).state_dict()
+        assert all(torch.equal(expected[key].float(), weight) for key, weight in network.state_dict().items())
