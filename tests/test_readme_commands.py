@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from small_models import write_small_model
 from test_readme import PAGES
 
 pytestmark = pytest.mark.soak
@@ -30,6 +31,7 @@ NOT_AVAILABLE = {  # option -> what it needs
 SMALLER_VALUES = {  # what a command sets itself -> what the test runs
     r"\bmodel=sd21\b": "model=tiny model.prediction_type=v_prediction",
     r"\bmodel=sd1\d\b": "model=tiny",
+    r"\bmodel=sdxl\b": "model=sdxl model.name=SMALL_XL model.weights=random",
     r"\bmetrics=clip\b": "metrics=digits",
     r"\bdevices=[2-9]": "devices=2",
     r"\btrials=\d+": "trials=2",
@@ -69,6 +71,7 @@ def template(tmp_path_factory, photographs):
             shard.add(file, file.name)
     shutil.copy(photographs / "cat.jpg", home / "a.jpg")
     shutil.copy(photographs / "coffee.jpg", home / "b.jpg")
+    write_small_model("sdxl", home / "SMALL_XL")
     (home / "prompts.txt").write_text("a handwritten two\na handwritten three\n")
     run_train(home, "method=sft", "name=sft", "hydra.run.dir=outputs/sft/STAMP")
     scored = ["metrics=digits", "protocol.images=1"]
