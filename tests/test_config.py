@@ -70,7 +70,11 @@ def test_text_lr_follows_lr():
 
 
 def test_part_lr_is_set_on_the_command_line_and_checked():
-    assert compose_checked_config("part_lr.clip_l=5e-6").training.part_lr == {"unet": None, "clip_l": 5e-6}
+    assert compose_checked_config("part_lr.clip_l=5e-6").training.part_lr == {
+        "unet": None,
+        "clip_l": 5e-6,
+        "clip_g": None,
+    }
     with pytest.raises(ValueError, match="part_lr"):
         compose_checked_config("part_lr.clip_l=high")
 

@@ -1,20 +1,30 @@
-"""Full fine-tuning of the UNet, and optionally of the text encoder."""
+"""Full fine-tuning of the UNet, and optionally of text encoders."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from sdft.methods.base import Method
+from sdft.methods.text_encoders import TextEncoderChoice, check_text_encoder_choice, choose_text_encoders
 from sdft.runs.files import replace_folder
 
 
 @dataclass
 class FullFineTuning(Method):
-    text_encoder: bool = False
+    """`text_encoder`: whether to train the text encoders, or the names of those to train."""
+
+    text_encoder: TextEncoderChoice = False
     output_kind: ClassVar[str] = "pipeline"
 
+    def __post_init__(self):
+        check_text_encoder_choice(self.text_encoder)
+
     def get_trainable_parts(self, model) -> list[str]:
-        return [part for part in model.parts if self.text_encoder or part not in model.text_encoders]
+        chosen = choose_text_encoders(model, self.text_encoder, default=False)
+        return [part for part in model.parts if part in chosen or part not in model.text_encoders]
+
+    def check(self, model, captions):
+        self.get_trainable_parts(model)
 
     def prepare(self, model):
         for part in self.get_trainable_parts(model):

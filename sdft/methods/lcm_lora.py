@@ -10,7 +10,7 @@ from sdft.methods.lora import LoRA
 
 @dataclass
 class LCMLoRA(LoRA):
-    """Trains the UNet only: teacher and student share the text encoder. The files record how to sample with them."""
+    """Trains the UNet only: teacher and student share the text encoders. The files record how to sample with them."""
 
     text_encoder: bool = False
     is_distillation: ClassVar[bool] = True
@@ -21,8 +21,9 @@ class LCMLoRA(LoRA):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.text_encoder:
-            raise ValueError("method.text_encoder=true: LCM-LoRA trains the UNet only; choose false")
+        if self.text_encoder is not False:
+            choice = str(self.text_encoder).lower()
+            raise ValueError(f"method.text_encoder={choice}: LCM-LoRA trains the UNet only; choose false")
         if self.init_lora_weights == "pissa":
             raise ValueError(
                 "method.init_lora_weights=pissa: changes the base weights, which are the teacher; choose gaussian"

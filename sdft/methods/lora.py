@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from sdft.methods.base import Method
+from sdft.methods.text_encoders import TextEncoderChoice, check_text_encoder_choice, choose_text_encoders
 
 ADAPTER_TYPES = ("lora", "loha", "lokr")
 INIT_METHODS = ("gaussian", "kaiming", "pissa")
@@ -22,6 +23,7 @@ LORA_ONLY_DEFAULTS = {
 class LoRA(Method):
     """Adapters on the modules whose names end in one of the targets.
 
+    `text_encoder`: whether to train the text encoders, or the names of those to train; None: as is usual for the model.
     `adapter_type`: lora, or the Hadamard (loha) or Kronecker (lokr) products of LyCORIS, saved as the exactly equivalent LoRA.
     `init_lora_weights`: A gaussian or kaiming and B zero, or pissa: both from the largest singular vectors (Meng et al., 2024).
     `use_rslora`: scale by alpha / sqrt(rank) (Kalajdzievski, 2023). `use_dora`: separate the magnitude (Liu et al., 2024).
@@ -30,7 +32,7 @@ class LoRA(Method):
 
     rank: int
     alpha: float
-    text_encoder: bool = True
+    text_encoder: TextEncoderChoice = None
     unet_targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     text_encoder_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj"])
     adapter_type: str = "lora"
@@ -43,6 +45,7 @@ class LoRA(Method):
     extra_metadata: ClassVar[dict[str, str]] = {}  # additional file metadata
 
     def __post_init__(self):
+        check_text_encoder_choice(self.text_encoder)
         if self.rank < 1:
             raise ValueError(f"rank={self.rank}: choose 1 or more")
         if self.rank > MAX_RANK:
@@ -72,8 +75,9 @@ class LoRA(Method):
 
     def get_targets(self, model) -> dict[str, list[str]]:
         """Target patterns by part; a part without patterns gets no adapter."""
-        text_targets = self.text_encoder_targets if self.text_encoder else []
-        targets = {part: text_targets if part in model.text_encoders else self.unet_targets for part in model.parts}
+        chosen = choose_text_encoders(model, self.text_encoder, model.trains_text_encoders_by_default)
+        targets = {part: self.text_encoder_targets if part in chosen else [] for part in model.text_encoders}
+        targets = {part: targets.get(part, self.unet_targets) for part in model.parts}
         return {part: list(patterns) for part, patterns in targets.items() if patterns}
 
     def check(self, model, captions):

@@ -1,4 +1,4 @@
-"""Pretraining: train the UNet, and optionally the text encoder, from random initialization."""
+"""Pretraining: train the UNet, and optionally text encoders, from random initialization."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ from sdft.methods.full import FullFineTuning
 class Pretrain(FullFineTuning):
     def prepare(self, model):
         model.unet = type(model.unet).from_config(model.unet.config)
-        if self.text_encoder:
-            for part, network in model.text_encoders.items():
-                setattr(model, part, type(network)(network.config))
+        for part in self.get_trainable_parts(model):
+            if part in model.text_encoders:
+                setattr(model, part, type(model.parts[part])(model.parts[part].config))
         model.eval()
         super().prepare(model)

@@ -32,6 +32,7 @@ class DiffusionModel(nn.Module):
     default_clip_skip: ClassVar[int] = 1
     text_outputs: ClassVar[tuple[str, ...]] = ("context",)  # of the text encoders, see `encode_text`
     image_inputs: ClassVar[tuple[str, ...]] = ()  # entries of a batch that the network takes beside the text
+    trains_text_encoders_by_default: ClassVar[bool] = True  # with LoRA
 
     def __init__(self, networks: dict[str, nn.Module], tokenizers: list, scheduler):
         super().__init__()

@@ -39,6 +39,7 @@ class StableDiffusionXL(DiffusionModel):
     text_outputs: ClassVar[tuple[str, ...]] = ("context", "pooled")
     image_inputs: ClassVar[tuple[str, ...]] = ("geometry",)
     default_clip_skip: ClassVar[int] = 2
+    trains_text_encoders_by_default: ClassVar[bool] = False
     empty_caption = "zeros"
 
     def encode_text(self, ids: Tensor) -> dict[str, Tensor]:

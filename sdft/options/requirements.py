@@ -45,9 +45,9 @@ REQUIREMENTS = [
     Requirement("train", "evaluate_images", "evaluate_every", "evaluate_every=N", is_set),
     Requirement("train", "allow_config_change", "resume", "resume=FOLDER", is_set),
     Requirement("train", "lr", "placeholder_token", "text_encoder_lr=…, which this method trains with", is_unset),
-    Requirement("train", "text_encoder_lr", "method.text_encoder", "method.text_encoder=true", is_none_of(False)),
+    Requirement("train", "text_encoder_lr", "method.text_encoder", "method.text_encoder=true", is_none_of(False, [])),
     Requirement(
-        "train", "method.text_encoder_targets", "method.text_encoder", "method.text_encoder=true", is_none_of(False)
+        "train", "method.text_encoder_targets", "method.text_encoder", "method.text_encoder=true", is_none_of(False, [])
     ),
     Requirement(
         "train",

@@ -82,8 +82,8 @@ def build_fake_module(module: DiffusionModule, step: StepSpec, mode: FakeTensorM
     if step.gradient_checkpointing:
         enable_gradient_checkpointing(fake_module.model)
     if step.cached:
-        frozen_encoders = [part for part, net in model.text_encoders.items() if not has_trainable_parameters(net)]
-        fake_module.offloaded_parts = ["vae", *frozen_encoders]
+        is_text_cached = not any(map(has_trainable_parameters, model.text_encoders.values()))
+        fake_module.offloaded_parts = ["vae", *(model.text_encoders if is_text_cached else [])]
     return fake_module
 
 

@@ -416,7 +416,7 @@ def test_files_of_few_layers_are_read_as_of_the_family_of_the_others(tmp_path):
 def test_saved_adapters_give_their_own_prediction_also_interpolated(small_xl, tmp_path):
     folders = []
     for kind in ("lora", "lokr"):
-        model, method = small_xl(), LoRA(rank=2, alpha=3, adapter_type=kind, unet_targets=["to_k", "conv1"])
+        model, method = small_xl(), LoRA(2, 3, text_encoder=True, adapter_type=kind, unet_targets=["to_k", "conv1"])
         method.prepare(model)
         for name, parameter in model.named_parameters():
             if "lora_" in name or "lokr_" in name:

@@ -32,7 +32,7 @@ def test_the_published_model_has_the_published_numbers_of_parameters():
     assert model.text_shapes(1) == {"context": (1, 77, 2048), "pooled": (1, 1280)}
     assert model.vae.config.scaling_factor == 0.13025 and model.vae_scale_factor == 8
     assert [tokenizer.pad_token_id for tokenizer in model.tokenizers] == [49407, 0]
-    LoRA(rank := 2, rank).prepare(model)
+    LoRA(rank := 2, rank, text_encoder=True).prepare(model)
     adapters = {
         part: sum(weight.numel() for name, weight in network.named_parameters() if "lora_" in name)
         for part, network in model.parts.items()

@@ -62,7 +62,7 @@ def test_parameters_and_optimizer_groups_have_the_names_of_the_parts(tiny, metho
     module = DiffusionModule(model, method, DiffusionLoss(), torch.optim.AdamW, LRSchedule("constant"), rates)
     module.__dict__["_trainer"] = SimpleNamespace(max_steps=3)
     (optimizer,), _ = module.configure_optimizers()
-    parts = ["unet", "clip_l"] if method.text_encoder else ["unet"]
+    parts = ["unet"] if method.text_encoder is False else ["unet", "clip_l"]
     assert list(module.get_trainable_parts()) == parts
     assert {name.split(".")[0] for name in module.get_trainable_parameters()} == set(parts)
     assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {part: rates[part] for part in parts}

@@ -8,15 +8,18 @@ from sdft.training.fsdp import gather_full_tensor
 
 ADAPTER_TENSOR_PATTERN = re.compile(r"\.(?:lora|hada|lokr)_")  # separates a layer's name from its adapter tensors
 
-MAX_ZERO_GRADIENT_STEPS = {"embedding": 50}  # not every caption contains the placeholder token
+MAX_ZERO_GRADIENT_STEPS = 50  # where a step may lack the placeholder token, or captions
 
 
 class ZeroGradientCheck(Callback):
     """`ValueError` naming a layer whose trainable tensors all have a zero gradient at the first step: it would never change."""
 
     def on_train_start(self, trainer, module):
-        limit = MAX_ZERO_GRADIENT_STEPS.get(module.method.output_kind, 1)
-        self.steps_left = limit if trainer.global_step == 0 else 0
+        may_lack_text = (
+            module.method.output_kind == "embedding" or getattr(module.model, "empty_caption", None) == "zeros"
+        )
+        self.limit = MAX_ZERO_GRADIENT_STEPS if may_lack_text else 1
+        self.steps_left = self.limit if trainer.global_step == 0 else 0
         self.layers_with_gradient: set[str] = set()
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
@@ -34,7 +37,8 @@ class ZeroGradientCheck(Callback):
             self.steps_left = 0
         elif not self.steps_left:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise ValueError(f"{missing[0]}{more} of {len(layers)} trainable layers got no gradient at the first step")
+            steps = f"in the first {self.limit} steps" if self.limit > 1 else "at the first step"
+            raise ValueError(f"{missing[0]}{more} of {len(layers)} trainable layers got no gradient {steps}")
 
 
 def get_layer_name(parameter: str) -> str:
