@@ -81,6 +81,7 @@ def template(tmp_path_factory, photographs):
     (adapter,) = (home / "outputs/lora/STAMP/adapter").glob("lora*.safetensors")
     for name in ("FILE", "A", "B"):
         shutil.copy(adapter, home / f"{name}.safetensors")
+    run_program(home, "-m", "sdft", "merge", "model=tiny", "to=MODEL.safetensors")
     run_program(home, "-m", "sdft", "generate", *ADDED_OPTIONS["generate"], "folder=outputs/generate/one")
     shutil.copy(
         next((home / "outputs/generate/one").glob("*/*.png"), None)

@@ -121,10 +121,13 @@ def compute_squared_differences(base: DiffusionModel, tuned: DiffusionModel) -> 
 
 
 def load_model_or_run(name: str, option: str) -> DiffusionModel:
-    """Load a model by `model.name`, or the pipeline of a run; errors name the option."""
+    """Load a model for its weights by `model.name`, or the pipeline of a run; errors name the option."""
     run = Path(name).expanduser() / "pipeline"
+    prediction_type = (
+        "epsilon" if Path(name).expanduser().is_file() else None
+    )  # files need not say it; nothing depends on it
     try:
-        return load_stable_diffusion(str(run) if run.is_dir() else name)
+        return load_stable_diffusion(str(run) if run.is_dir() else name, prediction_type=prediction_type)
     except ValueError as error:
         raise ValueError(str(error).replace("model.name=", f"{option}=", 1)) from None
 

@@ -12,6 +12,7 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from sdft.lora.merging import load_model_or_run
 from sdft.models.checkpoint_file import CheckpointFile, read_checkpoint_header
 from sdft.models.embedded import ASSETS_FOLDER
 from sdft.models.family import SUPPORTED
@@ -225,6 +226,22 @@ def test_the_prediction_type_is_read_from_the_file_or_required(kind):
     assert build_header("sd15").choose_prediction_type(None) == "epsilon"
     with pytest.raises(ValueError, match=r"modelspec.prediction_type is flow"):
         build_header("sd15", **{"modelspec.prediction_type": "flow"}).choose_prediction_type(None)
+
+
+def test_models_that_only_give_weights_need_no_prediction_type(tiny_file, monkeypatch):
+    monkeypatch.setattr(CheckpointFile, "detect_prediction_type", lambda *_: None)  # as in files of SD 2
+    with pytest.raises(ValueError, match="model.prediction_type=null"):
+        check_local_model(str(tiny_file))
+    assert_equal_weights(load_model_or_run(str(tiny_file), "base"), load_stable_diffusion("tiny-sd"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float64])
+def test_weights_of_any_float_type_become_fp32(tiny_file, tmp_path, dtype):
+    tensors = {key: weight.to(dtype) for key, weight in load_file(tiny_file).items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    loaded = load_stable_diffusion(str(tmp_path / "x.safetensors"))
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded.unet.conv_in.weight, tensors[f"{UNET}input_blocks.0.0.weight"].float())
 
 
 def test_markers_of_derivatives_choose_velocity_and_zero_terminal_snr(tiny_file, tmp_path):
