@@ -99,9 +99,11 @@ def load_pretrained(name: str, revision: str | None = None, variant: str | None 
 def load_checkpoint_file(file: CheckpointFile, architecture: str | None, skip: tuple[str, ...] = ()) -> DiffusionModel:
     """The model in a file, in fp32, with the networks in `skip` on the meta device; `ValueError` if it is incomplete."""
     from accelerate import init_empty_weights
+    from transformers.utils import logging
 
     from sdft.models.single_file import load_weights
 
+    logging.disable_progress_bar()  # of adapters that are loaded later
     is_bundled = architecture is None or architecture in {file.parent.name for file in ASSETS_FOLDER.glob("*/unet")}
     folder = file.find_configs() if is_bundled else Path(architecture).expanduser()
     check_model_folder(folder)
