@@ -29,6 +29,7 @@ from sdft.runs.terminal import print_text
 MODELSPEC_PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
 PART_NAMES = {"unet": "UNet", "vae": "autoencoder", "clip_l": "text encoder", "clip_g": "second text encoder"}
 EMA_PREFIX = "model_ema."
+TENSORS_PER_MAPPING = 32
 UNUSED_KEYS = re.compile(  # noise levels and markers, projections, OpenCLIP's last layer, the autoencoder's loss
     r"^(\w*alphas_cumprod(_prev)?|betas|posterior_\w+|lvlb_weights|logvar|scale_factor|denoiser\.sigmas|v_pred|ztsnr)$|"
     r"\.(position_ids|logit_scale|text_projection(\.weight)?|attn_mask)$|"
@@ -93,8 +94,11 @@ def load_network_weights(network: nn.Module, path: Path, places: Places) -> None
     from safetensors import safe_open
 
     shapes = {key: weight.shape for key, weight in network.state_dict().items()}
-    with safe_open(path, "pt") as reader:
-        weights = {key: place.read(reader.get_tensor(place.key), shapes[key]) for key, place in places.items()}
+    weights, keys = {}, list(places)
+    for start in range(0, len(keys), TENSORS_PER_MAPPING):
+        with safe_open(path, "pt") as reader:  # what was read stays in memory until the end of the mapping
+            for key in keys[start : start + TENSORS_PER_MAPPING]:
+                weights[key] = places[key].read(reader.get_tensor(places[key].key), shapes[key])
     network.load_state_dict(weights, assign=True)
 
 

@@ -1,6 +1,10 @@
 """Files and folders of Stable Diffusion 2 and XL open in plain diffusers and again here with equal bits."""
 
+import json
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -102,3 +106,38 @@ def test_sharded_fp16_variants_of_every_network_open_in_fp32(build, tmp_path):
         assert sum(file.startswith(f"{name}/") for file in files) > 1
         expected = getattr(pipeline, name).state_dict()
         assert all(torch.equal(expected[key].float(), weight) for key, weight in network.state_dict().items())
+
+
+MEASURE_PEAK = r"""
+import re, sys
+from pathlib import Path
+from sdft.models.loading import load_stable_diffusion
+
+def read(name):
+    return int(re.search(name + r":\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+file, architecture, small_file, small_architecture = sys.argv[1:]
+load_stable_diffusion(small_file, architecture=small_architecture)  # imports
+before = read("VmRSS")
+model = load_stable_diffusion(file, architecture=architecture)
+print(read("VmHWM") - before, sum(weight.numel() * 4 for weight in model.parameters()) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_file_is_never_twice_in_memory(build, small_model_folder, tmp_path):
+    wide = {"block_out_channels": [128, 512], "transformer_layers_per_block": [1, 3], "norm_num_groups": 32}
+    folder = shutil.copytree(small_model_folder("sdxl"), tmp_path / "wide")
+    file = folder / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | wide))
+    names = []
+    for architecture in (folder, small_model_folder("sdxl")):
+        model = load_stable_diffusion(str(architecture), weights="random")
+        save_single_file(model, tmp_path / f"{len(names)}.safetensors", torch.float32, {})
+        names += [tmp_path / f"{len(names)}.safetensors", architecture]
+    output = subprocess.run(
+        [sys.executable, "-c", MEASURE_PEAK, *map(str, names)], check=True, capture_output=True, text=True
+    ).stdout
+    peak, size = map(int, output.split())
+    assert size > 200 * 1024 and peak < 1.1 * size + 130 * 1024  # building modules costs 100 MB, of whatever size
