@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from sdft.evaluation.protocol import PromptGroup
 from sdft.evaluation.variants import BASE, ModelVariant
+from sdft.lora.precision import set_precision
 from sdft.lora.scaling import scale_adapters
 from sdft.models.image_cache import (
     collect_image_settings,
@@ -28,10 +29,16 @@ def generate_variant_images(
     sampling: Sampling,
     device: str,
 ):
-    """Yield every state with its files by group. The model is reloaded only to replace another variant's weights."""
-    model, loaded = None, BASE
+    """Yield every state with its files by group. The model is reloaded only to replace another variant's weights.
+
+    All have the precision of the training: a base whose weights were cast is reloaded, too, before adapters are added.
+    """
+    model, loaded, dtype = None, BASE, instantiate(cfg.precision).dtype if cfg.get("precision") else torch.float32
+    has_pipeline = any((Path(state.source) / "model_index.json").is_file() for state in states)
+    is_cast = dtype is not torch.float32 and not has_pipeline
     for state in states:
-        if model is None or loaded not in (BASE, state.source):
+        if model is None or loaded != state.source and (loaded != BASE or is_cast):
+            model = None  # frees its memory
             torch.manual_seed(cfg.seed)
             model, loaded = instantiate(cfg.model), BASE
             for other in states if state is states[0] else []:
@@ -39,8 +46,7 @@ def generate_variant_images(
         if loaded != state.source:
             state.load(model)
             loaded = state.source
-        model.to(device)
-        model.compute_dtype = instantiate(cfg.precision).dtype if cfg.get("precision") else torch.float32
+        set_precision(model.to(device), dtype, cast_frozen=not has_pipeline)
         with scale_adapters(model, state.scale):
             yield state, generate_group_images(folder, state, groups, sampling, model, cfg.resolution)
 

@@ -4,6 +4,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from sdft.lora.precision import set_precision
 from sdft.losses.diffusion import DiffusionLoss
 from sdft.losses.smooth_diffusion import SmoothDiffusionLoss
 from sdft.methods.base import Method
@@ -63,8 +64,7 @@ class DiffusionModule(LightningModule):
         self.offloaded_parts: list[str] = []  # on the CPU during training, as their outputs are cached
         if not self.get_trainable_parameters():
             raise ValueError(f"{type(method).__name__}: no trainable parameters; enable a part of the method")
-        frozen_dtype = torch.float32 if method.output_kind == "pipeline" else compute_dtype
-        cast_parameters(model, compute_dtype, frozen_dtype)
+        set_precision(model, compute_dtype, cast_frozen=method.output_kind != "pipeline")
         for name, module in model.named_modules():
             module.training = ".lora_dropout" in name or any(p.requires_grad for p in module.parameters())
         if checkpointing:
@@ -217,11 +217,3 @@ class DiffusionModule(LightningModule):
                 f"resume: {name} is {saved.get(name, 'absent')} in the checkpoint and "
                 f"{current.get(name, 'absent')} in this run; use the method options of the resumed run"
             )
-
-
-def cast_parameters(model: DiffusionModel, compute_dtype: torch.dtype, frozen_dtype: torch.dtype) -> None:
-    """Keep trainable parameters and the VAE in fp32, cast other frozen weights to `frozen_dtype`, compute in `compute_dtype`."""
-    model.compute_dtype = compute_dtype
-    for part in model.parts.values():
-        for parameter in part.parameters():
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen_dtype)

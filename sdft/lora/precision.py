@@ -1,0 +1,20 @@
+"""Precision of a model's weights, the same in training, sampling and evaluation."""
+
+import torch
+
+from sdft.lora.scaling import find_adapter_layers
+from sdft.models.diffusion_model import DiffusionModel
+
+
+def set_precision(model: DiffusionModel, compute_dtype: torch.dtype, cast_frozen: bool = True) -> None:
+    """Compute in `compute_dtype`; `cast_frozen` also stores the frozen weights in it, as for methods that add weights.
+
+    The VAE, trainable parameters and adapters stay in fp32. Load adapters before: peft creates them in the precision of their layer.
+    """
+    model.compute_dtype = compute_dtype
+    added = {p for layer in find_adapter_layers(model).values() for p in layer.parameters()}
+    added -= {p for layer in find_adapter_layers(model).values() for p in layer.get_base_layer().parameters()}
+    for part in model.parts.values() if cast_frozen else ():
+        for parameter in part.parameters():
+            if not parameter.requires_grad and parameter not in added:
+                parameter.data = parameter.data.to(compute_dtype)
