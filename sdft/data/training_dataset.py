@@ -16,7 +16,7 @@ from sdft.data.dataset import ImageDataset
 from sdft.data.images import crop_with_mask, locate_crop
 from sdft.data.tensor_cache import KEY_SIZE
 from sdft.data.transforms import ImageSubset
-from sdft.models.diffusion_model import describe_geometry
+from sdft.models.conditioning import describe_geometry
 from sdft.rng import Draw, draw_pyramid_noise, make_generator
 
 CROP_MODES = ("buckets", "center", "random")

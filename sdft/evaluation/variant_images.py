@@ -37,7 +37,7 @@ def generate_variant_images(
     has_pipeline = any((Path(state.source) / "model_index.json").is_file() for state in states)
     is_cast = dtype is not torch.float32 and not has_pipeline
     for state in states:
-        if model is None or loaded != state.source and (loaded != BASE or is_cast):
+        if model is None or (loaded != state.source and (loaded != BASE or is_cast)):
             model = None  # frees its memory
             torch.manual_seed(cfg.seed)
             model, loaded = instantiate(cfg.model), BASE

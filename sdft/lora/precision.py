@@ -9,7 +9,7 @@ from sdft.models.diffusion_model import DiffusionModel
 def set_precision(model: DiffusionModel, compute_dtype: torch.dtype, cast_frozen: bool = True) -> None:
     """Compute in `compute_dtype`; `cast_frozen` also stores the frozen weights in it, as for methods that add weights.
 
-    The VAE, trainable parameters and adapters stay in fp32. Load adapters before: peft creates them in the precision of their layer.
+    The VAE, trainable parameters and adapters stay in fp32. Load adapters before: peft gives them the precision of their layer.
     """
     model.compute_dtype = compute_dtype
     added = {p for layer in find_adapter_layers(model).values() for p in layer.parameters()}

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+FULL_IMAGE = (0, 0)  # crop position of an image that is not cropped
+
 
 @dataclass
 class Conditioning:
@@ -34,3 +36,15 @@ class Conditioning:
 
 def concatenate(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat([tensor, second[name]]) for name, tensor in first.items()}
+
+
+def describe_geometry(
+    original: tuple[int, int], crop: tuple[int, int] = FULL_IMAGE, target: tuple[int, int] | None = None
+) -> Tensor:
+    """`[6]`, in pixels: original height and width, top and left of the crop in the resized image, its height and width.
+
+    `original` and `target` (default: as `original`) are (width, height), `crop` is (left, top). The order is that of SDXL
+    (Podell et al., 2023).
+    """
+    target = target or original
+    return torch.tensor([*original[::-1], *crop[::-1], *target[::-1]], dtype=torch.float32)

@@ -14,8 +14,6 @@ from sdft.models.conditioning import Conditioning
 from sdft.models.noise_process import VariancePreservingProcess
 from sdft.models.prompt_tokenizer import PromptTokenizer
 
-FULL_IMAGE = (0, 0)  # crop position of an image that is not cropped
-
 
 class DiffusionModel(nn.Module):
     """Initially all parameters are frozen and in eval mode; a method chooses the trainable ones.
@@ -184,11 +182,12 @@ class DiffusionModel(nn.Module):
         text = {name: batch[name] for name in self.text_outputs} if has_text else self.encode_text(batch["ids"])
         return Conditioning(text, {name: batch[name] for name in self.image_inputs})
 
-    def condition_prompts(self, prompts: list[str], size: tuple[int, int] = (0, 0)) -> Conditioning:
-        """The conditioning of prompts for whole images of `size`, (width, height) in pixels."""
+    def condition_prompts(self, prompts: list[str], geometry: Tensor | None = None) -> Conditioning:
+        """The conditioning of prompts for images of one `geometry` `[6]`, see `describe_geometry`; default: without a size."""
         device = next(iter(self.text_encoders.values())).device
-        geometry = describe_geometry(size, FULL_IMAGE, size).expand(len(prompts), -1)
-        return self.condition({"ids": self.tokenize(prompts).to(device), "geometry": geometry.to(device)})
+        geometry = torch.zeros(6) if geometry is None else geometry
+        batch = {"geometry": geometry.expand(len(prompts), -1).to(device)}
+        return self.condition(batch | {"ids": self.tokenize(prompts).to(device)})
 
     def build_prompt_arguments(self, prompts: list[str], negative_prompts: list[str]) -> dict[str, Tensor]:
         """The prompts as arguments of diffusers' pipelines, which would encode some of them in other ways."""
@@ -234,14 +233,6 @@ class DiffusionModel(nn.Module):
     def pipeline_options(self) -> dict:
         """Further arguments of the family's pipelines."""
         return {}
-
-
-def describe_geometry(original: tuple[int, int], crop: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """`[6]`, in pixels: original height and width, top and left of the crop in the resized image, its height and width.
-
-    `original` and `target` are (width, height), `crop` is (left, top). The order is that of SDXL (Podell et al., 2023).
-    """
-    return torch.tensor([*original[::-1], *crop[::-1], *target[::-1]], dtype=torch.float32)
 
 
 def get_text_model(network: nn.Module) -> nn.Module:

@@ -31,6 +31,7 @@ def collect_image_settings(model: DiffusionModel, sampling: Sampling, resolution
         "resolution": list(resolution) if isinstance(resolution, tuple) else resolution,
         "prompt_chunks": model.prompt_chunks,
         **model.text_options,
+        **{key: list(value) for key, value in sampling.geometry_options.items()},
         "precision": str(model.compute_dtype).removeprefix("torch."),
     }
 

@@ -11,12 +11,15 @@ from PIL import Image
 from torch import Tensor
 
 import sdft.distributed as processes
+from sdft.models.conditioning import FULL_IMAGE, describe_geometry
 from sdft.models.cpu_threads import limit_threads
 from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.noise_schedulers import build_scheduler, check_scheduler_name
 
 NUM_TRAIN_TIMESTEPS = 1000  # of Stable Diffusion
 MAX_LCM_STEPS = 50  # the LCM scheduler's original_inference_steps
+MAX_GEOMETRY = 16384  # pixels
+GEOMETRY_OPTIONS = ("original_size", "crops_coords_top_left", "target_size")
 ImageSize = int | tuple[int, int]  # side of a square, or (width, height), in pixels
 
 
@@ -24,7 +27,9 @@ ImageSize = int | tuple[int, int]  # side of a square, or (width, height), in pi
 class Sampling:
     """The i-th image of every prompt starts from noise of `torch.Generator().manual_seed(seed + i)`.
 
-    `scheduler` is a name from `sdft.models.noise_schedulers`, or None for the model's own.
+    `scheduler` is a name from `sdft.models.noise_schedulers`, or None for the model's own. `original_size` and `target_size`
+    (height, width) and `crops_coords_top_left` are diffusers' names of what Stable Diffusion XL knows of an image, in pixels; the
+    default is a whole image of the sampled size.
     """
 
     steps: int = 30
@@ -34,6 +39,9 @@ class Sampling:
     batch_size: int = 4
     scheduler: str | None = None
     negative_prompt: str | None = None
+    original_size: list[int] | None = None
+    crops_coords_top_left: list[int] | None = None
+    target_size: list[int] | None = None
 
     def __post_init__(self):
         for key in ("steps", "images", "batch_size"):
@@ -51,10 +59,32 @@ class Sampling:
             if getattr(self, key) < 0:
                 raise ValueError(f"sampling.{key}={getattr(self, key)}: choose 0 or more")
         check_scheduler_name(self.scheduler, "sampling.scheduler")
+        for key, value in self.geometry_options.items():
+            setattr(self, key, list(value))  # Hydra's list becomes a plain one
+            minimum = 0 if key == "crops_coords_top_left" else 1
+            if len(value) != 2 or not all(minimum <= pixels <= MAX_GEOMETRY for pixels in value):
+                form = "[top,left]" if minimum == 0 else "[height,width]"
+                raise ValueError(f"sampling.{key}={list(value)}: give {form} of {minimum} to {MAX_GEOMETRY} pixels")
 
     def to_dict(self) -> dict:
         """The settings without those that are None."""
         return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @property
+    def geometry_options(self) -> dict[str, list[int]]:
+        """Those that are set."""
+        return {key: value for key in GEOMETRY_OPTIONS if (value := getattr(self, key)) is not None}
+
+    def check(self, model: DiffusionModel) -> None:
+        """`ValueError` for options that the model has no input for."""
+        if self.geometry_options and "geometry" not in model.image_inputs:
+            key, value = next(iter(self.geometry_options.items()))
+            raise ValueError(f"sampling.{key}={list(value)}: {model.family} has no such input; leave it out")
+
+    def describe_geometry(self, size: tuple[int, int]) -> Tensor:
+        """The geometry `[6]` of images of `size`, (width, height)."""
+        original, target = (tuple(value)[::-1] if value else size for value in (self.original_size, self.target_size))
+        return describe_geometry(original, tuple(self.crops_coords_top_left or FULL_IMAGE)[::-1], target)
 
     def create_scheduler(self, model: DiffusionModel):
         """A new scheduler: schedulers have state and are not shared."""
@@ -101,15 +131,17 @@ class Sampling:
 
     def sample_latents(self, model: DiffusionModel, requests: list[tuple[str, int]], size: tuple[int, int]) -> Tensor:
         """Denoised latents `[batch, 4, h/8, w/8]` of (prompt, seed), in fp32, whatever the precision of the network."""
+        self.check(model)
         device, prompts = model.unet.device, [prompt for prompt, _ in requests]
         generators = [torch.Generator().manual_seed(seed) for _, seed in requests]
         scheduler, is_guided = self.create_scheduler(model), self.guidance_scale > 1
         scheduler.set_timesteps(self.steps, device=device)
         with autocast(model, device):
-            conditioning = model.condition_prompts(prompts, size)
+            geometry = self.describe_geometry(size)
+            conditioning = model.condition_prompts(prompts, geometry)
             if is_guided:
                 negative = [self.negative_prompt or ""] * len(prompts)
-                conditioning = model.condition_prompts(negative, size).join(conditioning)
+                conditioning = model.condition_prompts(negative, geometry).join(conditioning)
         shape = model.batch_shape(1, size)
         latents = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(device)
         latents = latents * scheduler.init_noise_sigma

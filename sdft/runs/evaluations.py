@@ -27,7 +27,7 @@ SCORES_STRUCTURE = {
     "settings": str,
     "scorers": {"*": str},
     "images": int,
-    "sampling": {"*": (str, *NUMBER_OR_NULL)},
+    "sampling": {"*": (str, list, *NUMBER_OR_NULL)},
     "groups": {"*": [str]},
     "metrics": {"*": {"*": METRIC}},
     "states": [{"label": str, "image_folder": str, "scores": {"*": {"*": SCORE}}, "difference": {"*": {"*": SCORE}}}],

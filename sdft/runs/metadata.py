@@ -48,7 +48,7 @@ RECORD_STRUCTURE = {
     **dict.fromkeys(("steps?", "images?", "resolution?", "num_class_images?", "stopped_at?"), int),
     **dict.fromkeys(("seconds?", "epochs?", "result_mb?"), NUMBER),
     **dict.fromkeys(("device?", "base?", "prediction_type?", "result_digest?"), str),
-    **dict.fromkeys(("commit?", "architecture?"), (str, type(None))),
+    **dict.fromkeys(("commit?", "architecture?", "pipeline?", "empty_caption?"), (str, type(None))),
     "seconds_per_step?": (*NUMBER, type(None)),
 }
 

@@ -76,6 +76,7 @@ def load_inputs(cfg: DictConfig, folder: Path, parts: dict, source: ImageDataset
     torch.manual_seed(cfg.seed)
     model = instantiate(cfg.model)
     model.latent_shape(cfg.resolution)
+    parts["sampling"].check(model)
     for resolution in parts["dataset"].extra_resolutions:
         model.latent_shape(resolution, "extra_resolutions")
     training.get_part_lr(model)

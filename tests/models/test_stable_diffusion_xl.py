@@ -9,7 +9,7 @@ from sdft.data.images import locate_crop, resize_and_crop
 from sdft.losses.diffusion import DiffusionLoss
 from sdft.methods.lora import LoRA
 from sdft.methods.textual_inversion import TextualInversion
-from sdft.models.diffusion_model import describe_geometry
+from sdft.models.conditioning import describe_geometry
 
 PROMPTS = ["a cat", "", "one two three, " * 40]
 
@@ -107,7 +107,7 @@ def test_timestep_and_geometry_are_exact_in_bf16(small_xl):
     model.unet.to(torch.bfloat16)
     seen = {}
     model.unet.add_time_proj.register_forward_pre_hook(lambda _, args: seen.update(geometry=args[0].clone()))
-    conditioning = model.condition_prompts(["a cat"], (1333, 1000))
+    conditioning = model.condition_prompts(["a cat"], describe_geometry((1333, 1000)))
     model.predict(torch.randn(1, 4, 8, 8), torch.tensor([999]), conditioning)
     assert seen["geometry"].tolist() == [1000, 1333, 0, 0, 1000, 1333]
 

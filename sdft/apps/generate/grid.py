@@ -132,6 +132,7 @@ class ImageGrid:
                     f"the weights of {loaded.model.name} have changed (SHA-256 {self.digest} then, {loaded.digest} now); "
                     "give model=… or run=… to use the current ones"
                 )
+            self.sampling.check(loaded.model)
             for side, pixels in zip(("width", "height"), self.size, strict=True):
                 loaded.model.latent_shape(pixels, side)
             files = self.describe_files(key)
@@ -194,6 +195,7 @@ class ImageGrid:
         return {
             **options,
             "negative_prompt": sampling.negative_prompt,
+            **{key: list(value) for key, value in sampling.geometry_options.items()},
             "width": self.size[0],
             "height": self.size[1],
             "precision": str(loaded.model.compute_dtype).removeprefix("torch."),

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from sdft.models.noise_schedulers import SCHEDULER_TITLES, find_scheduler_name
+from sdft.models.sampling import GEOMETRY_OPTIONS
 from sdft.runs.files import atomic_write, check_format_version, check_structure, find_home
 from sdft.runs.hashing import hash_file
 from sdft.runs.stored_options import check_plain_value
@@ -34,6 +35,7 @@ METADATA_STRUCTURE = {
     "adapters": [{"file": str, "digest": str, "weight": NUMBER}],
     "result": (dict, type(None)),
     "batch": [int],
+    **{f"{option}?": [int] for option in GEOMETRY_OPTIONS},
 }
 MAX_METADATA_BATCH, MAX_PROMPT_CHUNKS = 256, 16
 
@@ -100,7 +102,7 @@ def read_png_metadata(path: Path, key: str = "reproduce") -> dict:
     check_structure(image_metadata, METADATA_STRUCTURE, where)
     if image_metadata["result"] is not None:
         check_structure(image_metadata["result"], {"file": str, "digest": str}, where)
-    for name in METADATA_STRUCTURE:
+    for name in image_metadata.keys() & {key.rstrip("?") for key in METADATA_STRUCTURE}:
         check_plain_value(image_metadata[name], f"{where}: {name}")
     batch, chunks = image_metadata["batch"], image_metadata["model"]["prompt_chunks"]
     if len(batch) != 2 or not 0 <= batch[1] < batch[0] <= MAX_METADATA_BATCH or chunks > MAX_PROMPT_CHUNKS:

@@ -9,6 +9,7 @@ import sdft.apps.generate.png_metadata as metadata
 from sdft.config import CONF
 from sdft.models.embedded import ASSETS_FOLDER
 from sdft.models.safetensors_check import check_safetensors
+from sdft.models.sampling import GEOMETRY_OPTIONS
 
 RESTORED_OPTIONS = ("negative_prompt", "seed", "steps", "guidance_scale", "scheduler", "strength", "width", "height")
 NEUTRAL_OPTIONS = {
@@ -34,6 +35,7 @@ def restore_options(image_metadata: dict, overrides: set[str], where: str) -> di
         "prompts": [image_metadata["prompt"]],
         "images": 1,
     }
+    options |= {key: image_metadata[key] for key in GEOMETRY_OPTIONS if key in image_metadata}
     options["precision"] = {
         "_target_": "sdft.training.precision.Precision",
         "compute_dtype": image_metadata["precision"],

@@ -13,13 +13,14 @@ from sdft.apps.generate.grid import GridCell, ImageGrid
 from sdft.apps.load_model import FINAL_RESULT, resolve_model_config
 from sdft.config import check_config, check_option_types
 from sdft.data.prompts import MAX_PROMPT_CHARS, read_prompts
-from sdft.models.sampling import Sampling
+from sdft.models.sampling import GEOMETRY_OPTIONS, Sampling
 
 SAMPLING_OPTIONS = ("steps", "guidance_scale", "images", "seed", "batch_size", "scheduler", "negative_prompt")
+SAMPLING_OPTIONS += GEOMETRY_OPTIONS
 INTEGER_OPTIONS = ("steps", "images", "seed", "batch_size", "resolution", "width", "height")
 OPTION_TYPES = dict.fromkeys(INTEGER_OPTIONS, int | None) | dict.fromkeys(("guidance_scale", "strength"), float | None)
 OPTION_TYPES |= dict.fromkeys(("run", "checkpoint", "scheduler", "negative_prompt", "accelerator"), str | None)
-OPTION_TYPES |= {"prompt_chunks": int, "folder": str}
+OPTION_TYPES |= {"prompt_chunks": int, "folder": str} | dict.fromkeys(GEOMETRY_OPTIONS, list[int] | None)
 MAX_SIDE, MAX_PIXELS = 8192, 2048 * 2048  # of an image
 
 

@@ -43,6 +43,7 @@ def main(cfg):
     from sdft.data.prompts import read_prompts
 
     settings, precision = instantiate(cfg.settings), instantiate(cfg.precision)
+    precision.configure_tf32()
     originals = read_image_pair(cfg.images, read_prompts(cfg.prompts))
     metric = build_perceptual_metric(cfg, settings)
     model = load_base_model(cfg)
@@ -58,12 +59,14 @@ def main(cfg):
 
 
 def load_base_model(cfg):
-    """Load the base model, without the adapters of the two images."""
+    """Load the base model in fp32, without the adapters of the two images."""
     from omegaconf import OmegaConf
 
     from sdft.apps.load_model import open_model
 
-    request = OmegaConf.create({option: value for option, value in cfg.items() if option != "adapters"})
+    request = OmegaConf.create(
+        {option: value for option, value in cfg.items() if option not in ("adapters", "precision")}
+    )
     return open_model(request).model
 
 
@@ -73,9 +76,8 @@ def build_diffmorpher(cfg, model, images, settings, precision):
     from sdft.apps.morph.ddim_inversion import DDIM
     from sdft.apps.morph.diffmorpher import DiffMorpher
 
-    ddim, interpolator = DDIM.from_model(model, cfg.ddim_steps), None
-    if settings.lora != "none":
-        interpolator = build_adapter_interpolator(cfg, model, images, settings.lora, precision)
+    ddim = DDIM.from_model(model, cfg.ddim_steps)
+    interpolator = build_adapter_interpolator(cfg, model, images, settings.lora, precision)
     return DiffMorpher(model, ddim, images, interpolator, cfg.inversion_iterations)
 
 

@@ -5,19 +5,27 @@ from pathlib import Path
 from hydra.utils import instantiate
 
 from sdft.lora.interpolation import AdapterInterpolator
+from sdft.lora.precision import set_precision
 from sdft.lora.scaling import load_adapters
 from sdft.runs.terminal import print_text
 
 
-def build_adapter_interpolator(cfg, model, images, mode: str, precision) -> AdapterInterpolator:
-    """Add one adapter per image to the model, and interpolate them as `mode` names it."""
+def build_adapter_interpolator(cfg, model, images, mode: str, precision) -> AdapterInterpolator | None:
+    """Add one adapter per image to the model, cast it to `precision`, and interpolate them as `mode` names it; none for none."""
+    files = [] if mode == "none" else choose_adapter_files(cfg, model, images, precision)
+    names = load_adapters(model, files)
+    set_precision(model, precision.dtype)
+    return AdapterInterpolator(model, names, mode) if names else None
+
+
+def choose_adapter_files(cfg, model, images, precision) -> list[Path]:
+    """Two adapters: those of the command line, cached ones, or new ones."""
     if cfg.adapters is None:
-        files = load_or_train_adapters(cfg, model, images, precision)
-    else:
-        files = [Path(file).expanduser() for file in cfg.adapters]
-        if len(files) != 2:
-            raise ValueError(f"adapters={list(cfg.adapters)}: got {len(files)}; give two, as [A,B]")
-    return AdapterInterpolator(model, load_adapters(model, files), mode)
+        return load_or_train_adapters(cfg, model, images, precision)
+    files = [Path(file).expanduser() for file in cfg.adapters]
+    if len(files) != 2:
+        raise ValueError(f"adapters={list(cfg.adapters)}: got {len(files)}; give two, as [A,B]")
+    return files
 
 
 def load_or_train_adapters(cfg, model, images, precision) -> list[Path]:

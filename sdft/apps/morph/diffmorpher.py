@@ -15,9 +15,10 @@ from sdft.apps.morph.frame_sequence import DistanceFunction, FrameSequence, comp
 from sdft.apps.morph.interpolation import adain, slerp, space_evenly
 from sdft.data.dataset import CaptionedImage
 from sdft.lora.interpolation import INTERPOLATION_MODES, AdapterInterpolator
-from sdft.models.conditioning import Conditioning
+from sdft.models.conditioning import Conditioning, describe_geometry
 from sdft.models.cpu_threads import limit_threads
 from sdft.models.diffusion_model import DiffusionModel
+from sdft.models.sampling import autocast, to_pil_images
 
 FRAME_SPACINGS = ("even", "uniform")
 ADAIN_MODES = ("noise", "result", "none")
@@ -170,9 +171,7 @@ class DiffMorpher:
 
     def predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         self.on_predictions(1)
-        compute = self.model.compute_dtype
-        autocast = torch.autocast(latents.device.type, compute, enabled=compute is not torch.float32)
-        with autocast, limit_threads(self.model.unet, latents.shape):
+        with autocast(self.model, latents.device), limit_threads(self.model.unet, latents.shape):
             return self.model.predict(latents, timestep, conditioning).float()
 
     @torch.no_grad()
@@ -190,7 +189,8 @@ class DiffMorpher:
             self.set_adapters(float(end) if lora else None)
             if lora:
                 self.interpolator.select_text_encoder(end)
-            conditioning = self.model.condition_prompts([image.caption], image.image.size)
+            with autocast(self.model, clean.device):
+                conditioning = self.model.condition_prompts([image.caption], describe_geometry(image.image.size))
 
             def predict(x: Tensor, timestep: Tensor, conditioning: Conditioning = conditioning) -> Tensor:
                 return self.predict(x, timestep, conditioning)
@@ -204,7 +204,7 @@ class DiffMorpher:
         return self.model.latents(mean, std, torch.zeros_like(std))
 
     def decode_image(self, latents: Tensor) -> Image.Image:
-        return self.model.build_pipeline().image_processor.postprocess(self.model.decode(latents))[0]
+        return to_pil_images(self.model.decode(latents))[0]
 
     def compute_autoencoder_psnr(self) -> list[float]:
         """PSNR in dB of each image reconstructed by the autoencoder: the upper bound of any frame."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from sdft.cli.entry_point import hydra_main
 from sdft.runs.terminal import print_text
 
-OPTION_TYPES = {"images": str, "prompt": str | None, "resolution": int | None, "controlnet": str, "folder": str}
+OPTION_TYPES = {"images": str, "prompt": str | None, "resolution": int | None, "controlnet": str | None, "folder": str}
 OPTION_TYPES |= dict.fromkeys(("strength", "guidance_scale", "controlnet_scale"), float)
 OPTION_TYPES |= {"steps": int, "seed": int, "adapter_scales": list[float]}
 
@@ -17,7 +17,7 @@ def main(cfg):
     check_config(cfg)
     check_option_types(cfg, OPTION_TYPES)
     from sdft.apps.load_model import open_model, resolve_model_config
-    from sdft.apps.stylize.controlnet import load_controlnet
+    from sdft.apps.stylize.controlnet import choose_controlnet, load_controlnet
     from sdft.apps.stylize.style_transfer import StyleTransfer, list_input_images, stylize_images
     from sdft.training.export.trigger_words import find_trigger_words
 
@@ -40,7 +40,8 @@ def main(cfg):
     )
     loaded = open_model(cfg)
     loaded.model.latent_shape(resolution)
-    controlnet = None if cfg.controlnet == "none" else load_controlnet(cfg.controlnet, loaded.model)
+    name = cfg.controlnet or choose_controlnet(loaded.model)
+    controlnet = None if name == "none" else load_controlnet(name, loaded.model)
     if controlnet:
         controlnet.to(loaded.model.unet.device)
     metadata = {
@@ -48,7 +49,7 @@ def main(cfg):
         "run": str(run) if run else None,
         "adapters": [str(file) for file in loaded.adapters],
         "weights": loaded.weights,
-        "controlnet": cfg.controlnet,
+        "controlnet": name,
         "images": [str(file) for file in files],
     }
     folder = Path(cfg.folder)

@@ -8,12 +8,19 @@ from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.safetensors_check import check_safetensors
 from sdft.runs.files import read_json
 
+CANNY_CONTROLNETS = {  # hub ids of published ControlNets by the width of the text embeddings
+    768: "lllyasviel/sd-controlnet-canny",
+    2048: "diffusers/controlnet-canny-sdxl-1.0",
+}
 CANNY_LOW, CANNY_HIGH = 100, 200  # thresholds of the intensity gradient, as in the published Canny ControlNet
 SHARED_CONFIG_KEYS = (
     "cross_attention_dim",
     "block_out_channels",
     "layers_per_block",
     "in_channels",
+    "addition_embed_type",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
 )  # must equal the UNet's
 
 
@@ -33,6 +40,16 @@ def import_opencv():
             "controlnet: edge detection requires OpenCV; pip install -e '.[edges]', or set controlnet=none"
         ) from None
     return cv2
+
+
+def choose_controlnet(model: DiffusionModel) -> str:
+    """The published ControlNet for edges of the model's family; `ValueError` if there is none."""
+    width = model.unet.config.cross_attention_dim
+    if width not in CANNY_CONTROLNETS:
+        raise ValueError(
+            f"controlnet=null: no ControlNet for edges is known for {model.name}; give a folder or hub id, or controlnet=none"
+        )
+    return CANNY_CONTROLNETS[width]
 
 
 def load_controlnet(name: str, model: DiffusionModel):

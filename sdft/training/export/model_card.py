@@ -5,18 +5,30 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sdft.models.sampling import GEOMETRY_OPTIONS
 from sdft.runs.files import is_local_path
 from sdft.runs.metadata import format_command_line
 
 USAGE_SNIPPETS = {
     "adapter": """{base}
-pipe = StableDiffusionPipeline.{loader}(base)
+pipe = {pipeline}.{loader}(base)
 pipe.load_lora_weights({load_path}, weight_name="pytorch_lora_weights.safetensors")""",
     "embedding": """{base}
-pipe = StableDiffusionPipeline.{loader}(base)
+pipe = {pipeline}.{loader}(base)
 pipe.load_textual_inversion({load_path}, weight_name="learned_embeds.safetensors")""",
-    "pipeline": """pipe = StableDiffusionPipeline.from_pretrained({load_path})""",
+    "pipeline": """pipe = {pipeline}.from_pretrained({load_path})""",
 }
+TWO_EMBEDDINGS_SNIPPET = """from safetensors.torch import load_file
+
+{base}
+pipe = {pipeline}.{loader}(base)
+vectors = load_file({file})
+for rows, encoder, tokenizer in (
+    (vectors["clip_l"], pipe.text_encoder, pipe.tokenizer),
+    (vectors["clip_g"], pipe.text_encoder_2, pipe.tokenizer_2),
+):
+    pipe.load_textual_inversion(rows, token={token}, text_encoder=encoder, tokenizer=tokenizer)"""
+PIPELINE_TAGS = {"StableDiffusionPipeline": "stable-diffusion", "StableDiffusionXLPipeline": "stable-diffusion-xl"}
 RESULT_DESCRIPTIONS = {
     "adapter": "A LoRA",
     "embedding": "A textual inversion embedding",
@@ -38,12 +50,12 @@ CARD_TEMPLATE = """---
 
 {location_note}```python
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import {pipeline}
 
 {use}
 {scheduler}image = pipe(
     {prompt},
-{negative}{clip_skip}    num_inference_steps={sampling_steps},
+{negative}{geometry}{clip_skip}    num_inference_steps={sampling_steps},
     guidance_scale={guidance_scale},
     height={resolution},
     width={resolution},
@@ -93,6 +105,9 @@ class ModelCard:
     sampling: object  # steps, guidance_scale, seed, negative_prompt
     command: list[str]
     dora: bool = False
+    pipeline: str = "StableDiffusionPipeline"  # a class of `PIPELINE_TAGS`
+    empty_caption: str | None = None  # of models with a choice: zeros or encoded
+    token: str | None = None  # the placeholder token of an embedding
     clip_skip: int = 0  # as diffusers counts
     scheduler: str = ""  # code that replaces the pipeline's scheduler
     load_path: str = "."  # path or repository of the weights; by default the card's folder
@@ -108,7 +123,7 @@ class ModelCard:
             "library_name": "diffusers",
             "base_model": base,
             "pipeline_tag": "text-to-image",
-            "tags": ["stable-diffusion", "text-to-image", self.method],
+            "tags": [PIPELINE_TAGS[self.pipeline], "text-to-image", self.method],
         } | self.front_matter
         files = (FILES_TABLE + DORA_NOTE * self.dora).format(name=self.name) if self.result == "adapter" else ""
         negative = self.sampling.negative_prompt
@@ -121,9 +136,9 @@ class ModelCard:
             steps=self.steps,
             resolution=self.resolution,
             location_note=LOCATION_NOTE if self.load_path == "." else "",
-            use=USAGE_SNIPPETS[self.result].format(
-                base=format_base_code(self.base), loader=choose_loader(self.base), load_path=json.dumps(self.load_path)
-            ),
+            pipeline=self.pipeline,
+            use=self.render_use(),
+            geometry="".join(f"    {key}={value},\n" for key, value in read_geometry(self.sampling).items()),
             prompt=json.dumps(self.prompt, ensure_ascii=False),
             sampling_steps=self.sampling.steps,
             guidance_scale=self.sampling.guidance_scale,
@@ -137,6 +152,30 @@ class ModelCard:
             trailing_sections="".join(f"\n{section}\n" for section in self.trailing_sections),
             command=format_command_line(self.command).replace("````", ""),
         )
+
+    def render_use(self) -> str:
+        """Code that loads the base and the result."""
+        is_hub, file = self.load_path != ".", "learned_embeds.safetensors"
+        snippet = USAGE_SNIPPETS[self.result]
+        if self.result == "embedding" and self.empty_caption:  # two text encoders
+            snippet = "from huggingface_hub import hf_hub_download\n" * is_hub + TWO_EMBEDDINGS_SNIPPET
+        code = snippet.format(
+            base=format_base_code(self.base),
+            pipeline=self.pipeline,
+            loader=choose_loader(self.base),
+            load_path=json.dumps(self.load_path),
+            file=f"hf_hub_download({json.dumps(self.load_path)}, {file!r})" if is_hub else repr(file),
+            token=json.dumps(self.token, ensure_ascii=False),
+        )
+        if self.empty_caption != "encoded":
+            return code
+        return code + "\npipe.register_to_config(force_zeros_for_empty_prompt=False)"
+
+
+def read_geometry(sampling) -> dict[str, tuple[int, ...]]:
+    """The size options of sampling that are set, as a pipeline takes them."""
+    values = {key: getattr(sampling, key, None) for key in GEOMETRY_OPTIONS}
+    return {key: tuple(map(int, value)) for key, value in values.items() if value}
 
 
 def format_base_code(base: str) -> str:
@@ -178,6 +217,9 @@ def write_model_card(
         name=name,
         base=module.model.name,
         prediction=module.model.prediction_type,
+        pipeline=module.model.pipeline_names["text_to_image"],
+        empty_caption=module.model.text_options.get("empty_caption"),
+        token=getattr(module.method, "placeholder_token", None),
         clip_skip=module.model.diffusers_clip_skip,
         method=get_method_tag(type(module.method).__name__),
         steps=module.trainer.global_step,

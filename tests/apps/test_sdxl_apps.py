@@ -1,0 +1,167 @@
+"""Every app works with a small Stable Diffusion XL: two text encoders, a pooled vector, and the geometry of images."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import compose_config
+from omegaconf import open_dict
+from PIL import Image
+from test_stylize import compute_max_difference, save_controlnet
+
+from sdft.apps.generate.__main__ import generate
+from sdft.apps.morph.__main__ import main as morph
+from sdft.apps.publish.publication import PublishRequest, write_publication
+from sdft.apps.stylize.controlnet import choose_controlnet, load_controlnet
+from sdft.apps.stylize.style_transfer import StyleTransfer
+from sdft.data.digits import Digits
+from sdft.lora.precision import set_precision
+from sdft.models.image_cache import collect_image_settings
+from sdft.models.loading import load_stable_diffusion
+from sdft.models.sampling import Sampling
+
+SAMPLING = ("sampling.steps=2", "sampling.scheduler=null", "sampling.guidance_scale=3")
+
+
+@pytest.fixture(scope="module")
+def base_options(small_model_folder):
+    """Options that choose a small SDXL."""
+    return ["model=sdxl", f"model.name={small_model_folder('sdxl')}", "resolution=32", "model.weights=random"]
+
+
+@pytest.fixture(scope="module")
+def xl_run(shared_run, base_options) -> Path:
+    """A run of LoRA on both text encoders and the UNet."""
+    options = ("steps=1", "rank=2", "alpha=2", "lr=0.05", "data.per_digit=1", "flip=true")
+    prompts = "prompts=[a handwritten two, a handwritten seven]"
+    return shared_run(*base_options, *SAMPLING, *options, prompts, "metrics=digits", "protocol.images=1")[1]
+
+
+@pytest.fixture
+def generate_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options: str, folder: str = "generated") -> list[Path]:
+        cfg = compose_config(*options, f"folder={folder}", "accelerator=cpu", config="generate")
+        with open_dict(cfg):
+            cfg.pop("hydra")
+        generate(cfg, {option.split("=")[0] for option in (*options, "folder=")})
+        return sorted(Path(folder).glob("0*.png"))
+
+    return run
+
+
+def read_pixels(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file), np.int16)
+
+
+def read_metadata(file: Path) -> dict:
+    return json.loads(Image.open(file).info["sdft"])
+
+
+@pytest.mark.slow
+def test_a_run_is_generated_reproduced_and_published(xl_run, generate_images):
+    files = generate_images(f"run={xl_run}")
+    samples = sorted((xl_run / "samples" / "step-000001").glob("*.png"))
+    assert len(files) == len(samples) == 2
+    for file, sample in zip(files, samples, strict=True):
+        assert np.abs(read_pixels(file) - read_pixels(sample)).max() <= 2
+    (again,) = generate_images(f"reproduce={files[1]}", f"run={xl_run}", folder="again")
+    assert np.array_equal(read_pixels(again), read_pixels(files[1]))
+    card = (write_publication(PublishRequest(xl_run)) / "README.md").read_text()
+    for text in (card, (xl_run / "adapter" / "README.md").read_text()):
+        assert "StableDiffusionXLPipeline.from_pretrained(base)" in text and "StableDiffusionPipeline" not in text
+        assert '"stable-diffusion-xl"' in text
+    scores = json.loads((xl_run / "evaluation" / "scores.json").read_text())
+    assert [state["label"] for state in scores["states"]] == ["base", "fine-tuned"]
+
+
+def test_the_geometry_is_restored_from_an_image(generate_images, base_options):
+    quick = [*base_options, "prompts=[a cat]", "steps=2", "scheduler=euler"]
+    (plain,) = generate_images(*quick, folder="plain")
+    (cropped,) = generate_images(
+        *quick, "original_size=[512,1024]", "crops_coords_top_left=[0,256]", "target_size=[64,64]", folder="cropped"
+    )
+    assert not np.array_equal(read_pixels(plain), read_pixels(cropped))
+    assert "original_size" not in read_metadata(plain)
+    facts = read_metadata(cropped)
+    assert [facts[key] for key in ("original_size", "crops_coords_top_left", "target_size")] == [
+        [512, 1024],
+        [0, 256],
+        [64, 64],
+    ]
+    model = [option for option in base_options if not option.startswith("resolution")]
+    (again,) = generate_images(f"reproduce={cropped}", *model, folder="again")
+    assert np.array_equal(read_pixels(again), read_pixels(cropped))
+
+
+def test_the_geometry_is_that_of_diffusers(small_xl):
+    model = small_xl()
+    sizes = {"original_size": [512, 1024], "crops_coords_top_left": [0, 256], "target_size": [64, 48]}
+    pipeline = model.build_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        "a cat", **sizes, height=32, width=48, num_inference_steps=2, generator=torch.Generator().manual_seed(0)
+    )
+    (image,) = Sampling(2, 5.0, **sizes)(model, ["a cat"], (48, 32))
+    assert compute_max_difference(image, expected.images[0]) <= 1
+
+
+def test_a_model_without_sizes_refuses_them_in_one_line(tiny, generate_images):
+    with pytest.raises(ValueError, match=r"sampling.original_size=\[9, 9\]: Stable Diffusion 1 or 2 has no such input"):
+        Sampling(1, original_size=[9, 9])(tiny(), ["a cat"], 32)
+    with pytest.raises(ValueError, match=r"^target_size=\[0, 9\]: give \[height,width\]"):
+        generate_images("model=tiny", "prompts=[a]", "target_size=[0,9]")
+
+
+def test_an_image_depends_on_the_empty_caption_and_the_geometry(small_xl):
+    settings = [
+        collect_image_settings(small_xl(), Sampling(2), 32),
+        collect_image_settings(small_xl(empty_caption="encoded"), Sampling(2), 32),
+        collect_image_settings(small_xl(), Sampling(2, target_size=[9, 9]), 32),
+    ]
+    assert len({json.dumps(one) for one in settings}) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_images_are_stylized_with_edges(small_xl, tmp_path, dtype):
+    model, image = small_xl(), Digits("neon", [3], 1)[0].image
+    net = load_controlnet(str(save_controlnet(model.unet, tmp_path)), model)
+    set_precision(model, dtype)
+    transfer = StyleTransfer("a cat", 32, steps=4, guidance_scale=2.0)
+    plain = transfer(model, image)
+    limit = 1 if dtype is torch.float32 else 12
+    assert compute_max_difference(transfer(model, image, net), plain) <= limit < compute_max_difference(plain, image)
+
+
+def test_a_controlnet_of_another_family_is_refused(small_xl, tiny, tmp_path):
+    folder = save_controlnet(small_xl().unet, tmp_path)
+    with pytest.raises(ValueError, match="made for another base"):
+        load_controlnet(str(folder), tiny())
+    with pytest.raises(ValueError, match="controlnet=null: "):
+        choose_controlnet(small_xl())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_images_are_morphed(base_options, tmp_path, monkeypatch, precision):
+    monkeypatch.chdir(tmp_path)
+    for style in ("neon", "blueprint"):
+        Digits(style, [3], 1)[0].image.save(f"{style}.png")
+    options = ["images=[neon.png,blueprint.png]", "prompts=[a three,a four]", "perceptual=tiny-clip", "steps=1"]
+    options += ["ddim_steps=4", "frames=3", "accelerator=cpu", "folder=out", f"precision={precision}"]
+    monkeypatch.setattr(sys, "argv", ["morph", *base_options, *options])
+    morph()
+    assert len(list(Path("out/frames").iterdir())) == 3
+
+
+def test_metadata_of_an_image_has_every_option_of_the_model():
+    from inspect import signature
+
+    from sdft.apps.generate.png_metadata import METADATA_STRUCTURE
+
+    stored = {key.rstrip("?") for key in METADATA_STRUCTURE["model"]}
+    assert stored == set(signature(load_stable_diffusion).parameters)
