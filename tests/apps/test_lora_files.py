@@ -17,6 +17,7 @@ from sdft.lora.file import read_lora_file
 from sdft.lora.merging import merge_lora_files
 from sdft.methods.lora import LoRA
 from sdft.models.loading import load_stable_diffusion
+from sdft.models.saving import save_pipeline
 
 TINY = list_architectures("tiny-sd")
 FILE = "pytorch_lora_weights.safetensors"
@@ -126,6 +127,49 @@ def test_the_apps_find_the_family_of_a_file(app, home):
     app("convert", "adapter=xl/xl-kohya.safetensors", "to=diffusers", "folder=back")
     back = load_file(home / "back" / FILE)
     assert back.keys() == tensors.keys() and all(torch.equal(back[key], tensors[key]) for key in back)
+
+
+@pytest.mark.slow
+def test_the_apps_work_on_two_text_encoders(app, home, small_xl):
+    """With a base of no published size, given as `architecture`: its layers, from the method to a merged file and back."""
+    save_pipeline(small_xl(), home / "small")
+    for name, options in {"c": {"alpha": 4.0}, "dora-c": {"alpha": 2.0, "use_dora": True}}.items():
+        model, method = load_stable_diffusion(str(home / "small")), LoRA(rank=4, text_encoder=True, **options)
+        method.prepare(model)
+        torch.manual_seed(3)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.05 * torch.randn_like(parameter)
+        method.save(model, home / name, "mine")
+    small, base = "architecture=small", ("model=sdxl", "model.name=small")
+    architectures = list_architectures(str(home / "small"))
+    assert "text_encoder_2: k_proj" in app("show", "adapter=c/mine-kohya.safetensors", small)
+    app("convert", "adapter=c", small, "to=kohya", "folder=c-kohya")
+    app("convert", "adapter=c-kohya/c-kohya.safetensors", small, "to=diffusers", "folder=c-back")
+    original, back = (load_file(home / name / FILE) for name in ("c", "c-back"))
+    assert original.keys() == back.keys() and all(torch.equal(original[key], back[key]) for key in back)
+    app("convert", "adapter=dora-c", small, "to=kohya", "base=small", "rank=4", "folder=c-nearest")
+    app("mix", "adapters=[c,c-nearest/dora-c-kohya.safetensors]", small, "weights=[0.5,0.5]", "folder=c-mixed")
+    app("resize", "adapter=c", small, "rank=2", "folder=c-small")
+    for folder, rank in {"c-mixed": 8, "c-small": 2}.items():
+        file = read_lora_file(home / folder, architectures)
+        assert set(file.parts) == set(small_xl().components) and file.layers.keys() == {
+            *read_lora_file(home / "c", architectures).layers
+        }
+        assert {layer.rank for layer in file.layers.values()} == {rank}
+    app("merge", *base, "adapters=[c,dora-c]", "weights=[1,0.5]", "to=c-merged")
+    app("merge", *base, "adapters=[c,dora-c]", "weights=[1,0.5]", "to=c.safetensors")
+    merged = load_stable_diffusion(str(home / "c-merged"))
+    single = load_stable_diffusion(str(home / "c.safetensors"), architecture=str(home / "small"))
+    assert all(torch.equal(one, other) for one, other in zip(merged.parameters(), single.parameters(), strict=True))
+    assert merged.empty_caption == single.empty_caption == "zeros"
+    app("merge", *base, "adapters=[c]", "to=c-tuned")
+    assert "100.0000%" in app("extract", "base=small", "tuned=c-tuned", "rank=4", "folder=c-extracted")
+    one, other = (read_lora_file(home / name, architectures).layers for name in ("c-extracted", "c"))
+    changed = {key: delta for key, layer in other.items() if (delta := layer.compute_delta()).any()}
+    assert one.keys() == changed.keys()  # without the last layer of clip_l, which is not used
+    for key, layer in one.items():
+        torch.testing.assert_close(layer.compute_delta(), changed[key], atol=1e-6, rtol=0)
 
 
 def test_provenance_does_not_name_the_home_folder(tmp_path, monkeypatch):
