@@ -39,6 +39,7 @@ class DiffusionModel(nn.Module):
         self.tokenizers, self.scheduler, self.name = tokenizers, scheduler, "the model"
         self.prompt_chunks = 1  # chunks of the text encoder's length per prompt
         self.noise_process = VariancePreservingProcess(scheduler.config)
+        self.checkpoint_prediction_type: str | None = None  # what the weights were trained for; None: random weights
         self.base_vocabulary_size = len(self.tokenizer)  # without placeholder tokens that a method adds
         self.clip_skip = self.default_clip_skip  # the context is the hidden state of that layer, counted from the last
         self.compute_dtype = torch.float32  # may be changed by the training module
@@ -52,6 +53,12 @@ class DiffusionModel(nn.Module):
     @property
     def prediction_type(self) -> str:
         return self.noise_process.prediction_type
+
+    @property
+    def checkpoint_resolution(self) -> int | None:
+        """Pixels along a side of the images that the network was trained on, if its configuration says so."""
+        size = next(iter(self.parts.values())).config.get("sample_size")
+        return size * self.vae_scale_factor if isinstance(size, int) else None
 
     @property
     def vae_scale_factor(self) -> int:

@@ -51,7 +51,7 @@ def load_stable_diffusion(
         checkpoint = read_checkpoint_header(file)
         prediction_type = checkpoint.choose_prediction_type(prediction_type)
         zero_terminal_snr = zero_terminal_snr or checkpoint.has_zero_terminal_snr
-        model = load_checkpoint_file(checkpoint, architecture, ("vae",) if vae else ())
+        model = load_checkpoint_file(checkpoint, architecture, prediction_type, ("vae",) if vae else ())
     elif weights == "pretrained":
         model = load_pretrained(source, revision, variant)
     else:
@@ -96,8 +96,13 @@ def load_pretrained(name: str, revision: str | None = None, variant: str | None 
     return load_folder(folder, variant)
 
 
-def load_checkpoint_file(file: CheckpointFile, architecture: str | None, skip: tuple[str, ...] = ()) -> DiffusionModel:
-    """The model in a file, in fp32, with the networks in `skip` on the meta device; `ValueError` if it is incomplete."""
+def load_checkpoint_file(
+    file: CheckpointFile, architecture: str | None, prediction_type: str, skip: tuple[str, ...] = ()
+) -> DiffusionModel:
+    """The model in a file, in fp32, with the networks in `skip` on the meta device; `ValueError` if it is incomplete.
+
+    Its UNet predicts `prediction_type` if the file does not say.
+    """
     from accelerate import init_empty_weights
     from transformers.utils import logging
 
@@ -110,6 +115,10 @@ def load_checkpoint_file(file: CheckpointFile, architecture: str | None, skip: t
     with init_empty_weights():
         model = build_untrained(folder)
     load_weights(model, file, skip)
+    layout, _ = file.find_layout()
+    model.checkpoint_prediction_type = file.detect_prediction_type(layout) or prediction_type
+    if is_bundled and (size := layout.sample_sizes.get(model.checkpoint_prediction_type)):
+        model.unet.register_to_config(sample_size=size)
     if hasattr(model, "empty_caption"):
         model.empty_caption = file.empty_caption
     share_file_digests(model, [file.path])

@@ -28,6 +28,7 @@ def load_folder(folder: Path, variant: str | None) -> DiffusionModel:
     }
     model = model_class(networks, tokenizers, scheduler)
     read_pipeline_options(model, folder)
+    model.checkpoint_prediction_type = model.prediction_type
     share_file_digests(model, sorted(folder.rglob("*.safetensors")))
     return model
 

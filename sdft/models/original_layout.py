@@ -5,7 +5,7 @@ A text encoder has CLIP's names, or OpenCLIP's, with one matrix for query, key a
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -79,13 +79,17 @@ class TextEncoderLayout:
 
 @dataclass(frozen=True)
 class Layout:
-    """The original layout of a family: its text encoders by part, the first of which is `min_text_width` wide or wider."""
+    """The original layout of a family: its text encoders by part, the first of which is `min_text_width` wide or wider.
+
+    `sample_sizes` of the published UNets by prediction type, where they have several.
+    """
 
     name: str
     modelspec: str  # ModelSpec's architecture
     text_encoders: dict[str, TextEncoderLayout]
     min_text_width: int = 0
     prediction_type: str | None = None  # None: files do not tell
+    sample_sizes: dict[str, int] = field(default_factory=dict)
 
 
 LAYOUTS = (  # the first that fits
@@ -103,6 +107,7 @@ LAYOUTS = (  # the first that fits
         "stable-diffusion-v2",
         {"clip_l": TextEncoderLayout(("cond_stage_model.model.",), is_open_clip=True)},
         min_text_width=1024,
+        sample_sizes={"epsilon": 64, "v_prediction": 96},
     ),
     Layout(
         "Stable Diffusion 1",

@@ -14,6 +14,7 @@ from sdft.training.memory_estimate import GB, estimate_memory, format_bytes, get
 from sdft.training.step_spec import StepSpec
 
 MAX_WARMUP_FRACTION = 0.2  # a longer warm-up leaves little time at the full learning rate
+RESOLUTION_RANGE = (0.75, 2)  # relative to that of the checkpoint: below, objects are cut off; above, they are repeated
 
 
 def collect_run_summary(module, dataset, training, schedule, trainer, step: StepSpec) -> dict:
@@ -46,7 +47,12 @@ def collect_run_summary(module, dataset, training, schedule, trainer, step: Step
         "device": format_device(trainer.strategy.root_device, choose_num_threads(model.unet, step.latent_shape)),
         "seed": training.seed,
         **memory,
-        "warnings": [*list_schedule_warnings(schedule, steps), *list_rate_warnings(training, module), *memory_warnings],
+        "warnings": [
+            *list_checkpoint_warnings(model, dataset.settings.resolution),
+            *list_schedule_warnings(schedule, steps),
+            *list_rate_warnings(training, module),
+            *memory_warnings,
+        ],
     }
 
 
@@ -54,6 +60,23 @@ def describe_clip_skip(model) -> dict:
     """The chosen layer of the text encoders in WebUI's and in diffusers' counting; empty for the usual one."""
     skipped = model.diffusers_clip_skip
     return {"clip_skip": {"webui": model.clip_skip, "diffusers": skipped}} if skipped else {}
+
+
+def list_checkpoint_warnings(model, resolution: int):
+    """Warnings about options that contradict what the weights were trained for."""
+    if (prediction_type := model.checkpoint_prediction_type) is None:
+        return
+    if prediction_type != model.prediction_type:
+        yield (
+            f"model.prediction_type={model.prediction_type}: the checkpoint was trained for {prediction_type} and must relearn "
+            "what it predicts; remove the option unless you intend this"
+        )
+    lowest, highest = RESOLUTION_RANGE
+    if (usual := model.checkpoint_resolution) and not lowest <= resolution / usual <= highest:
+        yield (
+            f"resolution={resolution}: the checkpoint was trained at {usual} px, and its images at {resolution} px are poor; "
+            f"choose about {usual}"
+        )
 
 
 def list_schedule_warnings(schedule, steps: int):
@@ -112,6 +135,8 @@ def print_run_summary(summary: dict, headline: str, data_lines: list[str], folde
         f"trainable  {parts} of {num_parameters:,} parameters ({fraction})",
         f"schedule   {summary['steps']} steps, batch {batch_size}, {summary['epochs']:g} epochs, {summary['resolution']} px",
     ]
+    if summary["empty_caption"]:
+        lines.append(f"text       empty captions are {summary['empty_caption']}")
     if summary["num_class_images"]:
         lines.append(f"prior      {summary['num_class_images']} class images, one per training image")
     lines.append(f"device     {summary['device']}, precision {summary['precision']}")

@@ -2,6 +2,10 @@
 
 import json
 
+from sdft.models.loading import load_stable_diffusion
+from sdft.models.saving import save_pipeline
+from sdft.training.run_summary import list_checkpoint_warnings
+
 
 def read_warnings(folder) -> list[str]:
     return json.loads((folder / "run.json").read_text())["warnings"]
@@ -38,3 +42,20 @@ def test_a_default_run_has_no_warnings_and_prints_its_summary(run, capsys):
         str(folder),
     ):
         assert part in output
+
+
+def get_warned_options(model, resolution: int) -> list[str]:
+    return [warning.partition(":")[0] for warning in list_checkpoint_warnings(model, resolution)]
+
+
+def test_options_that_contradict_the_checkpoint_are_warned_about(small_model_folder, tmp_path):
+    velocity = "model.prediction_type=v_prediction"
+    random = load_stable_diffusion(str(small_model_folder("sdxl")), weights="random", prediction_type="v_prediction")
+    assert random.checkpoint_resolution == 32 and get_warned_options(random, 16) == []
+    save_pipeline(
+        load_stable_diffusion(str(small_model_folder("sdxl")), weights="random"), folder := tmp_path / "pipeline"
+    )
+    assert get_warned_options(load_stable_diffusion(str(folder), prediction_type="v_prediction"), 32) == [velocity]
+    model = load_stable_diffusion(str(folder), prediction_type="epsilon")
+    for resolution, warned in {16: True, 24: False, 32: False, 64: False, 96: True}.items():
+        assert get_warned_options(model, resolution) == [f"resolution={resolution}"] * warned
