@@ -129,6 +129,15 @@ def test_the_losses_import_only_each_other():
         assert all(name.startswith("sdft.losses") for name in own_imports(parse(file)))
 
 
+@pytest.mark.parametrize("package", ["training", "losses", "data", "methods"])
+def test_training_names_no_family_of_models(package):
+    """Whatever differs between families is an attribute or a method of the model."""
+    for file in (PACKAGE / package).rglob("*.py"):
+        text = file.read_text(encoding="utf-8").replace("JPEG XL", "")
+        terms = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", text)
+        assert not {"xl", "sdxl"} & {term.lower() for term in terms}, file
+
+
 def test_below_the_command_line_nothing_reads_its_state():
     """A run can be started from Python: arguments and Hydra's state are passed in, exits are exceptions."""
     above = {"__main__.py", "cli", "apps"}

@@ -43,6 +43,9 @@ class LatentConsistencyLoss:
     def check(self, model) -> None:
         model.noise_process.check_terminal_snr()
 
+    def list_warnings(self, model) -> list[str]:
+        return []
+
     def __call__(self, model, latents: Tensor, conditioning, draws: dict[str, Tensor]) -> Tensor:
         """Losses `[batch]` of latents `[batch, 4, h, w]`.
 

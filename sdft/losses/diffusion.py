@@ -7,6 +7,7 @@ from torch import Tensor
 
 WEIGHTINGS = ("none", "min_snr", "soft_min_snr", "debiased")
 LOSSES = ("mse", "l1", "huber")
+MIN_WEIGHT = 1e-3  # of a timestep that is trained
 
 
 @dataclass
@@ -44,6 +45,17 @@ class DiffusionLoss:
 
     def check(self, model) -> None:
         model.noise_process.check_terminal_snr()
+
+    def list_warnings(self, model) -> list[str]:
+        """A warning if the last timestep has no weight: the model's output for pure noise decides the brightness of images."""
+        process = model.noise_process
+        last = process.alphas_cumprod.new_tensor([process.num_timesteps - 1]).long()
+        if self.compute_snr_weights(model, last) > MIN_WEIGHT:
+            return []
+        return [
+            f"weighting={self.weighting}: with zero terminal SNR the last timestep, which sampling starts from, has weight 0 and "
+            "is not trained; weighting=none trains it"
+        ]
 
     def __call__(self, model, latents: Tensor, conditioning, draws: dict[str, Tensor]) -> Tensor:
         """Weighted losses `[batch]` of latents `[batch, 4, h, w]`; `conditioning` is handed to the model as it is.

@@ -28,6 +28,8 @@ class DiffusionModel(nn.Module):
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)  # diffusers' names
     pipeline_names: ClassVar[dict[str, str]]  # diffusers' pipeline class by task
     default_clip_skip: ClassVar[int] = 1
+    hub_tag: ClassVar[str] = "stable-diffusion"
+    new_token_code: ClassVar[str] = ""  # code after which a pipeline `pipe` of diffusers reads new tokens rightly
     text_outputs: ClassVar[tuple[str, ...]] = ("context",)  # of the text encoders, see `encode_text`
     image_inputs: ClassVar[tuple[str, ...]] = ()  # entries of a batch that the network takes beside the text
     trains_text_encoders_by_default: ClassVar[bool] = True  # with LoRA

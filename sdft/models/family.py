@@ -87,6 +87,12 @@ def find_model_class(folder: Path) -> type[DiffusionModel]:
     return StableDiffusionXL if is_xl else StableDiffusion
 
 
+def get_model_class(pipeline: str | None) -> type[DiffusionModel]:
+    """The class of the family with a pipeline of diffusers; by default, Stable Diffusion 1 and 2."""
+    classes = (StableDiffusion, StableDiffusionXL)
+    return next((cls for cls in classes if cls.pipeline_names["text_to_image"] == pipeline), StableDiffusion)
+
+
 def describe_channel_mismatch(unet: dict, vae: dict) -> str | None:
     channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if channels != latents:

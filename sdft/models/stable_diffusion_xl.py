@@ -40,6 +40,10 @@ class StableDiffusionXL(DiffusionModel):
     image_inputs: ClassVar[tuple[str, ...]] = ("geometry",)
     default_clip_skip: ClassVar[int] = 2
     trains_text_encoders_by_default: ClassVar[bool] = False
+    hub_tag: ClassVar[str] = "stable-diffusion-xl"
+    new_token_code: ClassVar[str] = (
+        "pipe.text_encoder_2.text_model.eos_token_id = 49407  # else the new token is taken for the end of the prompt"
+    )
     empty_caption = "zeros"
 
     def encode_text(self, ids: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Start of a run: check the options, print the summary, and write the first files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -79,6 +79,14 @@ def check_steps_left(cfg: DictConfig, resume_step: int, steps: int, previous_run
     if resume_step > steps or (resume_step and resume_step == steps and is_finished):
         advice = "increase steps and add allow_config_change=true" if previous_run else "increase steps"
         raise ValueError(f"resume={cfg.resume}: already at step {resume_step} of {steps}; {advice}")
+
+
+def check_given_rates(overrides: Iterable[str], module) -> None:
+    """`ValueError` if the command line gives a learning rate of text encoders, and none is trained."""
+    given = [override for override in overrides if override.startswith("text_encoder_lr=")]
+    parts = module.get_trainable_parts()
+    if given and not parts.keys() & module.model.text_encoders:
+        raise ValueError(f"{given[-1]}: has no effect here; the method trains {', '.join(parts)} only")
 
 
 def collect_summary(module, dataset, parts: dict, cfg: DictConfig, trainer, inputs, scorers) -> tuple[StepSpec, dict]:

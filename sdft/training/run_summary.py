@@ -50,7 +50,7 @@ def collect_run_summary(module, dataset, training, schedule, trainer, step: Step
         "warnings": [
             *list_checkpoint_warnings(model, dataset.settings.resolution),
             *list_schedule_warnings(schedule, steps),
-            *list_rate_warnings(training, module),
+            *module.objective.list_warnings(model),
             *memory_warnings,
         ],
     }
@@ -83,13 +83,6 @@ def list_schedule_warnings(schedule, steps: int):
     """Warnings about the learning-rate schedule."""
     if (warmup := schedule.count_warmup_steps(steps)) > MAX_WARMUP_FRACTION * steps:
         yield f"warm-up takes {warmup} of {steps} steps; more than a fifth leaves little time at the full learning rate"
-
-
-def list_rate_warnings(training, module):
-    """A warning about a rate of text encoders that are not trained."""
-    parts = module.get_trainable_parts()
-    if training.text_encoder_lr != training.lr and not parts.keys() & module.model.text_encoders:
-        yield f"text_encoder_lr={training.text_encoder_lr:g}: no effect, as the method trains {', '.join(parts)} only"
 
 
 def check_memory(module, step: StepSpec) -> tuple[dict, list[str]]:

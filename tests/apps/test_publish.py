@@ -322,6 +322,17 @@ def test_option_types_match_the_config():
     assert set(compose_config(config="publish")) - {"hydra"} == set(OPTION_TYPES)
 
 
+def test_the_card_of_a_model_with_two_text_encoders_loads_the_embedding_into_both(run):
+    (run / "adapter").rename(run / "embedding")
+    record = json.loads((run / "run.json").read_text())
+    facts = {"pipeline": "StableDiffusionXLPipeline", "empty_caption": "encoded"}
+    (run / "run.json").write_text(json.dumps(record | facts))
+    card = (write_publication(PublishRequest(run, "someone/sks", "mit")) / "README.md").read_text()
+    assert "pipe = StableDiffusionXLPipeline.from_pretrained(base)" in card and '"stable-diffusion-xl"' in card
+    assert 'load_file(hf_hub_download("someone/sks", "learned_embeds.safetensors"))' in card
+    assert card.count("pipe.load_textual_inversion(vectors[") == 2
+
+
 @pytest.mark.parametrize(
     ("kind", "code"),
     [

@@ -194,3 +194,14 @@ BAD = {"weighting": "p2", "loss": "l3", "huber_delta": 0, "snr_gamma": -1, "unma
 def test_invalid_options_raise(key, value):
     with pytest.raises(ValueError, match=f"{key}={value}: "):
         DiffusionLoss(**{key: value})
+
+
+def test_a_weighting_that_never_trains_the_last_timestep_is_named(tiny):
+    velocity = {"prediction_type": "v_prediction"}
+    model = tiny(**velocity, zero_terminal_snr=True)
+    for weighting in ("min_snr", "soft_min_snr", "debiased"):
+        (warning,) = DiffusionLoss(weighting).list_warnings(model)
+        assert warning.startswith(f"weighting={weighting}: ")
+        assert not DiffusionLoss(weighting).list_warnings(tiny())
+        assert not DiffusionLoss(weighting).list_warnings(tiny(**velocity))
+    assert not DiffusionLoss("none").list_warnings(model)

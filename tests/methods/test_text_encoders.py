@@ -9,8 +9,7 @@ from sdft.methods.full import FullFineTuning
 from sdft.methods.lcm_lora import LCMLoRA
 from sdft.methods.lora import LoRA
 from sdft.methods.pretrain import Pretrain
-from sdft.training.run_summary import list_rate_warnings
-from sdft.training.settings import TrainingSettings
+from sdft.training.run_setup import check_given_rates
 
 
 def list_trainable_parts(model, method) -> list[str]:
@@ -61,8 +60,11 @@ def test_other_choices_are_refused_with_the_names_of_the_model(tiny, small_xl):
             LCMLoRA(2, 2, text_encoder=choice)
 
 
-def test_a_rate_of_text_encoders_that_are_not_trained_is_named(small_xl):
-    module = SimpleNamespace(model=small_xl(), get_trainable_parts=lambda: {"unet": []})
-    (warning,) = list_rate_warnings(TrainingSettings(steps=1, lr=1e-4, text_encoder_lr=1e-5), module)
-    assert warning.startswith("text_encoder_lr=1e-05: ")
-    assert not list(list_rate_warnings(TrainingSettings(steps=1, lr=1e-4, text_encoder_lr=1e-4), module))
+def test_a_rate_of_text_encoders_that_are_not_trained_is_refused(small_xl):
+    module, overrides = SimpleNamespace(model=small_xl()), ["lr=1e-4", "text_encoder_lr=1e-5"]
+    module.get_trainable_parts = lambda: {"unet": []}
+    with pytest.raises(ValueError, match=r"^text_encoder_lr=1e-5: .*unet"):
+        check_given_rates(overrides, module)
+    check_given_rates(overrides[:1], module)
+    module.get_trainable_parts = lambda: {"unet": [], "clip_g": []}
+    check_given_rates(overrides, module)

@@ -181,6 +181,11 @@ def test_kohya_metadata_is_true(options, expected):
     assert {key: metadata.get(key) for key in expected} == pytest.approx(expected)
 
 
+def test_the_base_has_the_names_of_its_family():
+    metadata = build_kohya_metadata(FACTS | {"options": OPTIONS, "architecture": "stable-diffusion-xl-v1-base"}, 10, {})
+    assert (metadata["ss_base_model_version"], metadata["ss_v2"]) == ("sdxl_base_v1-0", False)
+
+
 def test_learning_rates_are_those_of_the_trained_parts():
     metadata = build_kohya_metadata(FACTS | {"options": OPTIONS, "part_lr": {"clip_l": 5e-4}}, 10, {})
     assert (metadata["ss_text_encoder_lr"], metadata["ss_learning_rate"], metadata["ss_unet_lr"]) == (5e-4, 5e-4, None)

@@ -22,7 +22,7 @@ from sdft.runs.files import is_local_path, replace_folder
 from sdft.runs.metadata import read_record
 from sdft.runs.run_config import read_stored_config
 from sdft.runs.samples import find_last_samples, read_sample_prompts
-from sdft.training.export.model_card import PIPELINE_TAGS, REPRODUCTION_NOTE, ModelCard, get_method_tag
+from sdft.training.export.model_card import REPRODUCTION_NOTE, ModelCard, get_method_tag
 from sdft.training.export.modelspec import MODELSPEC_ADAPTER_TYPES, build_modelspec_metadata, write_header_metadata
 from sdft.training.export.trigger_words import find_trigger_words, to_printable_line
 
@@ -123,12 +123,10 @@ def build_card(
         for file, prompt in zip(images, prompts, strict=False)
     ]
     dora = bool(config["method"].get("use_dora"))
-    pipeline = record.get("pipeline") if record.get("pipeline") in PIPELINE_TAGS else "StableDiffusionPipeline"
     front_matter = {
         "base_model": base_name if re.fullmatch(REPO_ID_PATTERN, base_name) else None,
         "license": request.license,
         "instance_prompt": triggers[0] if triggers else None,
-        "tags": [PIPELINE_TAGS[pipeline], "text-to-image", method, "diffusers"],
         "widget": widget or None,
     }
     return ModelCard(
@@ -143,7 +141,7 @@ def build_card(
         sampling=SimpleNamespace(**config["sampling"]),
         command=redact_command(record["command"]),
         dora=dora,
-        pipeline=pipeline,
+        pipeline=record.get("pipeline"),
         empty_caption=record.get("empty_caption"),
         token=config["method"].get("placeholder_token"),
         clip_skip=record.get("clip_skip", {}).get("diffusers", 0),

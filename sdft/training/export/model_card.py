@@ -3,8 +3,12 @@
 import json
 import shutil
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 
+from sdft.methods.textual_inversion import EMBEDDING_FILE
+from sdft.models.diffusion_model import DiffusionModel
+from sdft.models.family import get_model_class
 from sdft.models.sampling import GEOMETRY_OPTIONS
 from sdft.runs.files import is_local_path
 from sdft.runs.metadata import format_command_line
@@ -15,20 +19,9 @@ pipe = {pipeline}.{loader}(base)
 pipe.load_lora_weights({load_path}, weight_name="pytorch_lora_weights.safetensors")""",
     "embedding": """{base}
 pipe = {pipeline}.{loader}(base)
-pipe.load_textual_inversion({load_path}, weight_name="learned_embeds.safetensors")""",
+{load_embedding}""",
     "pipeline": """pipe = {pipeline}.from_pretrained({load_path})""",
 }
-TWO_EMBEDDINGS_SNIPPET = """from safetensors.torch import load_file
-
-{base}
-pipe = {pipeline}.{loader}(base)
-vectors = load_file({file})
-for rows, encoder, tokenizer in (
-    (vectors["clip_l"], pipe.text_encoder, pipe.tokenizer),
-    (vectors["clip_g"], pipe.text_encoder_2, pipe.tokenizer_2),
-):
-    pipe.load_textual_inversion(rows, token={token}, text_encoder=encoder, tokenizer=tokenizer)"""
-PIPELINE_TAGS = {"StableDiffusionPipeline": "stable-diffusion", "StableDiffusionXLPipeline": "stable-diffusion-xl"}
 RESULT_DESCRIPTIONS = {
     "adapter": "A LoRA",
     "embedding": "A textual inversion embedding",
@@ -105,7 +98,7 @@ class ModelCard:
     sampling: object  # steps, guidance_scale, seed, negative_prompt
     command: list[str]
     dora: bool = False
-    pipeline: str = "StableDiffusionPipeline"  # a class of `PIPELINE_TAGS`
+    pipeline: str | None = None  # class of diffusers; default: that of Stable Diffusion 1 and 2
     empty_caption: str | None = None  # of models with a choice: zeros or encoded
     token: str | None = None  # the placeholder token of an embedding
     clip_skip: int = 0  # as diffusers counts
@@ -116,6 +109,10 @@ class ModelCard:
     leading_sections: list[str] = field(default_factory=list)  # before the usage code
     trailing_sections: list[str] = field(default_factory=list)  # after it
 
+    def __post_init__(self):
+        self.model_class = get_model_class(self.pipeline)
+        self.pipeline = self.model_class.pipeline_names["text_to_image"]
+
     def render(self) -> str:
         """The card as Markdown with YAML front matter."""
         base = to_inline_code_text(Path(self.base).name if is_local_path(self.base) else self.base)
@@ -123,7 +120,7 @@ class ModelCard:
             "library_name": "diffusers",
             "base_model": base,
             "pipeline_tag": "text-to-image",
-            "tags": [PIPELINE_TAGS[self.pipeline], "text-to-image", self.method],
+            "tags": [self.model_class.hub_tag, "text-to-image", self.method, "diffusers"],
         } | self.front_matter
         files = (FILES_TABLE + DORA_NOTE * self.dora).format(name=self.name) if self.result == "adapter" else ""
         negative = self.sampling.negative_prompt
@@ -155,21 +152,16 @@ class ModelCard:
 
     def render_use(self) -> str:
         """Code that loads the base and the result."""
-        is_hub, file = self.load_path != ".", "learned_embeds.safetensors"
-        snippet = USAGE_SNIPPETS[self.result]
-        if self.result == "embedding" and self.empty_caption:  # two text encoders
-            snippet = "from huggingface_hub import hf_hub_download\n" * is_hub + TWO_EMBEDDINGS_SNIPPET
-        code = snippet.format(
+        code = USAGE_SNIPPETS[self.result].format(
             base=format_base_code(self.base),
             pipeline=self.pipeline,
             loader=choose_loader(self.base),
             load_path=json.dumps(self.load_path),
-            file=f"hf_hub_download({json.dumps(self.load_path)}, {file!r})" if is_hub else repr(file),
-            token=json.dumps(self.token, ensure_ascii=False),
+            load_embedding=format_embedding_code(self.model_class, self.load_path, self.token),
         )
-        if self.empty_caption != "encoded":
-            return code
-        return code + "\npipe.register_to_config(force_zeros_for_empty_prompt=False)"
+        return code + "\npipe.register_to_config(force_zeros_for_empty_prompt=False)" * (
+            self.empty_caption == "encoded"
+        )
 
 
 def read_geometry(sampling) -> dict[str, tuple[int, ...]]:
@@ -187,6 +179,22 @@ def format_base_code(base: str) -> str:
         kind = "folder" if choose_loader(base) == "from_pretrained" else "checkpoint file"
         return f"base = {f'/PATH/TO/{Path(name).name}'!r}  # the {kind} of the base model"
     return f"base = {name!r}"
+
+
+def format_embedding_code(model_class: type[DiffusionModel], load_path: str, token: str | None) -> str:
+    """Code that adds the tokens of an embedding to a pipeline: to its text encoder, or to each of several."""
+    components = [pair for pair in model_class.component_names.items() if pair[1].startswith("text_encoder")]
+    if len(components) == 1:
+        return f"pipe.load_textual_inversion({json.dumps(load_path)}, weight_name={json.dumps(EMBEDDING_FILE)})"
+    file, imports = json.dumps(EMBEDDING_FILE), "from safetensors.torch import load_file\n\n"
+    if load_path != ".":
+        file = f"hf_hub_download({json.dumps(load_path)}, {file})"
+        imports = f"from huggingface_hub import hf_hub_download\n{imports}"
+    code, token = f"{imports}vectors = load_file({file})\n", json.dumps(token, ensure_ascii=False)
+    for (part, component), tokenizer in zip(components, model_class.tokenizer_names, strict=True):
+        arguments = f"token={token}, text_encoder=pipe.{component}, tokenizer=pipe.{tokenizer}"
+        code += f'pipe.load_textual_inversion(vectors["{part}"], {arguments})\n'
+    return code + model_class.new_token_code
 
 
 def choose_loader(base: str) -> str:
@@ -235,7 +243,8 @@ def write_model_card(
 
 
 def format_scheduler_code(scheduler) -> str:
-    """Code that gives a pipeline this scheduler with its full configuration."""
+    """Code that gives a pipeline this scheduler, with all settings that differ from its defaults."""
     class_name, config = type(scheduler).__name__, json.loads(scheduler.to_json_string())
-    public = {key: value for key, value in config.items() if not key.startswith("_")}
-    return f"from diffusers import {class_name}\n\npipe.scheduler = {class_name}.from_config({public!r})\n"
+    defaults = {name: parameter.default for name, parameter in signature(type(scheduler)).parameters.items()}
+    changed = {key: value for key, value in config.items() if key in defaults and value != defaults[key]}
+    return f"from diffusers import {class_name}\n\npipe.scheduler = {class_name}.from_config({changed!r})\n"
