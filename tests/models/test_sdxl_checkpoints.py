@@ -75,6 +75,24 @@ def test_a_written_file_keeps_the_noise_process(build, small_model_folder, tmp_p
     assert torch.equal(loaded.noise_process.alphas_cumprod, model.noise_process.alphas_cumprod)
 
 
+def test_another_autoencoder_replaces_that_of_a_file(build, small_model_folder, tmp_path):
+    file, options = tmp_path / "x.safetensors", {"architecture": str(small_model_folder("sdxl"))}
+    model, other = build("sdxl"), build("sd21")
+    save_single_file(model, file, torch.float32, {})
+    tensors, prefix = load_file(file), "first_stage_model."
+    vae = {key.removeprefix(prefix): weight + 1 for key, weight in tensors.items() if key.startswith(prefix)}
+    save_file(vae, tmp_path / "vae.safetensors")
+    save_file({key: weight for key, weight in tensors.items() if not key.startswith(prefix)}, file)
+    with pytest.raises(ValueError, match="has no autoencoder; give model.vae"):
+        load_stable_diffusion(str(file), **options)
+    loaded = load_stable_diffusion(str(file), vae=str(tmp_path / "vae.safetensors"), **options)
+    for weight, changed in zip(model.vae.parameters(), loaded.vae.parameters(), strict=True):
+        assert torch.equal(weight + 1, changed)
+    other.vae.save_pretrained(tmp_path / "vae")
+    with pytest.raises(ValueError, match="scaling_factor 0.18215, but the base 0.13025"):
+        load_stable_diffusion(str(file), vae=str(tmp_path / "vae"), **options)
+
+
 @pytest.mark.parametrize(("architecture", "empty_caption"), [("sd21", None), ("sdxl", "encoded")])
 def test_a_saved_folder_opens_in_diffusers_and_here_with_equal_bits(build, tmp_path, architecture, empty_caption):
     model = build(architecture, empty_caption=empty_caption)
