@@ -1,6 +1,7 @@
 """Merge LoRA files into the weights of a model, and extract a LoRA from two models."""
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sdft.lora.architecture import get_layer, get_model_architecture
 from sdft.lora.dora import expand_dora
 from sdft.lora.families import normalize_layer_name
 from sdft.lora.file import LoraFile, check_weight_count
+from sdft.lora.low_rank import LowRankLayer
 from sdft.lora.low_rank_result import LowRankResult
 from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.loading import load_stable_diffusion
@@ -22,22 +24,31 @@ Targets = dict[str, list[str] | None]  # by part: suffixes of layer names, or No
 
 @torch.no_grad()
 def merge_lora_files(model: DiffusionModel, files: list[LoraFile], weights: list[float]) -> None:
-    """Add sum(weight * dW) to the weights in place; the dW of a DoRA is computed from the base, as in diffusers."""
+    """Add sum(weight * dW) to the weights in place; the dW of a DoRA is computed from the base, as in diffusers.
+
+    It holds dW of one weight at a time, in fp64: those of all weights are twice the size of the model.
+    """
     check_weight_count(weights, len(files))
-    changes: dict[tuple[str, str], Tensor] = {}
+    changes: dict[tuple[str, str], list[tuple[float, LowRankLayer | Tensor]]] = defaultdict(list)
     for file, strength in zip(files, weights, strict=True):
         for part, layers in file.parts.items():
             for name, layer in expand_dora(part, model.components[part], layers).items():
-                weight = get_layer(part, model.components[part], name).weight
-                change = layer.apply_to(weight, strength) - weight.double()
-                changes[part, f"{name}.weight"] = changes.get((part, f"{name}.weight"), 0) + change
+                changes[part, f"{name}.weight"].append((strength, layer))
         for (part, parameter), offset in file.offsets.items():
             if (tensor := get_parameter(model, part, parameter)) is None or tensor.shape != offset.shape:
                 raise ValueError(f"adapter={file.path}: {part}.{parameter} does not fit {model.name}")
-            changes[part, parameter] = changes.get((part, parameter), 0) + strength * offset.double()
-    for (part, parameter), change in changes.items():
+            changes[part, parameter].append((strength, offset))
+    for (part, parameter), terms in changes.items():
         tensor = get_parameter(model, part, parameter)
-        tensor.copy_(tensor.double() + change.to(tensor.device))
+        base = tensor.double()
+        tensor.copy_(base + sum(compute_change(base, change, strength) for strength, change in terms))
+
+
+def compute_change(base: Tensor, change: LowRankLayer | Tensor, strength: float) -> Tensor:
+    """What a layer or an offset adds to a weight, in fp64."""
+    if isinstance(change, Tensor):
+        return strength * change.double().to(base.device)
+    return change.apply_to(base, strength) - base
 
 
 def get_parameter(model: DiffusionModel, part: str, parameter: str) -> Tensor | None:

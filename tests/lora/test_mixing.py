@@ -1,5 +1,6 @@
 """Mixing, resizing, merging, extracting and converting give the weight changes that the options define, up to rounding."""
 
+import gc
 import json
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from sdft.lora.architecture import list_architectures, read_architecture
 from sdft.lora.file import read_lora_file
 from sdft.lora.formats import load_lora, save_lora, to_diffusers_format, to_kohya_format, write_safetensors
-from sdft.lora.low_rank import build_low_rank_layer, compute_energy, compute_squared_distance
+from sdft.lora.low_rank import LowRankLayer, build_low_rank_layer, compute_energy, compute_squared_distance
 from sdft.lora.merging import extract_lora, merge_lora_files
 from sdft.lora.mixing import mix_lora_files, normalize_weights
 from sdft.lora.resizing import resize_lora_file
@@ -218,6 +219,23 @@ def test_merging_at_strength_0_is_exactly_the_base(tiny, files, kind):
     model, base = tiny(), tiny()
     merge_lora_files(model, [read_lora_file(files[kind], TINY)], [0.0])
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), base.parameters(), strict=True))
+
+
+def test_merging_holds_the_change_of_one_weight_at_a_time(tiny, files, monkeypatch):
+    layers, sizes, apply_to = read_lora_file(files["a"], TINY).layers, [], LowRankLayer.apply_to
+
+    def spy(self, weight, strength):
+        adapted = apply_to(self, weight, strength)
+        sizes.append(weight.numel())
+        if len(sizes) == 2 * len(layers):  # at the last layer
+            tensors = [each for each in gc.get_objects() if type(each) is torch.Tensor and each.dtype == torch.float64]
+            assert sum(tensor.numel() for tensor in tensors) <= 4 * max(sizes)
+        return adapted
+
+    gc.collect()
+    monkeypatch.setattr(LowRankLayer, "apply_to", spy)
+    merge_lora_files(tiny(), [read_lora_file(files["a"], TINY)] * 2, [1.0, 0.5])
+    assert len(sizes) == 2 * len(layers)
 
 
 def test_a_merged_pipeline_and_its_single_file_open_in_plain_diffusers(tiny, files, tmp_path):
