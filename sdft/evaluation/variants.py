@@ -14,6 +14,7 @@ from sdft.lora.formats import load_lora
 from sdft.methods.base import Method
 from sdft.methods.full import FullFineTuning
 from sdft.models.diffusion_model import DiffusionModel
+from sdft.models.family import find_model_class
 from sdft.models.model_folder import check_model_folder
 from sdft.runs.checkpoint_file import read_checkpoint
 
@@ -88,12 +89,14 @@ def build_file_variants(path: Path, scales: list[float]) -> list[ModelVariant]:
             with name_adapter_in_errors():
                 FullFineTuning(text_encoder=True).load(model, path)
         except RuntimeError as error:
-            part = "text_encoder" if "CLIPText" in str(error) else "unet"
+            part = next(part for part, name in model.network_classes.items() if f" {name}:" in str(error))
             raise ValueError(f"adapter={path}: the shapes of its {part} do not match {model.name}") from None
 
-    def check(_: DiffusionModel) -> None:
+    def check(model: DiffusionModel) -> None:
         with name_adapter_in_errors():
             check_model_folder(path)
+        if (family := find_model_class(path).family) != model.family:
+            raise ValueError(f"adapter={path}: a pipeline of {family}, but {model.name} is {model.family}")
 
     return [ModelVariant(BASE), ModelVariant(format_file_label(path), str(path), load, check=check)]
 

@@ -18,6 +18,8 @@ from sdft.apps.publish.publication import PublishRequest, write_publication
 from sdft.apps.stylize.controlnet import choose_controlnet, load_controlnet
 from sdft.apps.stylize.style_transfer import StyleTransfer
 from sdft.data.digits import Digits
+from sdft.data.prior_preservation import PriorPreservation
+from sdft.evaluation.variants import build_file_variants
 from sdft.lora.precision import set_precision
 from sdft.models.image_cache import collect_image_settings
 from sdft.models.loading import load_stable_diffusion
@@ -35,7 +37,7 @@ def base_options(small_model_folder):
 @pytest.fixture(scope="module")
 def xl_run(shared_run, base_options) -> Path:
     """A run of LoRA on both text encoders and the UNet."""
-    options = ("steps=1", "rank=2", "alpha=2", "lr=0.05", "data.per_digit=1", "flip=true")
+    options = ("steps=1", "rank=2", "alpha=2", "lr=0.05", "data.per_digit=1", "method.text_encoder=true")
     prompts = "prompts=[a handwritten two, a handwritten seven]"
     return shared_run(*base_options, *SAMPLING, *options, prompts, "metrics=digits", "protocol.images=1")[1]
 
@@ -77,6 +79,48 @@ def test_a_run_is_generated_reproduced_and_published(xl_run, generate_images):
         assert '"stable-diffusion-xl"' in text
     scores = json.loads((xl_run / "evaluation" / "scores.json").read_text())
     assert [state["label"] for state in scores["states"]] == ["base", "fine-tuned"]
+
+
+@pytest.mark.slow
+def test_a_run_is_stylized_compared_and_shown_in_the_gallery(xl_run, tmp_path, monkeypatch):
+    testclient = pytest.importorskip("starlette.testclient")
+    from sdft.apps.compare import main as compare
+    from sdft.apps.gallery.app import create_app
+    from sdft.apps.gallery.server import build_run_index
+    from sdft.apps.stylize.__main__ import main as stylize
+
+    monkeypatch.chdir(tmp_path)
+    Digits("neon", [3], 1)[0].image.save("a.png")
+    options = [f"run={xl_run}", "images=a.png", "controlnet=none", "steps=2", "folder=out", "accelerator=cpu"]
+    monkeypatch.setattr(sys, "argv", ["stylize", *options])
+    stylize()
+    assert {"000-a-without-lora.png", "000-a-after.png"} <= {file.name for file in Path("out").iterdir()}
+    monkeypatch.setattr(sys, "argv", ["compare", str(xl_run)])
+    compare()
+    assert Path("outputs/comparison/compare.html").is_file()
+    client = testclient.TestClient(create_app(build_run_index(xl_run.parent, None)), base_url="http://127.0.0.1:8000")
+    assert xl_run.name in client.get("/").text
+    page = client.get(f"/run/runs/{xl_run.name}")
+    assert page.status_code == 200 and "sdxl" in page.text
+
+
+def test_class_images_depend_on_the_empty_caption(small_xl, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for empty_caption in ("zeros", "encoded"):
+        prior = PriorPreservation("a three", images=1)
+        (image,) = prior.load_class_images(small_xl(empty_caption=empty_caption), Sampling(1, 3.0), 32)
+        assert image.image.size == (32, 32)
+    assert len(list(Path("outputs/class_images").iterdir())) == 2
+
+
+def test_a_pipeline_of_another_family_is_named(small_xl, tiny, tmp_path):
+    tiny().build_pipeline().save_pretrained(tmp_path)
+    (_, variant) = build_file_variants(tmp_path, [1.0])
+    variant.check(tiny())
+    with pytest.raises(
+        ValueError, match="adapter=.*: a pipeline of Stable Diffusion 1 or 2, but .* is Stable Diffusion XL"
+    ):
+        variant.check(small_xl())
 
 
 def test_the_geometry_is_restored_from_an_image(generate_images, base_options):

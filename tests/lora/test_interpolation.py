@@ -74,6 +74,23 @@ def test_the_ends_are_the_single_adapters_and_disabled_is_the_base(tiny, files, 
         )
 
 
+def test_every_text_encoder_gets_the_adapter_of_an_end(small_xl, tmp_path):
+    files = [save_random_adapter(small_xl, tmp_path / str(seed), seed) for seed in (1, 2)]
+    model, interpolator = build_interpolator(small_xl, files, "dw")
+    for end, file in enumerate(files):
+        single = small_xl()
+        load_adapters(single, [file])
+        interpolator.select_text_encoder(end)
+        for part, network in model.text_encoders.items():
+            layer = "layers.0.self_attn.q_proj"
+            found, expected = (
+                next(m for name, m in net.named_modules() if name.endswith(layer))
+                for net in (network, single.parts[part])
+            )
+            x = torch.randn(2, found.in_features)
+            torch.testing.assert_close(found(x), expected(x), atol=1e-5, rtol=1e-5)
+
+
 def test_interpolating_factors_differs_from_interpolating_changes(tiny, files, x):
     model, interpolator = build_interpolator(tiny, files, "factors")
     (a0, a1), (b0, b1) = {id(layer): f for layer, f in interpolator.factors}[id(model.unet.get_submodule(LAYER))]

@@ -18,6 +18,11 @@ def model(request):
     return request.getfixturevalue(builder)(**options)
 
 
+@pytest.fixture(scope="module")
+def xl(small_xl):
+    return small_xl()
+
+
 def sample_with_diffusers(model, sampling: Sampling, prompts: list[str], negative: str | None):
     """Images of the model's plain pipeline; empty prompts are given as embeddings where the model does not encode them."""
     pipeline = model.build_pipeline()
@@ -44,9 +49,9 @@ def assert_images_equal_those_of_diffusers(model, sampling: Sampling, prompts: l
 
 
 @pytest.mark.parametrize("scheduler", [None, *SCHEDULERS])
-def test_every_scheduler_gives_the_images_of_diffusers(small_xl, scheduler):
+def test_every_scheduler_gives_the_images_of_diffusers(xl, scheduler):
     sampling = Sampling(3, 5.0, seed=7, scheduler=scheduler, negative_prompt="blurry")
-    assert_images_equal_those_of_diffusers(small_xl(), sampling, ["a cat"])
+    assert_images_equal_those_of_diffusers(xl, sampling, ["a cat"])
 
 
 @pytest.mark.slow
