@@ -162,11 +162,12 @@ def open_model(app_cfg: DictConfig, base_only: bool = False, compute_digest: boo
     else:
         with name_option_in_errors("run" if request.run else "adapters"):
             names = load_adapters(model, request.adapters, request.weights if request.adapters else [])
-    model.to(select_device(app_cfg.get("accelerator") or "auto")).requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
     if app_cfg.get("precision"):
         precision = instantiate(app_cfg.precision)
         precision.configure_tf32()
         set_precision(model, precision.dtype, cast_frozen=not trains_whole_networks(request.cfg))
+    model.to(select_device(app_cfg.get("accelerator") or "auto"))
     return LoadedModel(model, request.cfg, request.run, request.adapters, request.weights, names, digest)
 
 

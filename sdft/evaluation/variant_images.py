@@ -46,7 +46,8 @@ def generate_variant_images(
         if loaded != state.source:
             state.load(model)
             loaded = state.source
-        set_precision(model.to(device), dtype, cast_frozen=not has_pipeline)
+        set_precision(model, dtype, cast_frozen=not has_pipeline)
+        model.to(device)
         with scale_adapters(model, state.scale):
             yield state, generate_group_images(folder, state, groups, sampling, model, cfg.resolution)
 

@@ -21,9 +21,11 @@ from sdft.data.digits import Digits
 from sdft.data.prior_preservation import PriorPreservation
 from sdft.evaluation.variants import build_file_variants
 from sdft.lora.precision import set_precision
+from sdft.methods.textual_inversion import TextualInversion
 from sdft.models.image_cache import collect_image_settings
 from sdft.models.loading import load_stable_diffusion
 from sdft.models.sampling import Sampling
+from sdft.training.export.model_card import ModelCard
 
 SAMPLING = ("sampling.steps=2", "sampling.scheduler=null", "sampling.guidance_scale=3")
 
@@ -82,7 +84,7 @@ def test_a_run_is_generated_reproduced_and_published(xl_run, generate_images):
 
 
 @pytest.mark.slow
-def test_a_run_is_stylized_compared_and_shown_in_the_gallery(xl_run, tmp_path, monkeypatch):
+def test_a_run_is_stylized_compared_and_listed_in_the_gallery(xl_run, tmp_path, monkeypatch):
     testclient = pytest.importorskip("starlette.testclient")
     from sdft.apps.compare import main as compare
     from sdft.apps.gallery.app import create_app
@@ -102,6 +104,35 @@ def test_a_run_is_stylized_compared_and_shown_in_the_gallery(xl_run, tmp_path, m
     assert xl_run.name in client.get("/").text
     page = client.get(f"/run/runs/{xl_run.name}")
     assert page.status_code == 200 and "sdxl" in page.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("empty_caption", ["zeros", "encoded"])
+def test_the_code_of_a_card_loads_both_embeddings_of_a_token(small_xl, tmp_path, monkeypatch, empty_caption):
+    monkeypatch.chdir(tmp_path)
+    model, method = small_xl(), TextualInversion("<mine>", num_vectors=2, initializer_token="cat")
+    model.build_pipeline().save_pretrained("base")
+    model.empty_caption = empty_caption
+    method.prepare(model)
+    for network in model.text_encoders.values():
+        network.get_input_embeddings().rows.data.normal_()
+    method.save(model, Path(), "word")
+    sampling = Sampling(2, 5.0, original_size=[64, 48])
+    facts = {"result": "embedding", "name": "word", "base": str(tmp_path / "base"), "prediction": "epsilon"}
+    facts |= {
+        "method": "textualinversion",
+        "steps": 1,
+        "resolution": 32,
+        "prompt": "a <mine> dog",
+        "command": ["train.py"],
+    }
+    facts |= {"pipeline": "StableDiffusionXLPipeline", "empty_caption": empty_caption, "token": "<mine>"}
+    card = ModelCard(**facts, sampling=sampling)
+    code = card.render().split("```python\n")[1].split("```")[0].replace("/PATH/TO/base", "base")
+    scope = {}
+    exec(code, scope)
+    (expected,) = sampling(model, ["a <mine> dog"], 32)
+    assert compute_max_difference(scope["image"], expected) <= 2
 
 
 def test_class_images_depend_on_the_empty_caption(small_xl, tmp_path, monkeypatch):
@@ -200,6 +231,12 @@ def test_two_images_are_morphed(base_options, tmp_path, monkeypatch, precision):
     monkeypatch.setattr(sys, "argv", ["morph", *base_options, *options])
     morph()
     assert len(list(Path("out/frames").iterdir())) == 3
+
+
+@pytest.mark.parametrize("app", ["generate", "evaluate", "morph", "stylize"])
+def test_every_app_takes_the_resolution_of_the_model(app):
+    required = {"evaluate": [], "morph": ["images=[a,b]", "prompts=[a]"], "stylize": ["images=a"]}.get(app, [])
+    assert compose_config("model=sdxl", *required, config=app).resolution == 1024
 
 
 def test_metadata_of_an_image_has_every_option_of_the_model():
