@@ -81,6 +81,21 @@ def test_fsdp_writes_the_pipeline_of_one_process(tmp_path):
     assert weights_are_close(two / "pipeline", single / "pipeline", "unet/diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("strategy", "family"), [("fsdp", "sdxl"), ("ddp", "sdxl"), ("fsdp", "sd21")], ids=["fsdp", "ddp", "fsdp clip_skip"]
+)
+def test_two_processes_train_text_encoders_as_one_does(tmp_path, small_model_folder, strategy, family):
+    overrides = [f"model={family}", f"model.name={small_model_folder(family)}", "model.weights=random", "resolution=32"]
+    overrides += ["method=sft", "method.text_encoder=true", "steps=2", "gradient_checkpointing=true", "ema=0.9"]
+    overrides += ["model.clip_skip=2"]
+    one = train(tmp_path, "one", *overrides, "batch_size=4")
+    two = train(tmp_path, "two", *overrides, "batch_size=2", "devices=2", f"strategy={strategy}")
+    text_encoders = ["text_encoder/model", "text_encoder_2/model"][: 1 + (family == "sdxl")]
+    for part in ("unet/diffusion_pytorch_model", *text_encoders):
+        assert weights_are_close(one / "pipeline", two / "pipeline", f"{part}.safetensors"), part
+    assert {p.relative_to(one) for p in one.rglob("*")} == {p.relative_to(two) for p in two.rglob("*")}
+
+
 def test_ranks_share_the_work_on_class_images_caches_and_scores(tmp_path):
     overrides = [
         "experiment=digits_subject",

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from sdft.models.conditioning import Conditioning
 from sdft.models.diffusion_model import DiffusionModel, get_text_model
+from sdft.models.hidden_states import encode_with_hidden_state
 
 
 class StableDiffusion(DiffusionModel):
@@ -28,7 +29,7 @@ class StableDiffusion(DiffusionModel):
         if self.clip_skip == 1:
             context = self.clip_l(chunks)[0]
         else:
-            hidden = self.clip_l(chunks, output_hidden_states=True).hidden_states[-self.clip_skip]
+            _, hidden = encode_with_hidden_state(self.clip_l, chunks, self.clip_skip)
             context = get_text_model(self.clip_l).final_layer_norm(hidden)
         return {"context": context.reshape(*ids.shape, -1)}
 

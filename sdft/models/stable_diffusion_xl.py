@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sdft.models.conditioning import Conditioning
 from sdft.models.diffusion_model import DiffusionModel, get_text_model
+from sdft.models.hidden_states import encode_with_hidden_state
 
 EMPTY_CAPTIONS = ("zeros", "encoded")
 
@@ -51,13 +52,13 @@ class StableDiffusionXL(DiffusionModel):
         ids_by_encoder = ids.chunk(len(self.tokenizers), dim=1)
         chunks = [part.reshape(-1, part.shape[1] // self.prompt_chunks) for part in ids_by_encoder]
         outputs = [
-            network(tokens, output_hidden_states=True)
+            encode_with_hidden_state(network, tokens, self.clip_skip)
             for network, tokens in zip(self.text_encoders.values(), chunks, strict=True)
         ]
-        context = torch.cat([output.hidden_states[-self.clip_skip] for output in outputs], dim=-1)
+        context = torch.cat([hidden for _, hidden in outputs], dim=-1)
         text = {
             "context": context.reshape(*ids_by_encoder[0].shape, -1),
-            "pooled": self.pool(outputs[-1].last_hidden_state, chunks[-1])[:: self.prompt_chunks],
+            "pooled": self.pool(outputs[-1][0], chunks[-1])[:: self.prompt_chunks],
         }
         if self.empty_caption == "encoded":
             return text

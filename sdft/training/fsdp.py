@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from sdft.distributed import rank
 from sdft.models.diffusion_model import DiffusionModel
 
+LAST_LAYERS = ("final_layer_norm", "text_projection")  # of text encoders
+
 
 def shard_model(model: DiffusionModel, mesh) -> None:
     """Shard the trainable parts over the processes of a device mesh, block by block."""
@@ -26,10 +28,14 @@ def shard_model(model: DiffusionModel, mesh) -> None:
 
 
 def list_blocks(part: nn.Module) -> list[nn.Module]:
-    """The blocks of a UNet, or the layers of a text encoder, to be sharded separately."""
+    """The blocks of a UNet, or the layers of a text encoder, to be sharded separately.
+
+    Also those layers of a text encoder that models call by themselves, when its other weights are sharded again.
+    """
     if hasattr(part, "mid_block"):
         return [*part.down_blocks, part.mid_block, *part.up_blocks]
-    return [layer for stack in part.modules() if isinstance(stack, nn.ModuleList) for layer in stack]
+    layers = [layer for stack in part.modules() if isinstance(stack, nn.ModuleList) for layer in stack]
+    return layers + [layer for name, layer in part.named_modules() if name.rpartition(".")[2] in LAST_LAYERS]
 
 
 def is_sharded(tensor: Tensor) -> bool:
