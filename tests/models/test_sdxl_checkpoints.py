@@ -69,7 +69,10 @@ def test_a_written_file_keeps_the_noise_process(build, small_model_folder, tmp_p
     file, folder = tmp_path / "x.safetensors", str(small_model_folder("sdxl"))
     model = build("sdxl", prediction_type="v_prediction", zero_terminal_snr=True)
     save_single_file(model, file, torch.float16, {})
-    assert {"v_pred", "ztsnr"} <= read_checkpoint_header(file).shapes.keys()  # which other tools read
+    header = read_checkpoint_header(file)
+    assert {"v_pred", "ztsnr"} <= header.shapes.keys()  # which other tools read
+    assert header.metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base"
+    assert header.metadata["modelspec.resolution"] == "32x32"
     loaded = load_stable_diffusion(str(file), architecture=folder)
     assert loaded.prediction_type == "v_prediction"
     assert torch.equal(loaded.noise_process.alphas_cumprod, model.noise_process.alphas_cumprod)

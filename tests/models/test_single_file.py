@@ -262,13 +262,17 @@ def test_markers_of_derivatives_choose_velocity_and_zero_terminal_snr(tiny_file,
     assert load_stable_diffusion(name, prediction_type="epsilon").prediction_type == "epsilon"
 
 
-@pytest.mark.parametrize(("trained_for", "size"), [("epsilon", 64), ("v_prediction", 96)])
+@pytest.mark.parametrize(
+    ("trained_for", "size", "architecture"),
+    [("epsilon", 64, "stable-diffusion-v2-512"), ("v_prediction", 96, "stable-diffusion-v2-768-v")],
+)
 def test_files_of_stable_diffusion_2_have_the_size_of_their_prediction_type(
-    configs, tmp_path, monkeypatch, trained_for, size
+    configs, tmp_path, monkeypatch, trained_for, size, architecture
 ):
     monkeypatch.setattr(CheckpointFile, "find_configs", lambda _: configs["sd21"])
     model = load_stable_diffusion(str(configs["sd21"]), weights="random", prediction_type=trained_for)
     save_single_file(model, tmp_path / "x.safetensors", torch.float16, {})
+    assert read_checkpoint_header(tmp_path / "x.safetensors").metadata["modelspec.architecture"] == architecture
     loaded = load_stable_diffusion(str(tmp_path / "x.safetensors"), prediction_type="epsilon")
     assert (loaded.prediction_type, loaded.checkpoint_prediction_type) == ("epsilon", trained_for)
     assert loaded.unet.config.sample_size == size and loaded.checkpoint_resolution == 8 * size
