@@ -95,6 +95,17 @@ def test_only_training_steps_are_compiled_and_no_parameter_is_renamed(tiny, monk
     assert block.forward.__func__ is type(block).forward
 
 
+def test_all_blocks_of_a_network_with_added_conditions_are_compiled(small_xl, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: lambda *args, **kw: compiled.append(1) or function(*args, **kw)
+    )
+    model = small_xl()
+    blocks = compile_blocks(model.unet.requires_grad_(True), shapes=1)
+    model.predict(torch.randn(1, 4, 8, 8), torch.tensor([5]), model.condition_prompts(["a cat"])).sum().backward()
+    assert len(compiled) == blocks > 10
+
+
 def test_second_derivatives_are_refused_by_name(run):
     with pytest.raises(ValueError, match=r"smooth_diffusion_weight=0.5: .*compile=regional"):
         run("steps=1", "smooth_diffusion_weight=0.5", "compile=regional")

@@ -33,7 +33,7 @@ OPTIMIZERS = {
 
 
 def build_module(model, method, compute_dtype=torch.float32, checkpointing=False, optimizer="adamw") -> DiffusionModule:
-    rates = {"unet": 1e-3, "clip_l": 1e-3}
+    rates = dict.fromkeys(("unet", "clip_l", "clip_g"), 1e-3)
     options = {"compute_dtype": compute_dtype, "checkpointing": checkpointing}
     return DiffusionModule(model, method, DiffusionLoss(), OPTIMIZERS[optimizer], None, rates, **options)
 
@@ -47,6 +47,7 @@ def build_sample(module, pixels: bool = False) -> dict[str, torch.Tensor]:
         "offset": torch.rand(1, 4, 1, 1),
         "timestep_draw": torch.tensor([0.005]),
     }
+    sample["geometry"] = torch.tensor([[32.0, 32, 0, 0, 32, 32]])
     sample |= {"weight": torch.ones(1), "sample_weight": torch.ones(1), "ids": model.tokenize(["a three"])}
     moments = {"mean": sample["noise"], "std": sample["noise"]}
     return sample | ({"pixels": torch.rand(1, 3, 32, 32)} if pixels else moments)
@@ -88,6 +89,16 @@ def test_the_estimate_equals_the_memory_of_a_step(tiny, case):
     assert estimate.activations == pytest.approx(measure_step(module, step), rel=0.03)
     assert estimate.weights == sum(map(count_bytes, [*module.parameters(), *module.buffers()]))
     assert estimate.gradients == sum(map(count_bytes, module.get_trainable_parameters().values()))
+
+
+@pytest.mark.parametrize("text_encoder", [pytest.param(False, marks=pytest.mark.slow), ["clip_l"]])
+def test_the_estimate_with_two_text_encoders_equals_the_memory_of_a_step(small_xl, text_encoder):
+    module = build_module(small_xl(), LoRA(8, 8.0, text_encoder=text_encoder))
+    step = StepSpec(build_sample(module), 8, 2, CPU)
+    estimate, cached = estimate_memory(module, step), estimate_memory(module, replace(step, cached=True))
+    assert estimate.activations == pytest.approx(measure_step(module, step), rel=0.03)
+    assert estimate.weights == sum(map(count_bytes, [*module.parameters(), *module.buffers()]))
+    assert (cached.activations < estimate.activations) == (not text_encoder)  # one trained encoder: no text is cached
 
 
 CONV_TARGETS = ["to_q", "conv1", "downsamplers.0.conv"]

@@ -37,6 +37,7 @@ def build_batch(model, size=2, seed=0):
         "weight": torch.ones(size),
         "sample_weight": torch.ones(size),
         "mask": torch.ones(size, 1, *shape[2:]),
+        "geometry": torch.tensor([[32.0, 32, 0, 0, 32, 32]] * size),
     }
 
 
@@ -167,14 +168,16 @@ def test_a_skipped_fp16_step_does_not_advance_the_schedule(tiny):  # pitfall 7
         assert scheduler.last_epoch == steps
 
 
-@pytest.mark.parametrize("method", [LoRA(4, 4), FullFineTuning(text_encoder=True)])
-def test_gradient_checkpointing_changes_no_gradient(tiny, method):
-    gradients = []
+@pytest.mark.parametrize("family", ["tiny", "small_xl"])
+@pytest.mark.parametrize("method", [LoRA(4, 4, text_encoder=True), FullFineTuning(text_encoder=True)])
+def test_gradient_checkpointing_changes_no_gradient(request, family, method):
+    build, gradients = request.getfixturevalue(family), []
     for checkpointing in (False, True):
-        module = build_module(tiny(), method, checkpointing=checkpointing)
+        module = build_module(build(), method, checkpointing=checkpointing)
         module.training_step(build_batch(module.model), 0)["loss"].backward()
         gradients.append({name: p.grad for name, p in module.get_trainable_parameters().items()})
     assert module.model.unet.is_gradient_checkpointing
+    assert not [name for name, gradient in gradients[0].items() if gradient is None]
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
 
