@@ -26,6 +26,7 @@ from sdft.lora.resizing import resize_lora_file
 from sdft.lora.scaling import load_adapters
 from sdft.lora.state_dict import build_adapter_state
 from sdft.lora.summary import format_lora_summary
+from sdft.models.conditioning import describe_geometry
 from sdft.methods.lora import LoRA
 
 (SDXL,), (SD15,), (SD21,) = (list_architectures(name) for name in ("sdxl", "sd15", "sd21"))
@@ -436,6 +437,6 @@ def test_saved_adapters_give_their_own_prediction_also_interpolated(small_xl, tm
 
 def compute_outputs(model) -> dict[str, torch.Tensor]:
     """In fp64, so that differences are those of the weights, not of the order of fp32 sums."""
-    conditioning = model.double().condition_prompts(["a cat"], (64, 64))
+    conditioning = model.double().condition_prompts(["a cat"], describe_geometry((64, 64)))
     noisy = torch.linspace(-1, 1, 256, dtype=torch.float64).reshape(1, 4, 8, 8)
     return {"unet": model.predict(noisy, torch.tensor([500]), conditioning), **conditioning.text}
