@@ -26,8 +26,8 @@ from sdft.lora.resizing import resize_lora_file
 from sdft.lora.scaling import load_adapters
 from sdft.lora.state_dict import build_adapter_state
 from sdft.lora.summary import format_lora_summary
-from sdft.models.conditioning import describe_geometry
 from sdft.methods.lora import LoRA
+from sdft.models.conditioning import describe_geometry
 
 (SDXL,), (SD15,), (SD21,) = (list_architectures(name) for name in ("sdxl", "sd15", "sd21"))
 ATTENTION = re.compile(r"(to_q|to_k|to_v|to_out\.0|q_proj|k_proj|v_proj|out_proj)$")
