@@ -31,7 +31,7 @@ METHODS = {
     "pretrain": ["method=pretrain", "lr=1e-3"],
 }
 SUBJECT = ["instance_prompt=a sks three", "class_prompt=a handwritten three", "num_class_images=2"]
-FAST = {("sdxl", "lora of all parts"), ("sdxl", "sft"), ("sdxl", "textual_inversion"), ("sd21", "lora")}
+FAST = {("sdxl", "lora of all parts"), ("sdxl", "sft"), ("sdxl", "textual_inversion")}
 TEXT_ENCODERS = {"sd21": {"clip_l"}, "sdxl": {"clip_l", "clip_g"}}
 
 
