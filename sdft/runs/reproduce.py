@@ -9,7 +9,7 @@ from PIL import Image, ImageChops
 import sdft.runs.metrics_file as metrics_file
 from sdft.options.quoting import format_for_shell
 from sdft.runs.checkpoint_file import read_checkpoint
-from sdft.runs.metadata import read_record
+from sdft.runs.metadata import RECORD_FILE, read_record
 from sdft.runs.resume import diff_configs
 from sdft.runs.run_config import read_stored_config
 
@@ -20,6 +20,8 @@ ENVIRONMENT_KEYS = ("commit", "digests", "versions", "python", "device", "batch"
 def check_reproducible(cfg: DictConfig) -> None:
     """Raise `ValueError` unless `cfg.reproduce` is a finished run, trained with the options of `cfg` from start to end."""
     folder = Path(cfg.reproduce).expanduser()
+    if not (folder / RECORD_FILE).is_file():
+        raise ValueError(f"reproduce={folder}: not a run folder (no {RECORD_FILE}); give a finished run")
     record = read_record(folder, "resumed")
     if (state := record["state"]) != "finished":
         raise ValueError(

@@ -9,7 +9,6 @@ import time
 
 import pytest
 from conftest import ROOT
-from forked import run_forked
 
 from sdft.cli.output import LossyFile, open_lossy
 
@@ -86,31 +85,10 @@ def test_progress_bars_survive_a_dead_terminal():
         assert sum(tqdm([1, 2, 3], desc="α", file=stream)) == 6
 
 
-def fill_disk() -> None:
-    for number in (1, 2):
-        os.dup2(os.open("/dev/full", os.O_WRONLY), number)
-
-
-def close_streams() -> None:
-    """As the interpreter finds them after `<&- >&- 2>&-`."""
-    os.closerange(0, 3)
-    sys.stdin = sys.stdout = sys.stderr = None
-
-
-def lose_reader() -> None:
-    reader, writer = os.pipe()
-    os.dup2(writer, 1), os.dup2(writer, 2)
-    os.close(reader), os.close(writer)
-
-
-def write_ascii() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="ascii", errors="strict")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("spoil", [fill_disk, close_streams, lose_reader, write_ascii])
-def test_a_run_finishes_without_its_log(spoil, tmp_path):
+@pytest.mark.parametrize("case", SHELL_CASES)
+def test_a_run_finishes_without_its_log(case, tmp_path):
     options = ["logger=none", "metrics=none", "steps=2", "sampling.steps=2", "validate_every=0", "log_every=1"]
-    run_forked(*options, "hydra.run.dir=run", cwd=tmp_path, prepare=spoil)
+    finished = run_shell(SHELL_CASES[case], str(ROOT / "train.py"), *options, "hydra.run.dir=run", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
     assert '"state": "finished"' in (tmp_path / "run" / "run.json").read_text()
