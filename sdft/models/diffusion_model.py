@@ -14,6 +14,8 @@ from sdft.models.conditioning import Conditioning
 from sdft.models.noise_process import VariancePreservingProcess
 from sdft.models.prompt_tokenizer import PromptTokenizer
 
+COPIED_ATTRIBUTES = ("name", "prompt_chunks", "clip_skip", "base_vocabulary_size", "empty_caption")  # to other networks
+
 
 class DiffusionModel(nn.Module):
     """Initially all parameters are frozen and in eval mode; a method chooses the trainable ones.
@@ -28,6 +30,7 @@ class DiffusionModel(nn.Module):
     tokenizer_names: ClassVar[tuple[str, ...]] = ("tokenizer",)  # diffusers' names
     pipeline_names: ClassVar[dict[str, str]]  # diffusers' pipeline class by task
     default_clip_skip: ClassVar[int] = 1
+    empty_caption: str | None = None  # "zeros" or "encoded"; None: the family leaves no choice
     hub_tag: ClassVar[str] = "stable-diffusion"
     new_token_code: ClassVar[str] = ""  # code after which a pipeline `pipe` of diffusers reads new tokens rightly
     text_outputs: ClassVar[tuple[str, ...]] = ("context",)  # of the text encoders, see `encode_text`
@@ -152,7 +155,8 @@ class DiffusionModel(nn.Module):
     @property
     def text_options(self) -> dict[str, str | int]:
         """Options that the text outputs depend on, without `clip_skip` if it is the usual one."""
-        return {"clip_skip": self.clip_skip} if self.diffusers_clip_skip else {}
+        options = {"clip_skip": self.clip_skip} if self.diffusers_clip_skip else {}
+        return options | ({"empty_caption": self.empty_caption} if self.empty_caption else {})
 
     @property
     def diffusers_clip_skip(self) -> int:
@@ -220,7 +224,7 @@ class DiffusionModel(nn.Module):
         """A model of these networks and otherwise as this one."""
         own = {name: network for name, network in self.named_children() if network is not self.noise_process}
         model = type(self)(own | networks, self.tokenizers, self.scheduler)
-        for attribute in ("name", "prompt_chunks", "clip_skip", "base_vocabulary_size"):
+        for attribute in COPIED_ATTRIBUTES:
             setattr(model, attribute, getattr(self, attribute))
         return model
 
@@ -242,8 +246,3 @@ class DiffusionModel(nn.Module):
     def pipeline_options(self) -> dict:
         """Further arguments of the family's pipelines."""
         return {}
-
-
-def get_text_model(network: nn.Module) -> nn.Module:
-    """The module with the layers of a CLIP text encoder, which some classes of transformers wrap."""
-    return getattr(network, "text_model", network)

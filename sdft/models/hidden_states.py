@@ -1,8 +1,11 @@
-"""Hidden states of a text encoder's layers."""
+"""Layers and hidden states of CLIP text encoders."""
 
 from torch import Tensor, nn
 
-from sdft.models.diffusion_model import get_text_model
+
+def get_text_model(network: nn.Module) -> nn.Module:
+    """The module with the layers of a CLIP text encoder, which some classes of transformers wrap."""
+    return getattr(network, "text_model", network)
 
 
 def encode_with_hidden_state(network: nn.Module, tokens: Tensor, layer: int) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ def load_stable_diffusion(
         model.vae = load_autoencoder(vae, model.vae.config)
     model.name, model.prompt_chunks = f"sdft/assets/{name}" if name in embedded else name, prompt_chunks
     if empty_caption is not None:
-        if not hasattr(model, "empty_caption"):
+        if model.empty_caption is None:
             raise ValueError(f"model.empty_caption={empty_caption}: {model.family} always encodes the empty caption")
         model.empty_caption = empty_caption
     if clip_skip is not None:
@@ -119,7 +119,7 @@ def load_checkpoint_file(
     model.checkpoint_prediction_type = file.detect_prediction_type(layout) or prediction_type
     if is_bundled and (size := layout.sample_sizes.get(model.checkpoint_prediction_type)):
         model.unet.register_to_config(sample_size=size)
-    if hasattr(model, "empty_caption"):
+    if model.empty_caption:
         model.empty_caption = file.empty_caption
     share_file_digests(model, [file.path])
     return model

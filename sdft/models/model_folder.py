@@ -48,7 +48,7 @@ def list_networks(model_class: type[DiffusionModel]) -> list[tuple[str, str]]:
 def read_pipeline_options(model: DiffusionModel, folder: Path) -> None:
     """Set what model_index.json says about the empty caption."""
     index = read_config(folder, "model_index.json", required=False)
-    if hasattr(model, "empty_caption") and index.get("force_zeros_for_empty_prompt") is False:
+    if model.empty_caption and index.get("force_zeros_for_empty_prompt") is False:
         model.empty_caption = "encoded"
 
 

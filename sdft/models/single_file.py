@@ -50,7 +50,7 @@ def save_single_file(model: DiffusionModel, path: Path, dtype: torch.dtype, meta
     }
     if resolution := model.checkpoint_resolution:
         header["modelspec.resolution"] = f"{resolution}x{resolution}"
-    if hasattr(model, "empty_caption"):
+    if model.empty_caption:
         header[EMPTY_CAPTION_KEY] = model.empty_caption
     with atomic_write(path) as file:
         save_file(tensors | build_markers(model), file, metadata=header | metadata)

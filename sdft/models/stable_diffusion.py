@@ -5,8 +5,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from sdft.models.conditioning import Conditioning
-from sdft.models.diffusion_model import DiffusionModel, get_text_model
-from sdft.models.hidden_states import encode_with_hidden_state
+from sdft.models.diffusion_model import DiffusionModel
+from sdft.models.hidden_states import encode_with_hidden_state, get_text_model
 
 
 class StableDiffusion(DiffusionModel):

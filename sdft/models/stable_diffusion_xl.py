@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sdft.models.conditioning import Conditioning
-from sdft.models.diffusion_model import DiffusionModel, get_text_model
-from sdft.models.hidden_states import encode_with_hidden_state
+from sdft.models.diffusion_model import DiffusionModel
+from sdft.models.hidden_states import encode_with_hidden_state, get_text_model
 
 EMPTY_CAPTIONS = ("zeros", "encoded")
 
@@ -78,10 +78,6 @@ class StableDiffusionXL(DiffusionModel):
         text_model = get_text_model(self.clip_l)
         return [*list(text_model.encoder.layers)[1 - self.clip_skip :], text_model.final_layer_norm]
 
-    @property
-    def text_options(self) -> dict[str, str | int]:
-        return super().text_options | {"empty_caption": self.empty_caption}
-
     def text_shapes(self, count: int) -> dict[str, tuple[int, ...]]:
         width = sum(network.config.hidden_size for network in self.text_encoders.values())
         tokens = self.prompt_chunks * self.chunk_length
@@ -92,11 +88,6 @@ class StableDiffusionXL(DiffusionModel):
         text, geometry = conditioning.text, conditioning.image["geometry"].float()  # bf16 would turn 1333 into 1336
         added = {"text_embeds": text["pooled"].to(dtype), "time_ids": geometry}
         return self.unet(noisy.to(dtype), timesteps, text["context"].to(dtype), added_cond_kwargs=added).sample
-
-    def replace_networks(self, networks):
-        model = super().replace_networks(networks)
-        model.empty_caption = self.empty_caption
-        return model
 
     @property
     def pipeline_options(self) -> dict:

@@ -40,7 +40,7 @@ def collect_run_summary(module, dataset, training, schedule, trainer, step: Step
         "prediction_type": model.prediction_type,
         "base": model.name,
         "pipeline": model.pipeline_names["text_to_image"],
-        "empty_caption": model.text_options.get("empty_caption"),
+        "empty_caption": model.empty_caption,
         **describe_clip_skip(model),
         "architecture": get_modelspec_architecture(model),
         "precision": str(trainer.precision),

@@ -15,9 +15,7 @@ class ZeroGradientCheck(Callback):
     """`ValueError` naming a layer whose trainable tensors all have a zero gradient at the first step: it would never change."""
 
     def on_train_start(self, trainer, module):
-        may_lack_text = (
-            module.method.output_kind == "embedding" or getattr(module.model, "empty_caption", None) == "zeros"
-        )
+        may_lack_text = module.method.output_kind == "embedding" or module.model.empty_caption == "zeros"
         self.limit = MAX_ZERO_GRADIENT_STEPS if may_lack_text else 1
         self.steps_left = self.limit if trainer.global_step == 0 else 0
         self.layers_with_gradient: set[str] = set()

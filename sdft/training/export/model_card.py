@@ -226,7 +226,7 @@ def write_model_card(
         base=module.model.name,
         prediction=module.model.prediction_type,
         pipeline=module.model.pipeline_names["text_to_image"],
-        empty_caption=module.model.text_options.get("empty_caption"),
+        empty_caption=module.model.empty_caption,
         token=getattr(module.method, "placeholder_token", None),
         clip_skip=module.model.diffusers_clip_skip,
         method=get_method_tag(type(module.method).__name__),
