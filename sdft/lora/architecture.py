@@ -13,7 +13,7 @@ from sdft.lora.families import (
     is_text_encoder,
     normalize_layer_name,
 )
-from sdft.models.embedded import ASSETS_FOLDER
+from sdft.models.embedded import find_bundled_configs
 from sdft.models.original_names import map_unet_layers, to_original_name
 
 LayerShapes = dict[str, dict[str, tuple[int, ...]]]  # by part and layer
@@ -119,7 +119,7 @@ def read_architecture(folder: Path, name: str) -> Architecture:
 
 def list_architectures(name: str | None = None) -> list[Architecture]:
     """All bundled architectures, or the one called `name`: a bundled one or a model folder."""
-    bundled = {folder.parent.name: folder.parent for folder in sorted(ASSETS_FOLDER.glob("*/unet"))}
+    bundled = find_bundled_configs()
     if name is None:
         return [read_architecture(folder, key) for key, folder in bundled.items()]
     folder = bundled.get(name, Path(name).expanduser())

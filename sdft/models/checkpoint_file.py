@@ -9,7 +9,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdft.models.embedded import ASSETS_FOLDER
+from sdft.models.embedded import find_bundled_configs
 from sdft.models.family import INPUT_CHANNELS, SUPPORTED, read_config
 from sdft.models.original_layout import LAYOUTS, UNET_PREFIX, Layout
 from sdft.models.safetensors_check import check_safetensors
@@ -118,7 +118,7 @@ class CheckpointFile:
     def find_configs(self) -> Path:
         """The folder in the package with the configurations of such a UNet."""
         stem, width = self.shapes[f"{UNET_PREFIX}input_blocks.0.0.weight"], self.context_width
-        for folder in sorted(file.parent.parent for file in ASSETS_FOLDER.glob("*/unet/config.json")):
+        for folder in find_bundled_configs().values():
             config = read_config(folder, "unet/config.json")
             if (config["block_out_channels"][0], config["in_channels"], config["cross_attention_dim"]) == (
                 *stem[:2],

@@ -12,3 +12,13 @@ from pathlib import Path
 
 ASSETS_FOLDER = Path(__file__).parent.parent / "assets"
 TINY_SD, TINY_CLIP = ASSETS_FOLDER / "tiny-sd", ASSETS_FOLDER / "tiny-clip"
+
+
+def find_embedded_models() -> dict[str, Path]:
+    """Folders of the models in the package with weights, by name."""
+    return {index.parent.name: index.parent for index in ASSETS_FOLDER.glob("*/model_index.json")}
+
+
+def find_bundled_configs() -> dict[str, Path]:
+    """Folders in the package with the configurations of a model, by name, in order."""
+    return {folder.parent.name: folder.parent for folder in sorted(ASSETS_FOLDER.glob("*/unet"))}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sdft.models.checkpoint_file import CheckpointFile, read_checkpoint_header
 from sdft.models.diffusion_model import DiffusionModel
-from sdft.models.embedded import ASSETS_FOLDER
+from sdft.models.embedded import find_bundled_configs, find_embedded_models
 from sdft.models.family import find_model_class
 from sdft.models.model_folder import (
     check_model_folder,
@@ -109,7 +109,7 @@ def load_checkpoint_file(
     from sdft.models.single_file import load_weights
 
     logging.disable_progress_bar()  # of adapters that are loaded later
-    is_bundled = architecture is None or architecture in {file.parent.name for file in ASSETS_FOLDER.glob("*/unet")}
+    is_bundled = architecture is None or architecture in find_bundled_configs()
     folder = file.find_configs() if is_bundled else Path(architecture).expanduser()
     check_model_folder(folder)
     with init_empty_weights():
@@ -123,11 +123,6 @@ def load_checkpoint_file(
         model.empty_caption = file.empty_caption
     share_file_digests(model, [file.path])
     return model
-
-
-def find_embedded_models() -> dict[str, Path]:
-    """Folders of the models in the package with weights, by name."""
-    return {index.parent.name: index.parent for index in ASSETS_FOLDER.glob("*/model_index.json")}
 
 
 def check_local_model(name: str, prediction_type: str | None = None, vae: str | None = None) -> None:
@@ -167,12 +162,12 @@ def find_configs(name: str, architecture: str | None) -> Path:
     if Path(name).expanduser().is_dir():
         check_model_folder(Path(name).expanduser())
         return Path(name).expanduser()
-    if architecture is None or not (ASSETS_FOLDER / architecture).is_dir():
-        supported = sorted(p.parent.name for p in ASSETS_FOLDER.glob("*/unet"))
+    bundled = find_bundled_configs()
+    if architecture not in bundled:
         raise ValueError(
-            f"model.architecture={architecture}: choose one of {', '.join(supported)} for model.weights=random"
+            f"model.architecture={architecture}: choose one of {', '.join(bundled)} for model.weights=random"
         )
-    return ASSETS_FOLDER / architecture
+    return bundled[architecture]
 
 
 def build_untrained(folder: Path) -> DiffusionModel:

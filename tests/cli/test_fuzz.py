@@ -150,6 +150,7 @@ def patch_programs(home: Path, patch: pytest.MonkeyPatch):
     import sdft.cli.overrides
     import sdft.distributed
     import sdft.evaluation.evaluate
+    import sdft.models.embedded
     import sdft.models.loading
     import sdft.training.inputs
     from sdft.runs.invocation import Invocation
@@ -158,7 +159,7 @@ def patch_programs(home: Path, patch: pytest.MonkeyPatch):
         raise Accepted
 
     run_training(home, "steps=1", "sample_every=0", "prompts=[a]", name="outputs/lora/run")
-    real, tiny = sdft.models.loading.load_pretrained, str(sdft.models.loading.ASSETS_FOLDER / "tiny-sd")
+    real, tiny = sdft.models.loading.load_pretrained, str(sdft.models.embedded.ASSETS_FOLDER / "tiny-sd")
     model = real(tiny)
     patch.setattr(
         sdft.models.loading,

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 import sdft.apps.generate.png_metadata as metadata
 from sdft.config import CONF
-from sdft.models.embedded import ASSETS_FOLDER
+from sdft.models.embedded import find_embedded_models
 from sdft.models.safetensors_check import check_safetensors
 from sdft.models.sampling import GEOMETRY_OPTIONS
 
@@ -87,10 +87,11 @@ def restore_model_config(image_metadata: dict, where: str) -> dict:
     model = image_metadata["model"]
     files = CONF.glob("model/*.yaml")
     shipped = {OmegaConf.load(file).get("model", {}).get("name") for file in files if file.stem != "none"}
-    embedded = {index.parent.name for index in ASSETS_FOLDER.glob("*/model_index.json")}
     path = Path(model["name"]).expanduser()
     is_local = path.is_dir() or (path.suffix == ".safetensors" and path.is_file())
-    is_shipped = model["name"] in shipped | embedded and not (model["revision"] or model["variant"])
+    is_shipped = model["name"] in shipped | find_embedded_models().keys() and not (
+        model["revision"] or model["variant"]
+    )
     if not (is_shipped or is_local):
         revision = f" at revision {model['revision']}" if model["revision"] else ""
         raise ValueError(
