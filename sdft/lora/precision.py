@@ -12,8 +12,9 @@ def set_precision(model: DiffusionModel, compute_dtype: torch.dtype, cast_frozen
     The VAE, trainable parameters and adapters stay in fp32. Load adapters before: peft gives them the precision of their layer.
     """
     model.compute_dtype = compute_dtype
-    added = {p for layer in find_adapter_layers(model).values() for p in layer.parameters()}
-    added -= {p for layer in find_adapter_layers(model).values() for p in layer.get_base_layer().parameters()}
+    layers = find_adapter_layers(model).values()
+    added = {p for layer in layers for p in layer.parameters()}
+    added -= {p for layer in layers for p in layer.get_base_layer().parameters()}
     for part in model.parts.values() if cast_frozen else ():
         for parameter in part.parameters():
             if not parameter.requires_grad and parameter not in added:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sdft.models.sampling import autocast
 from sdft.training.compile import remove_compiled_forwards
 from sdft.training.fake_tensors import FakeTensorMode, copy_with_tensors
 from sdft.training.gradient_checkpointing import enable_gradient_checkpointing
@@ -105,8 +106,7 @@ def measure_activations(fake_module: DiffusionModule, step: StepSpec, mode: Fake
         weight.grad = torch.empty_like(weight)
     start = mode.current_bytes - sum(map(count_bytes, batch.values()))
     mode.peak_bytes = mode.current_bytes
-    compute_dtype = fake_module.model.compute_dtype
-    with torch.autocast(step.device.type, compute_dtype, enabled=compute_dtype is not torch.float32):
+    with autocast(fake_module.model, step.device):
         loss = (fake_module.compute_losses(batch) * batch["weight"] * batch["sample_weight"]).mean()
     if step.gradient_accumulation_steps == 1:
         for weight in fake_module.get_trainable_parameters().values():
