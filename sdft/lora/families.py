@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from sdft.models.original_layout import LAYOUTS
+
 TEXT_MODEL_PREFIX = "text_model."  # of text encoder layers in every LoRA file; some versions of transformers lack it
 TEXT_PROJECTION = "text_projection"  # the layer of a text encoder outside `text_model.`
 TEXT_ENCODER_CLASSES = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
@@ -13,8 +15,7 @@ PARTS = ("unet", *TEXT_ENCODER_CLASSES)
 class LoraFamily:
     """`context_width`: inputs of the UNet's cross-attention. `kohya_prefixes` of layer names by part.
 
-    `has_original_names`: kohya calls the layers of the UNet as in the original layout. `bases`: ModelSpec's name and the
-    resolution of the published bases by prediction type.
+    `has_original_names`: kohya calls the layers of the UNet as in the original layout. `bases`: see `Layout`.
     """
 
     name: str | None
@@ -35,15 +36,16 @@ class LoraFamily:
 
 SD_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}
 SDXL_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+BASES = {layout.name: layout.bases for layout in LAYOUTS}
 FAMILIES = (
-    LoraFamily("Stable Diffusion 1", 768, SD_PREFIXES, False, "sd_v1", {"epsilon": ("stable-diffusion-v1", 512)}),
+    LoraFamily("Stable Diffusion 1", 768, SD_PREFIXES, False, "sd_v1", BASES["Stable Diffusion 1"]),
     LoraFamily(
         "Stable Diffusion 2",
         1024,
         SD_PREFIXES,
         False,
         "sd_v2",
-        {"epsilon": ("stable-diffusion-v2-512", 512), "v_prediction": ("stable-diffusion-v2-768-v", 768)},
+        BASES["Stable Diffusion 2"],
     ),
     LoraFamily(
         "Stable Diffusion XL",
@@ -51,7 +53,7 @@ FAMILIES = (
         SDXL_PREFIXES,
         True,
         "sdxl_base_v1-0",
-        {"epsilon": ("stable-diffusion-xl-v1-base", 1024)},
+        BASES["Stable Diffusion XL"],
     ),
 )
 

@@ -63,7 +63,6 @@ PARTS_OF_MODELS = (  # the same for files without a UNet in the original layout
     (r"^model_ema\.", "the EMA weights of a model, without the model"),
 )
 PREDICTION_TYPES = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
-ARCHITECTURE_PREDICTION_TYPES = {"stable-diffusion-v2-768-v": "v_prediction", "stable-diffusion-v2-512": "epsilon"}
 VELOCITY_MARKER, ZERO_TERMINAL_SNR_MARKER = "v_pred", "ztsnr"  # names of empty tensors
 EMPTY_CAPTION_KEY = "sdft.empty_caption"  # in the metadata of files that sdft wrote
 
@@ -138,9 +137,8 @@ class CheckpointFile:
             if declared not in PREDICTION_TYPES:
                 raise self.error(f"modelspec.prediction_type is {format_key(declared)}, not epsilon or v")
             return PREDICTION_TYPES[declared]
-        return ARCHITECTURE_PREDICTION_TYPES.get(
-            self.metadata.get("modelspec.architecture", ""), layout.prediction_type
-        )
+        architecture = self.metadata.get("modelspec.architecture", "")
+        return layout.prediction_types.get(architecture, layout.prediction_type)
 
     def choose_prediction_type(self, chosen: str | None) -> str:
         """The user's choice, else that of the file; `ValueError` asks for it where the file leaves it open."""

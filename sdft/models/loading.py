@@ -117,8 +117,9 @@ def load_checkpoint_file(
     load_weights(model, file, skip)
     layout, _ = file.find_layout()
     model.checkpoint_prediction_type = file.detect_prediction_type(layout) or prediction_type
-    if is_bundled and (size := layout.sample_sizes.get(model.checkpoint_prediction_type)):
-        model.unet.register_to_config(sample_size=size)
+    if is_bundled and len(layout.bases) > 1:
+        _, resolution = layout.bases[model.checkpoint_prediction_type]
+        model.unet.register_to_config(sample_size=resolution // model.vae_scale_factor)
     if model.empty_caption:
         model.empty_caption = file.empty_caption
     share_file_digests(model, [file.path])

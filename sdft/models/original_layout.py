@@ -5,7 +5,7 @@ A text encoder has CLIP's names, or OpenCLIP's, with one matrix for query, key a
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -81,21 +81,29 @@ class TextEncoderLayout:
 class Layout:
     """The original layout of a family: its text encoders by part, the first of which is `min_text_width` wide or wider.
 
-    `sample_sizes` of the published UNets by prediction type, where they have several.
+    `bases`: ModelSpec's name and the resolution of the published models by prediction type.
     """
 
     name: str
-    modelspec: str  # ModelSpec's architecture
+    bases: dict[str, tuple[str, int]]
     text_encoders: dict[str, TextEncoderLayout]
     min_text_width: int = 0
     prediction_type: str | None = None  # None: files do not tell
-    sample_sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def prediction_types(self) -> dict[str, str]:
+        """The prediction type by ModelSpec's name, where the published models differ."""
+        return {name: kind for kind, (name, _) in self.bases.items()} if len(self.bases) > 1 else {}
+
+    def get_modelspec_name(self, prediction_type: str) -> str:
+        name, _ = self.bases.get(prediction_type) or next(iter(self.bases.values()))
+        return name
 
 
 LAYOUTS = (  # the first that fits
     Layout(
         "Stable Diffusion XL",
-        "stable-diffusion-xl-v1-base",
+        {"epsilon": ("stable-diffusion-xl-v1-base", 1024)},
         {
             "clip_l": TextEncoderLayout(("conditioner.embedders.0.transformer.text_model.",)),
             "clip_g": TextEncoderLayout(("conditioner.embedders.1.model.",), is_open_clip=True),
@@ -104,14 +112,13 @@ LAYOUTS = (  # the first that fits
     ),
     Layout(
         "Stable Diffusion 2",
-        "stable-diffusion-v2",
+        {"epsilon": ("stable-diffusion-v2-512", 512), "v_prediction": ("stable-diffusion-v2-768-v", 768)},
         {"clip_l": TextEncoderLayout(("cond_stage_model.model.",), is_open_clip=True)},
         min_text_width=1024,
-        sample_sizes={"epsilon": 64, "v_prediction": 96},
     ),
     Layout(
         "Stable Diffusion 1",
-        "stable-diffusion-v1",
+        {"epsilon": ("stable-diffusion-v1", 512)},
         {"clip_l": TextEncoderLayout(("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."))},
         prediction_type="epsilon",
     ),

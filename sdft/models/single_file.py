@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import sdft.distributed as processes
 from sdft.models.checkpoint_file import (
-    ARCHITECTURE_PREDICTION_TYPES,
     EMPTY_CAPTION_KEY,
     FLOAT_TYPES,
     VELOCITY_MARKER,
@@ -45,7 +44,7 @@ def save_single_file(model: DiffusionModel, path: Path, dtype: torch.dtype, meta
     header = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": get_modelspec_architecture(model),
+        "modelspec.architecture": choose_layout(model).get_modelspec_name(model.prediction_type),
         "modelspec.prediction_type": MODELSPEC_PREDICTION_TYPES[model.prediction_type],
     }
     if resolution := model.checkpoint_resolution:
@@ -54,13 +53,6 @@ def save_single_file(model: DiffusionModel, path: Path, dtype: torch.dtype, meta
         header[EMPTY_CAPTION_KEY] = model.empty_caption
     with atomic_write(path) as file:
         save_file(tensors | build_markers(model), file, metadata=header | metadata)
-
-
-def get_modelspec_architecture(model: DiffusionModel) -> str:
-    """ModelSpec's name of the family; those of Stable Diffusion 2 tell the prediction type."""
-    family = choose_layout(model).modelspec
-    names = {kind: name for name, kind in ARCHITECTURE_PREDICTION_TYPES.items() if name.startswith(family)}
-    return names.get(model.prediction_type, family)
 
 
 def build_markers(model: DiffusionModel) -> dict[str, Tensor]:
