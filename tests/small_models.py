@@ -39,8 +39,19 @@ VAE_TYPES = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": [
 
 def write_small_model(architecture: str, folder: Path) -> Path:
     """The configurations of a small model in `folder`."""
+    return write_configs(architecture, folder, SMALL_MODELS[architecture] | {"vae/config.json": SMALL_VAE | VAE_TYPES})
+
+
+def write_narrow_model(architecture: str, folder: Path, widths: dict, text: dict) -> Path:
+    """The configurations of a model with the blocks of the published one: `widths` of UNet and VAE, `text` of the encoder."""
+    changes = {"unet/config.json": widths | {"attention_head_dim": 8}, "vae/config.json": widths}
+    return write_configs(architecture, folder, changes | {"text_encoder/config.json": text})
+
+
+def write_configs(architecture: str, folder: Path, changes: dict[str, dict]) -> Path:
+    """Configurations in the package with changed entries, by file, in `folder`."""
     shutil.copytree(ASSETS_FOLDER / architecture, folder)
-    for name, entries in (SMALL_MODELS[architecture] | {"vae/config.json": SMALL_VAE | VAE_TYPES}).items():
+    for name, entries in changes.items():
         file = folder / name
         file.write_text(json.dumps(json.loads(file.read_text()) | entries))
     return folder

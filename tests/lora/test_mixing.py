@@ -1,7 +1,6 @@
 """Mixing, resizing, merging, extracting and converting give the weight changes that the options define, up to rounding."""
 
 import gc
-import json
 
 import pytest
 import test_export
@@ -10,6 +9,7 @@ from conftest import ROOT
 from diffusers import StableDiffusionPipeline
 from diffusers.loaders import single_file_utils as theirs
 from safetensors.torch import load_file
+from small_models import write_narrow_model
 
 from sdft.lora.architecture import list_architectures, read_architecture
 from sdft.lora.file import read_lora_file
@@ -263,19 +263,10 @@ def test_a_merged_pipeline_and_its_single_file_open_in_plain_diffusers(tiny, fil
 @pytest.fixture(scope="module")
 def narrow_configs(tmp_path_factory):
     """Folders with the real configs and all layers, but narrow ones."""
-    folders = {}
-    for name in ("sd15", "sd21"):
-        folders[name] = tmp_path_factory.mktemp(name)
-        for file in (ROOT / "sdft" / "assets" / name).rglob("*.json"):
-            config = json.loads(file.read_text())
-            if file.parent.name in ("unet", "vae"):
-                config["block_out_channels"] = [32, 64, 64, 64]
-                config |= {"attention_head_dim": 8} if file.parent.name == "unet" else {}
-            if file.parent.name == "text_encoder":
-                config |= {"num_hidden_layers": 3, "vocab_size": 50, "intermediate_size": 64}
-            (folders[name] / file.parent.name).mkdir(exist_ok=True)
-            (folders[name] / file.parent.name / file.name).write_text(json.dumps(config))
-    return folders
+    widths = {"block_out_channels": [32, 64, 64, 64]}
+    text = {"num_hidden_layers": 3, "vocab_size": 50, "intermediate_size": 64}
+    home = tmp_path_factory.mktemp("narrow")
+    return {name: write_narrow_model(name, home / name, widths, text) for name in ("sd15", "sd21")}
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21", "tiny-sd"])

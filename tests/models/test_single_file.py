@@ -11,6 +11,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_models import write_narrow_model
 
 from sdft.lora.merging import load_model_or_run
 from sdft.models.checkpoint_file import CheckpointFile, read_checkpoint_header
@@ -56,19 +57,10 @@ def tiny_file(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory) -> dict[str, Path]:
     """Folders with narrow, short configurations of both families."""
-    folders = {}
-    for name in ("sd15", "sd21"):
-        folders[name] = tmp_path_factory.mktemp(name)
-        for file in (ASSETS_FOLDER / name).rglob("*.json"):
-            config = json.loads(file.read_text())
-            if file.parent.name in ("unet", "vae"):
-                config |= {"block_out_channels": [32] * 4, "layers_per_block": 1}
-                config |= {"attention_head_dim": 8} if file.parent.name == "unet" else {}
-            if file.parent.name == "text_encoder":
-                config |= {"num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 50}
-            (folders[name] / file.parent.name).mkdir(exist_ok=True)
-            (folders[name] / file.parent.name / file.name).write_text(json.dumps(config))
-    return folders
+    widths = {"block_out_channels": [32] * 4, "layers_per_block": 1}
+    text = {"num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 50}
+    home = tmp_path_factory.mktemp("narrow")
+    return {name: write_narrow_model(name, home / name, widths, text) for name in ("sd15", "sd21")}
 
 
 def modify(source: Path, target: Path, changes: dict, drop: str | None = None, metadata: dict | None = None) -> str:
