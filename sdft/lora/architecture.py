@@ -6,13 +6,12 @@ from pathlib import Path
 
 from sdft.lora.families import (
     TEXT_ENCODER_CLASSES,
-    TEXT_MODEL_PREFIX,
-    TEXT_PROJECTION,
     LoraFamily,
     choose_family,
     is_text_encoder,
     normalize_layer_name,
 )
+from sdft.models.clip_text_model import TEXT_MODEL_PREFIX, TEXT_PROJECTION
 from sdft.models.embedded import find_bundled_configs
 from sdft.models.original_names import map_unet_layers, to_original_name
 

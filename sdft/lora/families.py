@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from sdft.models.clip_text_model import add_text_model_prefix
 from sdft.models.original_layout import LAYOUTS
 
-TEXT_MODEL_PREFIX = "text_model."  # of text encoder layers in every LoRA file; some versions of transformers lack it
-TEXT_PROJECTION = "text_projection"  # the layer of a text encoder outside `text_model.`
 TEXT_ENCODER_CLASSES = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
 PARTS = ("unet", *TEXT_ENCODER_CLASSES)
 
@@ -84,6 +83,4 @@ def is_text_encoder(part: str) -> bool:
 
 def normalize_layer_name(part: str, layer: str) -> str:
     """The name of a layer, or of one of its tensors, in LoRA files."""
-    if not is_text_encoder(part) or layer.startswith(TEXT_PROJECTION):
-        return layer
-    return TEXT_MODEL_PREFIX + layer.removeprefix(TEXT_MODEL_PREFIX)
+    return add_text_model_prefix(layer) if is_text_encoder(part) else layer

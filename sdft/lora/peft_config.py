@@ -4,7 +4,8 @@ import json
 import math
 from pathlib import Path
 
-from sdft.lora.families import PARTS, TEXT_MODEL_PREFIX
+from sdft.lora.families import PARTS
+from sdft.models.clip_text_model import TEXT_MODEL_PREFIX
 from sdft.runs.files import read_json
 
 PEFT_CONFIG_KEY = "lora_adapter_metadata"  # header key of the peft config in diffusers files

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdft.lora.families import TEXT_MODEL_PREFIX, is_text_encoder, normalize_layer_name
+from sdft.lora.families import is_text_encoder, normalize_layer_name
 from sdft.lora.low_rank import LowRank, LowRankLayer
 from sdft.lora.to_lora import compute_low_rank_updates
+from sdft.models.clip_text_model import TEXT_MODEL_PREFIX
 
 KOHYA_SUFFIXES = {
     "lora_A.weight": "lora_down.weight",

@@ -1,6 +1,16 @@
-"""Layers and hidden states of CLIP text encoders."""
+"""Names of the weights, layers and hidden states of CLIP text encoders."""
 
 from torch import Tensor, nn
+
+TEXT_MODEL_PREFIX = "text_model."  # of names in most files and in transformers 4, and of one of two classes in 5
+TEXT_PROJECTION = "text_projection"  # the layer outside the text model
+
+
+def add_text_model_prefix(name: str) -> str:
+    """The name of a layer or weight of a text encoder in most files, whatever the version of transformers."""
+    if name.startswith(TEXT_PROJECTION):
+        return name
+    return TEXT_MODEL_PREFIX + name.removeprefix(TEXT_MODEL_PREFIX)
 
 
 def get_text_model(network: nn.Module) -> nn.Module:

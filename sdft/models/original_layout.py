@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sdft.models.clip_text_model import TEXT_MODEL_PREFIX
 from sdft.models.original_names import map_unet_layers
 
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
-TEXT_MODEL_PREFIX = "text_model."  # of CLIP's keys, under some versions of transformers and in most files
 VAE_ATTENTION_NAMES = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 OPEN_CLIP_NAMES = {
     "embeddings.token_embedding": "token_embedding",

@@ -8,10 +8,8 @@ from uuid import uuid4
 
 import torch
 
+from sdft.models.clip_text_model import add_text_model_prefix
 from sdft.models.diffusion_model import DiffusionModel
-
-TEXT_MODEL_PREFIX = "text_model."  # of the text encoder's weights in transformers 4; 5 reads both
-PROJECTION_PREFIX = "text_projection."
 
 
 def save_pipeline(model: DiffusionModel, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -32,13 +30,6 @@ def save_pipeline(model: DiffusionModel, folder: Path, dtype: torch.dtype | None
     pipeline.save_config(folder)
     for name in model.tokenizer_names:
         getattr(pipeline, name).backend_tokenizer.model.save(str(folder / name))
-
-
-def add_text_model_prefix(key: str) -> str:
-    """The name of a text encoder's weight in transformers 4; the projection of the pooled state is not part of the text model."""
-    if key.startswith(PROJECTION_PREFIX):
-        return key
-    return TEXT_MODEL_PREFIX + key.removeprefix(TEXT_MODEL_PREFIX)
 
 
 def save_pipeline_folder(model: DiffusionModel, folder: Path, dtype: torch.dtype, record: dict[str, str]) -> None:

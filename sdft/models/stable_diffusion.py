@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from sdft.models.clip_text_model import encode_with_hidden_state, get_text_model
 from sdft.models.conditioning import Conditioning
 from sdft.models.diffusion_model import DiffusionModel
-from sdft.models.hidden_states import encode_with_hidden_state, get_text_model
 
 
 class StableDiffusion(DiffusionModel):
