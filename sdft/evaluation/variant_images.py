@@ -34,8 +34,8 @@ def generate_variant_images(
     All have the precision of the training: a base whose weights were cast is reloaded, too, before adapters are added.
     """
     model, loaded, dtype = None, BASE, instantiate(cfg.precision).dtype if cfg.get("precision") else torch.float32
-    has_pipeline = any((Path(state.source) / "model_index.json").is_file() for state in states)
-    is_cast = dtype is not torch.float32 and not has_pipeline
+    cast_frozen = not any(state.replaces_base for state in states)
+    is_cast = dtype is not torch.float32 and cast_frozen
     for state in states:
         if model is None or (loaded != state.source and (loaded != BASE or is_cast)):
             model = None  # frees its memory
@@ -46,7 +46,7 @@ def generate_variant_images(
         if loaded != state.source:
             state.load(model)
             loaded = state.source
-        set_precision(model, dtype, cast_frozen=not has_pipeline)
+        set_precision(model, dtype, cast_frozen=cast_frozen)
         model.to(device)
         with scale_adapters(model, state.scale):
             yield state, generate_group_images(folder, state, groups, sampling, model, cfg.resolution)

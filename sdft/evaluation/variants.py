@@ -1,21 +1,18 @@
 """Model variants to evaluate: the base, a run's result at any adapter scale, a checkpoint, or an external file."""
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from sdft.evaluation.statistics import FINE_TUNED_LABEL
+from sdft.evaluation.whole_models import check_whole_model, is_whole_model, load_whole_model
 from sdft.lora.architecture import get_model_architecture
 from sdft.lora.file import read_lora_file
 from sdft.lora.formats import load_lora
 from sdft.methods.base import Method
-from sdft.methods.full import FullFineTuning
 from sdft.models.diffusion_model import DiffusionModel
-from sdft.models.family import find_model_class
-from sdft.models.model_folder import check_model_folder
 from sdft.runs.checkpoint_file import read_checkpoint
 
 BASE = "base"
@@ -26,7 +23,8 @@ BEST = "best"  # run subfolder with the result chosen by checkpoint_metric
 class ModelVariant:
     """`load` puts the weights identified by `source` into a base model; `scale` multiplies its adapters.
 
-    `check` raises `ValueError` for weights that do not fit the base, before any image is generated.
+    `check` raises `ValueError` for weights that do not fit the base, before any image is generated. `replaces_base`: the
+    weights of the base are not kept, which therefore stay in fp32.
     """
 
     label: str
@@ -35,6 +33,7 @@ class ModelVariant:
     scale: float = 1.0
     step: int | None = None
     check: Callable[[DiffusionModel], None] = lambda model: None
+    replaces_base: bool = False
 
 
 def build_run_variants(
@@ -61,9 +60,10 @@ def build_run_variants(
     if (run / BEST).is_dir() and checkpoints in (None, BEST, "all"):
         variants.append(ModelVariant(BEST, str(run / BEST), lambda model: method.load(model, run / BEST)))
     result = find_result_folder(run, method)
-    return variants + build_scaled_variants(
-        FINE_TUNED_LABEL, str(result), lambda model: method.load(model, result), scales
-    )
+    results = build_scaled_variants(FINE_TUNED_LABEL, str(result), lambda model: method.load(model, result), scales)
+    for variant in results:
+        variant.replaces_base = method.output_kind == "pipeline"
+    return variants + results
 
 
 def find_result_folder(run: Path, method: Method) -> Path:
@@ -74,40 +74,17 @@ def find_result_folder(run: Path, method: Method) -> Path:
 
 
 def build_file_variants(path: Path, scales: list[float]) -> list[ModelVariant]:
-    """The base, and a LoRA file at each of `scales` or a pipeline folder in the diffusers layout."""
-    if not (path / "model_index.json").is_file():
-        variants = build_scaled_variants(
-            format_file_label(path), str(path), lambda model: load_lora(model, path), scales
-        )
+    """The base, and a LoRA file at each of `scales`, or a whole model: a pipeline folder or a checkpoint in one file."""
+    label = format_file_label(path)
+    if not is_whole_model(path):
+        variants = build_scaled_variants(label, str(path), lambda model: load_lora(model, path), scales)
         variants[0].check = lambda model: read_lora_file(path, [get_model_architecture(model)])
         return [ModelVariant(BASE), *variants]
     if scales != [1.0]:
-        raise ValueError(f"adapter_scales={scales}: only adapters can be scaled; adapter={path} is a pipeline")
-
-    def load(model: DiffusionModel) -> None:
-        try:
-            with name_adapter_in_errors():
-                FullFineTuning(text_encoder=True).load(model, path)
-        except RuntimeError as error:
-            part = next(part for part, name in model.network_classes.items() if f" {name}:" in str(error))
-            raise ValueError(f"adapter={path}: the shapes of its {part} do not match {model.name}") from None
-
-    def check(model: DiffusionModel) -> None:
-        with name_adapter_in_errors():
-            check_model_folder(path)
-        if (family := find_model_class(path).family) != model.family:
-            raise ValueError(f"adapter={path}: a pipeline of {family}, but {model.name} is {model.family}")
-
-    return [ModelVariant(BASE), ModelVariant(format_file_label(path), str(path), load, check=check)]
-
-
-@contextmanager
-def name_adapter_in_errors():
-    """Replace `model.name=` in errors by the option that the user gave."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(str(error).replace("model.name=", "adapter=", 1)) from None
+        raise ValueError(f"adapter_scales={scales}: only adapters can be scaled; adapter={path} is a whole model")
+    variant = ModelVariant(label, str(path), lambda model: load_whole_model(model, path), replaces_base=True)
+    variant.check = lambda model: check_whole_model(model, path)
+    return [ModelVariant(BASE), variant]
 
 
 def format_file_label(path: Path) -> str:

@@ -20,6 +20,7 @@ CONVERSION = (  # of a pickle, without running code that it may hold
     "import torch; from safetensors.torch import save_file; w = torch.load({source!r}, map_location='cpu', weights_only=True); "
     "save_file({{k: v.clone().contiguous() for k, v in w.get('state_dict', w).items() if hasattr(v, 'clone')}}, {target!r})"
 )
+FIRST_LAYER = f"{UNET_PREFIX}input_blocks.0.0.weight"  # of the UNet
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # safetensors' names
 MAX_KEY_LENGTH = 200  # characters in a message
 OTHER_MODELS = (  # a pattern of tensor names, and what such a file is; the first that matches
@@ -88,6 +89,10 @@ class CheckpointFile:
         return None
 
     @property
+    def has_unet(self) -> bool:
+        return FIRST_LAYER in self.shapes
+
+    @property
     def context_width(self) -> int | None:
         """Width of the text embeddings that the UNet takes."""
         keys = (key for key in self.shapes if key.startswith(UNET_PREFIX) and key.endswith("attn2.to_k.weight"))
@@ -97,7 +102,7 @@ class CheckpointFile:
         """The layout of a supported family, and the prefix of each text encoder; `ValueError` names anything else."""
         if description := self.find_first(OTHER_MODELS):
             raise self.error(f"{description}; {SUPPORTED}")
-        stem = self.shapes.get(f"{UNET_PREFIX}input_blocks.0.0.weight", ())
+        stem = self.shapes.get(FIRST_LAYER, ())
         if len(stem) != 4:
             description = self.find_first(PARTS_OF_MODELS) or "holds no model that is known"
             raise self.error(f"{description}; {SUPPORTED}")
@@ -116,7 +121,7 @@ class CheckpointFile:
 
     def find_configs(self) -> Path:
         """The folder in the package with the configurations of such a UNet."""
-        stem, width = self.shapes[f"{UNET_PREFIX}input_blocks.0.0.weight"], self.context_width
+        stem, width = self.shapes[FIRST_LAYER], self.context_width
         for folder in find_bundled_configs().values():
             config = read_config(folder, "unet/config.json")
             if (config["block_out_channels"][0], config["in_channels"], config["cross_attention_dim"]) == (

@@ -68,11 +68,13 @@ def load_stable_diffusion(
     if clip_skip is not None:
         model.set_clip_skip(clip_skip)
     if prediction_type not in (None, model.prediction_type) or zero_terminal_snr:
-        model.scheduler = change_prediction_type(
-            model.scheduler, prediction_type or model.prediction_type, zero_terminal_snr
-        )
-        model.noise_process = VariancePreservingProcess(model.scheduler.config)
+        replace_noise_process(model, prediction_type or model.prediction_type, zero_terminal_snr)
     return model
+
+
+def replace_noise_process(model: DiffusionModel, prediction_type: str, zero_terminal_snr: bool) -> None:
+    model.scheduler = change_prediction_type(model.scheduler, prediction_type, zero_terminal_snr)
+    model.noise_process = VariancePreservingProcess(model.scheduler.config)
 
 
 def check_options(weights: str, prediction_type: str | None, prompt_chunks: int, empty_caption: str | None) -> None:

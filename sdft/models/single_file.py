@@ -82,13 +82,21 @@ def load_weights(model: DiffusionModel, file: CheckpointFile, parts_to_skip: tup
 
     `ValueError` unless the file has each weight of each network in its shape, and no other layers of them.
     """
+    networks = match_networks(model, file, parts_to_skip)
+    list_unread_tensors(file, {place.key for *_, places in networks for place in places.values()}, parts_to_skip)
+    for _, network, places in networks:
+        load_network_weights(network, file.path, places)
+
+
+def match_networks(
+    model: DiffusionModel, file: CheckpointFile, parts_to_skip: tuple[str, ...]
+) -> list[tuple[str, nn.Module, Places]]:
+    """The networks to load with the places of their weights, all of which the file has in their shape, else `ValueError`."""
     layout, prefixes = file.find_layout()
     networks = [row for row in map_networks(model, layout, prefixes) if row[0] not in parts_to_skip]
     for part, network, places in networks:
         check_weights(file, part, {key: weight.shape for key, weight in network.state_dict().items()}, places)
-    list_unread_tensors(file, {place.key for *_, places in networks for place in places.values()}, parts_to_skip)
-    for _, network, places in networks:
-        load_network_weights(network, file.path, places)
+    return networks
 
 
 def load_network_weights(network: nn.Module, path: Path, places: Places) -> None:

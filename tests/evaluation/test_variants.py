@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sdft.evaluation.variants import (
     BASE,
@@ -12,6 +13,12 @@ from sdft.evaluation.variants import (
 )
 from sdft.lora.scaling import scale_adapters
 from sdft.models.conditioning import Conditioning
+from sdft.models.image_cache import collect_image_settings
+from sdft.models.original_layout import VAE_PREFIX
+from sdft.models.sampling import Sampling
+from sdft.models.saving import save_pipeline
+from sdft.models.single_file import save_single_file, to_original_layout
+from sdft.runs.hashing import hash_weights
 
 
 def predict_noise(model):
@@ -100,12 +107,55 @@ def test_only_adapters_can_be_scaled(train_run):
     module, folder = train_run("method=sft")
     with pytest.raises(ValueError, match=r"adapter_scales=\[0.5\]: .*pipeline/"):
         build_run_variants(folder, module.method, [0.5], None, 0)
-    with pytest.raises(ValueError, match=r"adapter_scales=\[0.5\]: .*adapter=.* is a pipeline"):
+    with pytest.raises(ValueError, match=r"adapter_scales=\[0.5\]: .*adapter=.* is a whole model"):
         build_file_variants(folder / "pipeline", [0.5])
     _, other = build_file_variants(folder / "pipeline", [1.0])
     model = load_tiny_model()
     other.load(model)
     assert torch.equal(predict_noise(model), predict_noise(module.model.eval()))
+
+
+@pytest.mark.parametrize("name", ["folder", "file.safetensors"])
+def test_a_whole_model_brings_its_own_settings(small_xl, small_model_folder, tmp_path, name):
+    """Its networks, empty caption, prediction type and zero terminal SNR, not those of the base."""
+    options = {"empty_caption": "encoded", "prediction_type": "v_prediction", "zero_terminal_snr": True}
+    path, tuned, base = tmp_path / name, small_xl(seed=1, **options), small_xl()
+    if name == "folder":
+        save_pipeline(tuned, path)
+    else:
+        save_single_file(tuned, path, torch.float32, {})
+    _, variant = build_file_variants(path, [1.0])
+    assert variant.replaces_base
+    variant.check(base)
+    variant.load(base)
+    assert hash_weights(base) == hash_weights(tuned)
+    settings = [collect_image_settings(model, Sampling(), 32) for model in (base, tuned)]
+    assert settings[0] == settings[1]
+    assert base.empty_caption == "encoded" and base.checkpoint_prediction_type == "v_prediction"
+    assert base.noise_process.has_zero_terminal_snr
+    assert not base.training and not any(parameter.requires_grad for parameter in base.parameters())
+    with pytest.raises(ValueError, match=r"adapter_scales=\[0.5\]: .* is a whole model"):
+        build_file_variants(path, [0.5])
+
+
+def test_a_checkpoint_file_leaves_to_the_base_what_it_does_not_hold(tiny, small_xl, tmp_path):
+    tuned, path = tiny(seed=1), tmp_path / "tuned.safetensors"
+    save_file({k: w for k, w in to_original_layout(tuned).items() if not k.startswith(VAE_PREFIX)}, path)
+    _, variant = build_file_variants(path, [1.0])
+    base = tiny(prediction_type="v_prediction")
+    vae = base.vae.state_dict()
+    variant.check(base)
+    variant.load(base)
+    assert torch.equal(predict_noise(base), predict_noise(tuned))
+    assert all(torch.equal(vae[key], weight) for key, weight in base.vae.state_dict().items())
+    with pytest.raises(
+        ValueError, match="adapter=.*tuned.safetensors: is Stable Diffusion 1, but .* Stable Diffusion XL"
+    ):
+        variant.check(small_xl())
+    short = {k: w for k, w in to_original_layout(tuned).items() if "time_embed.2" not in k}
+    save_file(short, path)
+    with pytest.raises(ValueError, match="adapter=.*tuned.safetensors: lacks model.diffusion_model.time_embed.2"):
+        variant.check(base)
 
 
 def test_a_file_that_does_not_fit_is_refused_before_any_image_is_generated(tmp_path):
