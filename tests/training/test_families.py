@@ -22,6 +22,9 @@ from sdft.models.saving import save_pipeline
 METHODS = {
     "lora": ["method=lora", "lr=1e-2"],
     "lora of all parts": ["method=lora", "method.text_encoder=true", "part_lr.clip_l=2e-2", "lr=1e-2"],
+    "dora of all parts": ["method=lora", "method.use_dora=true", "method.text_encoder=true", "lr=1e-2"],
+    "loha": ["method=lora", "method.adapter_type=loha", "rank=2", "lr=1e-2"],
+    "lokr": ["method=lora", "method.adapter_type=lokr", "rank=2", "lr=1e-2"],
     "sft": ["method=sft", "lr=1e-3", "empty_caption=encoded"],
     "sft of all parts": ["method=sft", "method.text_encoder=true", "lr=1e-3"],
     "dreambooth_lora": ["method=dreambooth_lora", "lr=1e-2"],
@@ -83,8 +86,8 @@ CASES = [(family, method) for family in TEXT_ENCODERS for method in METHODS]
 def test_plain_diffusers_gives_the_sampled_image(train, base, family, method):
     module, folder = train(family, method)
     encoders = {part for part in module.get_trainable_parts() if part in TEXT_ENCODERS[family]}
-    is_trained = {"textual_inversion": True, "lora": family == "sd21", "dreambooth_lora": family == "sd21"}
-    is_trained |= {"smooth diffusion": family == "sd21"}
+    by_default = ("lora", "loha", "lokr", "dreambooth_lora", "smooth diffusion")
+    is_trained = {"textual_inversion": True} | dict.fromkeys(by_default, family == "sd21")
     assert encoders == (TEXT_ENCODERS[family] if is_trained.get(method, "all parts" in method) else set())
     facts = json.loads((folder / "samples" / "step-000002" / "samples.json").read_text())[0]
     sampled, untrained = (
