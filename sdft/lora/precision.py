@@ -1,5 +1,7 @@
 """Precision of a model's weights, the same in training, sampling and evaluation."""
 
+from contextlib import contextmanager
+
 import torch
 
 from sdft.lora.scaling import find_adapter_layers
@@ -19,3 +21,16 @@ def set_precision(model: DiffusionModel, compute_dtype: torch.dtype, cast_frozen
         for parameter in part.parameters():
             if not parameter.requires_grad and parameter not in added:
                 parameter.data = parameter.data.to(compute_dtype)
+
+
+@contextmanager
+def use_precision(model: DiffusionModel, compute_dtype: torch.dtype, cast_frozen: bool = True):
+    """Within the context the model is as after `set_precision`; then its weights are those from before, where they were cast."""
+    weights = {parameter: parameter.data for parameter in model.parameters()}
+    set_precision(model, compute_dtype, cast_frozen)
+    weights = {parameter: weight for parameter, weight in weights.items() if weight.dtype != parameter.dtype}
+    try:
+        yield
+    finally:
+        for parameter, weight in weights.items():
+            parameter.data = weight

@@ -1,5 +1,6 @@
 """In bf16, samples in training, by evaluate and by generate are the same images."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,13 +10,17 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from sdft.apps.load_model import open_model
+from sdft.data.prior_preservation import PriorPreservation
 from sdft.evaluation.variant_images import generate_variant_images
 from sdft.evaluation.variants import build_run_variants
 from sdft.lora.precision import set_precision
 from sdft.lora.scaling import load_adapters
 from sdft.methods.lora import LoRA
+from sdft.models.image_cache import collect_image_settings, format_folder_name
 from sdft.models.sampling import Sampling
+from sdft.runs.hashing import hash_weights
 from sdft.runs.run_config import read_run_config
+from sdft.training.inputs import RunInputs
 
 PROMPTS = ["a handwritten two", "a handwritten seven"]
 
@@ -68,3 +73,20 @@ def test_adapters_and_the_autoencoder_stay_in_fp32(tiny):
     dtypes = {n: p.dtype for n, p in model.named_parameters()}
     assert {d for n, d in dtypes.items() if ".lora_" in n or n.startswith("vae.")} == {torch.float32}
     assert {d for n, d in dtypes.items() if ".lora_" not in n and not n.startswith("vae.")} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("output_kind", ["adapter", "pipeline"])
+def test_class_images_have_the_precision_of_samples(tiny, tmp_path, monkeypatch, output_kind, dtype):
+    monkeypatch.chdir(tmp_path)
+    model, sampling = tiny(), Sampling(1, 1.0)
+    inputs = RunInputs(model, None, None, [], 1, None, None, 0, None, {})
+    parts = {"prior": PriorPreservation("a three", images=1), "sampling": sampling}
+    parts |= {"precision": SimpleNamespace(dtype=dtype), "method": SimpleNamespace(output_kind=output_kind)}
+    source = inputs.load_class_images(OmegaConf.create({"resolution": 32}), parts, torch.device("cpu"))
+    assert hash_weights(model) == hash_weights(tiny())
+    set_precision(model, dtype, cast_frozen=output_kind == "adapter")
+    (expected,) = sampling(model, ["a three"], 32)
+    assert np.array_equal(np.asarray(source[0].image), np.asarray(expected))
+    settings = {"prompt": "a three", "seed": 0, **collect_image_settings(model, sampling, 32)}
+    assert Path(source.source.files[0]).parent.name == format_folder_name("a three", settings)
