@@ -81,12 +81,23 @@ def check_steps_left(cfg: DictConfig, resume_step: int, steps: int, previous_run
         raise ValueError(f"resume={cfg.resume}: already at step {resume_step} of {steps}; {advice}")
 
 
-def check_given_rates(overrides: Iterable[str], module) -> None:
-    """`ValueError` if the command line gives a learning rate of text encoders, and none is trained."""
-    given = [override for override in overrides if override.startswith("text_encoder_lr=")]
-    parts = module.get_trainable_parts()
-    if given and not parts.keys() & module.model.text_encoders:
-        raise ValueError(f"{given[-1]}: has no effect here; the method trains {', '.join(parts)} only")
+def check_given_options(overrides: Iterable[str], module, part_lr: Mapping[str, float | None]) -> None:
+    """`ValueError` if the command line gives a rate, or targets of text encoders, that no trained part reads."""
+    given = {override.partition("=")[0].lstrip("+"): override for override in overrides}
+    trained, text_encoders = module.get_trainable_parts(), module.model.text_encoders
+    trained_text = [part for part in trained if part in text_encoders]
+    open_rates = [part for part in trained if part_lr.get(part) is None]
+    readers = {
+        "method.text_encoder_targets": trained_text,
+        "text_encoder_lr": [part for part in open_rates if part in text_encoders],
+        "lr": [part for part in open_rates if part not in text_encoders or "text_encoder_lr" not in given],
+    }
+    for option, parts in readers.items():
+        if option in given and not parts:
+            reason = f"the method trains {', '.join(trained)} only; it requires method.text_encoder=true"
+            if trained_text or option == "lr":
+                reason = "part_lr gives the rates of the parts that would read it; remove one of the two"
+            raise ValueError(f"{given[option]}: has no effect here: {reason}")
 
 
 def collect_summary(module, dataset, parts: dict, cfg: DictConfig, trainer, inputs, scorers) -> tuple[StepSpec, dict]:

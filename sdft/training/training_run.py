@@ -17,7 +17,7 @@ from sdft.training.inputs import RunInputs, load_inputs
 from sdft.training.intermediate_evaluation import build_intermediate_evaluation, load_run_scorers
 from sdft.training.oom_advice import explain_resource_errors
 from sdft.training.run_folder import launch_or_join, open_run_folder
-from sdft.training.run_setup import check_given_rates, check_options, collect_summary, flatten_options, start_run
+from sdft.training.run_setup import check_given_options, check_options, collect_summary, flatten_options, start_run
 
 
 def train(cfg: DictConfig, invocation: Invocation) -> "TrainingRun":
@@ -78,7 +78,8 @@ class TrainingRun:
         self.module = build_module(
             cfg, parts, inputs.model.cpu()
         )  # trainable parameters start identically on every device
-        check_given_rates(self.invocation.overrides, self.module)
+        if not (inputs.previous_run or cfg.sweep):  # whose options were accepted, or are for other jobs
+            check_given_options(self.invocation.overrides, self.module, training.part_lr)
         inputs.model.to(device)
         self.datasets = build_datasets(parts, inputs, class_source)
         fill_input_caches(cfg, parts, inputs, self.module, self.datasets, folder)

@@ -1,5 +1,6 @@
 """`method.text_encoder` chooses text encoders, also by name."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from sdft.methods.full import FullFineTuning
 from sdft.methods.lcm_lora import LCMLoRA
 from sdft.methods.lora import LoRA
 from sdft.methods.pretrain import Pretrain
-from sdft.training.run_setup import check_given_rates
+from sdft.training.run_setup import check_given_options
 
 
 def list_trainable_parts(model, method) -> list[str]:
@@ -60,11 +61,29 @@ def test_other_choices_are_refused_with_the_names_of_the_model(tiny, small_xl):
             LCMLoRA(2, 2, text_encoder=choice)
 
 
-def test_a_rate_of_text_encoders_that_are_not_trained_is_refused(small_xl):
-    module, overrides = SimpleNamespace(model=small_xl()), ["lr=1e-4", "text_encoder_lr=1e-5"]
-    module.get_trainable_parts = lambda: {"unet": []}
-    with pytest.raises(ValueError, match=r"^text_encoder_lr=1e-5: .*unet"):
-        check_given_rates(overrides, module)
-    check_given_rates(overrides[:1], module)
-    module.get_trainable_parts = lambda: {"unet": [], "clip_g": []}
-    check_given_rates(overrides, module)
+@pytest.mark.parametrize(
+    ("override", "part_lr"),
+    [
+        ("method.text_encoder_targets=[q_proj]", {}),
+        ("text_encoder_lr=1e-5", {}),
+        ("text_encoder_lr=1e-5", {"unet": 1e-4}),
+        ("lr=1e-4", {"unet": 1e-4, "clip_l": None}),
+    ],
+)
+@pytest.mark.parametrize("family", ["tiny", "small_xl"])
+def test_an_option_that_no_trained_part_reads_is_refused(request, family, override, part_lr):
+    module = SimpleNamespace(model=request.getfixturevalue(family)(), get_trainable_parts=lambda: {"unet": []})
+    with pytest.raises(ValueError, match=f"^{re.escape(override)}: has no effect here: .*(unet|part_lr)"):
+        check_given_options(["resolution=32", override], module, part_lr)
+    check_given_options(["resolution=32"], module, part_lr)
+    module.get_trainable_parts = lambda: {"unet": [], "clip_l": []}
+    check_given_options([override], module, part_lr)
+    with pytest.raises(ValueError, match="^text_encoder_lr=1: has no effect here: part_lr"):
+        check_given_options(["text_encoder_lr=1"], module, {"clip_l": 1e-4})
+
+
+def test_targets_of_text_encoders_are_refused_where_the_model_trains_none(run, small_model_folder):
+    """Before training; those of a recipe are not given by the user, and those of a sweep are for other jobs."""
+    options = [f"model.name={small_model_folder('sdxl')}", "model.weights=random", "steps=1"]
+    with pytest.raises(ValueError, match=r"^method\.text_encoder_targets=\[q_proj\]: .* method\.text_encoder=true"):
+        run("method.text_encoder_targets=[q_proj]", *options)
