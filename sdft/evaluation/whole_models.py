@@ -29,7 +29,7 @@ def check_whole_model(model: DiffusionModel, path: Path) -> None:
     """`ValueError` for a model of another family than `model`, or with other layers in a file; reads no weights."""
     if path.is_file():
         file = read_checkpoint_header(path, OPTION)
-        (layout, _), expected = file.find_layout(), choose_layout(model)
+        (layout, _), expected = file.layout, choose_layout(model)
         if layout != expected:
             raise file.error(f"is {layout.name}, but {model.name} is {expected.name}")
         file.detect_prediction_type(layout)

@@ -9,7 +9,7 @@ from sdft.models.original_layout import VAE_PREFIX, map_vae
 from sdft.models.safetensors_check import find_variants
 from sdft.models.single_file import check_weights, load_network_weights
 from sdft.runs.files import get_identity
-from sdft.runs.hashing import hash_file, share_digests
+from sdft.runs.hashing import hash_large_file, share_digests
 
 OPTION = "model.vae"
 VAE_CLASS = "AutoencoderKL"
@@ -77,7 +77,11 @@ def describe_source_files(name: str, vae: str | None) -> dict[str, dict]:
         "vae": list_weight_files(vae) if vae else [],
     }
     names = {"base": path.name, "vae": Path(vae or "").name}
-    return {key: {"name": names[key], "sha256": hash_file(group[0])} for key, group in files.items() if len(group) == 1}
+    return {
+        key: {"name": names[key], "sha256": hash_large_file(group[0])}
+        for key, group in files.items()
+        if len(group) == 1
+    }
 
 
 def find_prefix(file: CheckpointFile) -> str:

@@ -7,6 +7,7 @@ supported model has its name and shape.
 import re
 import shlex
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from sdft.models.embedded import find_bundled_configs
@@ -14,6 +15,7 @@ from sdft.models.family import INPUT_CHANNELS, SUPPORTED, read_config
 from sdft.models.original_layout import LAYOUTS, UNET_PREFIX, Layout
 from sdft.models.safetensors_check import check_safetensors
 from sdft.models.stable_diffusion_xl import EMPTY_CAPTIONS
+from sdft.runs.files import get_identity
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 CONVERSION = (  # of a pickle, without running code that it may hold
@@ -98,7 +100,8 @@ class CheckpointFile:
         keys = (key for key in self.shapes if key.startswith(UNET_PREFIX) and key.endswith("attn2.to_k.weight"))
         return next((self.shapes[key][1] for key in keys if len(self.shapes[key]) == 2), None)
 
-    def find_layout(self) -> tuple[Layout, dict[str, str]]:
+    @cached_property
+    def layout(self) -> tuple[Layout, dict[str, str]]:
         """The layout of a supported family, and the prefix of each text encoder; `ValueError` names anything else."""
         if description := self.find_first(OTHER_MODELS):
             raise self.error(f"{description}; {SUPPORTED}")
@@ -147,7 +150,7 @@ class CheckpointFile:
 
     def choose_prediction_type(self, chosen: str | None) -> str:
         """The user's choice, else that of the file; `ValueError` asks for it where the file leaves it open."""
-        layout, _ = self.find_layout()
+        layout, _ = self.layout
         if prediction_type := chosen or self.detect_prediction_type(layout):
             return prediction_type
         raise ValueError(
@@ -168,13 +171,19 @@ class CheckpointFile:
 
 def read_checkpoint_header(path: Path, option: str = "model.name") -> CheckpointFile:
     """Read no tensors; `ValueError` for a pickle, with the command that converts it, and for a damaged file."""
-    from safetensors import safe_open
-
     if path.suffix in PICKLES:
         code = CONVERSION.format(source=str(path), target=str(path.with_suffix(".safetensors")))
         raise ValueError(f"{option}={path}: pickles can hold code; convert it: python -c {shlex.quote(code)}")
     if path.suffix != ".safetensors":
         raise ValueError(f"{option}={path}: a file; give a .safetensors file or a folder in the diffusers layout")
+    return read_header(path, get_identity(path) if path.is_file() else (), option)
+
+
+@lru_cache(maxsize=4)
+def read_header(path: Path, identity: tuple[int, ...], option: str) -> CheckpointFile:
+    """Read once while `identity` stays the same."""
+    from safetensors import safe_open
+
     check_safetensors(path, option)
     with safe_open(path, "pt") as reader:
         slices = {key: reader.get_slice(key) for key in reader.keys()}  # noqa: SIM118  not a dict

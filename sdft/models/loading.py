@@ -117,7 +117,7 @@ def load_checkpoint_file(
     with init_empty_weights():
         model = build_untrained(folder)
     load_weights(model, file, skip)
-    layout, _ = file.find_layout()
+    layout, _ = file.layout
     model.checkpoint_prediction_type = file.detect_prediction_type(layout) or prediction_type
     if is_bundled and len(layout.bases) > 1:
         _, resolution = layout.bases[model.checkpoint_prediction_type]

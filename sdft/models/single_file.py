@@ -92,7 +92,7 @@ def match_networks(
     model: DiffusionModel, file: CheckpointFile, parts_to_skip: tuple[str, ...]
 ) -> list[tuple[str, nn.Module, Places]]:
     """The networks to load with the places of their weights, all of which the file has in their shape, else `ValueError`."""
-    layout, prefixes = file.find_layout()
+    layout, prefixes = file.layout
     networks = [row for row in map_networks(model, layout, prefixes) if row[0] not in parts_to_skip]
     for part, network, places in networks:
         check_weights(file, part, {key: weight.shape for key, weight in network.state_dict().items()}, places)

@@ -62,7 +62,7 @@ class StableDiffusionXL(DiffusionModel):
         }
         if self.empty_caption == "encoded":
             return text
-        is_empty = (ids == self.tokenize([""]).to(ids.device)).all(dim=1)
+        is_empty = (ids == torch.tensor(self.prompt_tokenizer.empty_ids, device=ids.device)).all(dim=1)
         return {name: tensor.masked_fill(expand_rows(is_empty, tensor), 0) for name, tensor in text.items()}
 
     def pool(self, hidden: Tensor, tokens: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """SHA-256 hashes of files, datasets and weights. Weights are hashed once per process, until they change."""
 
 import hashlib
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import sdft.distributed as processes
+from sdft.runs.files import get_identity, write_cache_file
 
+DIGESTS = Path("outputs/cache/digests")  # of large files, each in a file named by the identity of the other
 WORD_BYTES = 8  # of the integers that `sum_words` adds
 
 # digests by the checksum of the weights: of each module, and of all modules loaded from the same files
@@ -23,6 +26,18 @@ def hash_file(path: Path) -> str | None:
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_large_file(path: Path) -> str:
+    """SHA-256 of a file, remembered by later runs until the file changes."""
+    identity = get_identity(path)
+    record = DIGESTS / hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+    if record.is_file() and re.fullmatch("[0-9a-f]{64}", text := record.read_text(encoding="utf-8", errors="replace")):
+        return text
+    digest = hash_file(path)
+    if get_identity(path) == identity:
+        write_cache_file(record, lambda file: file.write_text(digest, encoding="utf-8"))
+    return digest
 
 
 def hash_dataset(source) -> str:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
@@ -195,7 +196,7 @@ def test_files_with_the_published_structure_are_read_completely(name, capsys):
     assert [len({place.key for place in places.values()}) for *_, places in networks] == TENSORS[name]
     assert name != "sdxl" or len(file.shapes) == 2515
     assert {key: file.shapes[key] for key in PUBLISHED_SHAPES[name]} == PUBLISHED_SHAPES[name]
-    assert file.find_layout()[0] is layout and file.find_configs() == ASSETS_FOLDER / name
+    assert file.layout[0] is layout and file.find_configs() == ASSETS_FOLDER / name
     for part, weights, places in networks:
         check_weights(file, part, weights, places)
         assert weights.keys() == places.keys()
@@ -313,7 +314,7 @@ def test_other_files_are_named_from_their_header(kind):
     if shapes and next(iter(shapes)).startswith((f"{UNET}input", "edm", "control_model", "conditioner", "scaled")):
         shapes = {f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3)} | shapes  # a file with a UNet, too
     file = CheckpointFile(Path("x.safetensors"), shapes, {}, {})
-    error = get_error(file.find_layout)
+    error = get_error(lambda: file.layout)
     assert error.startswith("model.name=x.safetensors: ") and description in error
     assert SUPPORTED in error
 
@@ -403,3 +404,17 @@ def test_training_from_a_file_equals_training_from_the_folder(tiny_file, run):
     assert expected.keys() == actual.keys() and all(torch.equal(expected[key], actual[key]) for key in expected)
     card = (folder / "adapter" / "README.md").read_text()
     assert "from_single_file(base)" in card and str(tiny_file.parent) not in card.partition("## Training command")[0]
+
+
+def test_a_header_is_read_and_its_layout_searched_once(tiny_file, monkeypatch):
+    path, opened, searched = tiny_file.with_name("copy.safetensors"), [], []
+    path.write_bytes(tiny_file.read_bytes())
+    open_file, find_first = safetensors.safe_open, CheckpointFile.find_first
+    monkeypatch.setattr(CheckpointFile, "find_first", lambda *args: searched.append(args) or find_first(*args))
+    check_local_model(str(path))
+    monkeypatch.setattr(safetensors, "safe_open", lambda *args: opened.append(args) or open_file(*args))
+    header = read_checkpoint_header(path)
+    load_stable_diffusion(str(path))
+    assert read_checkpoint_header(path) is header and len(searched) == 1
+    path.write_bytes(tiny_file.read_bytes())
+    assert read_checkpoint_header(path) is not header

@@ -61,6 +61,16 @@ def test_the_empty_caption_is_zeros_or_encoded_as_the_base_model_says(small_xl):
     assert model.build_pipeline().config.force_zeros_for_empty_prompt
 
 
+@pytest.mark.parametrize("prompt_chunks", [1, 2])
+def test_the_empty_caption_is_known_without_tokenizing_it(small_xl, prompt_chunks, monkeypatch):
+    model = small_xl(prompt_chunks=prompt_chunks)
+    TextualInversion("<mine>", num_vectors=2).prepare(model)
+    assert model.prompt_tokenizer.empty_ids == model.tokenize([""])[0].tolist()
+    ids = model.tokenize(["", "a cat"])
+    monkeypatch.setattr(type(model), "tokenize", None)
+    assert [bool(row.any()) for row in model.encode_text(ids)["context"]] == [False, True]
+
+
 @torch.no_grad()
 def test_new_tokens_do_not_take_the_place_of_the_end_token(small_xl):
     model = small_xl(empty_caption="encoded")

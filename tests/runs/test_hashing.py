@@ -10,7 +10,7 @@ from torch import nn
 import sdft.runs.hashing as hashing
 from sdft.models.embedded import ASSETS_FOLDER
 from sdft.models.loading import load_stable_diffusion
-from sdft.runs.hashing import compute_checksum, hash_weights
+from sdft.runs.hashing import compute_checksum, hash_file, hash_large_file, hash_weights
 
 
 @pytest.fixture
@@ -85,3 +85,16 @@ def test_a_run_hashes_each_part_once(run, computed, tmp_path, monkeypatch):
     run(*overrides, f"model.name={tmp_path / 'model'}", "metrics=digits", "sampling.images=1", name="run")
     whole, vae, text_encoder, *variants = computed
     assert whole > vae > text_encoder and [count > whole for count in variants] == [True]  # with adapter
+
+
+def test_a_large_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, hashed = tmp_path / "base.safetensors", []
+    file.write_bytes(b"weights")
+    monkeypatch.setattr(hashing, "hash_file", lambda path: hashed.append(path) or hash_file(path))
+    assert hash_large_file(file) == hash_large_file(file) == hash_file(file) and len(hashed) == 1
+    file.write_bytes(b"changed")
+    assert hash_large_file(file) == hash_file(file) and len(hashed) == 2
+    for record in (tmp_path / hashing.DIGESTS).iterdir():
+        record.write_bytes(b"damaged \xff")
+    assert hash_large_file(file) == hash_file(file) and len(hashed) == 3
