@@ -14,7 +14,9 @@ from sdft.models.conditioning import Conditioning
 from sdft.models.noise_process import VariancePreservingProcess
 from sdft.models.prompt_tokenizer import PromptTokenizer
 
-COPIED_ATTRIBUTES = ("name", "prompt_chunks", "clip_skip", "base_vocabulary_size", "empty_caption")  # to other networks
+COPIED_ATTRIBUTES = (  # to other networks
+    "name", "prompt_chunks", "clip_skip", "base_vocabulary_size", "empty_caption", "checkpoint_prediction_type",
+)  # fmt: skip
 
 
 class DiffusionModel(nn.Module):

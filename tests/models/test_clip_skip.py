@@ -8,6 +8,7 @@ from safetensors import safe_open
 
 from sdft.methods.full import FullFineTuning
 from sdft.methods.lora import LoRA
+from sdft.models.diffusion_model import COPIED_ATTRIBUTES
 from sdft.models.image_cache import collect_image_settings
 from sdft.models.loading import load_stable_diffusion
 from sdft.models.sampling import Sampling
@@ -85,10 +86,13 @@ def test_layers_without_gradient_are_not_trained(tiny, small_xl, method):
 
 def test_caches_and_copies_depend_on_it(tiny):
     plain, skipped = tiny(), tiny(clip_skip=2)
+    skipped.checkpoint_prediction_type = "v_prediction"
     assert plain.text_settings == "float32" and skipped.text_settings == "float32-clip_skip-2"
     settings = [collect_image_settings(model, Sampling(), 32) for model in (plain, skipped)]
     assert settings[1] == settings[0] | {"clip_skip": 2}
-    assert skipped.replace_networks({}).clip_skip == 2
+    copied = skipped.replace_networks({})
+    assert all(getattr(copied, name) == getattr(skipped, name) for name in COPIED_ATTRIBUTES)
+    assert copied.clip_skip == 2 and copied.checkpoint_prediction_type == "v_prediction"
 
 
 def test_a_run_records_it_and_samples_with_it(run):
