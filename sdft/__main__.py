@@ -31,7 +31,11 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h"):
         print_text(
-            f"sdft PROGRAM KEY=VALUE …\n\nprograms: {', '.join(PROGRAMS)}\n\n`sdft PROGRAM --help` lists its options."
+            "sdft PROGRAM KEY=VALUE …",
+            "",
+            f"programs: {', '.join(PROGRAMS)}",
+            "",
+            "`sdft PROGRAM --help` lists its options.",
         )
         return
     if name not in PROGRAMS:

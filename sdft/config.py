@@ -200,7 +200,8 @@ def import_target(path: str, name) -> Callable:
     try:
         target = resolve_name(name)
     except Exception as error:  # imports run arbitrary code
-        raise ValueError(f"{path}._target_={name}: {str(error).splitlines()[0]}") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path}._target_={name}: {reason}") from None
     if not callable(target):
         raise ValueError(f"{path}._target_={name}: not callable; give a class or function")
     return target

@@ -25,7 +25,7 @@ def main(cfg):
         if cfg.wandb and processes.rank() == 0:
             add_to_wandb_run(job.folder.parent, reports[job.folder])
     if len(reports) > 1 and processes.rank() == 0:
-        print_text(format_runs_table(reports))
+        print_text(*format_runs_table(reports))
     processes.destroy_process_group()
 
 

@@ -25,7 +25,7 @@ def main(cfg):
     plan = settings.build_plan(source, cfg.unit, cfg.batch_size)
     sizes = settings.choose_target_sizes(source, cfg.unit)
     report = build_dataset_report(source, sizes, plan.steps_per_epoch, tokenizer, tokenizer.model_max_length)
-    print_text("\n".join(report.lines))
+    print_text(*report.lines)
     for warning in report.warnings:
         print_text(f"warning    {warning}", file=sys.stderr)
     print_text(f"schedule   {plan.steps_per_epoch:g} steps per epoch, batch {cfg.batch_size}")

@@ -61,7 +61,7 @@ def hydra_main(config: str) -> Callable:
                 if {"--help", "-h"} & set(flags):
                     from sdft.cli.help import render_help
 
-                    print_text(render_help(CONF, config, overrides))
+                    print_text(*render_help(CONF, config, overrides).split("\n"))
                     return
                 prepare_launched_process()
                 if get_process_info().rank:

@@ -13,6 +13,7 @@ from sdft.data.dataset import CaptionedImage, ImageDataset
 from sdft.data.images import DECODER_VERSION, decode_image, to_upright_rgb
 from sdft.data.inventory import Inventory
 from sdft.data.metadata_tables import parse_captions
+from sdft.runs.terminal import describe_error
 
 
 @dataclass
@@ -38,7 +39,7 @@ class HuggingFaceDataset(ImageDataset):
         try:
             rows = datasets.load_dataset(self.name, self.config, split=self.split)
         except Exception as error:  # load_dataset raises many types
-            raise ValueError(f"data.name={self.name}: {str(error).strip().splitlines()[0]}") from None
+            raise ValueError(f"data.name={self.name}: {describe_error(error)}") from None
         for key in ("image_column", "caption_column"):
             is_required = key == "image_column" or not (self.caption or self.default_caption)
             if is_required and getattr(self, key) not in rows.column_names:

@@ -80,7 +80,7 @@ def evaluate(folder: Path, cfg: DictConfig, states: list[ModelVariant], scorers:
         report["result"] = result
     write_scores(folder, report)
     write_comparison_image(folder, files, groups[0], sampling)
-    print_text(format_score_table(report))
+    print_text(*format_score_table(report))
     write_report(folder, first, report, evaluator, files)
     print_text(f"report     {folder / 'report.html'}")
     return report
@@ -155,7 +155,7 @@ def compute_score_differences(base: dict, scores: dict, images: int) -> dict:
     return {group: {name: gain for name, gain in rows.items() if gain} for group, rows in differences.items()}
 
 
-def format_runs_table(reports: dict[Path, dict]) -> str:
+def format_runs_table(reports: dict[Path, dict]) -> list[str]:
     """One line per run: the scores of its result on the group `prompts`; empty cells for metrics it does not have."""
     names = list(dict.fromkeys(name for report in reports.values() for name in report["metrics"]["prompts"]))
     lines = [f"{'run':<32}" + "".join(f"{name:>16}" for name in names)]
@@ -166,4 +166,4 @@ def format_runs_table(reports: dict[Path, dict]) -> str:
             for name in names
         ]
         lines.append(f"{folder.parent.name:<32}" + "".join(f"{cell:>16}" for cell in cells))
-    return "\n".join(lines)
+    return lines

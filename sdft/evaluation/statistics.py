@@ -108,7 +108,7 @@ def orient_score(score: float | None, higher_is_better: bool) -> float:
     return score if higher_is_better else -score
 
 
-def format_score_table(report: dict) -> str:
+def format_score_table(report: dict) -> list[str]:
     """One line per score, by group: every state, the interval if there is one besides the base, and real images."""
     states = report["states"]
     single = len(states) == 2
@@ -132,7 +132,7 @@ def format_score_table(report: dict) -> str:
             line = f"  {name:<22}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, width, strict=True))
             lines.append((line + format_score_count(scores[-1])).rstrip())
     lines += [f"  {name:<22}not measured: {reason}" for name, reason in report["missing"].items()]
-    return "\n".join(lines)
+    return lines
 
 
 def format_score_count(score: dict) -> str:

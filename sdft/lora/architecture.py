@@ -14,6 +14,7 @@ from sdft.lora.families import (
 from sdft.models.clip_text_model import TEXT_MODEL_PREFIX, TEXT_PROJECTION
 from sdft.models.embedded import find_bundled_configs
 from sdft.models.original_names import map_unet_layers, to_original_name
+from sdft.runs.terminal import describe_error
 
 LayerShapes = dict[str, dict[str, tuple[int, ...]]]  # by part and layer
 
@@ -127,4 +128,4 @@ def list_architectures(name: str | None = None) -> list[Architecture]:
     try:
         return [read_architecture(folder, name)]
     except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"architecture={name}: not a model that can be built ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"architecture={name}: not a model that can be built ({describe_error(error)})") from None

@@ -19,6 +19,7 @@ from sdft.models.model_folder import (
 from sdft.models.noise_process import PREDICTION_TYPES, VariancePreservingProcess
 from sdft.models.noise_schedulers import change_prediction_type
 from sdft.models.stable_diffusion_xl import EMPTY_CAPTIONS
+from sdft.runs.terminal import describe_error
 
 WEIGHT_SOURCES = ("pretrained", "random")
 
@@ -153,7 +154,7 @@ def download_model(name: str, revision: str | None, variant: str | None) -> Path
         return Path(DiffusionPipeline.download(name, revision=revision, variant=variant, use_safetensors=True))
     except (OSError, ValueError) as error:
         is_offline = "outgoing traffic has been disabled" in str(error) or "cached" in str(error)
-        reason = "the hub cannot be reached" if is_offline else str(error).strip().splitlines()[0]
+        reason = "the hub cannot be reached" if is_offline else describe_error(error)
         raise ValueError(
             f"model.name={name}: no such folder, and not available from the hub ({reason}); "
             "choose a folder, or model.weights=random for random weights"

@@ -11,6 +11,7 @@ from sdft.models.noise_process import compute_alphas_cumprod
 from sdft.models.safetensors_check import check_no_custom_code, choose_variants
 from sdft.runs.files import get_identity
 from sdft.runs.hashing import share_digests
+from sdft.runs.terminal import describe_error
 
 
 def load_folder(folder: Path, variant: str | None) -> DiffusionModel:
@@ -107,7 +108,7 @@ def name_part_in_errors(folder: Path, part: str):
     except MemoryError:
         raise
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        reason = describe_error(error)[:300]
         raise ValueError(f"model.name={folder}: {part}/ cannot be loaded ({reason})") from None
 
 

@@ -15,6 +15,7 @@ from sdft.runs.files import read_yaml
 from sdft.runs.links import check_links
 from sdft.runs.metadata import read_record
 from sdft.runs.stored_options import check_choice, check_plain_value, check_prompt_file
+from sdft.runs.terminal import describe_error
 
 CONFIG_FILE = "config.yaml"
 # nodes and options taken from a run's config; the others configure training
@@ -69,7 +70,7 @@ def compose_choices(choices: dict[str, Any], where: str) -> dict[str, Any]:
                 compose("train", [format_override(*choice) for choice in known.items()]), resolve=False
             )
     except HydraException as error:
-        raise ValueError(f"{where}: its choices do not fit conf/ ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{where}: its choices do not fit conf/ ({describe_error(error)})") from None
     finally:
         GlobalHydra.instance().hydra = active
 

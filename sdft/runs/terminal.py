@@ -4,19 +4,23 @@ import sys
 from typing import TextIO
 
 
-def escape_unprintable(text: str, keep: str = "") -> str:
-    """Escape control characters, line breaks and surrogates, except those in `keep`."""
+def escape_unprintable(text: str) -> str:
+    """Escape control characters, line breaks and surrogates."""
     return "".join(
-        character
-        if character.isprintable() or character in keep
-        else character.encode("unicode_escape", "surrogatepass").decode()
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
         for character in text
     )
 
 
-def print_text(text: str, file: TextIO | None = None, flush: bool = False) -> None:
-    """Print lines that may contain text of others."""
-    print(escape_unprintable(text, keep="\n"), file=file or sys.stdout, flush=flush)
+def print_text(*lines: str, file: TextIO | None = None, flush: bool = False) -> None:
+    """Print lines that may contain text of others, whose line breaks are escaped, too."""
+    print("\n".join(map(escape_unprintable, lines)), file=file or sys.stdout, flush=flush)
+
+
+def describe_error(error: BaseException, last: bool = False) -> str:
+    """The first or `last` line of an error's message, or its class if it has none."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1 if last else 0]
 
 
 def is_unicode(text: str) -> bool:

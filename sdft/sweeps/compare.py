@@ -47,10 +47,10 @@ def compare_runs(
     for line in describe_outdated_scores(runs):
         print_text(f"outdated   {line}")
     write_runs_table(runs, folder / "table.csv")
-    print_text(format_settings_table(settings, runs))
+    print_text(*format_settings_table(settings, runs))
     verdict = recommend_setting(settings, metric) if metric else []
     devices = ", ".join(sorted({run.device for run in runs}))
-    print_text("\n".join([f"device     {devices}; s/it without the first step", *verdict]))
+    print_text(f"device     {devices}; s/it without the first step", *verdict)
     write_compare_page(settings, runs, metric, verdict, folder)
     print_text(f"table      {folder / 'table.csv'}   {folder / 'compare.html'}")
     return settings
@@ -159,7 +159,7 @@ def difference_interval(one: Setting, other: Setting, metric: str) -> tuple[floa
     return bootstrap_interval(torch.tensor(pairs), 1 if len(pairs) >= 5 else len(pairs)) if len(pairs) > 1 else None
 
 
-def format_settings_table(settings: list[Setting], runs: list[FinishedRun], max_scores: int = 5) -> str:
+def format_settings_table(settings: list[Setting], runs: list[FinishedRun], max_scores: int = 5) -> list[str]:
     """One line per setting: the first scores and the costs, mean ± standard deviation over seeds."""
     formats = table_columns(runs)
     scores = [name for name in formats if name not in COST_FORMATS and "/" not in name][:max_scores]
@@ -178,7 +178,7 @@ def format_settings_table(settings: list[Setting], runs: list[FinishedRun], max_
     justify = [str.ljust, *[str.rjust] * len(columns)]
     lines = ["  ".join(pad(c, w) for pad, c, w in zip(justify, row, widths, strict=True)) for row in cells]
     legend = [f"{label}: {setting.label}" for label, setting in zip(labels, settings, strict=True)] if is_long else []
-    return "\n".join([*lines, *legend])
+    return lines + legend
 
 
 def escape_cell(value):

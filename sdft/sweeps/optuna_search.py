@@ -146,7 +146,7 @@ class OptunaSearch:
         return [self.folder / str(trial.number) for trial in complete]
 
     def print_summary(self) -> None:
-        print_text("\n".join(self.summary_lines()))
+        print_text(*self.summary_lines())
 
     def summary_lines(self) -> list[str]:
         """Lines with the number of trials and the best one, or the Pareto front."""

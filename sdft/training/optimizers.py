@@ -8,6 +8,8 @@ from functools import partial
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from sdft.runs.terminal import describe_error
+
 
 def build_optimizer(constructor: Callable, parameters: list):
     """Build an optimizer without what its constructor prints: it is built several times, to check it and to measure memory."""
@@ -28,5 +30,5 @@ def check_optimizer(cfg: DictConfig) -> None:
     try:
         build_optimizer(optimizer, [torch.nn.Parameter(torch.zeros(1))])
     except Exception as error:  # the type depends on the optimizer and on the setting
-        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = describe_error(error)
         raise ValueError(f"optimizer: {optimizer.func.__name__}({settings}) failed: {message}") from None

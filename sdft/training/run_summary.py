@@ -137,7 +137,7 @@ def print_run_summary(summary: dict, headline: str, data_lines: list[str], folde
         excluded = " (excluding libraries)" if summary["device"].startswith("cpu") else ""
         total = f" of {format_bytes(summary['memory_gb_device'] * GB)}" if summary["memory_gb_device"] else ""
         lines.append(f"memory     estimated {format_bytes(summary['memory_gb_expected'] * GB)}{excluded}{total}")
-    print_text("\n".join([*lines, f"output     {folder}"]))
+    print_text(*lines, f"output     {folder}")
     for line in summary["warnings"]:
         print_text(f"warning    {line}", file=sys.stderr)
     sys.stdout.flush()

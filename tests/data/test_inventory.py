@@ -270,7 +270,7 @@ def test_control_characters_in_names_and_captions_do_not_reach_the_terminal(fold
         print_text(line)
         print_text(line, file=sys.stderr)
     printed = "".join(capsys.readouterr())
-    assert "\\x1b[2J\\u202e a\nb" in printed and printed.replace("\n", "").isprintable()
+    assert "\\x1b[2J\\u202e a\\nb" in printed and printed.replace("\n", "").isprintable()
 
 
 def test_a_null_byte_in_a_shard_names_the_caption(folder, tmp_path):

@@ -221,7 +221,7 @@ def test_invalid_options_are_rejected_in_one_line(trained_run, overrides, messag
 def test_table_of_several_runs(run, capsys):
     folders = [run("steps=1", "model.weights=pretrained", f"rank={r}", name=f"rank{r}")[1] for r in (1, 2)]
     reports = run_evaluation(f"run=[{folders[0]},{folders[1]}]", *ONE_PROMPT)
-    lines = format_runs_table(dict(zip([f / "evaluation" for f in folders], reports, strict=True))).splitlines()
+    lines = format_runs_table(dict(zip([f / "evaluation" for f in folders], reports, strict=True)))
     assert [line.split()[0] for line in lines] == ["run", "rank1", "rank2"] and "CLIP-T" in lines[0]
 
 

@@ -104,7 +104,7 @@ def build_report(**missing):
 
 
 def test_table_has_intervals_references_and_missing_metrics():
-    lines = format_score_table(build_report(DINO="fetch it")).splitlines()
+    lines = format_score_table(build_report(DINO="fetch it"))
     assert lines[0].split() == ["base", "fine-tuned", "95", "%", "real"]
     assert lines[1] == "prompts: 2 × 2"
     assert lines[2].split() == ["faces", "–", "0.50", "0.10", "–", "0.90", "0.75", "3", "of", "4"]

@@ -5,9 +5,13 @@ import os
 import stat
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from sdft.sweeps.launchers.ray_cluster import RayJob
+from sdft.sweeps.launchers.slurm import Submitit, SubmittedJob
 from sdft.sweeps.sweep import run_sweep
 
 SBATCH = """#!{python}
@@ -96,3 +100,25 @@ def test_unavailable_launchers_give_one_line_errors(fake_train_script, monkeypat
     monkeypatch.setattr("sdft.sweeps.launchers.remote_command.find_spec", lambda package: None)
     with pytest.raises(ValueError, match="launcher=ray: .*pip install ray"):
         run_sweep(None, ["rank=1,2", "launcher=ray"])
+
+
+def test_failures_without_a_message_are_reported(monkeypatch, capsys):
+    class RayError(Exception):
+        pass
+
+    def fail(*_, **__):
+        raise RayError
+
+    ray = SimpleNamespace(wait=lambda *_, **__: ([1], []), get=fail, exceptions=SimpleNamespace(RayError=RayError))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert RayJob(None).exit_code() == 1
+    task = SimpleNamespace(exception=lambda: RayError())
+    submitted = SimpleNamespace(task=lambda number: task, done=lambda: True)
+    assert SubmittedJob(submitted, SimpleNamespace(is_finished=lambda: False), 1).exit_code() == 1
+    assert capsys.readouterr().out.count("RayError") >= 2
+    executor = SimpleNamespace(folder=Path(), submit=fail)
+    launcher = Submitit(cluster="local")
+    launcher.executor = executor
+    monkeypatch.setattr("sdft.sweeps.launchers.slurm.build_remote_command", lambda job: None)
+    with pytest.raises(ValueError, match="launcher=submitit: RayError; see"):
+        launcher.start(SimpleNamespace(folder=Path("job")))

@@ -79,7 +79,7 @@ def save_lora_formats(
     """Save in both formats and print the paths."""
     adapters = {part: build_adapter_state(part, layers) for part, layers in parts.items()}
     save_lora(adapters, folder, check_file_name(name), architecture, metadata, parse_dtype(dtype))
-    print_text(f"saved      {folder / DIFFUSERS_FILE}\n           {folder / f'{name}-kohya.safetensors'}")
+    print_text(f"saved      {folder / DIFFUSERS_FILE}", f"           {folder / f'{name}-kohya.safetensors'}")
     if any(layer.magnitude is not None for layers in parts.values() for layer in layers.values()):
         print_text(f"warning    {DORA_WARNING}")
 

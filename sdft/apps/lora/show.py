@@ -16,7 +16,7 @@ def main(cfg):
     from sdft.lora.summary import format_lora_summary
 
     (file,) = read_lora_files([cfg.adapter], cfg.architecture, offsets=True)
-    print_text("\n".join(format_lora_summary(file, cfg.all)))
+    print_text(*format_lora_summary(file, cfg.all))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main(cfg):
     model = load_base_model(cfg)
     images, changes = resize_to_common_size(originals, model, cfg.resolution)
     lines = changes or [f"{image.name}: {image.caption}" for image in images]
-    print_text("\n".join(f"images     {line}" for line in lines), flush=True)
+    print_text(*[f"images     {line}" for line in lines], flush=True)
     morpher = build_diffmorpher(cfg, model, images, settings, precision)
     variants = settings.list_ablations() if cfg.compare else {"all parts": settings}
     sequences = generate_sequences(morpher, variants, cfg.frames, metric)

@@ -7,6 +7,7 @@ from PIL import Image
 from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.safetensors_check import check_safetensors
 from sdft.runs.files import read_json
+from sdft.runs.terminal import describe_error
 
 CANNY_CONTROLNETS = {  # hub ids of published ControlNets by the width of the text embeddings
     768: "lllyasviel/sd-controlnet-canny",
@@ -70,7 +71,7 @@ def load_controlnet(name: str, model: DiffusionModel):
     try:
         net = ControlNetModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"controlnet={name}: cannot be loaded ({str(error).strip().splitlines()[0]})") from None
+        raise ValueError(f"controlnet={name}: cannot be loaded ({describe_error(error)})") from None
     check_controlnet_base(name, net, model)
     return net.requires_grad_(False).eval()
 

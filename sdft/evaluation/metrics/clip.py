@@ -14,6 +14,7 @@ from sdft.evaluation.metrics.feature_extractor import (
     split_batches,
 )
 from sdft.models.embedded import TINY_CLIP
+from sdft.runs.terminal import describe_error
 
 
 class ClipFeatureExtractor(FeatureExtractor):
@@ -39,7 +40,7 @@ class ClipFeatureExtractor(FeatureExtractor):
         except UnpicklingError:
             raise ValueError(f"metrics.clip={name}: not loaded: the weight file contains more than tensors") from None
         except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = describe_error(error)
             raise ScorerUnavailableError(
                 f"metrics.clip={name}: cannot load its weights ({reason}); "
                 "download them once with network access, or set metrics.pretrained=FILE"

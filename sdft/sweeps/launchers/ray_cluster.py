@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdft.runs.terminal import print_text
+from sdft.runs.terminal import describe_error, print_text
 from sdft.sweeps.jobs import Job
 from sdft.sweeps.launchers.remote_command import MAX_QUEUED_JOBS, RemoteCommand, build_remote_command, require_package
 
@@ -31,7 +31,7 @@ class Ray:
         try:
             ray.init(self.address, ignore_reinit_error=True, **quiet)
         except ConnectionError as error:
-            raise ValueError(f"launcher.address={self.address}: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"launcher.address={self.address}: {describe_error(error)}") from None
         devices = [int(cfg.devices) if str(cfg.devices).isdigit() else 1 for cfg in configs]
         gpus = max(devices) if ray.cluster_resources().get("GPU") and configs[0].accelerator != "cpu" else 0
         self.slots = self.n_jobs or MAX_QUEUED_JOBS
@@ -57,7 +57,7 @@ class RayJob:
         try:
             return ray.get(self.reference)
         except ray.exceptions.RayError as error:
-            print_text(f"           {str(error).strip().splitlines()[-1]}", flush=True)
+            print_text(f"           {describe_error(error, last=True)}", flush=True)
             return 1
 
     def stop(self) -> None:

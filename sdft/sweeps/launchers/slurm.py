@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft.distributed import count_gpus
-from sdft.runs.terminal import print_text
+from sdft.runs.terminal import describe_error, print_text
 from sdft.sweeps.jobs import Job
 from sdft.sweeps.launchers.remote_command import MAX_QUEUED_JOBS, build_remote_command, require_package
 
@@ -35,7 +35,7 @@ class Submitit:
         try:
             self.executor = submitit.AutoExecutor(folder / "submitit", cluster=self.cluster, **no_timeout_requeue)
         except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = describe_error(error)
             raise ValueError(f"launcher.cluster={self.cluster}: {reason}; choose slurm or local") from None
         hardware = {(cfg.num_nodes, cfg.devices, cfg.accelerator) for cfg in configs}
         if len(hardware) > 1:
@@ -65,7 +65,7 @@ class Submitit:
         try:
             submitted = self.executor.submit(build_remote_command(job))
         except Exception as error:  # submitit's exceptions have no common base class
-            raise ValueError(f"launcher=submitit: {str(error).strip().splitlines()[-1]}; see launcher.slurm") from error
+            raise ValueError(f"launcher=submitit: {describe_error(error, last=True)}; see launcher.slurm") from error
         id_file.write_text(submitted.job_id)
         return SubmittedJob(submitted, job, self.tasks)
 
@@ -83,7 +83,7 @@ class SubmittedJob:
             return None
         failed = [error for error in (task.exception() for task in self.tasks) if error]
         if failed:
-            print_text(f"           {type(failed[0]).__name__}: {str(failed[0]).strip().splitlines()[-1]}", flush=True)
+            print_text(f"           {type(failed[0]).__name__}: {describe_error(failed[0], last=True)}", flush=True)
         return int(bool(failed))
 
     def stop(self) -> None:
