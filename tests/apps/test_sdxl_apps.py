@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -212,12 +213,19 @@ def test_images_are_stylized_with_edges(small_xl, tmp_path, dtype):
     assert compute_max_difference(transfer(model, image, net), plain) <= limit < compute_max_difference(plain, image)
 
 
+def describe_model(width: int) -> SimpleNamespace:
+    return SimpleNamespace(name="a base", unet=SimpleNamespace(config=SimpleNamespace(cross_attention_dim=width)))
+
+
 def test_a_controlnet_of_another_family_is_refused(small_xl, tiny, tmp_path):
     folder = save_controlnet(small_xl().unet, tmp_path)
     with pytest.raises(ValueError, match="made for another base"):
         load_controlnet(str(folder), tiny())
-    with pytest.raises(ValueError, match="controlnet=null: "):
-        choose_controlnet(small_xl())
+    for width, name in ((768, "lllyasviel/sd-controlnet-canny"), (2048, "diffusers/controlnet-canny-sdxl-1.0")):
+        assert choose_controlnet(describe_model(width)) == name
+    for model in (small_xl(), describe_model(1024)):  # SD 2 has none as safetensors in the diffusers layout
+        with pytest.raises(ValueError, match="controlnet=null: .*; give a folder or hub id, or controlnet=none"):
+            choose_controlnet(model)
 
 
 @pytest.mark.slow
