@@ -30,6 +30,7 @@ class Draw:
     TIMESTEP = "timestep"
     FIXED = "fixed"  # instead of a sample number: the same draws at every validation
     DIGIT_STYLE = "look"  # colors and style of an embedded digit
+    DIGIT_SIZE = "digit size"  # of the paper around an embedded digit
 
     TRAINING_IMAGES = ""  # prefixes of the strings above, by dataset
     CLASS_IMAGES = "class "

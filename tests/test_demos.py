@@ -81,6 +81,14 @@ def test_lora_on_cross_attention_adapts_to_a_shifted_domain(run):  # S4-09
     assert scores["fine-tuned"]["CMMD"] < scores["base"]["CMMD"] / 5
 
 
+def test_the_default_run_of_the_small_sdxl_adapts_to_the_style(run):
+    overrides = ["model=tiny_xl", "model.weights=pretrained", "batch_size=16", "sampling.steps=20", "log_every=10"]
+    _, folder = run(*overrides, "steps=50", "protocol.images=8", "sample_every=0", "metrics=digits")
+    scores = read_scores(folder)
+    assert scores["base"]["style and digit"] <= 0.05 and scores["fine-tuned"]["style and digit"] >= 0.9
+    assert scores["fine-tuned"]["CMMD"] < scores["base"]["CMMD"] / 5
+
+
 def test_overfitting_lowers_diversity_and_raises_memorization(run):  # S3-40
     overrides = [
         "experiment=digits_subject",
@@ -104,7 +112,7 @@ def test_overfitting_lowers_diversity_and_raises_memorization(run):  # S3-40
 
 
 def test_consistency_distillation_matches_thirty_steps_in_four(run):
-    from sdft.data.digits import InkedDigits
+    from sdft.data.inked_digits import InkedDigits
     from sdft.evaluation.metrics.base import EvaluationData
     from sdft.evaluation.metrics.zero_shot import ZeroShotAccuracy
     from sdft.models.loading import load_stable_diffusion

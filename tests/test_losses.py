@@ -78,7 +78,8 @@ def use_one_thread():
 
 def compute_losses(home: Path, name: str) -> list[float]:
     """The training losses of fifty steps."""
-    from sdft.data.digits import Digits, InkedDigits
+    from sdft.data.digits import Digits
+    from sdft.data.inked_digits import InkedDigits
 
     for folder, source in {"subject": Digits("candy", [3], 4), "class": InkedDigits(1)}.items():
         if not (home / folder).exists():

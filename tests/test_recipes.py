@@ -8,7 +8,7 @@ from conftest import ROOT, save_images
 from test_config import compose_checked_config
 
 RECIPES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
-DIGITS = ("digits_base", "digits_lora", "digits_subject", "digits_lcm")
+DIGITS = ("digits_base", "digits_base_xl", "digits_lora", "digits_subject", "digits_lcm")
 
 
 def read_command(recipe) -> list[str]:

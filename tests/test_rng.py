@@ -26,6 +26,7 @@ DRAW_STRINGS = {
     "TIMESTEP": "timestep",
     "FIXED": "fixed",
     "DIGIT_STYLE": "look",
+    "DIGIT_SIZE": "digit size",
     "TRAINING_IMAGES": "",
     "CLASS_IMAGES": "class ",
     "HELD_OUT_IMAGES": "held out ",

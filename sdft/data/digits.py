@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 
 from sdft.data.dataset import CaptionedImage, EvaluationSpec, ImageDataset
-from sdft.rng import Draw, make_generator
 
 IMAGE_SIZE = 32
 MAX_PER_DIGIT = 170  # every digit has at least this many images
@@ -193,51 +192,3 @@ class Digits(ImageDataset):
     def describe(self) -> str:
         digits, style_text = ", ".join(map(str, self.digits)), STYLES[self.style][1]
         return f"digits: {len(self)} images of {digits} {style_text}, a style not seen in pretraining"
-
-
-@dataclass
-class InkedDigits(ImageDataset):
-    """Pretraining data: each digit in `num_colorings` pairs of ink and paper. One third of the captions omit ink or paper."""
-
-    num_colorings: int = 6
-    seed: int = 0
-
-    def __len__(self):
-        return len(load_strokes()[1]) * self.num_colorings
-
-    def draw_coloring(self, index: int) -> tuple[str, str, str]:
-        """Ink, paper and caption text of image `index`."""
-        generator = make_generator(self.seed, Draw.DIGIT_STYLE, index)
-        ink_name, paper_name = INK_PAPER_PAIRS[int(torch.randint(len(INK_PAPER_PAIRS), (), generator=generator))]
-        omission = float(torch.rand((), generator=generator))
-        if omission < 1 / 6:
-            return ink_name, paper_name, f"in {ink_name} ink"
-        if omission < 1 / 3:
-            return ink_name, paper_name, f"on {paper_name} paper"
-        return ink_name, paper_name, describe_ink(ink_name, paper_name)
-
-    def sizes(self) -> list[tuple[int, int]]:
-        return [(IMAGE_SIZE, IMAGE_SIZE)] * len(self)
-
-    def captions(self) -> list[str]:
-        _, labels = load_strokes()
-        return [format_caption(int(labels[i % len(labels)]), self.draw_coloring(i)[2]) for i in range(len(self))]
-
-    def __getitem__(self, index: int) -> CaptionedImage:
-        strokes, labels = load_strokes()
-        row = index % len(labels)
-        ink_name, paper_name, text = self.draw_coloring(index)
-        pixels = draw_ink(strokes[row], INKS[ink_name], PAPERS[paper_name])
-        return CaptionedImage(render_image(pixels), format_caption(int(labels[row]), text), f"inked digit {index}")
-
-    def prompts(self) -> list[str]:
-        pairs = [("red", "white"), ("yellow", "navy"), ("black", "cream"), ("white", "moss"), ("orange", "black")]
-        return [format_caption(d, describe_ink(*pairs[d % len(pairs)])) for d in range(10)]
-
-    def evaluation_spec(self) -> EvaluationSpec:
-        colorings = describe_colorings()
-        prompts = [format_caption(d, text) for d in range(10) for text in list(colorings.values())[::4]]
-        return EvaluationSpec(prompts, label_captions(colorings))
-
-    def describe(self) -> str:
-        return f"digits: {len(self)} images in {len(INKS)} inks on {len(PAPERS)} papers"

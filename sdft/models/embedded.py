@@ -1,17 +1,19 @@
-"""Embedded models: a small but complete Stable Diffusion and the CLIP that evaluates it. Commands that trained them:
+"""Embedded models: small but complete Stable Diffusion and SDXL, and the CLIP that evaluates them. Commands that trained them:
 
     python -m scripts.train_tiny_tokenizer         seconds      tiny-sd/tokenizer
     python -m scripts.train_tiny_vae               10 minutes   tiny-sd/vae
     python -m scripts.train_tiny_clip              15 minutes   tiny-clip, tiny-sd/text_encoder
     python train.py experiment=digits_base         20 minutes   tiny-sd/unet
+    python -m scripts.train_tiny_xl                10 minutes   tiny-xl/text_encoder_2
+    python train.py experiment=digits_base_xl      55 minutes   tiny-xl/unet
 
-Times are for two CPU cores. `sd15/` and `sd21/` hold only the published configurations, for `model.weights=random`.
+Times are for two CPU cores. `sd15/`, `sd21/` and `sdxl/` hold only the published configurations, for `model.weights=random`.
 """
 
 from pathlib import Path
 
 ASSETS_FOLDER = Path(__file__).parent.parent / "assets"
-TINY_SD, TINY_CLIP = ASSETS_FOLDER / "tiny-sd", ASSETS_FOLDER / "tiny-clip"
+TINY_SD, TINY_XL, TINY_CLIP = (ASSETS_FOLDER / name for name in ("tiny-sd", "tiny-xl", "tiny-clip"))
 
 
 def find_embedded_models() -> dict[str, Path]:

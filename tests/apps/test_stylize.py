@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdft.apps.stylize.controlnet import detect_edges, load_controlnet
 from sdft.apps.stylize.style_transfer import StyleTransfer, list_input_images, load_resized_image, stylize_images
-from sdft.data.digits import InkedDigits
+from sdft.data.inked_digits import InkedDigits
 from sdft.models.embedded import ASSETS_FOLDER
 from sdft.models.loading import load_stable_diffusion
 

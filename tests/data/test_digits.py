@@ -2,7 +2,8 @@
 
 import pytest
 
-from sdft.data.digits import Digits, InkedDigits
+from sdft.data.digits import Digits
+from sdft.data.inked_digits import InkedDigits
 
 
 def test_default_has_fifty_images_of_five_digits():

@@ -8,7 +8,7 @@ def build_perceptual_metric(cfg, settings):
     """The metric of `perceptual`, or None; raises `ValueError` before anything takes time."""
     name = cfg.perceptual
     if name == "auto":
-        name = "tiny-clip" if cfg.model.get("name") == "tiny-sd" else "alex"
+        name = "tiny-clip" if cfg.model.get("name") in ("tiny-sd", "tiny-xl") else "alex"
     if name == "none":
         if settings.frame_spacing == "even":
             raise ValueError(

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sdft.data.digits import Digits, InkedDigits
+from sdft.data.digits import Digits
+from sdft.data.inked_digits import InkedDigits
 from sdft.evaluation.metrics.base import EvaluationData
 from sdft.evaluation.metrics.clip import ClipFeatureExtractor
 from sdft.evaluation.metrics.zero_shot import ZeroShotAccuracy

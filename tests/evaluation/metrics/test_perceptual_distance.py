@@ -5,7 +5,8 @@ import pytest
 import torch
 from torchvision import models
 
-from sdft.data.digits import Digits, InkedDigits
+from sdft.data.digits import Digits
+from sdft.data.inked_digits import InkedDigits
 from sdft.evaluation.metrics.clip import ClipFeatureExtractor
 from sdft.evaluation.metrics.feature_extractor import ScorerUnavailableError
 from sdft.evaluation.metrics.perceptual_distance import ClipPerceptualDistance, Lpips
