@@ -2,13 +2,14 @@
 
     python -m scripts.compatibility [FOLDER]
 
-Nothing is trained: adapters of every type get random weights, on a narrow Stable Diffusion 1.5 with all its layers. Older
+Nothing is trained: adapters of every type get random weights, on narrow models with all layers of the published ones. Older
 diffusers and transformers are installed from the package index into FOLDER (default: a temporary folder) and use the installed
-torch. sd-scripts, ComfyUI, A1111 and LyCORIS are restated in `compatibility_readers.py`. Five minutes on two cores.
+torch. sd-scripts, ComfyUI, A1111 and LyCORIS are restated in `compatibility_readers.py`. Six minutes on two cores.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from scripts.compatibility_files import PROMPTS, build_base, list_weights, write_adapters, write_other_files
+from scripts.compatibility_files import MODELS, PROMPTS, build_base, list_weights, write_adapters, write_other_files
 from scripts.compatibility_page import render_page
 from scripts.compatibility_readers import READERS
 
@@ -44,23 +45,33 @@ PACKAGES = {  # of the environments before the installed one
 
 
 def main(folder: Path) -> None:
+    installed = ", ".join(f"{name} {version(name).rpartition('.')[0]}" for name in ("diffusers", "transformers"))
     environments = {
-        name: install_packages(folder / f"packages-{number}", packages)
+        name: (packages, install_packages(folder / f"packages-{number}", packages))
         for number, (name, packages) in enumerate(PACKAGES.items())
-    }
-    environments[", ".join(f"{name} {version(name).rpartition('.')[0]}" for name in ("diffusers", "transformers"))] = (
-        None
-    )
-    base = build_base(folder / "base")
-    adapters, changes = write_adapters(folder, base)
-    others, tensors = write_other_files(folder, base)
-    job = {"base": str(folder / "base"), "adapters": adapters, **others, "prompts": PROMPTS}
-    results = {
-        name: run_probe(folder / f"results-{n}", job, path) for n, (name, path) in enumerate(environments.items())
-    }
-    page = render_page(compare_adapters(adapters, changes, base, results), compare_others(tensors, results))
-    PAGE.write_text(page, encoding="utf-8")
+    } | {installed: ({}, None)}
+    adapters, others = {}, {}
+    for number, name in enumerate(MODELS):
+        adapters[name], others[name] = compare_model(name, folder / f"model-{number}", environments)
+    PAGE.write_text(render_page(adapters, others), encoding="utf-8")
     print(f"saved      {PAGE}")
+
+
+def compare_model(name: str, folder: Path, environments: dict[str, tuple]) -> tuple[dict, dict]:
+    """The errors of adapters by `KIND/FORMAT`, and of other files by name, each by reader, on one model of `MODELS`."""
+    folder.mkdir(exist_ok=True)
+    base = build_base(name, folder / "base")
+    files, changes = write_adapters(folder, base)
+    others, tensors = write_other_files(folder, base)
+    # a single file is read with configurations only, so that no weights can come from elsewhere
+    shutil.copytree(folder / "base", folder / "config", ignore=shutil.ignore_patterns("*.safetensors"))
+    job = {"base": str(folder / "base"), "config": str(folder / "config"), "adapters": files, "prompts": PROMPTS}
+    job |= {"pipeline_class": base.pipeline_names["text_to_image"]} | others
+    results = {
+        environment: run_probe(folder / f"results-{number}", job | {"versions": versions}, packages)
+        for number, (environment, (versions, packages)) in enumerate(environments.items())
+    }
+    return compare_adapters(files, changes, base, results), compare_others(tensors, results)
 
 
 def install_packages(folder: Path, packages: dict[str, str]) -> Path:

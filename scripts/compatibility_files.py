@@ -1,4 +1,4 @@
-"""Files of every kind that sdft writes, on a narrow Stable Diffusion 1.5 with random weights, for `compatibility.py`."""
+"""Files of every kind that sdft writes, on narrow models with random weights, for `compatibility.py`."""
 
 import json
 from pathlib import Path
@@ -19,10 +19,32 @@ from sdft.models.loading import load_stable_diffusion
 from sdft.models.saving import save_pipeline
 from sdft.models.single_file import save_single_file
 
-NARROW_CONFIGS = {
-    "unet": {"block_out_channels": [32, 64, 64, 64], "cross_attention_dim": 64},
-    "text_encoder": {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "projection_dim": 64},
-    "vae": {"block_out_channels": [32, 32, 32, 32]},
+NARROW_TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "projection_dim": 64}
+NARROW_VAE = {"block_out_channels": [32, 32, 32, 32]}
+MODELS = {  # by name: the architecture that they are reduced from, and changes to its configurations
+    "Stable Diffusion 1.5": (
+        "sd15",
+        {
+            "unet": {"block_out_channels": [32, 64, 64, 64], "cross_attention_dim": 64},
+            "text_encoder": NARROW_TEXT,
+            "vae": NARROW_VAE,
+        },
+    ),
+    "Stable Diffusion XL": (
+        "sdxl",
+        {
+            "unet": {
+                "block_out_channels": [32, 64, 64],
+                "attention_head_dim": [2, 4, 4],
+                "cross_attention_dim": 64 + 96,
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 6 * 8 + 64,
+            },
+            "text_encoder": NARROW_TEXT,
+            "text_encoder_2": NARROW_TEXT | {"hidden_size": 96},
+            "vae": NARROW_VAE,
+        },
+    ),
 }
 ATTENTION_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
 RESNET_TARGETS = ["conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv"]
@@ -47,12 +69,12 @@ RANK, ALPHA, WEIGHT_SIZE = 4, 6.0, 0.05
 PROMPTS = ["a photo of a cat", "A Café, 3 ½ naïve <b>'s</b>", "", "☕ 東京 42 x"]
 
 
-def build_base(folder: Path):
-    """A narrow Stable Diffusion 1.5 with random weights, saved in `folder`; its layer names are the real ones."""
-    configs = folder.with_name("configs")
-    for file in sorted((ASSETS_FOLDER / "sd15").rglob("*.json")):
+def build_base(name: str, folder: Path):
+    """A narrow model of `MODELS` with random weights, saved in `folder`; its layer names are the real ones."""
+    configs, (architecture, changes) = folder.with_name("configs"), MODELS[name]
+    for file in sorted((ASSETS_FOLDER / architecture).rglob("*.json")):
         config = json.loads(file.read_text()) | (
-            NARROW_CONFIGS.get(file.parent.name, {}) if file.name == "config.json" else {}
+            changes.get(file.parent.name, {}) if file.name == "config.json" else {}
         )
         (configs / file.parent.name).mkdir(parents=True, exist_ok=True)
         (configs / file.parent.name / file.name).write_text(json.dumps(config))
@@ -66,7 +88,8 @@ def write_adapters(folder: Path, base) -> tuple[dict[str, str], dict[str, dict[s
     """Files by `KIND/FORMAT`, and the changes of the weights that they stand for by kind."""
     files, changes = {}, {}
     for number, (kind, options) in enumerate(KINDS.items()):
-        model, method = load_stable_diffusion(str(folder / "base")), LoRA(rank=RANK, alpha=ALPHA, **options)
+        model = load_stable_diffusion(str(folder / "base"))
+        method = LoRA(rank=RANK, alpha=ALPHA, text_encoder=True, **options)
         method.prepare(model)
         torch.manual_seed(number)
         for parameter in model.parameters():
@@ -120,7 +143,10 @@ def write_other_files(folder: Path, base) -> tuple[dict[str, dict[str, str]], di
     weights = list_weights(base) | {
         "tokens": base.tokenizer(PROMPTS, padding="max_length", return_tensors="pt").input_ids
     }
-    rows = {"rows": inverted.clip_l.get_input_embeddings().rows.detach()}
+    rows = {
+        inverted.component_names[part]: network.get_input_embeddings().rows.detach()
+        for part, network in inverted.text_encoders.items()
+    }
     names = [next(iter(names)) for names in files.values()]
     return files, dict(zip(names, (weights, weights, rows), strict=True))
 

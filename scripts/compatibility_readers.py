@@ -1,8 +1,8 @@
-"""How sd-scripts, ComfyUI, A1111 and LyCORIS read a LoRA file of Stable Diffusion 1: their key names and formulas, restated.
+"""How sd-scripts, ComfyUI, A1111 and LyCORIS read a LoRA file of Stable Diffusion 1 or XL: their key names and formulas.
 
 Each reader maps the tensors of a file and the base weights `[out, in, ...]` by `part.layer` to the changes of the weights.
-sd-scripts: networks/lora.py. ComfyUI: comfy/lora.py, comfy/weight_adapter (0.3). A1111: extensions-builtin/Lora (1.10).
-LyCORIS: lycoris/modules/locon.py (3).
+sd-scripts: networks/lora.py, library/sdxl_original_unet.py. ComfyUI: comfy/lora.py, comfy/weight_adapter (0.3).
+A1111: extensions-builtin/Lora (1.10). LyCORIS: lycoris/modules/locon.py (3).
 """
 
 import re
@@ -12,13 +12,44 @@ import torch
 from torch import Tensor
 
 Weights = dict[str, Tensor]
-KOHYA_PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
+SD1_PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
+SDXL_PREFIXES = {
+    "unet": "lora_unet_",
+    "text_encoder": "lora_te1_text_model_",
+    "text_encoder_2": "lora_te2_text_model_",
+}
 BLOCK_LAYER = re.compile(r"\.(attentions|resnets|downsamplers|upsamplers|self_attn|mlp)\.")
+SDXL_BLOCK = re.compile(r"(down|mid|up)_blocks?\.(?:(\d)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.*)")
+SDXL_RESNET_LAYERS = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
 
 
-def to_kohya_name(name: str) -> str:
+def to_kohya_name(name: str, base: Weights) -> str:
     part, _, layer = name.partition(".")
-    return KOHYA_PREFIXES[part] + layer.replace(".", "_")
+    if not any(key.startswith("text_encoder_2.") for key in base):
+        return SD1_PREFIXES[part] + layer.replace(".", "_")
+    return SDXL_PREFIXES[part] + to_sdxl_layer(layer).replace(".", "_")
+
+
+def to_sdxl_layer(layer: str) -> str:
+    """The name of a layer in the original blocks of SDXL, three of which make one of diffusers; others unchanged."""
+    match = SDXL_BLOCK.match(layer)
+    if match is None:
+        return layer
+    side, block, kind, number = match[1], int(match[2] or 0), match[3], int(match[4])
+    inner = SDXL_RESNET_LAYERS.get(match[5], match[5])
+    if side == "mid":
+        return f"middle_block.{1 if kind == 'attentions' else 2 * number}.{inner}"
+    if kind == "downsamplers":
+        return f"input_blocks.{3 * block + 3}.0.op"
+    if kind == "upsamplers":
+        return f"output_blocks.{3 * block + 2}.2.conv"
+    original = f"input_blocks.{3 * block + number + 1}" if side == "down" else f"output_blocks.{3 * block + number}"
+    return f"{original}.{int(kind == 'attentions')}.{inner}"
 
 
 def multiply(up: Tensor, down: Tensor, weight: Tensor) -> Tensor:
@@ -29,7 +60,7 @@ def find_kohya_layers(tensors: Weights, base: Weights) -> dict[str, tuple[Tensor
     """Per layer the product of the factors, alpha / rank, and `dora_scale`; only layers of attention and ResNet blocks."""
     layers = {}
     for name, weight in base.items():
-        key = to_kohya_name(name)
+        key = to_kohya_name(name, base)
         if BLOCK_LAYER.search(name) and f"{key}.lora_down.weight" in tensors:
             up, down = tensors[f"{key}.lora_up.weight"], tensors[f"{key}.lora_down.weight"]
             alpha = tensors.get(f"{key}.alpha", torch.tensor(len(down)))
@@ -60,7 +91,7 @@ def read_as_comfyui(tensors: Weights, base: Weights) -> Weights:
     """
     changes = {}
     for name, weight in base.items():
-        for key, suffixes in list_comfyui_keys(name):
+        for key, suffixes in list_comfyui_keys(name, base):
             if key + suffixes[0] not in tensors:
                 continue
             up, down = (tensors[key + suffix] for suffix in suffixes)
@@ -75,12 +106,13 @@ def read_as_comfyui(tensors: Weights, base: Weights) -> Weights:
     return changes
 
 
-def list_comfyui_keys(name: str) -> list[tuple[str, tuple[str, str]]]:
+def list_comfyui_keys(name: str, base: Weights) -> list[tuple[str, tuple[str, str]]]:
     """Key prefixes of a layer with the suffixes of its factors."""
     peft = (".lora_B.weight", ".lora_A.weight")
-    kohya = (to_kohya_name(name), (".lora_up.weight", ".lora_down.weight"))
-    if name.startswith("text_encoder."):
-        return [kohya, (name.replace("text_encoder.", "text_encoder.text_model.", 1), peft)]
+    kohya = (to_kohya_name(name, base), (".lora_up.weight", ".lora_down.weight"))
+    part, _, layer = name.partition(".")
+    if part != "unet":
+        return [kohya, (f"{part}.text_model.{layer}", peft)]
     key = name.replace(".to_", ".processor.to_").removesuffix(".0" if name.endswith(".to_out.0") else "\0")
     return [kohya, (key, ("_lora.up.weight", "_lora.down.weight")), (key, peft)]
 
