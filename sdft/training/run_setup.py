@@ -90,8 +90,9 @@ def check_given_options(overrides: Iterable[str], module, part_lr: Mapping[str, 
     readers = {
         "method.text_encoder_targets": trained_text,
         "text_encoder_lr": [part for part in open_rates if part in text_encoders],
-        "lr": [part for part in open_rates if part not in text_encoders or "text_encoder_lr" not in given],
     }
+    if len(trained_text) < len(trained):  # else the method has a rate of its own for text encoders
+        readers["lr"] = [part for part in open_rates if part not in text_encoders or "text_encoder_lr" not in given]
     for option, parts in readers.items():
         if option in given and not parts:
             reason = f"the method trains {', '.join(trained)} only; it requires method.text_encoder=true"

@@ -80,6 +80,8 @@ def test_an_option_that_no_trained_part_reads_is_refused(request, family, overri
     check_given_options([override], module, part_lr)
     with pytest.raises(ValueError, match="^text_encoder_lr=1: has no effect here: part_lr"):
         check_given_options(["text_encoder_lr=1"], module, {"clip_l": 1e-4})
+    module.get_trainable_parts = lambda: {"clip_l": []}  # textual inversion, for which a requirement refuses lr alone
+    check_given_options(["lr=1", "text_encoder_lr=1"], module, {})
 
 
 def test_targets_of_text_encoders_are_refused_where_the_model_trains_none(run, small_model_folder):
