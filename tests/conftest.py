@@ -87,22 +87,23 @@ def compose_config(*overrides: str, config: str = "train") -> DictConfig:
 
 
 MEMORY_ESTIMATES = {}
-# options that the memory of a step does not depend on
-MEMORY_IRRELEVANT = """
-    steps resume reproduce seed lr schedule save_every log_every sample_every metrics validate_every evaluate_every logger
-    evaluate_images protocol.images checkpoint_metric checkpoints_total_limit workers allow_config_change data.per_digit
-    data.digits sampling.steps prompts
+# options that select the code of a step
+MEMORY_RELEVANT = """
+    model method objective experiment precision frozen_dtype loss smooth_diffusion_weight gradient_checkpointing compile
+    cache optimizer strategy prompt_chunks
 """
 
 
 @contextmanager
 def estimate_memory_once(overrides: tuple[str, ...]):
-    """Of runs that differ in other options only, estimate the memory of the first: it takes as long as ten steps."""
+    """Of runs whose steps run the same code, estimate the memory of the first: it takes as long as ten steps."""
     from sdft.training import run_summary
 
     estimate = run_summary.estimate_memory
-    irrelevant = MEMORY_IRRELEVANT.split()
-    key = frozenset(override for override in overrides if override.partition("=")[0] not in irrelevant)
+    relevant = MEMORY_RELEVANT.split()
+    key = frozenset(
+        override for override in overrides if override.lstrip("+").replace(".", "=").split("=")[0] in relevant
+    )
 
     def estimate_once(module, step):
         if key not in MEMORY_ESTIMATES:

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 
+from sdft.training.memory_estimate import MemoryEstimate
+
 ROOT = Path(__file__).parent.parent
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
@@ -42,6 +44,8 @@ def run_in_this_process(
     sys.stdout.reconfigure(line_buffering=True)
     warnings.simplefilter("ignore")
     sys.modules["torch"].set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
+    # takes a quarter of a short run, whose output nothing here reads
+    sys.modules["sdft.training.run_summary"].estimate_memory = lambda module, step: MemoryEstimate(0)
     if prepare:
         prepare()
     module = program.removeprefix("-m ")
