@@ -13,7 +13,7 @@ from sdft.sweeps.sweep import read_sweep_file, split_sweep_overrides
 
 README = (ROOT / "README.md").read_text()
 PAGES = README + "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
-COMMANDS = re.findall(r"python (train|evaluate)\.py((?: [^\n#`·]*)?)", PAGES)
+COMMANDS = set(re.findall(r"python (train|evaluate)\.py((?: [^\n#`·]*)?)", PAGES))
 
 
 def split_overrides(text: str) -> list[str]:
@@ -21,10 +21,11 @@ def split_overrides(text: str) -> list[str]:
     return [argument for argument in arguments if argument not in ("&&", "…")]
 
 
-@pytest.mark.parametrize(("program", "arguments"), COMMANDS, ids=lambda value: value.strip() or "plain")
+@pytest.mark.parametrize(("program", "arguments"), sorted(COMMANDS), ids=lambda value: value.strip() or "plain")
 def test_every_command_composes_and_matches_its_signatures(program, arguments):
     overrides = split_overrides(arguments)
-    compose_checked_config(*(list_first_job(overrides) if program == "train" else overrides), config=program)
+    is_sweep = re.search(r" -m\b| sweeps=", arguments)
+    compose_checked_config(*(list_first_job(overrides) if is_sweep else overrides), config=program)
 
 
 def list_first_job(overrides: list[str]) -> list[str]:
@@ -38,10 +39,10 @@ def list_first_job(overrides: list[str]) -> list[str]:
     return [*fixed, *(f"{key}={value}" for key, value in zip(space, search_space_corners(space)[0], strict=True))]
 
 
-PROGRAM_COMMANDS = re.findall(r"`sdft (\w+)((?: [^\n#`·]*)?)`", PAGES)
+PROGRAM_COMMANDS = set(re.findall(r"`sdft (\w+)((?: [^\n#`·]*)?)`", PAGES))
 
 
-@pytest.mark.parametrize(("name", "arguments"), PROGRAM_COMMANDS, ids=lambda value: value.strip() or "plain")
+@pytest.mark.parametrize(("name", "arguments"), sorted(PROGRAM_COMMANDS), ids=lambda value: value.strip() or "plain")
 def test_every_program_takes_the_listed_options(name, arguments):
     assert name in PROGRAMS
     if name != "compare":  # takes folders, no config
