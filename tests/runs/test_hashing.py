@@ -82,7 +82,7 @@ def test_models_of_the_same_files_share_their_digests(computed, tmp_path):
 def test_a_run_hashes_each_part_once(run, computed, tmp_path, monkeypatch):
     overrides = ["steps=1", "rank=2", "data.per_digit=1", "method.text_encoder=false", "model.weights=pretrained"]
     shutil.copytree(ASSETS_FOLDER / "tiny-sd", tmp_path / "model")
-    run(*overrides, f"model.name={tmp_path / 'model'}", "metrics=digits", "sampling.images=1", name="run")
+    run(*overrides, f"model.name={tmp_path / 'model'}", "metrics=digits", "protocol.images=1", name="run")
     whole, vae, text_encoder, *variants = computed
     assert whole > vae > text_encoder and [count > whole for count in variants] == [True]  # with adapter
 
