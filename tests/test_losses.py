@@ -28,6 +28,7 @@ import torch
 
 CPU_FLAGS = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").is_file() else []
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+STEPS = 50  # of the stored losses
 FILE = Path(__file__).with_name("losses.json")
 SAME_BUILD_TOLERANCE, OTHER_BUILD_TOLERANCE = 1e-6, 2e-5
 SUBJECT = ["instance_prompt=a sks three", "class_prompt=a handwritten three", "data.path=subject"]
@@ -76,8 +77,8 @@ def use_one_thread():
         torch.set_num_threads(num_threads)
 
 
-def compute_losses(home: Path, name: str) -> list[float]:
-    """The training losses of fifty steps."""
+def compute_losses(home: Path, name: str, steps: int) -> list[float]:
+    """The training losses of the first steps."""
     from sdft.data.digits import Digits
     from sdft.data.inked_digits import InkedDigits
 
@@ -85,7 +86,7 @@ def compute_losses(home: Path, name: str) -> list[float]:
         if not (home / folder).exists():
             conftest.save_images(source, home / folder, 4)
     overrides = [
-        "steps=50",
+        f"steps={steps}",
         "sample_every=0",
         "prompts=[a three]",
         "sampling.steps=1",
@@ -93,7 +94,7 @@ def compute_losses(home: Path, name: str) -> list[float]:
         "save_every=0",
     ]
     with chdir(home), use_one_thread():
-        _, folder = conftest.run_training(home, *overrides, *RUNS[name], name=name)
+        _, folder = conftest.run_training(home, *overrides, *RUNS[name], name=f"{name}-{steps}")
     return [float(row["train/loss"]) for row in conftest.read_metric_rows(folder)]
 
 
@@ -104,8 +105,8 @@ def start_avx2_process(home: Path):
     command = [sys.executable, __file__, "compute", str(home)]
     with subprocess.Popen(command, env=environment, stdin=PIPE, stdout=PIPE, text=True) as process:
 
-        def compute(name: str) -> list[float]:
-            print(name, file=process.stdin, flush=True)
+        def compute(name: str, steps: int = STEPS) -> list[float]:
+            print(name, steps, file=process.stdin, flush=True)
             while not (line := process.stdout.readline()).startswith("losses "):
                 assert line, "the process has failed"
             return json.loads(line.removeprefix("losses "))
@@ -122,25 +123,33 @@ def compute_with_avx2(tmp_path_factory):
 
 def compute_deviations(name: str, losses: list[float]) -> list[float]:
     """Relative deviation of every step from the stored losses."""
-    stored = json.loads(FILE.read_text())["losses"][name]
+    stored = json.loads(FILE.read_text())["losses"][name][: len(losses)]
     return [abs(a - b) / abs(b) for a, b in zip(losses, stored, strict=True)]
 
 
-@pytest.mark.parametrize(
-    "name", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "lora")]
-)
-def test_fifty_steps_reproduce_the_stored_losses(compute_with_avx2, name):
+def check_losses(compute, name: str, steps: int) -> None:
     same_build = json.loads(FILE.read_text())["build"] == describe_build()
     tolerance = SAME_BUILD_TOLERANCE if same_build else OTHER_BUILD_TOLERANCE
-    deviations = compute_deviations(name, compute_with_avx2(name))
-    assert len(deviations) == 50
+    deviations = compute_deviations(name, compute(name, steps))
+    assert len(deviations) == steps
     assert max(deviations) <= tolerance, f"step {deviations.index(max(deviations)) + 1} is off by {max(deviations):.2e}"
+
+
+def test_ten_steps_reproduce_the_stored_losses(compute_with_avx2):
+    check_losses(compute_with_avx2, "lora", 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_fifty_steps_reproduce_the_stored_losses(compute_with_avx2, name):
+    check_losses(compute_with_avx2, name, STEPS)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["compute"]:
         for line in sys.stdin:
-            print("losses", json.dumps(compute_losses(Path(sys.argv[2]), line.strip())), flush=True)
+            name, steps = line.split()
+            print("losses", json.dumps(compute_losses(Path(sys.argv[2]), name, int(steps))), flush=True)
         sys.exit()
     with tempfile.TemporaryDirectory() as home, start_avx2_process(Path(home)) as compute:
         losses = {name: compute(name) for name in RUNS if name in sys.argv[2:] or not sys.argv[2:]}

@@ -120,6 +120,7 @@ def test_custom_prompts_have_no_zero_shot_accuracy(trained_run):
     assert set(report["states"][0]["scores"]["prompts"]) == CONCEPT_METRICS - {"style", "digit", "style and digit"}
 
 
+@pytest.mark.slow
 def test_adapter_scales_and_checkpoints_in_one_report(run):
     _, folder = run("steps=2", "lr=0.05", "save_every=1", "checkpoints_total_limit=5", "model.weights=pretrained")
     overrides = [
@@ -138,6 +139,7 @@ def test_adapter_scales_and_checkpoints_in_one_report(run):
     assert 'id="strength"' in page and 'id="timeline"' in page and page.count('class="frame') == 3
 
 
+@pytest.mark.slow
 def test_a_dora_at_scale_zero_is_the_base(shared_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = copytree(shared_run(*OVERRIDES, "method.use_dora=true")[1], tmp_path / "run")
@@ -153,6 +155,7 @@ def test_a_dora_at_scale_zero_is_the_base(shared_run, tmp_path, monkeypatch):
 ONE_PROMPT = ["prompts=[a handwritten one]", "images=1", "sampling.steps=2"]
 
 
+@pytest.mark.slow
 def test_external_lora_file_and_pipeline_folder(trained_run, shared_run):
     overrides = ["model=tiny", "data=digits", *ONE_PROMPT]
     (report,) = run_evaluation(f"adapter={trained_run / 'adapter' / 'lora-kohya.safetensors'}", *overrides)
@@ -316,6 +319,7 @@ def test_newest_finished_run_is_default_and_named(tmp_path, capsys):
     assert capsys.readouterr().out == f"run        {tmp_path / 'lora' / '1'}, which finished last\n"
 
 
+@pytest.mark.slow
 def test_caption_template_applies_to_prompts_but_not_to_scoring_prompts(run):
     _, folder = run("steps=1", "model.weights=pretrained", "method=textual_inversion")
     (report,) = run_evaluation(f"run={folder}", "images=1", "protocol=data")

@@ -73,10 +73,10 @@ def test_scale_multiplies_the_weight_change_and_restores_the_adapter(train_run, 
     "overrides",
     [
         [],
-        ["ema=0.9"],
+        pytest.param(["ema=0.9"], marks=pytest.mark.slow),
         ["method=sft"],
-        ["method=textual_inversion"],
-        ["method.init_lora_weights=pissa", "noise_offset=0"],
+        pytest.param(["method=textual_inversion"], marks=pytest.mark.slow),
+        pytest.param(["method.init_lora_weights=pissa", "noise_offset=0"], marks=pytest.mark.slow),
     ],
     ids=["lora", "ema", "sft", "textual_inversion", "pissa"],
 )

@@ -74,6 +74,7 @@ def test_the_ends_are_the_single_adapters_and_disabled_is_the_base(tiny, files, 
         )
 
 
+@pytest.mark.slow
 def test_every_text_encoder_gets_the_adapter_of_an_end(small_xl, tmp_path):
     files = [save_random_adapter(small_xl, tmp_path / str(seed), seed) for seed in (1, 2)]
     model, interpolator = build_interpolator(small_xl, files, "dw")

@@ -155,6 +155,7 @@ def test_every_adapter_layer_has_a_gradient_with_and_without_checkpointing(tiny,
         assert torch.allclose(gradient, gradients[1][name], atol=1e-5 if compute_dtype is torch.float32 else 1e-2), name
 
 
+@pytest.mark.slow
 def test_a_run_samples_in_four_steps_and_its_files_record_it(run):
     overrides = ["method=lcm_lora", *SMALL_RUN, "steps=3", "lr=0.01", "sampling.steps=4", "model.weights=pretrained"]
     module, folder = run(*overrides)

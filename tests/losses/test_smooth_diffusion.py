@@ -138,6 +138,7 @@ def test_it_is_updated_once_per_step_and_saved_in_the_checkpoint(tiny):
     assert resumed.smoothness.state_dict() == state
 
 
+@pytest.mark.slow
 def test_memory_estimation_does_not_change_its_state(tiny):
     estimates = []
     for smooth in (None, SmoothDiffusionLoss(1.0)):

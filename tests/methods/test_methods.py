@@ -50,7 +50,7 @@ def load_with_diffusers(folder):
     return pipeline
 
 
-FAST = ("lora", "sft", "textual inversion", "dreambooth_lora", "pretrain")
+FAST = ("lora",)
 
 
 @pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m in FAST else pytest.mark.slow) for m in METHODS])

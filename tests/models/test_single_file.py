@@ -391,6 +391,7 @@ def test_a_written_file_says_what_its_model_is(tiny_file):
     assert header.shapes.keys() == to_original_layout(load_stable_diffusion("tiny-sd")).keys()
 
 
+@pytest.mark.slow
 def test_training_from_a_file_equals_training_from_the_folder(tiny_file, run):
     options = ("model.weights=pretrained", "steps=1", "cache=ram")
     module, folder = run("model=tiny", *options)

@@ -103,10 +103,10 @@ METHODS = {
         "smooth_diffusion_weight=0.5",
     ],
 }
-FAST = ("lora",)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in METHODS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
 def test_a_resumed_run_equals_an_uninterrupted_one(run, tmp_path, monkeypatch, name):
     overrides = [
         "steps=6",
@@ -157,6 +157,7 @@ def test_a_run_resumes_from_its_start_and_from_its_last_step(
         run(*overrides, f"resume={folder}", name="interrupted")
 
 
+@pytest.mark.slow
 def test_changed_options_are_listed_and_must_be_confirmed(run, capsys):
     overrides = [*FEW_DIGITS, "rank=2", "steps=2"]
     _, folder = run(*overrides)

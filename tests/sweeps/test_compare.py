@@ -231,6 +231,7 @@ def test_training_seeds_are_paired_by_number():
     assert seed_differences(*group_by_setting(one + other), "CLIP-I") == pytest.approx([0, 0])
 
 
+@pytest.mark.slow
 def test_the_table_and_page_compare_methods_as_in_the_lab_report(run, capsys):  # S1-14..16
     folders = []
     for method in ("lora", "sft"):

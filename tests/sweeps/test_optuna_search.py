@@ -97,6 +97,7 @@ def test_the_search_space_comes_from_files_and_overrides():
     )
 
 
+@pytest.mark.slow
 def test_a_search_prints_the_best_options_and_writes_a_table(fake_train_script, tmp_path, capfd):
     assert run_sweep(None, OVERRIDES) == 0
     printed = capfd.readouterr().out

@@ -66,6 +66,7 @@ def test_an_invalid_override_is_rejected_before_any_job_runs(fake_train_script, 
         run_sweep(None, ["rank=4,8", "trials=5"])
 
 
+@pytest.mark.slow
 def test_a_failed_job_does_not_stop_others_and_is_rerun(fake_train_script, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("BAD", "2")
     assert run_sweep(None, ["rank=1,2,4", "seed=0"]) == 1

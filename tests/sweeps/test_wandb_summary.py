@@ -60,6 +60,7 @@ def fake_wandb_jobs(fake_train_script, tmp_path):
     return fake_train_script
 
 
+@pytest.mark.slow
 def test_a_sweep_logs_tables_page_and_verdict(fake_wandb_jobs, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("BAD", "4")
     assert run_sweep(None, ["rank=1,2,4", "seed=0,1"]) == 1

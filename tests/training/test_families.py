@@ -34,7 +34,7 @@ METHODS = {
     "pretrain": ["method=pretrain", "lr=1e-3"],
 }
 SUBJECT = ["instance_prompt=a sks three", "class_prompt=a handwritten three", "num_class_images=2"]
-FAST = {("sdxl", "lora of all parts"), ("sdxl", "sft"), ("sdxl", "textual_inversion")}
+FAST = {("sdxl", "lora of all parts")}
 TEXT_ENCODERS = {"sd21": {"clip_l"}, "sdxl": {"clip_l", "clip_g"}}
 
 
@@ -101,6 +101,7 @@ def test_plain_diffusers_gives_the_sampled_image(train, base, family, method):
     )
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_new_tokens_need_the_right_end_token_in_plain_pipelines(train, base):
     module, folder = train("sdxl", "textual_inversion")

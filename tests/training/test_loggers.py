@@ -121,6 +121,7 @@ def test_an_evaluation_is_logged_as_table_images_and_columns(run, monkeypatch):
         add_to_wandb_run(folder / "elsewhere", {})
 
 
+@pytest.mark.slow
 def test_each_run_of_a_sweep_is_a_separate_wandb_run(run):
     for name in ("one", "two"):
         _, folder = run("steps=1", "logger=wandb", "logger.mode=offline", name=name)

@@ -159,6 +159,7 @@ def test_8bit_states_take_a_quarter():
     )
 
 
+@pytest.mark.slow
 def test_options_that_save_memory_lower_the_estimate(tiny):
     module = build_module(tiny(), FullFineTuning())
     step = StepSpec(build_sample(module, pixels=True), 8, 1, CPU, ema=True)

@@ -35,6 +35,7 @@ def test_equal_seeds_give_bit_identical_adapters_and_workers_change_nothing(run,
     assert not torch.equal(*(next(iter(load_adapter(f).values())) for f in (one, other)))
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_larger_batch(run):  # pitfall 12
     overrides = ["steps=3", "schedule=cosine", "optimizer.eps=1e-3"]  # a small eps lets Adam amplify rounding errors
     _, large_batch = run(*overrides, "batch_size=4", name="large_batch")
@@ -197,6 +198,7 @@ def test_bf16_trains_and_its_result_opens_in_fp32(run, method, frozen_dtype):
         assert len(pipeline("a handwritten one", num_inference_steps=1, height=32, width=32).images) == 1
 
 
+@pytest.mark.slow
 def test_dropout_changes_training_and_depends_on_the_seed_only(run, shared_run):
     adapters = {"plain": load_adapter(shared_run(*PLAIN)[1])}
     for name, overrides in {
@@ -241,6 +243,7 @@ def test_an_adapter_that_gets_no_gradient_stops_the_run(run, monkeypatch):  # pi
         run("steps=2")
 
 
+@pytest.mark.slow
 def test_buckets_prompt_chunks_and_resolutions_resume_bit_identically(run, photographs):
     overrides = [
         "data=folder",

@@ -311,6 +311,7 @@ def test_damaged_runs_break_no_page(damage, outputs):
 INVALID_VALUES = [None, True, -1, 1e308, 0, "", "x" * 5000, "\ud800", [], [None], [[]], {}, {"a": None}, {"": {"": []}}]
 
 
+@pytest.mark.slow
 def test_invalid_run_json_values_break_no_page(outputs):
     write_run(outputs / "x" / "intact")
     folder = write_run(outputs / "x" / "run")

@@ -64,6 +64,7 @@ def test_scorer_moves_to_its_device_on_use():
     assert devices() == {"meta"}
 
 
+@pytest.mark.slow
 def test_scorers_are_offloaded_during_training_steps(run, monkeypatch):
     """Also after the evaluation before training, after each one during training, and in a resumed run."""
     events = []

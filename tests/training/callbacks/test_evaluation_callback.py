@@ -55,6 +55,7 @@ def patch_scores(monkeypatch, values):
     monkeypatch.setattr(PeriodicEvaluation, "update_best", update_best)
 
 
+@pytest.mark.slow
 def test_the_best_result_is_saved_and_a_missing_score_is_the_worst(run, monkeypatch):  # S3-40
     saved, save = [], LoRA.save
     monkeypatch.setattr(
@@ -70,6 +71,7 @@ def test_the_best_result_is_saved_and_a_missing_score_is_the_worst(run, monkeypa
     assert [state["label"] for state in states] == ["base", "best", "fine-tuned"]
 
 
+@pytest.mark.slow
 def test_a_run_stops_early_without_improvement(run, monkeypatch, capsys):
     patch_scores(monkeypatch, [0.5, 0.4, 0.3, 0.9])
     _, folder = run(*OVERRIDES, "steps=9", "checkpoint_metric=CLIP-T", "patience=2")

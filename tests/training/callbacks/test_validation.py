@@ -37,6 +37,7 @@ def test_ten_validations_by_default_and_one_per_step_at_most(run, shared_run):
     assert [int(row["step"]) for row in read_rows(rarely)] == [0, 4]
 
 
+@pytest.mark.slow
 def test_the_loss_is_comparable_between_weightings(shared_run):
     firsts = []
     for overrides in (OVERRIDES, ("steps=1", "snr_gamma=0"), ("steps=1", "weighting=debiased")):
