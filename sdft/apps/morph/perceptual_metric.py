@@ -2,13 +2,14 @@
 
 from sdft.distributed import select_device
 from sdft.evaluation.metrics.perceptual_distance import Lpips, load_embedded_perceptual
+from sdft.models.embedded import find_embedded_models
 
 
 def build_perceptual_metric(cfg, settings):
     """The metric of `perceptual`, or None; raises `ValueError` before anything takes time."""
     name = cfg.perceptual
     if name == "auto":
-        name = "tiny-clip" if cfg.model.get("name") in ("tiny-sd", "tiny-xl") else "alex"
+        name = "tiny-clip" if cfg.model.get("name") in find_embedded_models() else "alex"
     if name == "none":
         if settings.frame_spacing == "even":
             raise ValueError(
