@@ -60,10 +60,10 @@ def build_run_variants(
     if (run / BEST).is_dir() and checkpoints in (None, BEST, "all"):
         variants.append(ModelVariant(BEST, str(run / BEST), lambda model: method.load(model, run / BEST)))
     result = find_result_folder(run, method)
-    results = build_scaled_variants(FINE_TUNED_LABEL, str(result), lambda model: method.load(model, result), scales)
-    for variant in results:
-        variant.replaces_base = method.output_kind == "pipeline"
-    return variants + results
+    replaces_base = method.output_kind == "pipeline"
+    return variants + build_scaled_variants(
+        FINE_TUNED_LABEL, str(result), lambda model: method.load(model, result), scales, replaces_base
+    )
 
 
 def find_result_folder(run: Path, method: Method) -> Path:
@@ -92,11 +92,13 @@ def format_file_label(path: Path) -> str:
     return f"{path.stem} (adapter)" if path.stem == BASE else path.stem
 
 
-def build_scaled_variants(label: str, source: str, load: Callable, scales: list[float]) -> list[ModelVariant]:
+def build_scaled_variants(
+    label: str, source: str, load: Callable, scales: list[float], replaces_base: bool = False
+) -> list[ModelVariant]:
     if not scales:
         raise ValueError("adapter_scales=[]: give at least one, such as [0.5,1]")
     names = {scale: label if scale == 1 else f"{label} × {scale:g}" for scale in scales}
-    return [ModelVariant(name, source, load, scale) for scale, name in names.items()]
+    return [ModelVariant(name, source, load, scale, replaces_base=replaces_base) for scale, name in names.items()]
 
 
 def select_checkpoints(run: Path, checkpoints: str | list[int] | None) -> list[tuple[int, Path]]:
