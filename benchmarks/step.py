@@ -1,9 +1,13 @@
-"""Overhead of the training step over a bare loop: python benchmarks/step.py [rounds=5 per=20 warm=10] KEY=VALUE …
+"""Overhead of the training step over a bare loop: python benchmarks/step.py [rounds=20 per=10 warm=10] KEY=VALUE …
 
 Takes the options of train.py: any model, method, batch, resolution and precision; `model.weights=random` needs no weights. The
 bare loop is the forward pass, backward pass and optimizer step of the same networks on prepared tensors, never compiled: a lower
-bound. Both alternate in one process, `rounds` times `per` steps each, on cached noise images. The last line is the ratio ours /
-bare. TFLOP/s count the matrix products of the bare loop, forward and backward.
+bound. Both alternate in one process, `rounds` times `per` steps each, on cached noise images. TFLOP/s count the matrix products
+of the bare loop, forward and backward.
+
+The last lines are ours - bare in ms per step and ours / bare: medians over the rounds, with their quartiles, of the two loops of
+one round. Short rounds keep both loops in the same load of a shared machine, and the median drops rounds that another process
+disturbs. A round of `per=10` steps contains one report, as `log_every=10`.
 """
 
 import os
@@ -133,24 +137,33 @@ def build_bare_step(module, optimizer, batch: dict, compiled: bool):
     return run_step
 
 
+def summarize_rounds(values: list[float]) -> tuple[float, tuple[float, float]]:
+    """The median, and the quartiles around it."""
+    quartiles = statistics.quantiles(values, method="inclusive") if len(values) > 1 else 3 * values
+    return quartiles[1], (quartiles[0], quartiles[2])
+
+
 def main(args: list[str]) -> None:
-    options, overrides = split_options(args, rounds=5, per=20, warm=10, json="")
+    options, overrides = split_options(args, rounds=20, per=10, warm=10, json="")
     if not any(override.startswith("data") for override in overrides):
         overrides += ["data=folder", "data.path=noise", "crop=center"]
     results = measure_steps(overrides, options["rounds"], options["per"], options["warm"])
     ours, bare = (statistics.median(results[key]) for key in ("ours", "bare"))
-    ratio = statistics.median(a / b for a, b in zip(results["ours"], results["bare"], strict=True))
+    pairs = list(zip(results["ours"], results["bare"], strict=True))
+    ratio, ratio_spread = summarize_rounds([a / b for a, b in pairs])
+    overhead, overhead_spread = summarize_rounds([1000 * (a - b) for a, b in pairs])
     rows = [("loop", "ms a step", "images/s", "TFLOP/s")]
     for name, seconds in (("ours", ours), ("bare", bare)):
         tflops = results["flops"] / seconds / 1e12
         rows.append((name, f"{1000 * seconds:.1f}", f"{results['batch'] / seconds:.1f}", f"{tflops:.3g}"))
     file = Path(options["json"]) if options["json"] else None
     facts = {key: results[key] for key in ("memory_gb", "flops", "bare")}
-    report_table(" ".join(overrides), rows, file, ratio=ratio, rounds=results["ours"], **facts)
+    report_table(" ".join(overrides), rows, file, ratio=ratio, overhead_ms=overhead, rounds=results["ours"], **facts)
     print(f"memory {results['memory_gb']:.2f} GB")
     if peak := find_peak_flops(describe_machine()["device"]):
         print(f"model-FLOPs utilisation {results['flops'] / ours / peak:.2f}, of {peak / 1e12:.0f} TFLOP/s in bf16")
-    print(f"ratio {ratio:.3f}")
+    print("ours - bare {:.2f} ms ({:.2f} to {:.2f})".format(overhead, *overhead_spread))
+    print("ratio {:.3f} ({:.3f} to {:.3f})".format(ratio, *ratio_spread))
 
 
 if __name__ == "__main__":
