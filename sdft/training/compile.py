@@ -1,13 +1,16 @@
 """Faster kernels for the training step: regional compilation of the UNet's blocks, and channels-last convolutions.
 
 The repeated blocks share compiled code, so the first step waits seconds instead of minutes. Only training steps are compiled;
-sampling and validation, with other shapes and few steps, run eagerly.
+sampling and validation, with other shapes and few steps, run eagerly. Later runs find the kernels in `KERNEL_FOLDER`.
 """
 
+import inspect
 import os
 import re
 import shutil
+from collections import Counter
 from importlib.util import find_spec
+from pathlib import Path
 from types import MethodType
 
 import torch
@@ -20,23 +23,42 @@ COMPILED_BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 COMPILER_MODULES = ("torch._dynamo", "torch._inductor", "torch._functorch")  # where the compiler's errors are defined
 MAX_ERROR_LENGTH = 200  # characters
 MIN_STEPS_TO_COMPILE = 1000  # steps from which the compile time is certainly regained
+GRAPHS_PER_BLOCK = 2  # at most: for the first latent size, and for all others
+MIN_RECOMPILE_LIMIT = 8  # torch's own
+# Compiled kernels are code, so torch's pickles of them stay out of folders that people pass on, and out of the shared /tmp.
+KERNEL_FOLDER = Path("~/.cache/sdft/kernels")
 
 
-def should_compile(compile: str, device: torch.device, steps: int) -> bool:
-    """Whether to compile the blocks; `auto` does so in long runs on a GPU. `ValueError` without a compiler.
+def should_compile(compile: str, device: torch.device, steps: int, has_second_derivatives: bool = False) -> bool:
+    """Whether to compile the blocks; `auto` does so in long runs on a GPU, and prints why not. `ValueError` without a compiler.
 
     On a CPU the embedded UNet does not get faster: see benchmarks/RESULTS.md.
     """
     missing = find_missing_compiler(device)
     if compile == "regional" and missing:
         raise ValueError(f"compile=regional: torch's compiler needs {missing}; install it, or use compile=off")
-    return compile == "regional" or (
-        compile == "auto" and device.type == "cuda" and steps >= MIN_STEPS_TO_COMPILE and not missing
-    )
+    if compile == "auto" and (obstacle := find_obstacle(device, steps, missing, has_second_derivatives)):
+        if processes.rank() == 0:
+            print_text(f"compile    off: {obstacle}")
+        return False
+    return compile != "off"
+
+
+def find_obstacle(device: torch.device, steps: int, missing: str | None, has_second_derivatives: bool) -> str | None:
+    """Why `compile=auto` does not compile, or None."""
+    if has_second_derivatives:
+        return "compiled blocks have no second derivatives, which smooth_diffusion_weight requires"
+    if device.type != "cuda":
+        return "compiled blocks are faster on a CUDA GPU only"
+    if steps < MIN_STEPS_TO_COMPILE:
+        return f"fewer than {MIN_STEPS_TO_COMPILE} steps may not regain the compile time"
+    return missing and f"torch's compiler needs {missing}"
 
 
 def find_missing_compiler(device: torch.device) -> str | None:
     """The dependency of torch's compiler that is missing on this machine, or None."""
+    if "recompile_limit" not in inspect.signature(torch.compile).parameters:
+        return "a newer torch, whose torch.compile has a recompile_limit"
     if device.type == "cuda":
         return None if find_spec("triton") else "triton"
     compilers = [os.environ.get("CXX"), "g++", "clang++"]
@@ -45,8 +67,10 @@ def find_missing_compiler(device: torch.device) -> str | None:
 
 def compile_blocks(unet: nn.Module, shapes: int) -> int:
     """Compile the repeated blocks in place for training; `shapes` is the number of latent sizes. Return the block count."""
+    store_kernels()
     blocks = [module for module in unet.modules() if type(module).__name__ in COMPILED_BLOCKS]
-    forwards = {cls: build_training_forward(cls.forward, shapes) for cls in {type(block) for block in blocks}}
+    counts = Counter(map(type, blocks))
+    forwards = {cls: build_training_forward(cls.forward, shapes, count) for cls, count in counts.items()}
     for block in blocks:
         block.forward = MethodType(forwards[type(block)], block)
     if processes.rank() == 0:
@@ -54,9 +78,25 @@ def compile_blocks(unet: nn.Module, shapes: int) -> int:
     return len(blocks)
 
 
-def build_training_forward(eager, shapes: int):
-    """A `forward` that is compiled when gradients are enabled, else `eager`; `ValueError` if the compiler fails."""
-    compiled = torch.compile(eager, dynamic=False if shapes == 1 else None)
+def store_kernels() -> None:
+    """Store compiled kernels for later runs, unless `TORCHINDUCTOR_CACHE_DIR` names another folder or this one is not writable."""
+    folder = KERNEL_FOLDER.expanduser()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+def build_training_forward(eager, shapes: int, count: int):
+    """A `forward` that is compiled when gradients are enabled, else `eager`; `ValueError` if the compiler fails.
+
+    The `count` blocks share it, each with a graph of its own if their widths differ. Beyond the limit blocks would run eagerly.
+    """
+    limit = max(GRAPHS_PER_BLOCK * count, MIN_RECOMPILE_LIMIT)
+    dynamic = False if shapes == 1 else None
+    compiled = torch.compile(eager, dynamic=dynamic, recompile_limit=limit, isolate_recompiles=True)
 
     def forward(block, *args, **kwargs):
         if not torch.is_grad_enabled():

@@ -21,12 +21,12 @@ from sdft.training.trainer import fit
 def apply_memory_format_and_compile(module, dataset, compile: str, device, steps: int) -> None:
     """Use channels-last for the Tensor Cores of a GPU (16 bit or TF32) and compile the UNet's blocks if `compile` asks for it.
 
-    Call it when the trainable parameters are known. Compiled blocks have no second derivatives, which `smoothness` requires.
+    Call it when the trainable parameters are known.
     """
     unet = module.model.unet
     if device.type == "cuda" and (module.model.compute_dtype is not torch.float32 or torch.backends.cudnn.allow_tf32):
         set_channels_last(unet)
-    if not module.smoothness and should_compile(compile, device, steps):
+    if should_compile(compile, device, steps, has_second_derivatives=module.smoothness is not None):
         compile_blocks(unet, shapes=len({size for part in dataset.datasets for size in part.sizes}))
 
 
