@@ -34,15 +34,6 @@ class PromptTokenizer:
         captions = self.expand_placeholder_tokens(captions)
         return torch.cat([self.tokenize(tokenizer, captions) for tokenizer in self.tokenizers], dim=1)
 
-    @property
-    def empty_ids(self) -> list[int]:
-        """Token ids of the empty caption, `[tokenizers * chunks * chunk_length]`."""
-        rows = [
-            [one.bos_token_id, one.eos_token_id, *[one.pad_token_id] * (self.chunk_length - 2)]
-            for one in self.tokenizers
-        ]
-        return [token for row in rows for token in row * self.chunks]
-
     def tokenize(self, tokenizer, captions: list[str]) -> Tensor:
         """Token ids `[batch, chunks * chunk_length]` of one tokenizer."""
         if self.chunks == 1:

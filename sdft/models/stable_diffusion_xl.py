@@ -62,8 +62,16 @@ class StableDiffusionXL(DiffusionModel):
         }
         if self.empty_caption == "encoded":
             return text
-        is_empty = (ids == torch.tensor(self.prompt_tokenizer.empty_ids, device=ids.device)).all(dim=1)
+        is_empty = self.find_empty_captions(chunks)
         return {name: tensor.masked_fill(expand_rows(is_empty, tensor), 0) for name, tensor in text.items()}
+
+    def find_empty_captions(self, chunks: list[Tensor]) -> Tensor:
+        """`[batch]`: whether all chunks of each encoder are a start, an end and padding; nothing is copied to the device."""
+        is_empty = [
+            (tokens[:, 1] == tokenizer.eos_token_id) & (tokens[:, 2:] == tokenizer.pad_token_id).all(dim=1)
+            for tokenizer, tokens in zip(self.tokenizers, chunks, strict=True)
+        ]
+        return torch.stack(is_empty).all(dim=0).reshape(-1, self.prompt_chunks).all(dim=1)
 
     def pool(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Projected states `[batch, projection]` at the first end token.
