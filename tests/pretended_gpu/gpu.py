@@ -18,7 +18,7 @@ from pretended_gpu.operations import (
     list_tensors,
 )
 from pretended_gpu.patches import enter_patches
-from pretended_gpu.tensor import DEVICE_IN_CPP, GPU, GPUTensor, is_gpu
+from pretended_gpu.tensor import GPU, GPUTensor, is_gpu
 
 HIDDEN_FRAMES = ("/torch/", "/pretended_gpu/", "<")
 
@@ -71,8 +71,6 @@ class PretendedGPU(TorchDispatchMode):
 
     def run(self, func, args: tuple, kwargs: dict):
         """One operation: on the CPU, with the results on the device of the arguments, or on the `device` asked for."""
-        if func is torch.ops.prim.device.default:
-            return DEVICE_IN_CPP
         tensors = list_tensors(args if not kwargs else (*args, *kwargs.values()))
         on_gpu = any(isinstance(t, GPUTensor) for t in tensors)
         device = kwargs.get("device")
@@ -146,12 +144,12 @@ def host_options(kwargs: dict) -> dict:
 
 
 def find_line() -> str:
-    """The innermost `file:line` outside torch, preceded by the innermost outside site-packages if that is another."""
+    """The innermost `file:line function` outside torch, preceded by the innermost outside site-packages if that is another."""
     frame, lines = sys._getframe(), []
     while frame is not None:
         name = frame.f_code.co_filename
         if not any(part in name for part in HIDDEN_FRAMES):
-            lines.append(f"{name}:{frame.f_lineno}")
+            lines.append(f"{name}:{frame.f_lineno} {frame.f_code.co_name}")
         frame = frame.f_back
     own = next((line for line in lines if "/site-packages/" not in line), lines[0])
     return " → ".join(map(shorten, dict.fromkeys([own, lines[0]])))

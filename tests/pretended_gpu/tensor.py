@@ -15,7 +15,7 @@ def is_gpu(device) -> bool:
 
 
 class GPUTensor(Tensor):
-    """A tensor with the dispatch keys of CUDA; its values are those of the CPU tensor `host`."""
+    """A tensor on the pretended GPU; its values are those of the CPU tensor `host`."""
 
     device = property(lambda self: GPU)
     is_cuda = property(lambda self: True)
@@ -25,7 +25,7 @@ class GPUTensor(Tensor):
     @staticmethod
     def __new__(cls, host: Tensor):
         layout = {"strides": host.stride(), "storage_offset": host.storage_offset(), "dtype": host.dtype}
-        tensor = Tensor._make_wrapper_subclass(cls, host.size(), **layout, device=GPU, dispatch_device=True)
+        tensor = Tensor._make_wrapper_subclass(cls, host.size(), **layout, device=DEVICE_IN_CPP)
         tensor.host = host
         return tensor
 
