@@ -23,6 +23,7 @@ NOT_AVAILABLE = {  # option -> what it needs
     "metrics=faces": "face models",
     "homework_faces": "face models",
     "push=true": "the network",
+    "offload": "a GPU",
     "wandb_report": "a W&B server",
     "sdft gallery": "someone who ends it",
     "launcher.slurm": "SLURM",

@@ -33,6 +33,8 @@ EQUIVALENTS = {
     "precision=fp32": "no_half fp32",
     "precision.tf32": "allow_tf32 tf32",
     "compile=regional": "torch_compile compile_model dynamo_backend",
+    "offload_blocks=0.5": "blocks_to_swap layer_offload_fraction enable_group_offload musubi_blocks_to_swap",
+    "gradient_checkpointing=offload": "cpu_offload_checkpointing enable_activation_offloading activation_offloading",
     "devices": "num_processes n_gpu num_gpus gpus gpu_ids nproc_per_node",
     "num_nodes": "num_machines nnodes",
     "accelerator": "device",

@@ -11,7 +11,7 @@ from sdft.runs.invocation import Invocation
 from sdft.training.datasets import RunDatasets
 from sdft.training.inputs import RunInputs
 from sdft.training.loggers import is_wandb_logger
-from sdft.training.optimizers import check_optimizer
+from sdft.training.optimizers import check_optimizer, has_averaged_weights
 from sdft.training.run_setup import COMPONENTS
 
 LIGHT_COMPONENTS = (*COMPONENTS, "metrics", "prior", "protocol")
@@ -56,7 +56,7 @@ def check_compatibility(cfg: DictConfig, parts: dict, choices: Mapping[str, str]
 
 def build_module(cfg: DictConfig, parts: dict, model):
     """The training module; `ValueError` for optimizers that do not fit the other options."""
-    from sdft.training.callbacks.ema import has_averaged_weights
+    from sdft.training.block_offload import offload_frozen_weights
     from sdft.training.module import DiffusionModule
 
     training = parts["training"]
@@ -78,6 +78,7 @@ def build_module(cfg: DictConfig, parts: dict, model):
         smoothness=parts["smoothness"] if parts["smoothness"].weight else None,
         timestep_sampling=parts["timestep_sampling"],
     )
+    offload_frozen_weights(module, training.offload_blocks, parts["strategy"].device())
     rates = {part: module.lr[part] for part in module.get_trainable_parts()}
     training.check_trained_parts(rates)
     if optimizer.func.__name__ == "Prodigy":

@@ -125,6 +125,12 @@ def remove_compiled_forwards(network: nn.Module) -> None:
         vars(module).pop("forward", None)
 
 
+def apply_memory_format(unet: nn.Module, compute_dtype: torch.dtype, device: torch.device) -> None:
+    """Use channels-last for the Tensor Cores of a GPU (16 bit or TF32)."""
+    if device.type == "cuda" and (compute_dtype is not torch.float32 or torch.backends.cudnn.allow_tf32):
+        set_channels_last(unet)
+
+
 def set_channels_last(unet: nn.Module) -> None:
     """Use the memory format of a GPU's fastest convolutions; values do not change."""
     unet.to(memory_format=torch.channels_last)

@@ -22,6 +22,9 @@ class FakeTensor(Tensor):
         tensor.meta = meta
         return tensor
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.meta.untyped_storage()
+
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         raise RuntimeError(f"{func}: fake tensors exist only inside FakeTensorMode")

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 import sdft.distributed as processes
 from sdft.data.datamodule import TrainingDataModule
 from sdft.models.cpu_threads import limit_threads
@@ -11,7 +9,7 @@ from sdft.runs.invocation import ExitStatus
 from sdft.runs.metadata import RunRecord
 from sdft.runs.resume import print_stop
 from sdft.training.callbacks.stop_request import StoppedOnRequest
-from sdft.training.compile import compile_blocks, set_channels_last, should_compile
+from sdft.training.compile import apply_memory_format, compile_blocks, should_compile
 from sdft.training.finish import close_loggers
 from sdft.training.results import collect_training_results
 from sdft.training.step_spec import StepSpec
@@ -19,14 +17,15 @@ from sdft.training.trainer import fit
 
 
 def apply_memory_format_and_compile(module, dataset, compile: str, device, steps: int) -> None:
-    """Use channels-last for the Tensor Cores of a GPU (16 bit or TF32) and compile the UNet's blocks if `compile` asks for it.
+    """Use channels-last and compile the UNet's blocks if `compile` asks for it and no block is offloaded.
 
     Call it when the trainable parameters are known.
     """
     unet = module.model.unet
-    if device.type == "cuda" and (module.model.compute_dtype is not torch.float32 or torch.backends.cudnn.allow_tf32):
-        set_channels_last(unet)
-    if should_compile(compile, device, steps, has_second_derivatives=module.smoothness is not None):
+    apply_memory_format(unet, module.model.compute_dtype, device)
+    if not module.offloaded_blocks and should_compile(
+        compile, device, steps, has_second_derivatives=module.smoothness is not None
+    ):
         compile_blocks(unet, shapes=len({size for part in dataset.datasets for size in part.sizes}))
 
 

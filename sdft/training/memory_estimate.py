@@ -77,11 +77,13 @@ def build_fake_module(module: DiffusionModule, step: StepSpec, mode: FakeTensorM
     shared = [module.method, module.optimizer, module.schedule, *model.tokenizers, model.scheduler]
     owners = [vars(owner) for owner in (module, module.smoothness) if owner]
     shared_tensors = [value for owner in owners for value in owner.values() if isinstance(value, Tensor)]
+    shared_tensors += [tensor for block in module.offloaded_blocks for tensor in block.list_host_tensors()]
     fake_module = copy_with_tensors(module, replaced, [*shared, *shared_tensors])
-    remove_compiled_forwards(fake_module)
+    if not module.offloaded_blocks:  # which are never compiled
+        remove_compiled_forwards(fake_module)
     fake_module.model.compute_dtype = step.compute_dtype or model.compute_dtype
     if step.gradient_checkpointing:
-        enable_gradient_checkpointing(fake_module.model)
+        enable_gradient_checkpointing(fake_module.model, step.gradient_checkpointing == "offload")
     if step.cached:
         is_text_cached = not any(map(has_trainable_parameters, model.text_encoders.values()))
         fake_module.offloaded_parts = ["vae", *(model.text_encoders if is_text_cached else [])]

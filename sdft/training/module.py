@@ -38,7 +38,7 @@ class DiffusionModule(LightningModule):
         lr: dict[str, float],
         max_grad_norm: float = 1.0,
         compute_dtype: torch.dtype = torch.float32,
-        checkpointing: bool = False,
+        checkpointing: bool | str = False,
         seed: int = 0,
         smoothness: SmoothDiffusionLoss | None = None,
         timestep_sampling: TimestepSampling | None = None,
@@ -46,6 +46,7 @@ class DiffusionModule(LightningModule):
         """`optimizer` builds an optimizer from parameter groups, `schedule` a scheduler from it and the number of steps.
 
         `lr` is the learning rate of each of `model.parts`, `max_grad_norm` the clipping threshold (0: no clipping).
+        `checkpointing` is gradient checkpointing: "offload" keeps its activations in CPU memory.
         """
         super().__init__()
         objective.check(model)
@@ -62,13 +63,14 @@ class DiffusionModule(LightningModule):
         self.has_nonfinite_loss: Tensor | bool = False  # in this step
         self.skipped_steps: Tensor | None = None  # count of steps with a NaN/Inf gradient
         self.offloaded_parts: list[str] = []  # on the CPU during training, as their outputs are cached
+        self.offloaded_blocks: list = []  # of `sdft.training.block_offload`, whose frozen weights are in CPU memory
         if not self.get_trainable_parameters():
             raise ValueError(f"{type(method).__name__}: no trainable parameters; enable a part of the method")
         set_precision(model, compute_dtype, cast_frozen=method.output_kind != "pipeline")
         for name, module in model.named_modules():
             module.training = ".lora_dropout" in name or any(p.requires_grad for p in module.parameters())
         if checkpointing:
-            enable_gradient_checkpointing(model)
+            enable_gradient_checkpointing(model, offload=checkpointing == "offload")
 
     def configure_model(self):
         if self.device_mesh is not None:

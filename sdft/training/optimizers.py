@@ -17,6 +17,11 @@ def build_optimizer(constructor: Callable, parameters: list):
         return constructor(parameters)
 
 
+def has_averaged_weights(optimizer) -> bool:
+    """Whether an optimizer (or optimizer class) averages the weights itself, as schedule-free ones do."""
+    return hasattr(optimizer, "eval") and hasattr(optimizer, "train")
+
+
 def check_optimizer(cfg: DictConfig) -> None:
     """Build the optimizer for one parameter; `ValueError` with the constructor's message if that fails."""
     import torch

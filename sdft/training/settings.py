@@ -33,7 +33,8 @@ class TrainingSettings:
     checkpoints_total_limit: int = 1
     resume: str | None = None
     scale_lr: bool = False
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | str = False
+    offload_blocks: float = 0.0
     compile: str = "off"
     seed: int = 0
 
@@ -58,6 +59,8 @@ class TrainingSettings:
             raise ValueError(f"save_every={self.save_every}: choose a number of steps, or of minutes such as 10min")
         if self.compile not in COMPILE_MODES:
             raise ValueError(f"compile={self.compile}: choose one of {', '.join(COMPILE_MODES)}")
+        if self.gradient_checkpointing not in (False, True, "offload"):
+            raise ValueError(f"gradient_checkpointing={self.gradient_checkpointing}: choose true, false or offload")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: choose 0 (off), or a decay below 1 such as 0.999")
 
@@ -67,6 +70,23 @@ class TrainingSettings:
             )
         if self.patience and not self.checkpoint_metric:
             raise ValueError(f"patience={self.patience}: requires checkpoint_metric, such as CLIP-I")
+
+    def check_offload(self, output_kind: str, device_type: str) -> None:
+        """`ValueError` for offload to CPU memory that cannot work with the method, by its `output_kind`, or the device."""
+        options = {"offload_blocks": self.offload_blocks, "gradient_checkpointing": self.gradient_checkpointing}
+        for key, value in options.items():
+            if value and value is not True and device_type != "cuda":
+                instead = {"offload_blocks": "0", "gradient_checkpointing": "true"}[key]
+                raise ValueError(f"{key}={value}: moves memory of a GPU, and this run has none; use {key}={instead}")
+        if self.offload_blocks and output_kind == "pipeline":
+            raise ValueError(
+                f"offload_blocks={self.offload_blocks}: keeps frozen weights, and the method trains them; "
+                "use offload_blocks=0, or an adapter such as method=lora"
+            )
+        if self.offload_blocks and self.compile not in ("off", "auto"):
+            raise ValueError(
+                f"offload_blocks={self.offload_blocks}: compile={self.compile} needs weights in one place; use compile=off"
+            )
 
     def get_part_lr(self, model) -> dict[str, float]:
         """The learning rate of each part of a model; `ValueError` for a part that it does not have."""
@@ -127,9 +147,10 @@ class TrainingSettings:
 MIN_VALUES = {
     "steps": 1, "epochs": 1, "batch_size": 1, "gradient_accumulation_steps": 1, "lr": 0, "text_encoder_lr": 0, "max_grad_norm": 0,
     "workers": 0, "log_every": 1, "sample_every": 0, "validate_every": 0, "save_every": 0, "checkpoints_total_limit": 1,
-    "evaluate_every": 0, "evaluate_images": 1, "patience": 0, "seed": 0,
+    "evaluate_every": 0, "evaluate_images": 1, "patience": 0, "seed": 0, "offload_blocks": 0,
 }  # fmt: skip
 MAX_VALUES = {
+    "offload_blocks": 1,
     "batch_size": 2**16,
     "gradient_accumulation_steps": 2**16,
     "workers": 2**10,

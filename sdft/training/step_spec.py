@@ -25,7 +25,7 @@ class StepSpec:
     num_images: int = 0
     resolution: int = 0
     image_scale: float = 1.0  # of the sides of training images
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | str = False  # "offload": keep their inputs in CPU memory
     compute_dtype: torch.dtype | None = None
     cached: bool = False
     optimizer: Callable | None = None

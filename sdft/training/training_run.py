@@ -58,6 +58,7 @@ class TrainingRun:
         strategy, precision = self.parts["strategy"], self.parts["precision"]
         precision.check_device(strategy.device())
         strategy.check(self.parts["method"].output_kind, precision.lightning_precision)
+        self.parts["training"].check_offload(self.parts["method"].output_kind, strategy.device().type)
 
     @cached_property
     def options(self) -> dict:

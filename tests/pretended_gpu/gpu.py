@@ -71,6 +71,7 @@ class PretendedGPU(TorchDispatchMode):
 
     def run(self, func, args: tuple, kwargs: dict):
         """One operation: on the CPU, with the results on the device of the arguments, or on the `device` asked for."""
+        kwargs.pop("pin_memory", None)  # which needs a driver
         tensors = list_tensors(args if not kwargs else (*args, *kwargs.values()))
         on_gpu = any(isinstance(t, GPUTensor) for t in tensors)
         device = kwargs.get("device")

@@ -8,11 +8,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sdft.training.fsdp import gather_full_tensor, is_sharded, match_placement
-
-
-def has_averaged_weights(optimizer) -> bool:
-    """Whether an optimizer (or optimizer class) averages the weights itself, as schedule-free ones do."""
-    return hasattr(optimizer, "eval") and hasattr(optimizer, "train")
+from sdft.training.optimizers import has_averaged_weights
 
 
 def swap_weights(weights: dict[str, Tensor], values: dict[str, Tensor]) -> None:
