@@ -87,10 +87,12 @@ class LoRA(Method):
             check_target_modules(model.parts[part], part, patterns, f"method.{option}", is_linear)
 
     def prepare(self, model):
+        from sdft.lora.attention import use_lora_attention
         from sdft.lora.to_lora import compute_low_rank_updates
 
         for part, patterns in self.get_targets(model).items():
             model.parts[part].add_adapter(self.build_peft_config(patterns))
+        use_lora_attention(model.unet)
         model.freeze_unused_modules()
         self.initial_updates = (
             {part: compute_low_rank_updates(model.parts[part]) for part in self.get_targets(model)}

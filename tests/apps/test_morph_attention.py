@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sdft.apps.morph.attention import SharedAttention
+from sdft.methods.lora import LoRA
 
 STEP, LAYER = torch.tensor(500), "1.attentions.0.transformer_blocks.0.attn1.to_v"
 
@@ -77,3 +78,12 @@ def test_only_self_attention_of_the_decoder_is_shared(unet, shared, inputs):
     layers = [name for name, _ in unet.named_modules() if name.endswith(("attn1.to_k", "attn1.to_v"))]
     assert {f"up_blocks.{name}" for name in shared.endpoints[0]} == {name for name in layers if name.startswith("up_")}
     assert 0 < len(shared.endpoints[0]) < len(layers)
+
+
+def test_layers_with_an_adapter_are_recorded(tiny, inputs):
+    model = tiny()
+    LoRA(4, 4, text_encoder=False).prepare(model)
+    shared = SharedAttention(model.unet)
+    with shared.record_endpoint(0):
+        predict(model.unet, inputs[0][0], inputs[1])
+    assert len(shared.endpoints[0]) == len(shared.hooks)

@@ -17,12 +17,15 @@ class SharedAttention:
     """
 
     def __init__(self, unet: nn.Module):
+        from diffusers.models.attention_processor import AttnProcessor2_0
+
         self.endpoints: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
         self.record: int | None = None
         self.alpha: float | None = None
         layers = {n: m for n, m in unet.up_blocks.named_modules() if n.endswith(KEY_VALUE_LAYERS)}
         if not layers:
             raise ValueError("attention: the UNet's decoder has no self-attention; choose attention=0")
+        unet.set_attn_processor(AttnProcessor2_0())  # which calls each layer; see `sdft.lora.attention`
         self.hooks = [layer.register_forward_hook(self.build_hook(name)) for name, layer in layers.items()]
 
     def build_hook(self, name: str):
