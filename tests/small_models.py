@@ -33,6 +33,15 @@ SMALL_MODELS = {  # by the architecture that they are reduced from: changes to i
         "text_encoder_2/config.json": SMALL_TEXT | {"hidden_size": 48, "num_hidden_layers": 3, "projection_dim": 40},
     },
 }
+ONE_LEVEL_UNET = {  # few operations per step
+    "block_out_channels": [16],
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 2,
+    "transformer_layers_per_block": 1,
+}
 SMALL_VAE = {"block_out_channels": [8, 8, 16], "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 32}
 VAE_TYPES = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
 

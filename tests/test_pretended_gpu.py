@@ -1,6 +1,7 @@
 """The pretended GPU, on which the device tests rest."""
 
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -96,6 +97,12 @@ def test_what_stays_on_the_device_is_not_recorded(gpu):
     assert isinstance(x.grad, GPUTensor) and x.grad.device == GPU
     x.detach().lerp_(x.grad, 0.5)
     assert not gpu.syncs and not gpu.uploads
+
+
+def test_threads_of_a_pool_use_the_device(gpu):
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.ones, 2, device="cuda").result().is_cuda
+    assert not gpu.syncs
 
 
 def test_a_generator_of_the_cpu_is_refused(gpu):

@@ -1,10 +1,12 @@
 """Functions of torch that ask for a GPU, replaced while a pretended GPU is active."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import SimpleNamespace
 from unittest import mock
 
 import torch
+from torch.utils._python_dispatch import _pop_mode, _push_mode
 
 from pretended_gpu.tensor import GPU, GPUTensor
 
@@ -12,7 +14,7 @@ NAME, CAPABILITY, MEMORY = "Pretended GPU", (9, 0), 80 * 2**30
 PROPERTIES = SimpleNamespace(
     name=NAME, major=CAPABILITY[0], minor=CAPABILITY[1], total_memory=MEMORY, multi_processor_count=132
 )
-ENTER_AUTOCAST = torch.autocast.__enter__
+ENTER_AUTOCAST, SUBMIT = torch.autocast.__enter__, ThreadPoolExecutor.submit
 STREAM = SimpleNamespace(device=GPU, is_capturing=lambda: False)
 
 
@@ -28,6 +30,23 @@ def refuse_autocast(autocast):
     return ENTER_AUTOCAST(autocast)
 
 
+def build_submit(gpu):
+    """`submit` of thread pools, whose threads would not see the mode `gpu`."""
+
+    def submit(pool, function, *args, **kwargs):
+        def run_in_mode():
+            _push_mode(gpu)
+            try:
+                with torch.autograd.set_multithreading_enabled(False):
+                    return function(*args, **kwargs)
+            finally:
+                _pop_mode()
+
+        return SUBMIT(pool, run_in_mode)
+
+    return submit
+
+
 def enter_patches(stack: ExitStack, gpu) -> None:
     """Apply the patches until `stack` closes; `gpu` records calls of `synchronize`."""
     synchronize = lambda *_: gpu.record_sync("synchronize")  # noqa: E731
@@ -37,6 +56,7 @@ def enter_patches(stack: ExitStack, gpu) -> None:
         "torch.accelerator": build_accelerator_functions() | {"synchronize": synchronize},
         "torch.utils._foreach_utils": {"_foreach_supported_types": foreach_types},
         "torch.optim.optimizer": {"_foreach_supported_types": foreach_types},
+        "concurrent.futures.ThreadPoolExecutor": {"submit": build_submit(gpu)},
         "torch.autocast": {"__enter__": refuse_autocast},
         "torch.Tensor": {"pin_memory": lambda tensor, *_: tensor, "is_pinned": constant(True)},
     }.items():

@@ -11,6 +11,7 @@ import torch
 from lightning import Callback
 from pairs import cover_pairs, describe_case
 from pretended_gpu import GPU, GPUTensor, PretendedGPU
+from small_models import ONE_LEVEL_UNET
 
 from sdft.data.datamodule import TrainingDataModule
 from sdft.data.digits import Digits
@@ -91,17 +92,6 @@ class PhaseMarker(Callback):
         assert all(isinstance(p, GPUTensor) for p in module.get_trainable_parameters().values())
 
 
-ONE_LEVEL = {
-    "block_out_channels": [16],
-    "down_block_types": ["CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D"],
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention_head_dim": 2,
-    "transformer_layers_per_block": 1,
-}
-
-
 @pytest.fixture(scope="module")
 def base_models(tiny, small_xl):
     """Models with few operations per step."""
@@ -109,7 +99,7 @@ def base_models(tiny, small_xl):
 
 
 def shrink_unet(model):
-    return model.replace_networks({"unet": type(model.unet).from_config(dict(model.unet.config) | ONE_LEVEL)})
+    return model.replace_networks({"unet": type(model.unet).from_config(dict(model.unet.config) | ONE_LEVEL_UNET)})
 
 
 def build_samples(model, case: dict):
