@@ -24,7 +24,6 @@ from sdft.losses.diffusion import DiffusionLoss
 from sdft.methods.lora import LoRA
 from sdft.models.embedded import ASSETS_FOLDER
 from sdft.models.loading import build_untrained
-from sdft.models.sampling import autocast
 from sdft.training.fake_tensors import FakeTensor, FakeTensorMode, copy_with_tensors
 from sdft.training.memory_estimate import build_fake_module, build_fake_sample
 from sdft.training.module import DiffusionModule
@@ -114,14 +113,16 @@ def count_step(model, dtype: torch.dtype, resolution: int) -> LaunchCounter:
         count_calls(counter, fake.model, "predict", "forward")
         count_calls(counter, fake, "prepare_inputs", "inputs")
         create_optimizer_states(optimizer)
-        with counter.count("loss"), autocast(fake.model, step.device):
+        with counter.count("loss"):
             loss = fake.training_step(batch, 0)["loss"]
         with counter.count("backward"):
             loss.backward()
         with counter.count("gradients"):
+            fake.on_after_backward()
             fake.configure_gradient_clipping(optimizer)
         with counter.count("optimizer"):
             optimizer.step()
+            fake.masters.refresh_networks()
             optimizer.zero_grad(set_to_none=True)
     return counter
 
@@ -213,7 +214,7 @@ def count_unet_call(architecture: str, dtype: torch.dtype, resolution: int, has_
         pair = model.condition(sample).join(model.condition(sample))
         noisy, timestep = torch.cat([sample["noise"]] * 2), torch.ones(())
         adapters = nullcontext() if has_adapter else disable_adapters(model)
-        with counter.count("forward"), autocast(model, step.device), adapters:
+        with counter.count("forward"), adapters:
             model.predict(noisy, timestep, pair)
     return counter
 

@@ -119,19 +119,20 @@ def build_bare_step(module, optimizer, batch: dict, compiled: bool):
     import torch
 
     model = module.model
-    mixed = model.compute_dtype is not torch.float32
-    with torch.no_grad(), torch.autocast(module.device.type, model.compute_dtype, enabled=mixed):
+    with torch.no_grad():
         latents, frozen_conditioning, draws = module.prepare_inputs(batch)
     trains_text_encoder = any(module.get_trainable_parts().keys() & module.model.text_encoders)
     target, timesteps = torch.randn_like(latents), draws["timestep"]
 
     def run_step():
         eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-        with eager, torch.autocast(module.device.type, model.compute_dtype, enabled=mixed):
+        with eager:
             conditioning = model.condition(batch) if trains_text_encoder else frozen_conditioning
             loss = (model.predict(latents, timesteps, conditioning).float() - target).square().mean()
         loss.backward()
+        module.masters.collect_gradients()
         optimizer.step()
+        module.masters.refresh_networks()
         optimizer.zero_grad(set_to_none=True)
 
     return run_step

@@ -18,8 +18,10 @@ THIRD_PARTY_PRIVATE = {  # accesses to private names of dependencies, each with 
         "documented extension point without a public alias; FakeTensorMode is private too and slower"
     ),
     "sdft/training/fake_tensors.py: Tensor._make_wrapper_subclass": (
-        "documented extension point without a public alias; a meta tensor must report another device for autocast"
+        "documented extension point without a public alias; a meta tensor must report another device for its kernels"
     ),
+    "sdft/training/master_weights.py: torch._foreach_copy_": "documented foreach operation, whose names all begin so",
+    "sdft/training/master_weights.py: torch._foreach_add_": "documented foreach operation, whose names all begin so",
 }
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_args_", "_recursive_"}
 

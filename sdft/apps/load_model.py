@@ -5,17 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from sdft.config import check_option_types
 from sdft.distributed import count_gpus, select_device
 from sdft.evaluation.variants import BEST, find_result_folder, load_checkpoint_weights, select_checkpoints
 from sdft.lora.file import check_weight_count, find_lora_file
-from sdft.lora.precision import set_precision
 from sdft.lora.scaling import load_adapters, set_adapter_scales
 from sdft.methods.base import Method
 from sdft.models.diffusion_model import DiffusionModel
+from sdft.models.precision import set_precision
 from sdft.runs.hashing import hash_weights
 from sdft.runs.newest_run import find_newest_run
 from sdft.runs.run_config import read_run_config
@@ -166,14 +166,9 @@ def open_model(app_cfg: DictConfig, base_only: bool = False, compute_digest: boo
     if app_cfg.get("precision"):
         precision = instantiate(app_cfg.precision)
         precision.configure_tf32()
-        set_precision(model, precision.dtype, cast_frozen=not trains_whole_networks(request.cfg))
+        set_precision(model, precision.dtype)
     model.to(select_device(app_cfg.get("accelerator") or "auto"))
     return LoadedModel(model, request.cfg, request.run, request.adapters, request.weights, names, digest)
-
-
-def trains_whole_networks(cfg: DictConfig) -> bool:
-    """Whether `cfg` is of a run whose result replaces the base's weights, which therefore stay in fp32."""
-    return bool(cfg.get("method")) and get_class(cfg.method["_target_"]).output_kind == "pipeline"
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from sdft.data.images import crop_with_mask
 from sdft.data.required_entries import RequiredEntries
 from sdft.data.tensor_cache import KEY_TYPE, CacheEntry, TensorCache
 from sdft.data.training_dataset import TrainingDataset
-from sdft.models.sampling import autocast
 from sdft.runs.hashing import hash_weights_on_rank_0
 from sdft.runs.terminal import print_text
 
@@ -224,8 +223,8 @@ def build_text_encoder(model):
     @torch.no_grad()
     def compute(arguments: list[tuple]) -> list[CacheEntry]:
         device = next(iter(model.text_encoders.values())).device
-        with autocast(model, device):
-            text = model.encode_text(model.tokenize([text for _, text in arguments]).to(device))
-        return [dict(zip(text, row, strict=True)) for row in zip(*(t.cpu() for t in text.values()), strict=True)]
+        text = model.encode_text(model.tokenize([text for _, text in arguments]).to(device))
+        rows = zip(*(output.float().cpu() for output in text.values()), strict=True)
+        return [dict(zip(text, row, strict=True)) for row in rows]
 
     return compute

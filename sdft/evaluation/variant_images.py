@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 
 from sdft.evaluation.protocol import PromptGroup
 from sdft.evaluation.variants import BASE, ModelVariant
-from sdft.lora.precision import set_precision
 from sdft.lora.scaling import scale_adapters
 from sdft.models.image_cache import (
     collect_image_settings,
@@ -16,6 +15,7 @@ from sdft.models.image_cache import (
     format_image_name,
     generate_missing_images,
 )
+from sdft.models.precision import set_precision
 from sdft.models.sampling import Sampling
 
 BASE_IMAGE_CACHE = Path("outputs/cache/images")  # base-model images, shared by all runs
@@ -34,10 +34,8 @@ def generate_variant_images(
     All have the precision of the training: a base whose weights were cast is reloaded, too, before adapters are added.
     """
     model, loaded, dtype = None, BASE, instantiate(cfg.precision).dtype if cfg.get("precision") else torch.float32
-    cast_frozen = not any(state.replaces_base for state in states)
-    is_cast = dtype is not torch.float32 and cast_frozen
     for state in states:
-        if model is None or (loaded != state.source and (loaded != BASE or is_cast)):
+        if model is None or (loaded != state.source and (loaded != BASE or dtype is not torch.float32)):
             model = None  # frees its memory
             torch.manual_seed(cfg.seed)
             model, loaded = instantiate(cfg.model), BASE
@@ -46,7 +44,7 @@ def generate_variant_images(
         if loaded != state.source:
             state.load(model)
             loaded = state.source
-        set_precision(model, dtype, cast_frozen=cast_frozen)
+        set_precision(model, dtype)
         model.to(device)
         with scale_adapters(model, state.scale):
             yield state, generate_group_images(folder, state, groups, sampling, model, cfg.resolution)

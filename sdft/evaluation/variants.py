@@ -23,8 +23,7 @@ BEST = "best"  # run subfolder with the result chosen by checkpoint_metric
 class ModelVariant:
     """`load` puts the weights identified by `source` into a base model; `scale` multiplies its adapters.
 
-    `check` raises `ValueError` for weights that do not fit the base, before any image is generated. `replaces_base`: the
-    weights of the base are not kept, which therefore stay in fp32.
+    `check` raises `ValueError` for weights that do not fit the base, before any image is generated.
     """
 
     label: str
@@ -33,7 +32,6 @@ class ModelVariant:
     scale: float = 1.0
     step: int | None = None
     check: Callable[[DiffusionModel], None] = lambda model: None
-    replaces_base: bool = False
 
 
 def build_run_variants(
@@ -60,9 +58,8 @@ def build_run_variants(
     if (run / BEST).is_dir() and checkpoints in (None, BEST, "all"):
         variants.append(ModelVariant(BEST, str(run / BEST), lambda model: method.load(model, run / BEST)))
     result = find_result_folder(run, method)
-    replaces_base = method.output_kind == "pipeline"
     return variants + build_scaled_variants(
-        FINE_TUNED_LABEL, str(result), lambda model: method.load(model, result), scales, replaces_base
+        FINE_TUNED_LABEL, str(result), lambda model: method.load(model, result), scales
     )
 
 
@@ -82,7 +79,7 @@ def build_file_variants(path: Path, scales: list[float]) -> list[ModelVariant]:
         return [ModelVariant(BASE), *variants]
     if scales != [1.0]:
         raise ValueError(f"adapter_scales={scales}: only adapters can be scaled; adapter={path} is a whole model")
-    variant = ModelVariant(label, str(path), lambda model: load_whole_model(model, path), replaces_base=True)
+    variant = ModelVariant(label, str(path), lambda model: load_whole_model(model, path))
     variant.check = lambda model: check_whole_model(model, path)
     return [ModelVariant(BASE), variant]
 
@@ -92,13 +89,11 @@ def format_file_label(path: Path) -> str:
     return f"{path.stem} (adapter)" if path.stem == BASE else path.stem
 
 
-def build_scaled_variants(
-    label: str, source: str, load: Callable, scales: list[float], replaces_base: bool = False
-) -> list[ModelVariant]:
+def build_scaled_variants(label: str, source: str, load: Callable, scales: list[float]) -> list[ModelVariant]:
     if not scales:
         raise ValueError("adapter_scales=[]: give at least one, such as [0.5,1]")
     names = {scale: label if scale == 1 else f"{label} × {scale:g}" for scale in scales}
-    return [ModelVariant(name, source, load, scale, replaces_base=replaces_base) for scale, name in names.items()]
+    return [ModelVariant(name, source, load, scale) for scale, name in names.items()]
 
 
 def select_checkpoints(run: Path, checkpoints: str | list[int] | None) -> list[tuple[int, Path]]:

@@ -53,7 +53,6 @@ class LatentConsistencyLoss:
         """
         late, early = self.get_solver_timesteps(model, draws["timestep"])
         noisy = model.noise_process.add_noise(latents, draws["noise"], late)
-        # before the no_grad block: autocast caches its casts of weights, and these need gradients
         prediction = predict_clean_latents(model, noisy, late, conditioning)
         with torch.no_grad():
             less_noisy = self.take_teacher_step(model, noisy, late, early, conditioning, draws["guidance"])

@@ -49,7 +49,7 @@ class DiffusionModel(nn.Module):
         self.checkpoint_prediction_type: str | None = None  # what the weights were trained for; None: random weights
         self.base_vocabulary_size = len(self.tokenizer)  # without placeholder tokens that a method adds
         self.clip_skip = self.default_clip_skip  # the context is the hidden state of that layer, counted from the last
-        self.compute_dtype = torch.float32  # may be changed by the training module
+        self.compute_dtype = torch.float32  # of the networks' inputs and weights, see `set_precision`
         self.requires_grad_(False).eval()
 
     @property
@@ -121,9 +121,8 @@ class DiffusionModel(nn.Module):
     @torch.no_grad()
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation `[batch, 4, h/8, w/8]` of the latents of images in -1..1 `[batch, 3, h, w]`, in fp32."""
-        with torch.autocast(images.device.type, enabled=False):
-            posterior = self.vae.encode(images.float()).latent_dist
-            return posterior.mean, posterior.std
+        posterior = self.vae.encode(images.float()).latent_dist
+        return posterior.mean, posterior.std
 
     def latents(self, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
         """Scaled latents `[batch, 4, h/8, w/8]` from their moments and standard normal noise."""
@@ -132,8 +131,7 @@ class DiffusionModel(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images `[batch, 3, h, w]`, roughly in -1..1, of scaled latents `[batch, 4, h/8, w/8]`, in fp32."""
-        with torch.autocast(latents.device.type, enabled=False):
-            return self.vae.decode(latents.float() / self.vae.config.scaling_factor).sample
+        return self.vae.decode(latents.float() / self.vae.config.scaling_factor).sample
 
     @property
     def prompt_tokenizer(self) -> PromptTokenizer:

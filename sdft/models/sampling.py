@@ -136,30 +136,23 @@ class Sampling:
         generators = [torch.Generator().manual_seed(seed) for _, seed in requests]
         scheduler, is_guided = self.create_scheduler(model), self.guidance_scale > 1
         scheduler.set_timesteps(self.steps, device=device)
-        with autocast(model, device):
-            geometry = self.describe_geometry(size)
-            conditioning = model.condition_prompts(prompts, geometry)
-            if is_guided:
-                negative = [self.negative_prompt or ""] * len(prompts)
-                conditioning = model.condition_prompts(negative, geometry).join(conditioning)
+        geometry = self.describe_geometry(size)
+        conditioning = model.condition_prompts(prompts, geometry)
+        if is_guided:
+            negative = [self.negative_prompt or ""] * len(prompts)
+            conditioning = model.condition_prompts(negative, geometry).join(conditioning)
         shape = model.batch_shape(1, size)
         latents = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(device)
         latents = latents * scheduler.init_noise_sigma
         arguments = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
         for timestep in scheduler.timesteps:
             noisy = scheduler.scale_model_input(torch.cat([latents, latents]) if is_guided else latents, timestep)
-            with autocast(model, device):
-                output = model.predict(noisy, timestep, conditioning).float()
+            output = model.predict(noisy, timestep, conditioning).float()
             if is_guided:
                 unconditional, conditional = output.chunk(2)
                 output = unconditional + self.guidance_scale * (conditional - unconditional)
             latents = scheduler.step(output, timestep, latents, **arguments).prev_sample
         return latents
-
-
-def autocast(model: DiffusionModel, device: torch.device):
-    """Compute in the model's `compute_dtype`."""
-    return torch.autocast(device.type, model.compute_dtype, enabled=model.compute_dtype is not torch.float32)
 
 
 def to_pil_images(images: Tensor) -> list[Image.Image]:

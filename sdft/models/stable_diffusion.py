@@ -40,7 +40,7 @@ class StableDiffusion(DiffusionModel):
         return {"context": (count, self.prompt_chunks * self.chunk_length, self.clip_l.config.hidden_size)}
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        dtype = next(self.unet.parameters()).dtype  # faster than `unet.dtype`, which visits every module
+        dtype = self.compute_dtype
         return self.unet(noisy.to(dtype), timesteps, conditioning.text["context"].to(dtype)).sample
 
     @property

@@ -92,7 +92,7 @@ class StableDiffusionXL(DiffusionModel):
         return {"context": (count, tokens, width), "pooled": (count, self.clip_g.config.projection_dim)}
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        dtype = next(self.unet.parameters()).dtype
+        dtype = self.compute_dtype
         text, geometry = conditioning.text, conditioning.image["geometry"].float()  # bf16 would turn 1333 into 1336
         added = {"text_embeds": text["pooled"].to(dtype), "time_ids": geometry}
         return self.unet(noisy.to(dtype), timesteps, text["context"].to(dtype), added_cond_kwargs=added).sample

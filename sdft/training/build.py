@@ -77,6 +77,7 @@ def build_module(cfg: DictConfig, parts: dict, model):
         seed=cfg.seed,
         smoothness=parts["smoothness"] if parts["smoothness"].weight else None,
         timestep_sampling=parts["timestep_sampling"],
+        sharded=parts["strategy"].shards_weights(),
     )
     offload_frozen_weights(module, training.offload_blocks, parts["strategy"].device())
     rates = {part: module.lr[part] for part in module.get_trainable_parts()}
@@ -99,8 +100,11 @@ def check_prodigy(rates: dict[str, float], loraplus_lr_ratio: float) -> None:
 
 
 def disable_fused(optimizer: partial) -> partial:
-    """Turn off the fused step: it unscales fp16 gradients after clipping, which must see them unscaled."""
-    return partial(optimizer, fused=False) if "fused" in optimizer.keywords else optimizer
+    """Turn off the fused step: it unscales fp16 gradients after clipping, which must see them unscaled.
+
+    `fused=False` would also turn off foreach operations, torch's default on a GPU.
+    """
+    return partial(optimizer.func, **{key: value for key, value in optimizer.keywords.items() if key != "fused"})
 
 
 def build_trainer(
@@ -128,10 +132,10 @@ def build_trainer(
     devices, metrics_csv = parts["strategy"].trainer_kwargs(), MetricsCsv(folder)
     if not checkpoint:
         metrics_csv.truncate(0)
-    plugins = [*devices["plugins"], AsyncCheckpointIO(training.checkpoints_total_limit)]
+    plugins = [*devices["plugins"], *parts["precision"].build_plugins()]
+    plugins.append(AsyncCheckpointIO(training.checkpoints_total_limit))
     return build_lightning_trainer(
         **devices | {"plugins": plugins},
-        precision=parts["precision"].lightning_precision,
         max_steps=inputs.steps,
         accumulate_grad_batches=training.gradient_accumulation_steps,
         logger=[metrics_csv, *([logger] if logger else [])],

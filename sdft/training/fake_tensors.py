@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class FakeTensor(Tensor):
-    """A meta tensor that reports `device`, so that autocast and attention select the kernels of that device."""
+    """A meta tensor that reports `device`, so that attention selects the kernels of that device."""
 
     @staticmethod
     def __new__(cls, meta: Tensor, device: torch.device):

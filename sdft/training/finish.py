@@ -75,6 +75,7 @@ def free_training_memory(module, trainer) -> None:
         optimizer.state.clear()
     if trainer.strategy.root_device.type != "cpu":
         module.to("cpu")
+        module.masters.to(torch.device("cpu"))
         torch.accelerator.empty_cache()
 
 

@@ -19,10 +19,11 @@ from sdft.training.trainer import fit
 def apply_memory_format_and_compile(module, dataset, compile: str, device, steps: int) -> None:
     """Use channels-last and compile the UNet's blocks if `compile` asks for it and no block is offloaded.
 
-    Call it when the trainable parameters are known.
+    FSDP shards contiguous weights only. Call it when the trainable parameters are known.
     """
     unet = module.model.unet
-    apply_memory_format(unet, module.model.compute_dtype, device)
+    if not module.sharded:
+        apply_memory_format(unet, module.model.compute_dtype, device)
     if not module.offloaded_blocks and should_compile(
         compile, device, steps, has_second_derivatives=module.smoothness is not None
     ):

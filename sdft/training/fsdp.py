@@ -15,16 +15,21 @@ LAST_LAYERS = ("final_layer_norm", "text_projection")  # of text encoders
 
 
 def shard_model(model: DiffusionModel, mesh) -> None:
-    """Shard the trainable parts over the processes of a device mesh, block by block."""
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    """Shard the trainable parts over the processes of a device mesh, block by block.
 
+    Weights are gathered in the model's `compute_dtype`; gradients are reduced, and shards updated, in fp32.
+    """
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    dtype = None if model.compute_dtype is torch.float32 else model.compute_dtype
+    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    options = {"mesh": mesh, "mp_policy": precision, "reshard_after_forward": True}
     for part in model.parts.values():
         if isinstance(part, FSDPModule) or not any(p.requires_grad for p in part.parameters()):
             continue
-        part.to(memory_format=torch.contiguous_format)  # fully_shard refuses channels-last weights
         for block in list_blocks(part):
-            fully_shard(block, mesh=mesh, reshard_after_forward=True)
-        fully_shard(part, mesh=mesh, reshard_after_forward=True)  # the default keeps a root gathered after inference
+            fully_shard(block, **options)
+        fully_shard(part, **options)  # by default a root stays gathered after inference
 
 
 def list_blocks(part: nn.Module) -> list[nn.Module]:

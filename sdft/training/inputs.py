@@ -12,9 +12,9 @@ from sdft.data.batch_sampler import StepSizes
 from sdft.data.dataset import ImageDataset
 from sdft.data.prompts import read_prompts
 from sdft.data.transforms import split_validation
-from sdft.lora.precision import use_precision
 from sdft.models.autoencoder import describe_source_files
 from sdft.models.diffusion_model import DiffusionModel
+from sdft.models.precision import use_precision
 from sdft.runs.data_index import build_data_index, describe_input_changes
 from sdft.runs.hashing import hash_dataset, hash_weights
 from sdft.runs.resume import PreviousRun, load_previous_run
@@ -41,8 +41,7 @@ class RunInputs:
         prior = parts["prior"]
         if not prior or not prior.weight:
             return None
-        cast_frozen = parts["method"].output_kind != "pipeline"
-        with use_precision(self.model, parts["precision"].dtype, cast_frozen):
+        with use_precision(self.model, parts["precision"].dtype):
             self.model.to(device)
             return prior.load_class_images(self.model, parts["sampling"], cfg.resolution)
 

@@ -1,10 +1,10 @@
 """Estimate peak device memory by running one training step on fake tensors.
 
 The module's loss and backward pass run on fake weights and a fake batch (`sdft.training.fake_tensors`), and every storage is
-counted while it is alive: saved activations, autocast copies, recomputed activations and temporaries all follow from the code
-that will run. Attention is counted as its fused kernels store it: q, k, v, the output and one number per row, without the
-attention matrix. Not counted: cuDNN and cuBLAS workspaces, allocator rounding and fragmentation, temporaries of the optimizer
-step, and the CUDA context (about 0.5 GB).
+counted while it is alive: saved activations, recomputed activations and temporaries all follow from the code that will run.
+Attention is counted as its fused kernels store it: q, k, v, the output and one number per row, without the attention matrix. Not
+counted: cuDNN and cuBLAS workspaces, allocator rounding and fragmentation, temporaries of the optimizer step, and the CUDA
+context (about 0.5 GB).
 """
 
 import os
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sdft.models.sampling import autocast
 from sdft.training.compile import remove_compiled_forwards
 from sdft.training.fake_tensors import FakeTensorMode, copy_with_tensors
 from sdft.training.gradient_checkpointing import enable_gradient_checkpointing
@@ -50,15 +49,15 @@ def estimate_memory(module: DiffusionModule, step: StepSpec) -> MemoryEstimate:
     mode = FakeTensorMode(step.device)
     with mode:
         fake_module = build_fake_module(module, step, mode)
-        trainable = fake_module.get_trainable_parameters().values()
-        weights, trainable_bytes = mode.current_bytes, sum(map(count_bytes, trainable))
+        weights = mode.current_bytes - sum(map(count_bytes, fake_module.get_trainable_parameters().values()))
         activations = measure_activations(fake_module, step, mode)
         decoding = measure_decoding(fake_module, step, mode)
+    trainable_bytes = sum(map(count_bytes, module.get_trainable_parameters().values()))
     offloaded = count_offloaded_bytes(fake_module) if step.device.type != "cpu" else 0
     shapes = [tuple(p.shape) for p in fake_module.get_trainable_parameters().values()]
     optimizer_states = estimate_optimizer_state_bytes(step.optimizer or module.optimizer, shapes, step.device)
     return MemoryEstimate(
-        weights=weights - offloaded - trainable_bytes + trainable_bytes // step.num_shards,
+        weights=weights - offloaded + trainable_bytes // step.num_shards,
         gradients=trainable_bytes * (1 + step.has_ddp_buckets) // step.num_shards,
         optimizer_states=optimizer_states // step.num_shards,
         ema=step.ema * trainable_bytes // step.num_shards,
@@ -69,19 +68,19 @@ def estimate_memory(module: DiffusionModule, step: StepSpec) -> MemoryEstimate:
 
 def build_fake_module(module: DiffusionModule, step: StepSpec, mode: FakeTensorMode) -> DiffusionModule:
     """A copy of the module with fake weights and the settings of `step`."""
-    model = module.model
-    cast = step.compute_dtype if module.method.output_kind != "pipeline" else None
-    frozen = {p for part in model.parts.values() for p in part.parameters() if not p.requires_grad}
-    replaced = {p: mode.empty_like(p, dtype=cast if p in frozen else None) for p in module.parameters()}
+    model, masters = module.model, module.masters
+    cast = {p: model.compute_dtype for part in model.parts.values() for p in part.parameters()}  # FSDP's are in fp32
+    replaced = {p: mode.empty_like(p, dtype=cast.get(p)) for p in module.parameters()}
     replaced |= {buffer: mode.empty_like(buffer) for buffer in module.buffers()}
+    replaced |= {p: mode.empty_like(p) for p in masters.trained.values()}
     shared = [module.method, module.optimizer, module.schedule, *model.tokenizers, model.scheduler]
+    shared += masters.frozen.values()
     owners = [vars(owner) for owner in (module, module.smoothness) if owner]
     shared_tensors = [value for owner in owners for value in owner.values() if isinstance(value, Tensor)]
     shared_tensors += [tensor for block in module.offloaded_blocks for tensor in block.list_host_tensors()]
     fake_module = copy_with_tensors(module, replaced, [*shared, *shared_tensors])
     if not module.offloaded_blocks:  # which are never compiled
         remove_compiled_forwards(fake_module)
-    fake_module.model.compute_dtype = step.compute_dtype or model.compute_dtype
     if step.gradient_checkpointing:
         enable_gradient_checkpointing(fake_module.model, step.gradient_checkpointing == "offload")
     if step.cached:
@@ -108,13 +107,13 @@ def measure_activations(fake_module: DiffusionModule, step: StepSpec, mode: Fake
         weight.grad = torch.empty_like(weight)
     start = mode.current_bytes - sum(map(count_bytes, batch.values()))
     mode.peak_bytes = mode.current_bytes
-    with autocast(fake_module.model, step.device):
-        loss = (fake_module.compute_losses(batch) * batch["weight"] * batch["sample_weight"]).mean()
+    loss = (fake_module.compute_losses(batch) * batch["weight"] * batch["sample_weight"]).mean()
     if step.gradient_accumulation_steps == 1:
         for weight in fake_module.get_trainable_parameters().values():
             weight.grad = None  # the trainer clears gradients between forward and backward
     loss.backward()
     del loss
+    fake_module.masters.collect_gradients()
     for weight in fake_module.get_trainable_parameters().values():
         weight.grad = None
     return mode.peak_bytes - start

@@ -3,8 +3,8 @@
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from sdft.lora.precision import set_precision
 from sdft.losses.diffusion import DiffusionLoss
 from sdft.losses.smooth_diffusion import SmoothDiffusionLoss
 from sdft.methods.base import Method
@@ -14,6 +14,7 @@ from sdft.models.noise_process import TimestepSampling
 from sdft.rng import Draw, make_generator
 from sdft.training.fsdp import gather_full_tensor, shard_model
 from sdft.training.gradient_checkpointing import enable_gradient_checkpointing
+from sdft.training.master_weights import cast_networks
 from sdft.training.optimizers import build_optimizer
 
 RESUMED_STATE = {
@@ -24,7 +25,10 @@ RESUMED_STATE = {
 
 
 class DiffusionModule(LightningModule):
-    """Trainable parameters are fp32 and in train mode; frozen ones are in eval mode, and in `compute_dtype` with an adapter."""
+    """Networks compute in `compute_dtype`; the optimizer updates their `masters`, in fp32.
+
+    Trainable layers are in train mode, frozen ones in eval mode.
+    """
 
     strict_loading = False  # checkpoints hold trainable parameters only
 
@@ -42,11 +46,13 @@ class DiffusionModule(LightningModule):
         seed: int = 0,
         smoothness: SmoothDiffusionLoss | None = None,
         timestep_sampling: TimestepSampling | None = None,
+        sharded: bool = False,
     ):
         """`optimizer` builds an optimizer from parameter groups, `schedule` a scheduler from it and the number of steps.
 
         `lr` is the learning rate of each of `model.parts`, `max_grad_norm` the clipping threshold (0: no clipping).
-        `checkpointing` is gradient checkpointing: "offload" keeps its activations in CPU memory.
+        `checkpointing` is gradient checkpointing: "offload" keeps its activations in CPU memory. Trained parts that will be
+        `sharded` stay in fp32; FSDP casts them when it gathers them.
         """
         super().__init__()
         objective.check(model)
@@ -62,11 +68,12 @@ class DiffusionModule(LightningModule):
         self.scale: float | None = None  # of the fp16 scaler, after the last step
         self.has_nonfinite_loss: Tensor | bool = False  # in this step
         self.skipped_steps: Tensor | None = None  # count of steps with a NaN/Inf gradient
+        self.sharded = sharded
         self.offloaded_parts: list[str] = []  # on the CPU during training, as their outputs are cached
         self.offloaded_blocks: list = []  # of `sdft.training.block_offload`, whose frozen weights are in CPU memory
-        if not self.get_trainable_parameters():
+        if not self.get_trainable_parts():
             raise ValueError(f"{type(method).__name__}: no trainable parameters; enable a part of the method")
-        set_precision(model, compute_dtype, cast_frozen=method.output_kind != "pipeline")
+        self.masters = cast_networks(model, compute_dtype, method.output_kind == "pipeline", sharded)
         for name, module in model.named_modules():
             module.training = ".lora_dropout" in name or any(p.requires_grad for p in module.parameters())
         if checkpointing:
@@ -77,7 +84,9 @@ class DiffusionModule(LightningModule):
             shard_model(self.model, self.device_mesh["data_parallel"])
 
     def get_trainable_parameters(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        """The parameters that the optimizer updates, by name: the masters of those in the networks, if these are rounded."""
+        named = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+        return {name: self.masters.trained.get(name, p) for name, p in named}
 
     def get_trainable_parts(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by part, without the parts that have none."""
@@ -114,6 +123,9 @@ class DiffusionModule(LightningModule):
         for optimizer in self.trainer.optimizers:
             if hasattr(optimizer, "train"):  # schedule-free optimizers
                 optimizer.train()
+        self.masters.refresh_networks()
+        if self.masters.trained and isinstance(ddp := self.trainer.strategy.model, DistributedDataParallel):
+            ddp.register_comm_hook(None, self.masters.reduce_gradients)
 
     def on_train_batch_start(self, batch, batch_idx):
         """Seed the global generator, which dropout draws from, by batch index and rank, so that a resumed run is bit-exact."""
@@ -129,13 +141,22 @@ class DiffusionModule(LightningModule):
         self.has_nonfinite_loss = ~loss.detach().isfinite() | self.has_nonfinite_loss
         return {"loss": loss, "losses": losses.detach(), "timestep": batch["timestep"]}
 
+    def on_after_backward(self):
+        self.masters.collect_gradients()
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.masters.refresh_networks()
+
     def configure_optimizers(self):
-        groups = []
+        self.masters.to(self.device)
+        groups, trainable = [], self.get_trainable_parameters()
         for part, module in self.model.parts.items():
             by_multiplier: dict[float, list] = {}
             for name, p in module.named_parameters():
                 if p.requires_grad:
-                    by_multiplier.setdefault(self.method.get_lr_multiplier(name), []).append(p)
+                    weight = trainable[f"{part}.{name}"]
+                    by_multiplier.setdefault(self.method.get_lr_multiplier(name), []).append(weight)
             for multiplier, parameters in sorted(by_multiplier.items()):
                 name = part if multiplier == 1 else f"{part}_x{multiplier:g}"
                 groups.append({"params": parameters, "lr": self.lr[part] * multiplier, "name": name})
@@ -183,8 +204,13 @@ class DiffusionModule(LightningModule):
             scheduler.step()
 
     def on_save_checkpoint(self, checkpoint):
-        trainable = {f"model.{name}" for name in self.get_trainable_parameters()}
-        checkpoint["state_dict"] = {n: w for n, w in checkpoint["state_dict"].items() if n in trainable}
+        masters, state = self.masters.trained, checkpoint["state_dict"]
+        names = {name: f"model.{name}" for name in self.get_trainable_parameters()}
+        checkpoint["state_dict"] = {
+            key: masters[name].detach() if name in masters else state[key]
+            for name, key in names.items()
+            if key in state
+        }
         checkpoint["method"] = self.method.get_hyperparameters()
         checkpoint["measured"] = {name: float(getattr(self, name)) for name in RESUMED_STATE}
         if self.smoothness:
@@ -198,6 +224,7 @@ class DiffusionModule(LightningModule):
         self.check_method_options(checkpoint["method"])
         if "state_dict" in checkpoint:  # the strategy has already loaded sharded weights
             self.check_shapes(checkpoint["state_dict"])
+            self.masters.load({name.removeprefix("model."): w for name, w in checkpoint["state_dict"].items()})
 
     def check_method_options(self, saved: dict) -> None:
         """`ValueError` when the method's options differ from those in the checkpoint."""

@@ -1,10 +1,10 @@
-"""Precision of frozen weights and of computation; trainable parameters are always fp32."""
+"""Precision of the networks; the optimizer updates fp32 weights (`sdft.training.master_weights`)."""
 
 from dataclasses import dataclass
 
 import torch
 
-LIGHTNING_PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -15,10 +15,8 @@ class Precision:
     tf32: bool = False
 
     def __post_init__(self):
-        if self.compute_dtype not in LIGHTNING_PRECISIONS:
-            raise ValueError(
-                f"precision.compute_dtype={self.compute_dtype}: choose one of {', '.join(LIGHTNING_PRECISIONS)}"
-            )
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise ValueError(f"precision.compute_dtype={self.compute_dtype}: choose one of {', '.join(COMPUTE_DTYPES)}")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -29,10 +27,11 @@ class Precision:
         """Whether gradients need loss scaling."""
         return self.compute_dtype == "float16"
 
-    @property
-    def lightning_precision(self) -> str:
-        """Lightning's name of the precision."""
-        return LIGHTNING_PRECISIONS[self.compute_dtype]
+    def build_plugins(self) -> list:
+        """Lightning's plugin for gradient scaling; the networks need no autocast."""
+        from sdft.training.gradient_scaling import GradientScaling
+
+        return [GradientScaling()] if self.needs_grad_scaler else []
 
     def check_device(self, device: torch.device) -> None:
         """`ValueError` for fp16 on a device without gradient scaling: a CPU, or an Apple GPU."""

@@ -43,7 +43,7 @@ def collect_run_summary(module, dataset, training, schedule, trainer, step: Step
         "empty_caption": model.empty_caption,
         **describe_clip_skip(model),
         "architecture": get_modelspec_architecture(model),
-        "precision": str(trainer.precision),
+        "precision": str(model.compute_dtype).removeprefix("torch."),
         "device": format_device(trainer.strategy.root_device, choose_num_threads(model.unet, step.latent_shape)),
         "seed": training.seed,
         **memory,

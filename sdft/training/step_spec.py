@@ -26,7 +26,6 @@ class StepSpec:
     resolution: int = 0
     image_scale: float = 1.0  # of the sides of training images
     gradient_checkpointing: bool | str = False  # "offload": keep their inputs in CPU memory
-    compute_dtype: torch.dtype | None = None
     cached: bool = False
     optimizer: Callable | None = None
 

@@ -93,11 +93,14 @@ class Strategy:
             "plugins": [build_cluster_environment()],
         }
 
-    def check(self, output_kind: str, precision: str) -> None:
-        """`ValueError` if FSDP does not support the method, by its `output_kind`, or the precision."""
+    def shards_weights(self) -> bool:
+        return self.name == "fsdp" and self.world_size() > 1
+
+    def check(self, output_kind: str, needs_grad_scaler: bool) -> None:
+        """`ValueError` if FSDP does not support the method, by its `output_kind`, or gradient scaling."""
         if self.name == "fsdp" and output_kind != "pipeline":
             raise ValueError("strategy=fsdp: supports full fine-tuning only; use strategy=ddp for adapters")
-        if self.name == "fsdp" and precision == "16-mixed":
+        if self.name == "fsdp" and needs_grad_scaler:
             raise ValueError("strategy=fsdp: does not support fp16 gradient scaling; choose precision=bf16 or fp32")
 
     def build_lightning_strategy(self):

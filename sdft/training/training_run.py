@@ -57,7 +57,7 @@ class TrainingRun:
             prior.check_no_overlap(cfg.data.get("path"))
         strategy, precision = self.parts["strategy"], self.parts["precision"]
         precision.check_device(strategy.device())
-        strategy.check(self.parts["method"].output_kind, precision.lightning_precision)
+        strategy.check(self.parts["method"].output_kind, precision.needs_grad_scaler)
         self.parts["training"].check_offload(self.parts["method"].output_kind, strategy.device().type)
 
     @cached_property

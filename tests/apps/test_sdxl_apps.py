@@ -21,10 +21,10 @@ from sdft.apps.stylize.style_transfer import StyleTransfer
 from sdft.data.digits import Digits
 from sdft.data.prior_preservation import PriorPreservation
 from sdft.evaluation.variants import build_file_variants
-from sdft.lora.precision import set_precision
 from sdft.methods.textual_inversion import TextualInversion
 from sdft.models.image_cache import collect_image_settings
 from sdft.models.loading import load_stable_diffusion
+from sdft.models.precision import set_precision
 from sdft.models.sampling import Sampling
 from sdft.training.export.model_card import ModelCard
 
@@ -205,8 +205,9 @@ def test_an_image_depends_on_the_empty_caption_and_the_geometry(small_xl):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_images_are_stylized_with_edges(small_xl, tmp_path, dtype):
     model, image = small_xl(), Digits("neon", [3], 1)[0].image
-    net = load_controlnet(str(save_controlnet(model.unet, tmp_path)), model)
+    folder = save_controlnet(model.unet, tmp_path)
     set_precision(model, dtype)
+    net = load_controlnet(str(folder), model)
     transfer = StyleTransfer("a cat", 32, steps=4, guidance_scale=2.0)
     plain = transfer(model, image)
     limit = 1 if dtype is torch.float32 else 12

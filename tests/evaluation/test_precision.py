@@ -13,10 +13,10 @@ from sdft.apps.load_model import open_model
 from sdft.data.prior_preservation import PriorPreservation
 from sdft.evaluation.variant_images import generate_variant_images
 from sdft.evaluation.variants import build_run_variants
-from sdft.lora.precision import set_precision
 from sdft.lora.scaling import load_adapters
 from sdft.methods.lora import LoRA
 from sdft.models.image_cache import collect_image_settings, format_folder_name
+from sdft.models.precision import set_precision
 from sdft.models.sampling import Sampling
 from sdft.runs.hashing import hash_weights
 from sdft.runs.run_config import read_run_config
@@ -56,8 +56,8 @@ def test_a_saved_adapter_gives_the_bf16_images_of_the_trained_model(tiny, tmp_pa
     for name, parameter in model.named_parameters():
         if ".lora_B" in name:
             parameter.data.normal_(std=0.1)
-    set_precision(model, torch.bfloat16)
     method.save(model, tmp_path, "lora")
+    set_precision(model, torch.bfloat16)
     loaded = tiny()
     load_adapters(loaded, [tmp_path])
     set_precision(loaded, torch.bfloat16)
@@ -65,27 +65,25 @@ def test_a_saved_adapter_gives_the_bf16_images_of_the_trained_model(tiny, tmp_pa
         assert np.array_equal(image, other)
 
 
-def test_adapters_and_the_autoencoder_stay_in_fp32(tiny):
+def test_only_the_autoencoder_stays_in_fp32(tiny):
     model = tiny()
     LoRA(2, 2.0).prepare(model)
-    model.requires_grad_(False)
     set_precision(model, torch.bfloat16)
     dtypes = {n: p.dtype for n, p in model.named_parameters()}
-    assert {d for n, d in dtypes.items() if ".lora_" in n or n.startswith("vae.")} == {torch.float32}
-    assert {d for n, d in dtypes.items() if ".lora_" not in n and not n.startswith("vae.")} == {torch.bfloat16}
+    assert {d for n, d in dtypes.items() if n.startswith("vae.")} == {torch.float32}
+    assert {d for n, d in dtypes.items() if not n.startswith("vae.")} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("output_kind", ["adapter", "pipeline"])
-def test_class_images_have_the_precision_of_samples(tiny, tmp_path, monkeypatch, output_kind, dtype):
+def test_class_images_have_the_precision_of_samples(tiny, tmp_path, monkeypatch, dtype):
     monkeypatch.chdir(tmp_path)
     model, sampling = tiny(), Sampling(1, 1.0)
     inputs = RunInputs(model, None, None, [], 1, None, None, 0, None, {})
     parts = {"prior": PriorPreservation("a three", images=1), "sampling": sampling}
-    parts |= {"precision": SimpleNamespace(dtype=dtype), "method": SimpleNamespace(output_kind=output_kind)}
+    parts["precision"] = SimpleNamespace(dtype=dtype)
     source = inputs.load_class_images(OmegaConf.create({"resolution": 32}), parts, torch.device("cpu"))
     assert hash_weights(model) == hash_weights(tiny())
-    set_precision(model, dtype, cast_frozen=output_kind == "adapter")
+    set_precision(model, dtype)
     (expected,) = sampling(model, ["a three"], 32)
     assert np.array_equal(np.asarray(source[0].image), np.asarray(expected))
     settings = {"prompt": "a three", "seed": 0, **collect_image_settings(model, sampling, 32)}

@@ -10,6 +10,7 @@ from sdft.losses.diffusion import DiffusionLoss
 from sdft.methods.lora import LoRA
 from sdft.methods.textual_inversion import TextualInversion
 from sdft.models.conditioning import describe_geometry
+from sdft.models.precision import set_precision
 
 PROMPTS = ["a cat", "", "one two three, " * 40]
 
@@ -113,7 +114,7 @@ def test_the_geometry_is_that_of_the_pixels(image, size, position, flip, crop):
 
 def test_timestep_and_geometry_are_exact_in_bf16(small_xl):
     model = small_xl()
-    model.unet.to(torch.bfloat16)
+    set_precision(model, torch.bfloat16)
     seen = {}
     model.unet.add_time_proj.register_forward_pre_hook(lambda _, args: seen.update(geometry=args[0].clone()))
     conditioning = model.condition_prompts(["a cat"], describe_geometry((1333, 1000)))

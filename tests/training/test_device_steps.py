@@ -65,7 +65,7 @@ SWITCH = (False, True)
 CASES = cover_pairs(
     {
         "method": METHODS,
-        "precision": ["fp32"],
+        "precision": PRECISIONS,
         "model": ["sd", "sdxl"],
         "cache": ["ram", "off"],
         "accumulation": [1, 2],
@@ -145,7 +145,7 @@ def train(base, case: dict, optimizer, folder) -> PretendedGPU:
             [*callbacks.values(), PhaseMarker(gpu)],
             accelerator="gpu",
             devices=1,
-            precision=Precision(PRECISIONS[case["precision"]]).lightning_precision,
+            plugins=Precision(PRECISIONS[case["precision"]]).build_plugins(),
             max_steps=STEPS,
             accumulate_grad_batches=case["accumulation"],
             logger=False,
@@ -169,7 +169,10 @@ def list_waits(gpu: PretendedGPU) -> set[str]:
 @pytest.mark.parametrize("case", CASES, ids=describe_case)
 def test_a_step_stays_on_the_device_and_does_not_wait_for_it(base_models, tmp_path, case):
     gpu = train(base_models[case["model"]], case, OPTIMIZERS["adamw"], tmp_path)
-    assert list_waits(gpu) == WAITS["adamw"] and not list_copies(gpu)
+    expected = (
+        {"lr_scheduler_step"} if case["precision"] == "fp16" else set()
+    )  # asks whether the scaler skipped the step
+    assert list_waits(gpu) == expected and not list_copies(gpu)
 
 
 @pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "adamw"])

@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 import torch
 from lightning import Trainer
-from lightning.pytorch.plugins.precision import MixedPrecision
 
 from sdft.data.datamodule import TrainingDataModule
 from sdft.data.digits import Digits
@@ -14,6 +13,7 @@ from sdft.losses.diffusion import DiffusionLoss
 from sdft.methods.lora import LoRA
 from sdft.models.sampling import Sampling
 from sdft.training.build import disable_fused
+from sdft.training.gradient_scaling import GradientScaling
 from sdft.training.lr_schedule import LRSchedule
 from sdft.training.module import DiffusionModule
 
@@ -31,7 +31,7 @@ def fp16_run(tiny, tmp_path_factory):
     )
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=10_000)  # the first steps overflow
     trainer = Trainer(
-        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+        plugins=[GradientScaling("cpu", scaler)],
         accelerator="cpu",
         max_steps=20,
         max_epochs=-1,
@@ -63,7 +63,7 @@ def test_overflows_are_not_counted_as_nan_losses(fp16_run):
 def test_the_scaler_is_checkpointed(fp16_run, tmp_path):
     _, trainer = fp16_run
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["MixedPrecision"]
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["GradientScaling"]
     assert saved["scale"] == trainer.precision_plugin.scaler.get_scale()
 
 

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from sdft.losses.diffusion import DiffusionLoss
 from sdft.methods.full import FullFineTuning
 from sdft.methods.lora import LoRA
+from sdft.models.precision import set_precision
 from sdft.training.lr_schedule import LRSchedule
 from sdft.training.module import DiffusionModule
 
@@ -81,16 +82,16 @@ def test_max_grad_norm_zero_disables_clipping(tiny):
 def test_trainable_parameters_are_fp32_in_every_precision(tiny, compute_dtype):  # pitfalls 2 and 7
     module = build_module(tiny(), compute_dtype=compute_dtype)
     assert {p.dtype for p in module.get_trainable_parameters().values()} == {torch.float32}
-    assert {p.dtype for n, p in module.model.unet.named_parameters() if ".lora_" not in n} == {compute_dtype}
+    assert {p.dtype for p in module.model.unet.parameters()} == {compute_dtype}
     assert module.model.vae.dtype == torch.float32
 
 
-def test_the_vae_computes_in_fp32_inside_autocast(tiny):  # pitfall 7
+def test_the_vae_computes_in_fp32_in_every_precision(tiny):  # pitfall 7
     model, dtypes = tiny(), set()
+    set_precision(model, torch.bfloat16)
     model.vae.encoder.conv_in.register_forward_hook(lambda m, i, out: dtypes.add(out.dtype))
     model.vae.decoder.conv_in.register_forward_hook(lambda m, i, out: dtypes.add(out.dtype))
-    with torch.autocast("cpu", torch.bfloat16):
-        model.decode(model.moments(torch.zeros(1, 3, 32, 32))[0])
+    model.decode(model.moments(torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16))[0].bfloat16())
     assert dtypes == {torch.float32}
 
 

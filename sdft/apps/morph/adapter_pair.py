@@ -5,8 +5,8 @@ from pathlib import Path
 from hydra.utils import instantiate
 
 from sdft.lora.interpolation import AdapterInterpolator
-from sdft.lora.precision import set_precision
 from sdft.lora.scaling import load_adapters
+from sdft.models.precision import set_precision
 from sdft.runs.terminal import print_text
 
 

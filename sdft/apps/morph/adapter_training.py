@@ -26,9 +26,10 @@ def build_module(model: DiffusionModel, method, precision: Precision, lr: float,
 
 def fit_module(module: DiffusionModule, samples, steps: int, precision: Precision, strategy: Strategy) -> None:
     """Train with the regular trainer, in batches of one sample."""
+    trainer_kwargs = strategy.trainer_kwargs()
+    trainer_kwargs["plugins"] += precision.build_plugins()
     trainer = build_lightning_trainer(
-        **strategy.trainer_kwargs(),
-        precision=precision.lightning_precision,
+        **trainer_kwargs,
         max_steps=steps,
         logger=False,
         callbacks=[TrainingMetrics(max(1, steps // 20)), ProgressBar()],

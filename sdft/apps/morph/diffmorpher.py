@@ -18,7 +18,7 @@ from sdft.lora.interpolation import INTERPOLATION_MODES, AdapterInterpolator
 from sdft.models.conditioning import Conditioning, describe_geometry
 from sdft.models.cpu_threads import limit_threads
 from sdft.models.diffusion_model import DiffusionModel
-from sdft.models.sampling import autocast, to_pil_images
+from sdft.models.sampling import to_pil_images
 
 FRAME_SPACINGS = ("even", "uniform")
 ADAIN_MODES = ("noise", "result", "none")
@@ -171,7 +171,7 @@ class DiffMorpher:
 
     def predict(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         self.on_predictions(1)
-        with autocast(self.model, latents.device), limit_threads(self.model.unet, latents.shape):
+        with limit_threads(self.model.unet, latents.shape):
             return self.model.predict(latents, timestep, conditioning).float()
 
     @torch.no_grad()
@@ -189,8 +189,7 @@ class DiffMorpher:
             self.set_adapters(float(end) if lora else None)
             if lora:
                 self.interpolator.select_text_encoder(end)
-            with autocast(self.model, clean.device):
-                conditioning = self.model.condition_prompts([image.caption], describe_geometry(image.image.size))
+            conditioning = self.model.condition_prompts([image.caption], describe_geometry(image.image.size))
 
             def predict(x: Tensor, timestep: Tensor, conditioning: Conditioning = conditioning) -> Tensor:
                 return self.predict(x, timestep, conditioning)

@@ -55,8 +55,9 @@ class SingleImageTrainer:
             return CachedAdapter(folder, 0.0)
         start = time.perf_counter()
         method, model = self.build_method(), copy.deepcopy(base).cpu()
-        self.train_adapter(model, method, image, precision, Strategy(accelerator=accelerator, devices=1))
-        method.save(model, folder, ADAPTER_NAME)
+        module = self.train_adapter(model, method, image, precision, Strategy(accelerator=accelerator, devices=1))
+        with module.masters.use_in_networks():
+            method.save(model, folder, ADAPTER_NAME)
         seconds = time.perf_counter() - start
         with atomic_write(folder / COMPLETE_MARKER) as file:
             text = json.dumps(settings | {"seconds": round(seconds, 1)}, indent=1, ensure_ascii=False)
@@ -76,8 +77,8 @@ class SingleImageTrainer:
 
     def train_adapter(
         self, model: DiffusionModel, method, image: CaptionedImage, precision: Precision, strategy: Strategy
-    ) -> None:
-        """Train with the regular dataset, loss and trainer, without the files of a run."""
+    ):
+        """Train with the regular dataset, loss and trainer, without the files of a run; return the module."""
         from sdft.apps.morph.adapter_training import build_module, fit_module
 
         method.check(model, [image.caption])
@@ -88,6 +89,7 @@ class SingleImageTrainer:
             raise ValueError(
                 f"lr={self.lr}: NaN/Inf gradients in {int(module.skipped_steps)} of {self.steps} steps; choose a lower lr"
             )
+        return module
 
 
 @dataclass

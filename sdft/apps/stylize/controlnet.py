@@ -73,7 +73,7 @@ def load_controlnet(name: str, model: DiffusionModel):
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"controlnet={name}: cannot be loaded ({describe_error(error)})") from None
     check_controlnet_base(name, net, model)
-    return net.requires_grad_(False).eval()
+    return net.requires_grad_(False).eval().to(model.compute_dtype)
 
 
 def download_controlnet(name: str) -> Path:

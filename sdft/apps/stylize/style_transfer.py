@@ -16,7 +16,7 @@ from sdft.lora.scaling import find_adapter_layers, scale_adapters
 from sdft.models.cpu_threads import limit_threads
 from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.image_cache import slugify
-from sdft.models.sampling import autocast, eval_mode, move_to_device, to_pil_images
+from sdft.models.sampling import eval_mode, move_to_device, to_pil_images
 from sdft.runs.files import atomic_write
 from sdft.runs.terminal import print_text
 
@@ -67,17 +67,16 @@ class StyleTransfer:
         shape = model.batch_shape(1, image.size)
         with eval_mode(model), move_to_device(model, device), torch.no_grad(), limit_threads(model.unet, shape):
             mean, std = model.moments(resize_and_crop(image, image.size)[None].to(device))
-            with autocast(model, device):
-                latents = pipeline(
-                    **model.build_prompt_arguments([self.prompt], [""]),
-                    **control,
-                    image=model.latents(mean, std, torch.zeros_like(std)),
-                    strength=self.strength,
-                    num_inference_steps=self.steps,
-                    guidance_scale=self.guidance_scale,
-                    generator=[generator],
-                    output_type="latent",
-                ).images
+            latents = pipeline(
+                **model.build_prompt_arguments([self.prompt], [""]),
+                **control,
+                image=model.latents(mean, std, torch.zeros_like(std)),
+                strength=self.strength,
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance_scale,
+                generator=[generator],
+                output_type="latent",
+            ).images
             return to_pil_images(model.decode(latents))[0]
 
 

@@ -67,12 +67,14 @@ class EMA(Callback):
         set_weights(weights, self.average or {name: p.detach().clone() for name, p in weights.items()})
         for optimizer in optimizers:
             optimizer.eval()
+        module.masters.refresh_networks()
         try:
             yield
         finally:
             for optimizer in optimizers:
                 optimizer.train()
             set_weights(weights, raw)
+            module.masters.refresh_networks()
 
     def state_dict(self):
         return {

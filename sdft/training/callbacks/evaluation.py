@@ -113,10 +113,11 @@ class PeriodicEvaluation(RunCallback):
         value = scores[group][name]["value"]
         best_value = self.best["value"] if self.best else None
         if orient_score(value, direction) > orient_score(best_value, direction):
-            model = unshard_model(module.model)
-            if processes.rank() == 0:
-                module.method.save(model, self.folder / BEST, self.name)
-                write_result_metadata(self.folder / BEST, self.folder, module.method.output_kind, step)
+            with module.masters.use_in_networks():
+                model = unshard_model(module.model)
+                if processes.rank() == 0:
+                    module.method.save(model, self.folder / BEST, self.name)
+                    write_result_metadata(self.folder / BEST, self.folder, module.method.output_kind, step)
             self.best, self.evaluations_since_best = {"step": step, "metric": self.monitor, "value": value}, 0
         else:
             self.evaluations_since_best += 1

@@ -16,7 +16,7 @@ class ResultExport(RunCallback):
         folder = self.folder
         trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
         result = folder / module.method.output_kind
-        with self.ema.apply_averages(module):
+        with self.ema.apply_averages(module), module.masters.use_in_networks():
             model = unshard_model(module.model)
             if trainer.is_global_zero:
                 module.method.save(model, result, self.name)

@@ -61,8 +61,7 @@ class ValidationLoss(RunCallback):
                     [self.samples.load_fixed_sample(index, fraction) for fraction in TIMESTEP_FRACTIONS]
                 )
                 batch = {key: value.to(module.device) for key, value in batch.items()}
-                with trainer.precision_plugin.forward_context():
-                    losses.append(module.compute_unweighted_losses(batch))
+                losses.append(module.compute_unweighted_losses(batch))
         quarters = torch.stack(losses).mean(0).tolist()
         self.last = sum(quarters) / NUM_TIMESTEP_QUARTERS
         report = {"loss": self.last} | {f"loss_quarter_{q + 1}": loss for q, loss in enumerate(quarters)}

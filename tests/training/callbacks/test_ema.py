@@ -1,5 +1,7 @@
 """The EMA is updated on optimizer steps only, replaces the raw weights temporarily, and is checkpointed."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
@@ -10,6 +12,7 @@ from sdft.training.callbacks.ema import EMA
 
 class Module(nn.Module):
     device = torch.device("cpu")
+    masters = SimpleNamespace(refresh_networks=lambda: None)
 
     def __init__(self, optimizers=()):
         self.__dict__["trainer"] = type("Trainer", (), {"optimizers": list(optimizers)})()
