@@ -79,7 +79,7 @@ def compile_blocks(unet: nn.Module, shapes: int) -> int:
 
 
 def store_kernels() -> None:
-    """Store compiled kernels for later runs, unless `TORCHINDUCTOR_CACHE_DIR` names another folder or this one is not writable."""
+    """Store compiled kernels for later runs, unless `TORCHINDUCTOR_CACHE_DIR` names another folder or this one is read-only."""
     folder = KERNEL_FOLDER.expanduser()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

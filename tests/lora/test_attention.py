@@ -8,9 +8,9 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from sdft.lora.attention import LoraAttentionProcessor, LowRankProjections, use_lora_attention
-from sdft.lora.precision import set_precision
 from sdft.lora.scaling import disable_adapters, scale_adapters
 from sdft.methods.lora import LoRA
+from sdft.models.precision import set_precision
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
