@@ -10,7 +10,6 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from sdft.lora.attention import LoraAttentionProcessor, LowRankProjections, use_lora_attention
 from sdft.lora.scaling import disable_adapters, scale_adapters
 from sdft.methods.lora import LoRA
-from sdft.models.precision import set_precision
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -154,9 +153,8 @@ def test_other_adapters_have_the_forward_of_peft(tiny, options):
 def test_weights_of_another_precision_have_the_forward_of_peft(tiny):
     model = tiny()
     unet, peft_unet = build_pair(model, LoRA(4, 4, text_encoder=False))
-    set_precision(model, torch.bfloat16)
-    for parameter in peft_unet.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16) if not parameter.requires_grad else parameter.data
+    for parameter in [*unet.parameters(), *peft_unet.parameters()]:
+        parameter.data = parameter.data if parameter.requires_grad else parameter.data.to(torch.bfloat16)
     inputs = build_inputs(unet, torch.bfloat16)
     assert torch.equal(unet(*inputs).sample, peft_unet(*inputs).sample)
 
