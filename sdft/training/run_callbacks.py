@@ -18,7 +18,7 @@ from sdft.training.monitoring_callbacks import build_monitoring_callbacks
 
 CALLBACK_ORDER = (  # Lightning calls the methods of callbacks in this order, and those of `checkpoint` last
     "stop_request_listener",  # from here on a request to stop is noted
-    "oom_checkpoint",  # before all that may run out of memory
+    "oom_checkpoint",
     "nan_check",  # a step is checked before it is measured
     "training_metrics",
     "loss_spike",

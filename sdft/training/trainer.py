@@ -3,8 +3,10 @@
 import inspect
 import logging
 import warnings
+from contextlib import nullcontext
 
 from lightning import Callback, Trainer
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from sdft.training.heap import return_free_memory
 
@@ -64,7 +66,17 @@ def build_lightning_trainer(callbacks: list[Callback], **kwargs) -> Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     disabled = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "use_distributed_sampler"), False)
-    return Trainer(max_epochs=-1, callbacks=[FinishWithoutSteps(), DataPosition(), *callbacks], **disabled, **kwargs)
+    options = {"profiler": NoProfiler()} | disabled | kwargs
+    return Trainer(max_epochs=-1, callbacks=[FinishWithoutSteps(), DataPosition(), *callbacks], **options)
+
+
+class NoProfiler(PassThroughProfiler):
+    """Lightning's default without a generator per hook and callback, of which a step enters a hundred."""
+
+    context = nullcontext()
+
+    def profile(self, action_name: str) -> nullcontext:
+        return self.context
 
 
 class DataPosition(Callback):

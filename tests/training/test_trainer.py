@@ -3,6 +3,9 @@
 import csv
 
 import pytest
+from lightning.pytorch.profilers import SimpleProfiler
+
+from sdft.training.trainer import NoProfiler, build_lightning_trainer
 
 
 def test_callbacks_and_flags_of_the_user_reach_the_trainer(run):
@@ -27,3 +30,9 @@ def test_callbacks_and_flags_of_the_user_reach_the_trainer(run):
 def test_flags_that_an_option_sets_are_refused(run, override, key):
     with pytest.raises(ValueError, match=key):
         run("steps=1", override)
+
+
+def test_hooks_are_profiled_only_on_request():
+    assert isinstance(build_lightning_trainer([], logger=False, enable_checkpointing=False).profiler, NoProfiler)
+    profiler = build_lightning_trainer([], logger=False, enable_checkpointing=False, profiler="simple").profiler
+    assert isinstance(profiler, SimpleProfiler)

@@ -16,11 +16,11 @@ SAFE_FRAMES = (
 class OomCheckpoint(RunCallback):
     """Single process only: saving is collective, and the other ranks wait for the failed one.
 
-    Place it before callbacks that may run out of memory, so that it sees the end of every step.
+    Micro-batches of the incomplete step are left out by `TrainingMetrics` when saving and by `DataPosition` when resuming.
     """
 
     def __init__(self):
-        self.first_step, self.is_saving, self.loop_state = 0, False, {}
+        self.first_step = 0
 
     def on_train_start(self, trainer, module):
         self.first_step = trainer.global_step
@@ -33,14 +33,4 @@ class OomCheckpoint(RunCallback):
             return  # inside the optimizer step, which may have updated some weights
         for parameter in module.parameters():
             parameter.grad = None
-        self.is_saving = True
         trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.loop_state = trainer.fit_loop.state_dict()
-
-    def on_save_checkpoint(self, trainer, module, checkpoint):
-        """Store the loop's state at the end of the last complete step, without micro-batches of the incomplete one."""
-        if self.is_saving:
-            checkpoint["loops"]["fit_loop"] = self.loop_state

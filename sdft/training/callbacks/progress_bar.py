@@ -9,12 +9,13 @@ from sdft.runs.terminal import print_text
 from sdft.training.callbacks.base import RunCallback
 
 LINE_INTERVAL_SECONDS = 30
+BAR_INTERVAL_SECONDS = 0.1
 
 
 class ProgressBar(RunCallback):
     def on_train_start(self, trainer, module):
         console = Console(stderr=False)
-        self.last_line_time = time.monotonic()
+        self.last_time = time.monotonic()
         self.bar = Progress(
             TextColumn("{task.completed}/{task.total}"),
             BarColumn(30),
@@ -30,11 +31,16 @@ class ProgressBar(RunCallback):
         )
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        self.bar.update(self.task, completed=trainer.global_step, metrics=self.format_metrics())
-        is_line_due = time.monotonic() - self.last_line_time > LINE_INTERVAL_SECONDS
-        if self.bar.disable and trainer.global_rank == 0 and is_line_due:
-            self.last_line_time = time.monotonic()
+        now = time.monotonic()
+        if now - self.last_time <= (LINE_INTERVAL_SECONDS if self.bar.disable else BAR_INTERVAL_SECONDS):
+            return
+        self.last_time = now
+        self.update_bar(trainer)
+        if self.bar.disable and trainer.global_rank == 0:
             print_text(f"{trainer.global_step}/{trainer.max_steps}  {self.format_metrics()}", flush=True)
+
+    def update_bar(self, trainer) -> None:
+        self.bar.update(self.task, completed=trainer.global_step, metrics=self.format_metrics())
 
     def format_metrics(self) -> str:
         last = self.training_metrics.last
@@ -42,6 +48,7 @@ class ProgressBar(RunCallback):
         return f"loss {last['loss']:.4f} · {speed}" if last else "warming up · "
 
     def on_train_end(self, trainer, module):
+        self.update_bar(trainer)
         self.bar.stop()
 
     def on_exception(self, trainer, module, exception):

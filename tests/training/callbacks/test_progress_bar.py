@@ -30,3 +30,16 @@ def test_without_a_terminal_a_line_is_printed_at_intervals(monkeypatch, capsys):
         bar.on_train_batch_end(trainer, None, None, None, None)
     assert capsys.readouterr().out.strip() == "2/9  warming up ·"
     bar.on_train_end(trainer, None)
+
+
+def test_the_text_is_formatted_only_when_it_is_shown(monkeypatch):
+    import sdft.training.callbacks.progress_bar as progress_bar
+
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: 1.0)
+    bar, trainer = ProgressBar(), SimpleNamespace(max_steps=9, global_step=0, global_rank=0)
+    bar.training_metrics = SimpleNamespace(last={})
+    bar.on_train_start(trainer, None)
+    bar.format_metrics = None
+    bar.on_train_batch_end(trainer, None, None, None, None)
+    del bar.format_metrics
+    bar.on_train_end(trainer, None)

@@ -95,3 +95,38 @@ def test_a_pause_that_fails_is_a_pause(training):
         time.sleep(0.05)
         raise KeyboardInterrupt
     assert training_metrics.paused_seconds >= 0.05
+
+
+def test_losses_of_an_incomplete_step_are_not_stored(training):
+    training_metrics, trainer, module = training
+    trainer.accumulate_grad_batches, trainer.is_global_zero = 2, True
+    for batch_idx, loss in enumerate((1.0, 2.0, 4.0)):
+        outputs = {"losses": torch.tensor([loss]), "timestep": torch.tensor([0])}
+        trainer.global_step = (batch_idx + 1) // 2
+        training_metrics.on_train_batch_end(trainer, module, outputs, {}, batch_idx)
+    assert training_metrics.state_dict()["sums"][0] == [3, 2]
+    assert training_metrics.state_dict()["sums"][0] == [3, 2]  # storing them changes nothing
+    resumed = TrainingMetrics(every=2)
+    resumed.load_state_dict(training_metrics.state_dict())
+    resumed.on_train_start(trainer, module)
+    assert resumed.state_dict()["sums"][0] == [3, 2]
+
+
+def test_absent_weights_are_one_and_padding_does_not_count(training):
+    training_metrics, trainer, module = training
+    outputs = {"losses": torch.tensor([1.0, 2.0]), "timestep": torch.tensor([0, 999])}
+    weights = ({}, {"sample_weight": torch.zeros(2)}, {"weight": torch.tensor([2.0, 0.5])})
+    trainer.global_step = 1
+    for batch in weights:
+        training_metrics.on_train_batch_end(trainer, module, outputs, batch, 0)
+    assert training_metrics.state_dict()["sums"] == [[3, 2], [0, 0], [0, 0], [3, 2]]
+
+
+def test_long_intervals_hold_a_bounded_number_of_tensors(training, monkeypatch):
+    monkeypatch.setattr("sdft.training.callbacks.metrics.MAX_PENDING", 3)
+    training_metrics, trainer, module = training
+    training_metrics.every = 100
+    for _ in range(10):
+        run_step(training_metrics, trainer, module, [1.0], [0])
+        assert len(training_metrics.pending) < 3
+    assert training_metrics.state_dict()["sums"][0] == [10, 10]
