@@ -24,12 +24,11 @@ RANK = 16
 
 def build_sample(model, resolution: int) -> dict[str, torch.Tensor]:
     """A sample with cached latents and text."""
-    shape, numbers = model.batch_shape(1, (resolution, resolution)), torch.zeros(1)
-    latents = dict.fromkeys(("mean", "std", "posterior", "noise", "perturbation", "direction"), torch.empty(shape))
+    shape = model.batch_shape(1, (resolution, resolution))
+    latents = dict.fromkeys(("mean", "std", "posterior", "noise"), torch.empty(shape))
     text = {name: torch.empty(size) for name, size in model.text_shapes(1).items()}
-    scalars = dict.fromkeys(("guidance", "timestep_draw", "weight", "sample_weight"), numbers)
-    sides = {"mask": torch.empty(1, 1, *shape[2:]), "offset": torch.empty(1, 4, 1, 1), "geometry": torch.empty(1, 6)}
-    return latents | text | scalars | sides
+    sides = {"mask": torch.empty(1, 1, *shape[2:]), "geometry": torch.empty(1, 6), "timestep_draw": torch.zeros(1)}
+    return latents | text | sides
 
 
 def estimate(architecture: str, adapter: str, checkpointing: bool) -> dict[str, float]:

@@ -119,7 +119,7 @@ class PriorPreservationDataset(Dataset):
         """The class image is cropped to the size of the subject image."""
         number, sample_weight = key if isinstance(key, tuple) else (key, 1.0)
         subject = self.subject.load_sample(number, sample_weight)
-        prior = self.prior.load_sample(number, sample_weight, self.subject.sizes[int(subject["index"])])
+        prior = self.prior.load_sample(number, sample_weight, self.subject.sizes[self.plan.image_index(number)])
         subject["weight"], prior["weight"] = torch.tensor(2.0), torch.tensor(2.0 * self.weight)
         return {name: torch.stack([subject[name], prior[name]]) for name in subject}
 

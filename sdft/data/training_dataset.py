@@ -23,6 +23,12 @@ CROP_MODES = ("buckets", "center", "random")
 CACHE_MODES = ("disk", "ram", "off")
 RESOLUTION_RANGE = (8, 8192)  # pixels
 CENTER = (0.5, 0.5)
+OPTIONAL_DRAWS = {  # entries of a sample that some losses read
+    "perturbation": Draw.PERTURBATION,
+    "offset": Draw.OFFSET,
+    "direction": Draw.DIRECTION,
+    "guidance": Draw.GUIDANCE,
+}
 
 
 @dataclass
@@ -125,6 +131,8 @@ class TrainingDataset(Dataset):
         self.tokenizer = model.prompt_tokenizer
         self.latents = self.texts = None
         self.target_sizes: list[Size] = []  # sizes of the paired images, if samples are paired
+        self.required_draws = set(OPTIONAL_DRAWS)  # a run sets those that its losses read
+        self.has_geometry = "geometry" in model.image_inputs
 
     def __len__(self):
         return len(self.source)
@@ -135,6 +143,7 @@ class TrainingDataset(Dataset):
         return self.load_sample(number, sample_weight)
 
     def load_sample(self, number: int, sample_weight: float = 1.0, size: Size | None = None) -> dict[str, Tensor]:
+        """A sample; weights of 1 are left out, as most are."""
         index = self.plan.image_index(number)
         size = size or self.sizes[index]
         crop_position = (
@@ -143,20 +152,18 @@ class TrainingDataset(Dataset):
         flip = self.settings.flip and bool(self.draw_uniform(number, Draw.FLIP) < 0.5)
         return {
             **self.load_image_tensors(index, size, crop_position, flip),
-            "geometry": self.describe_geometry(index, size, crop_position, flip),
+            **self.describe_geometry(index, size, crop_position, flip),
             **self.load_text_tensors(self.draw_caption(index, number)),
             **self.draw_noise(number, size),
             "timestep_draw": self.draw_uniform(number, Draw.TIMESTEP)[0],
-            "weight": torch.ones(()),
-            "sample_weight": torch.tensor(sample_weight),
-            "index": torch.tensor(index),
+            **({"sample_weight": torch.tensor(sample_weight)} if sample_weight != 1 else {}),
         }
 
     def load_fixed_sample(self, index: int, timestep_fraction: float) -> dict[str, Tensor]:
         """Image `index`, center-cropped, at `timestep_fraction` (0..1) of the noise schedule, with fixed noise."""
         return {
             **self.load_image_tensors(index, self.sizes[index]),
-            "geometry": self.describe_geometry(index, self.sizes[index]),
+            **self.describe_geometry(index, self.sizes[index]),
             **self.load_text_tensors(self.tokenizer.encode(self.captions[index][0])),
             **self.draw_noise((Draw.FIXED, index, timestep_fraction), self.sizes[index]),
             "timestep_fraction": torch.tensor(timestep_fraction),
@@ -178,19 +185,22 @@ class TrainingDataset(Dataset):
 
     def describe_geometry(
         self, index: int, size: Size, crop_position: tuple[float, float] = CENTER, flip: bool = False
-    ) -> Tensor:
-        """Size of the image file, place and size of its crop, `[6]`, see `sdft.models.diffusion_model`."""
+    ) -> dict[str, Tensor]:
+        """`geometry` `[6]`: size of the image file, place and size of its crop, if the model takes it."""
+        if not self.has_geometry:
+            return {}
         original = tuple(self.original_sizes[index].tolist())
-        return describe_geometry(original, locate_crop(original, size, crop_position, flip), size)
+        return {"geometry": describe_geometry(original, locate_crop(original, size, crop_position, flip), size)}
 
     def draw_caption(self, index: int, number: int) -> Tensor:
         """Token ids `[tokens]` of one of the image's captions, or of the empty caption, drawn by sample number."""
-        if bool(self.draw_uniform(number, Draw.DROPOUT) < self.settings.dropout):
+        if self.settings.dropout and bool(self.draw_uniform(number, Draw.DROPOUT) < self.settings.dropout):
             return self.tokenizer.encode("")
         captions = self.captions[index]
-        variant = int(self.draw_uniform(number, Draw.CAPTION) * len(captions))
         if self.source.cycles_captions:
             variant = number // self.plan.num_images % len(captions)
+        else:
+            variant = int(self.draw_uniform(number, Draw.CAPTION) * len(captions)) if len(captions) > 1 else 0
         if not self.settings.shuffle_tags:
             return self.tokenizer.encode(captions[variant])
         tags = [tag.strip() for tag in captions[variant].split(",")]
@@ -202,15 +212,15 @@ class TrainingDataset(Dataset):
         return {"ids": ids} if self.texts is None else self.texts[self.text_key(ids)]
 
     def draw_noise(self, number, size: Size) -> dict[str, Tensor]:
-        shape, discount = self.latent_shape(size), self.settings.pyramid_noise
-        return {
+        shape, discount, required = self.latent_shape(size), self.settings.pyramid_noise, self.required_draws
+        draws = {
             "posterior": self.draw_normal(number, Draw.POSTERIOR, shape),
             "noise": draw_pyramid_noise(shape, discount, self.build_generator(Draw.NOISE, number)),
-            "perturbation": self.draw_normal(number, Draw.PERTURBATION, shape),
-            "offset": self.draw_normal(number, Draw.OFFSET, (self.channels, 1, 1)),
-            "direction": self.draw_normal(number, Draw.DIRECTION, shape),
-            "guidance": self.draw_uniform(number, Draw.GUIDANCE)[0],
         }
+        for name in required - {"noise", "guidance"}:
+            sides = (self.channels, 1, 1) if name == "offset" else shape
+            draws[name] = self.draw_normal(number, OPTIONAL_DRAWS[name], sides)
+        return draws | ({"guidance": self.draw_uniform(number, Draw.GUIDANCE)[0]} if "guidance" in required else {})
 
     def latent_shape(self, size: Size) -> tuple[int, int, int]:
         """Latent `[channels, height, width]` of an image of `size`."""

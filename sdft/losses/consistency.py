@@ -29,6 +29,7 @@ class LatentConsistencyLoss:
     unmasked_weight: float = 0.0
     teacher: Callable[..., Tensor] | None = field(default=None, init=False)
     is_distillation: ClassVar[bool] = True
+    required_draws: ClassVar[set[str]] = {"noise", "guidance"}
 
     def __post_init__(self):
         scales = list(self.guidance_range)

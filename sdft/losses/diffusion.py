@@ -43,6 +43,12 @@ class DiffusionLoss:
                 raise ValueError(f"{key}={getattr(self, key)}: choose from 0 (off) to 1; 0.1 is usual")
         check_unmasked_weight(self.unmasked_weight)
 
+    @property
+    def required_draws(self) -> set[str]:
+        """Names of the random draws that the loss reads."""
+        optional = {"offset": self.noise_offset, "perturbation": self.input_perturbation}
+        return {"noise", *(name for name, strength in optional.items() if strength)}
+
     def check(self, model) -> None:
         model.noise_process.check_terminal_snr()
 
@@ -60,8 +66,8 @@ class DiffusionLoss:
     def __call__(self, model, latents: Tensor, conditioning, draws: dict[str, Tensor]) -> Tensor:
         """Weighted losses `[batch]` of latents `[batch, 4, h, w]`; `conditioning` is handed to the model as it is.
 
-        `draws` holds standard normal `noise` and `perturbation` `[batch, 4, h, w]`, `offset` `[batch, 4, 1, 1]`,
-        `timestep` `[batch]` and `mask` `[batch, 1, h, w]`, 0..1.
+        `draws` holds the `required_draws`, standard normal: `noise` and `perturbation` `[batch, 4, h, w]`, `offset`
+        `[batch, 4, 1, 1]`; and `timestep` `[batch]` and `mask` `[batch, 1, h, w]`, 0..1.
         """
         return self.compute_unweighted_losses(model, latents, conditioning, draws) * self.compute_snr_weights(
             model, draws["timestep"]
@@ -70,8 +76,9 @@ class DiffusionLoss:
     def compute_unweighted_losses(self, model, latents: Tensor, conditioning, draws: dict[str, Tensor]) -> Tensor:
         """Losses `[batch]` before weighting."""
         process, timesteps = model.noise_process, draws["timestep"]
-        noise = draws["noise"] + self.noise_offset * draws["offset"]
-        noisy = process.add_noise(latents, noise + self.input_perturbation * draws["perturbation"], timesteps)
+        noise = add_scaled(draws["noise"], self.noise_offset, draws, "offset")
+        input_noise = add_scaled(noise, self.input_perturbation, draws, "perturbation")
+        noisy = process.add_noise(latents, input_noise, timesteps)
         error = model.predict(noisy, timesteps, conditioning).float() - process.compute_target(
             latents, noise, timesteps
         )
@@ -104,6 +111,10 @@ class DiffusionLoss:
         return model.noise_process.convert_x0_weights(x0_weight, snr)
 
 
+def add_scaled(noise: Tensor, strength: float, draws: dict[str, Tensor], name: str) -> Tensor:
+    return noise + strength * draws[name] if strength else noise
+
+
 def check_unmasked_weight(unmasked_weight: float) -> None:
     if not 0 <= unmasked_weight <= 1:
         raise ValueError(f"unmasked_weight={unmasked_weight}: choose from 0 (masked-out regions are ignored) to 1")
@@ -111,5 +122,13 @@ def check_unmasked_weight(unmasked_weight: float) -> None:
 
 def compute_masked_mean(distances: Tensor, mask: Tensor, unmasked_weight: float) -> Tensor:
     """Weighted means `[batch]` of distances `[batch, 4, h, w]`: 1 inside `mask` `[batch, 1, h, w]`, `unmasked_weight` outside."""
-    mask = unmasked_weight + (1 - unmasked_weight) * mask
+    if unmasked_weight:
+        mask = unmasked_weight + (1 - unmasked_weight) * mask
     return (distances.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp(min=1e-6)
+
+
+def weight_losses(losses: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Losses `[batch]` times the weights in the batch, which leaves out those that are 1 for all of its samples."""
+    for name in ("weight", "sample_weight"):
+        losses = losses * batch[name] if name in batch else losses
+    return losses

@@ -4,6 +4,7 @@ Like StyleGAN2's path length regularization (Karras et al., 2020): penalize the 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ class SmoothDiffusionLoss:
 
     weight: float = 0.0
     decay: float = 0.01
+    required_draws: ClassVar[set[str]] = {"noise", "direction"}
 
     def __post_init__(self):
         if self.weight < 0:
@@ -30,11 +32,12 @@ class SmoothDiffusionLoss:
     def __call__(self, model, latents: Tensor, conditioning, draws: dict[str, Tensor]) -> Tensor:
         """The terms to add to the losses `[batch]`.
 
-        `draws` also holds a normal `direction` `[batch, 4, h, w]` and `sample_weight` `[batch]`.
+        `draws` also holds a normal `direction` `[batch, 4, h, w]`, and `sample_weight` `[batch]` if it is not 1.
         """
         lengths = self.compute_path_lengths(model, latents, conditioning, draws)
         self.mean, self.steps = self.mean.to(lengths), self.steps.to(lengths)
-        self.length_sum = self.length_sum.to(lengths) + (lengths.detach() * draws["sample_weight"]).mean()
+        weighted = lengths.detach() * draws.get("sample_weight", 1)
+        self.length_sum = self.length_sum.to(lengths) + weighted.mean()
         self.count += 1
         return self.weight * (self.steps > 0) * (lengths - self.mean).square()
 

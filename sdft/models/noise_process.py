@@ -77,7 +77,7 @@ class VariancePreservingProcess(nn.Module):
 
     def convert_x0_weights(self, weights: Tensor, snr: Tensor) -> Tensor:
         """Weights `[batch]` of the network's squared error from those of x_0: divided by snr, or by snr + 1 for velocity."""
-        return weights / (snr + (self.prediction_type == "v_prediction"))
+        return weights / (snr + 1 if self.prediction_type == "v_prediction" else snr)
 
 
 @dataclass
@@ -106,7 +106,8 @@ class TimestepSampling:
         """Timesteps `[batch]` of uniform draws `[batch]`, 0..1, through the inverse of the distribution."""
         fractions = torch.special.ndtri(draws).sigmoid() if self.distribution == "logit_normal" else draws
         first, last = (round(edge * process.num_timesteps) for edge in self.range)
-        return (first + fractions * (last - first)).long().clamp(max=last - 1)
+        scaled = fractions * (last - first)
+        return (first + scaled if first else scaled).long().clamp(max=last - 1)
 
 
 def compute_alphas_cumprod(scheduler_config) -> Tensor:

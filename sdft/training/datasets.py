@@ -31,6 +31,10 @@ def build_datasets(parts: dict, inputs: RunInputs, class_source: ImageDataset | 
     validation = inputs.validation_source and settings.build_dataset(
         inputs.validation_source, model, Draw.HELD_OUT_IMAGES
     )
+    smoothness = parts["smoothness"]
+    required_draws = parts["objective"].required_draws | (smoothness.required_draws if smoothness.weight else set())
+    for dataset in [*training.datasets, *([validation] if validation else [])]:
+        dataset.required_draws = required_draws
     return RunDatasets(training, validation)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sdft.losses.diffusion import weight_losses
 from sdft.training.compile import remove_compiled_forwards
 from sdft.training.fake_tensors import FakeTensorMode, copy_with_tensors
 from sdft.training.gradient_checkpointing import enable_gradient_checkpointing
@@ -107,7 +108,7 @@ def measure_activations(fake_module: DiffusionModule, step: StepSpec, mode: Fake
         weight.grad = torch.empty_like(weight)
     start = mode.current_bytes - sum(map(count_bytes, batch.values()))
     mode.peak_bytes = mode.current_bytes
-    loss = (fake_module.compute_losses(batch) * batch["weight"] * batch["sample_weight"]).mean()
+    loss = weight_losses(fake_module.compute_losses(batch), batch).mean()
     if step.gradient_accumulation_steps == 1:
         for weight in fake_module.get_trainable_parameters().values():
             weight.grad = None  # the trainer clears gradients between forward and backward

@@ -5,7 +5,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sdft.losses.diffusion import DiffusionLoss
+from sdft.losses.diffusion import DiffusionLoss, weight_losses
 from sdft.losses.smooth_diffusion import SmoothDiffusionLoss
 from sdft.methods.base import Method
 from sdft.models.conditioning import Conditioning
@@ -137,8 +137,9 @@ class DiffusionModule(LightningModule):
     def training_step(self, batch: dict, _) -> dict:
         batch = batch | {"timestep": self.get_timesteps(batch)}
         losses = self.compute_losses(batch)
-        loss = (losses * batch["weight"] * batch["sample_weight"]).mean()
-        self.has_nonfinite_loss = ~loss.detach().isfinite() | self.has_nonfinite_loss
+        loss = weight_losses(losses, batch).mean()
+        if self.model.compute_dtype is torch.float16:
+            self.has_nonfinite_loss = ~loss.detach().isfinite() | self.has_nonfinite_loss
         return {"loss": loss, "losses": losses.detach(), "timestep": batch["timestep"]}
 
     def on_after_backward(self):
@@ -170,7 +171,7 @@ class DiffusionModule(LightningModule):
             nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
         ).detach()
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            is_nonfinite = ~self.grad_norm.isfinite()
+            is_nonfinite = ~(self.grad_norm < float("inf"))  # also where it is NaN
             self.skip_nonfinite_step(optimizer, parameters, is_nonfinite)
         else:  # it skips overflowing gradients itself, as part of its search: only NaN/Inf losses, of any rank, count
             is_nonfinite = self.trainer.strategy.reduce(self.has_nonfinite_loss.float(), reduce_op="max") > 0
@@ -179,7 +180,7 @@ class DiffusionModule(LightningModule):
             self.skipped_steps = torch.zeros_like(is_nonfinite, dtype=torch.long)
             self.last_skipped_step = torch.zeros_like(is_nonfinite, dtype=torch.long)
         self.skipped_steps += is_nonfinite
-        self.last_skipped_step = torch.where(is_nonfinite, self.trainer.global_step, self.last_skipped_step)
+        self.last_skipped_step.masked_fill_(is_nonfinite, self.trainer.global_step)
 
     def skip_nonfinite_step(self, optimizer, parameters: list[nn.Parameter], is_nonfinite: Tensor) -> None:
         """Leave the weights unchanged when the gradient is NaN/Inf; a device sync for optimizers that are not fused."""

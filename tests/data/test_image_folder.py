@@ -102,7 +102,7 @@ def test_mask_is_cropped_like_its_image(tmp_path, tiny):
     source = ImageFolder(str(tmp_path), caption="a thing")
     assert len(source) == 2 and source.describe().endswith("2 images, 1 with masks")
     samples = DataSettings(resolution=32, crop="center").build_dataset(source, tiny())
-    masks = {int(sample["index"]): sample["mask"] for sample in (samples[0], samples[1])}
+    masks = {samples.plan.image_index(number): samples[number]["mask"] for number in (0, 1)}
     assert masks[1].shape == (1, 8, 8) and masks[1].min() == 1
     assert masks[0][0, :, :4].max() == 0 and masks[0][0, :, 4:].min() == 1
     flipped = samples.load_image_tensors(0, (32, 32), flip=True)["mask"]

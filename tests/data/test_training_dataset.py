@@ -30,15 +30,29 @@ def test_sample_is_a_function_of_its_number(samples):
 
 def test_every_image_occurs_once_per_epoch_in_a_new_order(samples):
     dataset = samples()
-    epochs = [[int(dataset[n]["index"]) for n in range(start, start + 10)] for start in (0, 10, 20)]
+    epochs = [[dataset.plan.image_index(n) for n in range(start, start + 10)] for start in (0, 10, 20)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_image_has_new_noise_in_every_epoch(samples):
     dataset = samples()
-    noise = {int(s["index"]): s["noise"] for s in (dataset[n] for n in range(10))}
-    assert not any(torch.equal(noise[int(s["index"])], s["noise"]) for s in (dataset[n] for n in range(10, 20)))
+    noise = {dataset.plan.image_index(n): dataset[n]["noise"] for n in range(10)}
+    assert not any(torch.equal(noise[dataset.plan.image_index(n)], dataset[n]["noise"]) for n in range(10, 20))
+
+
+def test_a_sample_has_the_required_draws_and_no_others(samples):
+    plain, reduced = samples(dropout=0.3), samples(dropout=0.3)
+    reduced.required_draws = {"noise", "offset"}
+    for number in range(3):
+        full, sample = plain[number], reduced[number]
+        assert full.keys() - sample.keys() == {"perturbation", "direction", "guidance"}
+        assert all(torch.equal(full[name], tensor) for name, tensor in sample.items())
+
+
+def test_weights_of_one_are_left_out(samples):
+    dataset = samples()
+    assert "sample_weight" not in dataset[(0, 1.0)] and dataset[(0, 0.5)]["sample_weight"] == 0.5
 
 
 def test_draws_have_their_distributions(samples):
@@ -104,7 +118,7 @@ def test_tags_after_the_first_are_shuffled(tiny):
 
 def test_every_image_is_used_at_every_resolution(samples):
     several = samples(extra_resolutions=[16, 48])
-    sizes = [(int(s["index"]) % 10, tuple(s["pixels"].shape[1:])) for s in (several[n] for n in range(30))]
+    sizes = [(several.plan.image_index(n) % 10, tuple(several[n]["pixels"].shape[1:])) for n in range(30)]
     assert sorted(sizes) == sorted((i, (side, side)) for i in range(10) for side in (16, 32, 48))
     with pytest.raises(ValueError, match="resolution=20"):
         samples(extra_resolutions=[20])

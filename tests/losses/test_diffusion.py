@@ -7,6 +7,7 @@ from sdft.losses.diffusion import DiffusionLoss
 from sdft.models.noise_schedulers import change_prediction_type
 
 FULL_MASK = {"mask": torch.ones(1, 1, 8, 8)}
+OPTIONAL_DRAWS = {"noise_offset": ["offset"], "input_perturbation": ["perturbation"]}
 
 
 def compute_snr(model, t):
@@ -163,6 +164,23 @@ def test_input_perturbation_perturbs_the_input_only(tiny):  # pitfall 10
         inputs["noisy"], alpha.sqrt() * latents + (1 - alpha).sqrt() * (noise + 0.1 * extra), atol=1e-6
     )
     assert losses.item() == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"noise_offset": 0.1}, {"input_perturbation": 0.1}])
+def test_the_required_draws_suffice_and_are_all_read(tiny, options):
+    loss, read = DiffusionLoss(**options), set()
+
+    class Draws(dict):
+        def __getitem__(self, name):
+            read.add(name)
+            return super().__getitem__(name)
+
+    draws = Draws({name: torch.ones(1, 4, 8, 8) for name in loss.required_draws})
+    model, given = tiny(), {"timestep": torch.tensor([5]), "mask": torch.ones(1, 1, 8, 8)}
+    model.predict = lambda noisy, *_: noisy
+    draws |= given
+    loss(model, torch.ones(1, 4, 8, 8), None, draws)
+    assert read - given.keys() == loss.required_draws == {"noise", *OPTIONAL_DRAWS.get(next(iter(options), ""), ())}
 
 
 def test_l1_and_huber():

@@ -113,7 +113,7 @@ def test_loss_and_gradients_equal_a_straight_line_computation(family, cache, fol
         latents = model.latents(*moments, batch["posterior"])
         (loss,) = DiffusionLoss()(model, latents, model.condition(batch), draws)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        name = names[int(batch["index"])]
+        name = names[dataset.plan.image_index(number)]
         expected = compute_straight(model, family, folder, number, name, batch)
         torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
         expected_gradients = torch.autograd.grad(expected, parameters, allow_unused=True)

@@ -32,7 +32,7 @@ def test_without_a_terminal_a_line_is_printed_at_intervals(monkeypatch, capsys):
     bar.on_train_end(trainer, None)
 
 
-def test_the_text_is_formatted_only_when_it_is_shown(monkeypatch):
+def test_the_text_is_formatted_only_when_it_is_visible(monkeypatch):
     import sdft.training.callbacks.progress_bar as progress_bar
 
     monkeypatch.setattr(progress_bar.time, "monotonic", lambda: 1.0)
