@@ -38,8 +38,10 @@ VIEWS = """
     as_strided lift_fresh _reshape_alias narrow diagonal movedim view_as_real unfold
 """
 ALLOCATIONS = "empty empty_like empty_strided new_empty new_empty_strided set_ resize_"
-QUESTIONS = "is_pinned _local_scalar_dense sym_size sym_stride is_same_size device _record_function_enter_new _record_function_exit"
-FREE = {*VIEWS.split(), *ALLOCATIONS.split(), *QUESTIONS.split()}  # operations that launch nothing
+QUESTIONS = "is_pinned _local_scalar_dense sym_size sym_stride is_same_size device"
+PROFILER = "_record_function_enter_new _record_function_exit"
+# operations that launch nothing
+FREE = {*VIEWS.split(), *ALLOCATIONS.split(), *QUESTIONS.split(), *PROFILER.split()}
 
 
 class LaunchCounter(FakeTensorMode):

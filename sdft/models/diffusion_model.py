@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sdft.models.conditioning import Conditioning
+from sdft.models.decoding import decode_latents
 from sdft.models.noise_process import VariancePreservingProcess
 from sdft.models.prompt_tokenizer import PromptTokenizer
 
@@ -131,7 +132,7 @@ class DiffusionModel(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images `[batch, 3, h, w]`, roughly in -1..1, of scaled latents `[batch, 4, h/8, w/8]`, in fp32."""
-        return self.vae.decode(latents.float() / self.vae.config.scaling_factor).sample
+        return decode_latents(self.vae, latents.float() / self.vae.config.scaling_factor, self.vae_scale_factor**2)
 
     @property
     def prompt_tokenizer(self) -> PromptTokenizer:
