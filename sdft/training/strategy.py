@@ -111,4 +111,5 @@ class Strategy:
 
         if self.name == "fsdp":
             return ModelParallelStrategy(self.world_size(), 1, save_distributed_checkpoint=False)
-        return DDPStrategy(broadcast_buffers=False)  # buffers are constant, and those of offloaded parts are on the CPU
+        # buffers are constant, and those of offloaded parts are on the CPU; gradients are reduced where they are
+        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)

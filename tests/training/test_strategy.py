@@ -14,6 +14,12 @@ def test_on_a_cpu_auto_is_one_device():
     assert Strategy("ddp", "cpu", 2).trainer_kwargs()["devices"] == 2
 
 
+def test_ddp_keeps_gradients_in_its_buckets(monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.strategies.DDPStrategy", lambda **options: options)
+    options = Strategy("ddp", "cpu", 2).build_lightning_strategy()
+    assert options == {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_refused():
     with pytest.raises(ValueError, match="accelerator=gpu: "):
