@@ -82,7 +82,7 @@ def test_slurm_jobs_request_their_resources(fake_train_script, slurm, tmp_path):
     ]
     assert run_sweep(None, [*overrides, "accelerator=cpu", "launcher.slurm.partition=gpu"]) == 0
     script = (tmp_path / "script.txt").read_text()
-    for line in ("--ntasks-per-node=2", "--nodes=1", "--time=7", "--partition=gpu", "--cpus-per-task=8", "--mem=32GB"):
+    for line in ("--ntasks-per-node=2", "--nodes=1", "--time=7", "--partition=gpu", "--cpus-per-task=8", "--mem=64GB"):
         assert f"#SBATCH {line}" in script
     assert "gpus" not in script
     deadline = time.monotonic() + 60
@@ -90,6 +90,16 @@ def test_slurm_jobs_request_their_resources(fake_train_script, slurm, tmp_path):
         time.sleep(0.05)
     assert fake_train_script() == ["1 0 None"] * 2 + ["2 0 None"] * 2  # two tasks of each job
     assert read_ranks(tmp_path) == ["1", "2"]
+
+
+@pytest.mark.parametrize("devices", ["auto", 1, 4])
+def test_the_memory_of_a_slurm_job_grows_with_its_devices(slurm, tmp_path, monkeypatch, devices):
+    submitted = {}
+    monkeypatch.setattr("submitit.AutoExecutor.update_parameters", lambda _, **parameters: submitted.update(parameters))
+    cfg = SimpleNamespace(num_nodes=2, devices=devices, accelerator="gpu")
+    Submitit(memory_gb=20).prepare(tmp_path, [cfg])
+    count = 1 if devices == "auto" else devices
+    assert (submitted["mem_gb"], submitted["tasks_per_node"], submitted["gpus_per_node"]) == (20 * count, count, count)
 
 
 def test_unavailable_launchers_give_one_line_errors(fake_train_script, monkeypatch):

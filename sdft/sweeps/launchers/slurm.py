@@ -15,8 +15,8 @@ class Submitit:
     """Jobs on a SLURM cluster (`cluster=slurm`), or in submitit's emulation on this machine (`local`).
 
     `timeout_min` is the time limit of a job, `slurm` has further options of `sbatch`, such as partition or account. Nodes, tasks
-    and GPUs follow from the job's num_nodes and devices. Preempted jobs are resubmitted, timed-out ones are not. Queued jobs
-    outlive the sweep; the same command finds them again.
+    and GPUs follow from the job's num_nodes and devices; `cpus` and `memory_gb` are those of one process, of one device.
+    Preempted jobs are resubmitted, timed-out ones are not. Queued jobs outlive the sweep; the same command finds them again.
     """
 
     cluster: str = "slurm"
@@ -42,7 +42,11 @@ class Submitit:
             raise ValueError("launcher=submitit: give all jobs the same num_nodes, devices and accelerator")
         nodes, devices, accelerator = hardware.pop()
         self.tasks = int(devices) if str(devices).isdigit() else 1
-        parameters = {"timeout_min": self.timeout_min, "cpus_per_task": self.cpus, "mem_gb": self.memory_gb}
+        parameters = {
+            "timeout_min": self.timeout_min,
+            "cpus_per_task": self.cpus,
+            "mem_gb": self.memory_gb * self.tasks,
+        }
         if self.cluster == "slurm":
             self.slots = self.n_jobs or MAX_QUEUED_JOBS
             parameters |= {"nodes": nodes, "tasks_per_node": self.tasks, "slurm_srun_args": ["--kill-on-bad-exit"]}
