@@ -1,4 +1,4 @@
-"""Start and synchronize distributed processes. A single process acts as rank 0 of world size 1.
+"""Synchronize distributed processes. A single process acts as rank 0 of world size 1.
 
 This program, torchrun or srun starts them. Each rank computes its part of the work; only rank 0 writes files.
 """
@@ -8,11 +8,40 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
-PROCESS_GROUP_TIMEOUT = timedelta(hours=6)  # the other ranks wait while rank 0 evaluates
+COLLECTIVE_TIMEOUT = timedelta(minutes=15)  # of collectives on the device, in which every rank takes part at once
+WAIT_TIMEOUT = timedelta(hours=6)  # of those in this file: the other ranks wait while rank 0 scans, scores or writes
 RUN_FOLDER_VARIABLE = "SDFT_FOLDER"  # environment variable with the run folder for all ranks
+
+
+@dataclass
+class WaitGroups:
+    """Gloo groups of the functions below: of all ranks (None: the default group), and of those of this machine."""
+
+    all_ranks: Any = None
+    node: Any = None
+    node_ranks: tuple[int, ...] = ()
+
+    @classmethod
+    def create(cls) -> "WaitGroups":
+        import torch.distributed as group
+
+        nodes, own = [None] * group.get_world_size(), get_process_info().node
+        groups = cls(group.new_group(backend="gloo", timeout=WAIT_TIMEOUT))
+        group.all_gather_object(nodes, own, group=groups.all_ranks)
+        for node in sorted(set(nodes)):  # every rank takes part in the creation of every group
+            ranks = tuple(rank for rank, other in enumerate(nodes) if other == node)
+            node_group = group.new_group(ranks, backend="gloo", timeout=WAIT_TIMEOUT)
+            if node == own:
+                groups.node, groups.node_ranks = node_group, ranks
+        return groups
+
+
+wait_groups = WaitGroups()
 
 
 @dataclass
@@ -23,16 +52,19 @@ class ProcessInfo:
     count: int = 1
     local_rank: int = 0
     local_count: int = 1
+    node: int = 0
 
 
 def get_process_info() -> ProcessInfo:
     """Read the environment of torchrun (also used by `launch_processes`) or srun; without either, a single process."""
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
-        return ProcessInfo(*(int(env[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+        rank, *sizes, local_count = (int(env[k]) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+        return ProcessInfo(rank, *sizes, local_count, int(env.get("GROUP_RANK", rank // local_count)))
     if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # 1 in batch scripts and interactive shells
         count, nodes = int(env["SLURM_STEP_NUM_TASKS"]), int(env.get("SLURM_STEP_NUM_NODES", 1))
-        return ProcessInfo(int(env["SLURM_PROCID"]), count, int(env["SLURM_LOCALID"]), count // nodes)
+        rank, local_rank, node = (int(env[key]) for key in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"))
+        return ProcessInfo(rank, count, local_rank, count // nodes, node)
     return ProcessInfo()
 
 
@@ -75,47 +107,12 @@ def count_cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def launch_processes(count: int, folder, command: list[str]) -> int:
-    """Run the Python program and arguments `command` in `count` processes on this machine, with run folder `folder`.
-
-    Returns the first failing exit status, or 0.
-    """
-    import logging
-    import uuid
-
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.distributed.run"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ[RUN_FOLDER_VARIABLE] = str(folder)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cpu_cores() // count)))
-    rendezvous = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid.uuid4().hex}
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "45")  # seconds for the other ranks to save
-    options = {"max_restarts": 0, "monitor_interval": 0.2, "local_addr": "localhost"}
-    if any(field.name == "signals_to_handle" for field in fields(LaunchConfig)):
-        forwarded = ["SIGTERM", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2"]  # to all ranks
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            forwarded.append("SIGHUP")
-        options["signals_to_handle"] = ",".join(forwarded)
-    config = LaunchConfig(1, 1, count, **rendezvous, **options)
-    try:
-        elastic_launch(config, sys.executable)("-u", *command)
-    except ChildFailedError as error:
-        # a killed process is the cause; the others may have failed because of it
-        first_rank, first = min(error.failures.items(), key=lambda item: (item[1].exitcode > 0, item[1].timestamp))
-        if first.exitcode < 0:
-            print(f"error: rank {first_rank} of {count} was killed ({first.signal_name()})", file=sys.stderr)
-            return 128 - first.exitcode
-        return first.exitcode
-    except SignalException as error:
-        return 128 + error.sigval
-    return 0
-
-
 def init_process_group(on_cpu: bool) -> None:
-    """Initialize the process group; does nothing in a single process, or if it is initialized."""
+    """Initialize the process groups; does nothing in a single process, or if they are initialized.
+
+    The default one is that of the strategy; NCCL ends the run soon where a rank hangs. The functions below use another one.
+    """
+    global wait_groups
     import torch
     import torch.distributed as group
 
@@ -130,10 +127,11 @@ def init_process_group(on_cpu: bool) -> None:
         torch.cuda.set_device(get_gpu_index())
     group.init_process_group(
         backend,
-        timeout=PROCESS_GROUP_TIMEOUT,
+        timeout=COLLECTIVE_TIMEOUT,
         rank=environment.global_rank(),
         world_size=environment.world_size(),
     )
+    wait_groups = WaitGroups.create()
 
 
 def get_gpu_index() -> int:
@@ -160,10 +158,12 @@ def select_device(accelerator: str) -> str:
 
 
 def destroy_process_group() -> None:
-    """Barrier, then destroy the process group. Do not call it from a failing rank: it would block."""
+    """Barrier, then destroy the process groups. Do not call it from a failing rank: it would block."""
+    global wait_groups
     if is_initialized():
         barrier()
         sys.modules["torch.distributed"].destroy_process_group()
+        wait_groups = WaitGroups()
 
 
 def is_initialized() -> bool:
@@ -186,8 +186,26 @@ def broadcast(value):
     if world_size() == 1:
         return value
     values = [value]
-    sys.modules["torch.distributed"].broadcast_object_list(values, src=0)
+    sys.modules["torch.distributed"].broadcast_object_list(values, src=0, group=wait_groups.all_ranks)
     return values[0]
+
+
+def compute_on_node(compute: Callable[[], Any]) -> Any:
+    """What `compute` returns in the first process of this machine, which sends it, or its error, to the others. Collective."""
+    if len(wait_groups.node_ranks) < 2:
+        return compute()
+    first, results = wait_groups.node_ranks[0], [None, None]
+    send = partial(sys.modules["torch.distributed"].broadcast_object_list, src=first, group=wait_groups.node)
+    if rank() == first:
+        try:
+            results[0] = compute()
+        except Exception as error:
+            send([None, str(error.__cause__ or error)])  # Hydra wraps the errors of constructors
+            raise
+    send(results)
+    if results[1]:
+        raise ValueError(results[1])
+    return results[0]
 
 
 def barrier() -> None:
@@ -200,7 +218,7 @@ def gather(value) -> list:
     if world_size() == 1:
         return [value]
     values = [None] * world_size() if rank() == 0 else None
-    sys.modules["torch.distributed"].gather_object(value, values, dst=0)
+    sys.modules["torch.distributed"].gather_object(value, values, dst=0, group=wait_groups.all_ranks)
     return values or []
 
 
@@ -211,7 +229,7 @@ def all_reduce_max(count: int) -> int:
     import torch
 
     maximum = torch.tensor(count)
-    torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX)
+    torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX, group=wait_groups.all_ranks)
     return int(maximum)
 
 
@@ -220,5 +238,5 @@ def all_gather(value) -> list:
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
-    sys.modules["torch.distributed"].all_gather_object(values, value)
+    sys.modules["torch.distributed"].all_gather_object(values, value, group=wait_groups.all_ranks)
     return values

@@ -105,14 +105,19 @@ def run_forked(*arguments: str, cwd: Path, **options) -> CompletedProcess:
 
 def start_forked_ranks(*arguments: str, cwd: Path, nodes: int = 1) -> list[ForkedProgram]:
     """Start two ranks, on one or two "machines", with the environment that torchrun would give them."""
+    return [ForkedProgram(*arguments, cwd=cwd, **environment) for environment in build_rank_environments(nodes)]
+
+
+def build_rank_environments(nodes: int = 1) -> list[dict[str, str]]:
+    """The variables that torchrun would give two ranks."""
     with socket.create_server(("localhost", 0)) as server:
         port = str(server.getsockname()[1])
     common = {"TORCHELASTIC_RUN_ID": "forked", "MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     common["LOCAL_WORLD_SIZE"] = str(2 // nodes)
-    local_ranks = range(2) if nodes == 1 else (0, 0)
+    places = [(0, 0), (0, 1)] if nodes == 1 else [(0, 0), (1, 0)]
     return [
-        ForkedProgram(*arguments, cwd=cwd, RANK=str(rank), LOCAL_RANK=str(local), **common)
-        for rank, local in enumerate(local_ranks)
+        common | {"RANK": str(rank), "GROUP_RANK": str(node), "LOCAL_RANK": str(local)}
+        for rank, (node, local) in enumerate(places)
     ]
 
 
@@ -137,3 +142,26 @@ def die_at_rename(pattern: str, count: int, early: bool) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.replace = replace_and_count
+
+
+def call_in_rank(function: Callable, arguments: tuple, environment: dict[str, str], cwd: Path, connection) -> None:
+    os.chdir(cwd)
+    os.environ.update(environment)
+    connection.send(function(*arguments))
+
+
+def call_in_two_ranks(function: Callable, *arguments, cwd: Path) -> list:
+    """What a function of a test module returns in each of two processes on one "machine", which it may join to a group."""
+    ranks = []
+    for environment in build_rank_environments():
+        receiver, sender = FORKSERVER.Pipe(duplex=False)
+        process = FORKSERVER.Process(target=call_in_rank, args=(function, arguments, environment, cwd, sender))
+        process.start()
+        sender.close()  # so that `recv` ends if the process does
+        ranks.append((process, receiver))
+    try:
+        return [receiver.recv() for _, receiver in ranks]
+    finally:
+        for process, _ in ranks:
+            process.kill()
+            process.join()

@@ -116,14 +116,14 @@ def test_no_other_package_is_hidden_or_replaced(pattern):
 
 
 def test_text_reaches_the_terminal_through_one_function():
-    """`print_text` escapes names, captions and metadata of others; `distributed` lies below it and prints numbers."""
+    """`print_text` escapes names, captions and metadata of others."""
     calls = {
         file.relative_to(PACKAGE).as_posix()
         for file in MODULES
         for node in ast.walk(parse(file))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
     }
-    assert calls == {"runs/terminal.py", "distributed.py"}
+    assert calls == {"runs/terminal.py"}
 
 
 def test_the_losses_import_only_each_other():

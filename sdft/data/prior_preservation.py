@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+import sdft.distributed as processes
 from sdft.data.dataset import ImageDataset
 from sdft.data.image_folder import ImageFolder
 from sdft.data.image_formats import IMAGE_SUFFIXES
@@ -76,7 +77,7 @@ class PriorPreservation:
     def load_class_images(self, model, sampling: Sampling, resolution: int) -> ImageDataset:
         """Return the class images; those missing from the manifest are generated first, on the model's device."""
         if not self.images:
-            return self.load_user_images()
+            return processes.compute_on_node(self.load_user_images)
         settings = {"prompt": self.prompt, "seed": self.seed, **collect_image_settings(model, sampling, resolution)}
         folder = (
             Path(self.path).expanduser() if self.path else CLASS_IMAGES_DIR / format_folder_name(self.prompt, settings)
@@ -84,7 +85,7 @@ class PriorPreservation:
         requests = {f"{number:05d}.png": (self.prompt, self.seed + number) for number in range(self.images)}
         title = f"class      {self.prompt!r}"
         generate_missing_images(requests, sampling, model, resolution, folder, settings, title, key="class_path")
-        source = ImageFolder(str(folder), default_caption=self.prompt)
+        source = processes.compute_on_node(lambda: ImageFolder(str(folder), default_caption=self.prompt))
         indices = [i for i, file in enumerate(source.files) if file.name in requests]
         if len(indices) < len(requests):
             raise ValueError(

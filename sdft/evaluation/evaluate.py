@@ -54,7 +54,10 @@ def evaluate(folder: Path, cfg: DictConfig, states: list[ModelVariant], scorers:
 
     `cfg` is a run's config, or has its keys model, data, metrics, protocol, sampling, resolution and seed.
     """
-    source, protocol = apply_caption_template(instantiate(cfg.data), cfg.get("caption_template")), build_protocol(cfg)
+    source = processes.compute_on_node(
+        lambda: apply_caption_template(instantiate(cfg.data), cfg.get("caption_template"))
+    )
+    protocol = build_protocol(cfg)
     evaluation_spec = source.evaluation_spec()
     training_images = split_validation(source, cfg.get("validation_split", 0))[0]
     groups = build_prompt_groups(cfg, protocol, evaluation_spec, source)

@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch.utils.data import Dataset
 
+import sdft.distributed as processes
 from sdft.data.dataset import ImageDataset
 from sdft.data.latent_cache import fill_caches
 from sdft.data.prior_preservation import PriorPreservationDataset
+from sdft.data.transforms import apply_caption_template
 from sdft.rng import Draw
 from sdft.training.disk_space import check_disk_space, estimate_run_size
 from sdft.training.inputs import RunInputs
@@ -19,6 +22,18 @@ from sdft.training.inputs import RunInputs
 class RunDatasets:
     training: Dataset
     validation: Dataset | None  # None: the validation loss uses some of the training images
+
+
+def load_source(cfg: DictConfig) -> ImageDataset:
+    """The images and captions; of several processes of a machine, one scans and inspects them. Collective."""
+
+    def load() -> ImageDataset:
+        source = apply_caption_template(instantiate(cfg.data), cfg.caption_template)
+        if processes.world_size() > 1:
+            source.sizes()  # all processes need them
+        return source
+
+    return processes.compute_on_node(load)
 
 
 def build_datasets(parts: dict, inputs: RunInputs, class_source: ImageDataset | None) -> RunDatasets:

@@ -10,6 +10,7 @@ from sdft.runs.invocation import ExitStatus, Invocation
 from sdft.runs.lock import Lock
 from sdft.runs.metadata import RunRecord, mark_failed
 from sdft.runs.resume import has_started, store_overrides
+from sdft.training.process_launcher import launch_processes
 
 RUN_FILES = (  # that a run replaces or removes
     *(
@@ -34,7 +35,7 @@ def launch_or_join(strategy, invocation: Invocation) -> Path:
     """
     if count := strategy.count_processes_to_launch():
         command = [*invocation.restart[1:], *invocation.arguments]
-        status = processes.launch_processes(count, invocation.folder, command)
+        status = launch_processes(count, invocation.folder, command)
         raise ExitStatus(mark_failed(invocation.folder, status))
     processes.init_process_group(strategy.on_cpu())
     return verify_shared_folder(processes.broadcast(invocation.folder))

@@ -3,14 +3,12 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 import sdft.distributed as processes
-from sdft.data.transforms import apply_caption_template
 from sdft.runs.invocation import Invocation
 from sdft.training.build import build_components, build_module, build_trainer
-from sdft.training.datasets import build_datasets, fill_input_caches
+from sdft.training.datasets import build_datasets, fill_input_caches, load_source
 from sdft.training.finish import close_loggers_on_exit, finish_run, free_training_memory, report_reproduction
 from sdft.training.fit import apply_memory_format_and_compile, fit_and_record
 from sdft.training.inputs import RunInputs, load_inputs
@@ -52,10 +50,12 @@ class TrainingRun:
         cfg = self.cfg
         check_options(cfg)
         self.parts = build_components(cfg, self.invocation.choices)
-        self.source = apply_caption_template(instantiate(cfg.data), cfg.caption_template)
+        strategy, precision = self.parts["strategy"], self.parts["precision"]
+        if not strategy.count_processes_to_launch():
+            processes.init_process_group(strategy.on_cpu())
+        self.source = load_source(cfg)
         if prior := self.parts["prior"]:
             prior.check_no_overlap(cfg.data.get("path"))
-        strategy, precision = self.parts["strategy"], self.parts["precision"]
         precision.check_device(strategy.device())
         strategy.check(self.parts["method"].output_kind, precision.needs_grad_scaler)
         self.parts["training"].check_offload(self.parts["method"].output_kind, strategy.device().type)

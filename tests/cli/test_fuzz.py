@@ -148,11 +148,11 @@ def patch_programs(home: Path, patch: pytest.MonkeyPatch):
     """Patch the programs to stop before they load weights; returns the function of the fixture `run_program`."""
     import sdft.cli.errors
     import sdft.cli.overrides
-    import sdft.distributed
     import sdft.evaluation.evaluate
     import sdft.models.embedded
     import sdft.models.loading
     import sdft.training.inputs
+    import sdft.training.run_folder
     from sdft.runs.invocation import Invocation
 
     def accept(*_, **__):
@@ -167,7 +167,7 @@ def patch_programs(home: Path, patch: pytest.MonkeyPatch):
         lambda name, *options: deepcopy(model) if name == tiny else real(name, *options),
     )
     patch.setattr(sdft.training.inputs, "check_steps_left", accept)
-    patch.setattr(sdft.distributed, "launch_processes", accept)
+    patch.setattr(sdft.training.run_folder, "launch_processes", accept)
     patch.setattr(sdft.evaluation.evaluate, "select_device", accept)
     patch.setattr(yaml, "load", cache_yaml_load(yaml.load))
     patch.setattr(sys, "argv", sys.argv)
