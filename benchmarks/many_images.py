@@ -75,10 +75,10 @@ def start(path: Path) -> dict:
     from sdft.data.image_folder import ImageFolder
     from sdft.data.latent_cache import fill_caches
     from sdft.data.training_dataset import DataSettings
+    from sdft.models.heap import return_free_memory
     from sdft.models.loading import load_stable_diffusion
     from sdft.runs.data_index import build_data_index
     from sdft.runs.hashing import hash_dataset
-    from sdft.training.heap import return_free_memory
 
     model, began, times = load_stable_diffusion("tiny-sd"), time.perf_counter(), {}
     cpu_began = time.process_time()

@@ -11,14 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from sdft.config import check_option_types
 from sdft.distributed import count_gpus, select_device
 from sdft.evaluation.variants import BEST, find_result_folder, load_checkpoint_weights, select_checkpoints
-from sdft.lora.file import check_weight_count, find_lora_file
+from sdft.lora.file import check_weight_count, contains_dora, find_lora_file
 from sdft.lora.scaling import load_adapters, set_adapter_scales
 from sdft.methods.base import Method
 from sdft.models.diffusion_model import DiffusionModel
-from sdft.models.precision import set_precision
-from sdft.runs.hashing import hash_weights
+from sdft.models.precision import hash_in_fp32, load_model, set_precision
 from sdft.runs.newest_run import find_newest_run
 from sdft.runs.run_config import read_run_config
+from sdft.training.precision import Precision
 from sdft.training.strategy import ACCELERATORS
 
 OPTION_TYPES = {
@@ -53,6 +53,12 @@ class ModelRequest:
     @property
     def is_adapter_checkpoint(self) -> bool:
         return self.is_checkpoint and self.method is not None and self.method.output_kind == "adapter"
+
+    def needs_fp32(self, part: str) -> bool:
+        """Whether the fp32 weights of a part are needed to load the trained ones."""
+        reads_base = self.result is not None and self.method is not None and self.method.needs_fp32(part)
+        with name_option_in_errors("run" if self.run else "adapters"):
+            return reads_base or any(map(contains_dora, self.adapters))
 
     @property
     def supports_scaling(self) -> bool:
@@ -148,12 +154,13 @@ def open_model(app_cfg: DictConfig, base_only: bool = False, compute_digest: boo
     """
     request, names = resolve_model(app_cfg, base_only), []
     torch.manual_seed(0)
-    model = instantiate(request.cfg.model)
+    precision = instantiate(app_cfg.precision) if app_cfg.get("precision") else Precision()
+    model = load_model(request.cfg.model, precision.dtype, request.needs_fp32)
     if request.result and not request.is_checkpoint:
         request.method.load(model, request.result)
     if request.is_checkpoint and not request.is_adapter_checkpoint:
         load_checkpoint_weights(model, request.method, request.result, request.cfg.get("seed", 0))
-    digest = hash_weights(model) if compute_digest else None
+    digest = hash_in_fp32(model) if compute_digest else None
     if request.is_adapter_checkpoint:
         load_checkpoint_weights(model, request.method, request.result, request.cfg.get("seed", 0))
         names = ["default"] if request.weights else []
@@ -164,7 +171,6 @@ def open_model(app_cfg: DictConfig, base_only: bool = False, compute_digest: boo
             names = load_adapters(model, request.adapters, request.weights if request.adapters else [])
     model.requires_grad_(False).eval()
     if app_cfg.get("precision"):
-        precision = instantiate(app_cfg.precision)
         precision.configure_tf32()
         set_precision(model, precision.dtype)
     model.to(select_device(app_cfg.get("accelerator") or "auto"))

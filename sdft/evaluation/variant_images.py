@@ -15,7 +15,7 @@ from sdft.models.image_cache import (
     format_image_name,
     generate_missing_images,
 )
-from sdft.models.precision import set_precision
+from sdft.models.precision import load_in_precision, load_model, set_precision
 from sdft.models.sampling import Sampling
 
 BASE_IMAGE_CACHE = Path("outputs/cache/images")  # base-model images, shared by all runs
@@ -34,15 +34,20 @@ def generate_variant_images(
     All have the precision of the training: a base whose weights were cast is reloaded, too, before adapters are added.
     """
     model, loaded, dtype = None, BASE, instantiate(cfg.precision).dtype if cfg.get("precision") else torch.float32
+
+    def needs_fp32(part: str) -> bool:
+        return any(state.needs_fp32(part) for state in states)
+
     for state in states:
         if model is None or (loaded != state.source and (loaded != BASE or dtype is not torch.float32)):
             model = None  # frees its memory
             torch.manual_seed(cfg.seed)
-            model, loaded = instantiate(cfg.model), BASE
+            model, loaded = load_model(cfg.model, dtype, needs_fp32), BASE
             for other in states if state is states[0] else []:
                 other.check(model)
         if loaded != state.source:
-            state.load(model)
+            with load_in_precision(dtype, needs_fp32):
+                state.load(model)
             loaded = state.source
         set_precision(model, dtype)
         model.to(device)

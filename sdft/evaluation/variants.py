@@ -9,7 +9,7 @@ import torch
 from sdft.evaluation.statistics import FINE_TUNED_LABEL
 from sdft.evaluation.whole_models import check_whole_model, is_whole_model, load_whole_model
 from sdft.lora.architecture import get_model_architecture
-from sdft.lora.file import read_lora_file
+from sdft.lora.file import contains_dora, find_lora_file, read_lora_file
 from sdft.lora.formats import load_lora
 from sdft.methods.base import Method
 from sdft.models.diffusion_model import DiffusionModel
@@ -23,7 +23,8 @@ BEST = "best"  # run subfolder with the result chosen by checkpoint_metric
 class ModelVariant:
     """`load` puts the weights identified by `source` into a base model; `scale` multiplies its adapters.
 
-    `check` raises `ValueError` for weights that do not fit the base, before any image is generated.
+    `check` raises `ValueError` for weights that do not fit the base, before any image is generated. `needs_fp32`: whether `load`
+    takes a part's fp32 weights.
     """
 
     label: str
@@ -32,6 +33,7 @@ class ModelVariant:
     scale: float = 1.0
     step: int | None = None
     check: Callable[[DiffusionModel], None] = lambda model: None
+    needs_fp32: Callable[[str], bool] = lambda part: False
 
 
 def build_run_variants(
@@ -42,6 +44,11 @@ def build_run_variants(
         raise ValueError(f"checkpoints=best: {run} has none; train with evaluate_every=N checkpoint_metric=SCORE")
     if scales != [1.0] and method.output_kind != "adapter":
         raise ValueError(f"adapter_scales={scales}: only adapters can be scaled; this run wrote {method.output_kind}/")
+    replaces_networks = method.output_kind == "pipeline"
+
+    def needs_fp32(part: str) -> bool:
+        return not replaces_networks and method.needs_fp32(part)
+
     variants = [ModelVariant(BASE)]
     selected = select_checkpoints(run, checkpoints)
     if checkpoints == "all" and not selected and not (run / BEST).is_dir():
@@ -53,13 +60,15 @@ def build_run_variants(
                 str(file),
                 lambda model, f=file: load_checkpoint_weights(model, method, f, seed),
                 step=step,
+                needs_fp32=needs_fp32,
             )
         )
     if (run / BEST).is_dir() and checkpoints in (None, BEST, "all"):
-        variants.append(ModelVariant(BEST, str(run / BEST), lambda model: method.load(model, run / BEST)))
+        best = ModelVariant(BEST, str(run / BEST), lambda model: method.load(model, run / BEST), needs_fp32=needs_fp32)
+        variants.append(best)
     result = find_result_folder(run, method)
     return variants + build_scaled_variants(
-        FINE_TUNED_LABEL, str(result), lambda model: method.load(model, result), scales
+        FINE_TUNED_LABEL, str(result), lambda model: method.load(model, result), scales, needs_fp32
     )
 
 
@@ -74,7 +83,13 @@ def build_file_variants(path: Path, scales: list[float]) -> list[ModelVariant]:
     """The base, and a LoRA file at each of `scales`, or a whole model: a pipeline folder or a checkpoint in one file."""
     label = format_file_label(path)
     if not is_whole_model(path):
-        variants = build_scaled_variants(label, str(path), lambda model: load_lora(model, path), scales)
+        variants = build_scaled_variants(
+            label,
+            str(path),
+            lambda model: load_lora(model, path),
+            scales,
+            needs_fp32=lambda part: contains_dora(find_lora_file(path)),
+        )
         variants[0].check = lambda model: read_lora_file(path, [get_model_architecture(model)])
         return [ModelVariant(BASE), *variants]
     if scales != [1.0]:
@@ -89,11 +104,17 @@ def format_file_label(path: Path) -> str:
     return f"{path.stem} (adapter)" if path.stem == BASE else path.stem
 
 
-def build_scaled_variants(label: str, source: str, load: Callable, scales: list[float]) -> list[ModelVariant]:
+def build_scaled_variants(
+    label: str,
+    source: str,
+    load: Callable,
+    scales: list[float],
+    needs_fp32: Callable[[str], bool] = lambda part: False,
+) -> list[ModelVariant]:
     if not scales:
         raise ValueError("adapter_scales=[]: give at least one, such as [0.5,1]")
     names = {scale: label if scale == 1 else f"{label} × {scale:g}" for scale in scales}
-    return [ModelVariant(name, source, load, scale) for scale, name in names.items()]
+    return [ModelVariant(name, source, load, scale, needs_fp32=needs_fp32) for scale, name in names.items()]
 
 
 def select_checkpoints(run: Path, checkpoints: str | list[int] | None) -> list[tuple[int, Path]]:

@@ -73,6 +73,15 @@ def find_lora_file(path: Path) -> Path:
     raise ValueError(f"adapter={path}: not a LoRA file or a folder with {DIFFUSERS_FILE} or {PEFT_FILE}")
 
 
+def contains_dora(path: Path) -> bool:
+    """Whether a LoRA file has magnitudes, to be loaded with the weights of the base; reads no tensor."""
+    from safetensors import safe_open
+
+    check_safetensors(path, "adapter")
+    with safe_open(path, "pt") as reader:
+        return any("dora_scale" in key or "magnitude" in key for key in reader.keys())  # noqa: SIM118  not a dict
+
+
 def check_weight_count(weights: list[float], count: int) -> list[float]:
     """Return the weights; `ValueError` unless there is one per adapter."""
     if len(weights) != count:

@@ -19,6 +19,7 @@ from sdft.lora.state_dict import (
     pad_rank,
     split_tensor_name,
 )
+from sdft.models.precision import add_adapters_in_fp32
 from sdft.runs.files import atomic_write
 from sdft.runs.terminal import print_text
 
@@ -132,8 +133,9 @@ def load_lora(model, path: Path, name: str = "default") -> None:
     file = read_lora_file(path, [get_model_architecture(model)])
     try:
         for part, layers in file.parts.items():
-            layers = expand_dora(part, model.components[part], layers)
-            inject_adapter(model.components[part], part, build_adapter_state(part, layers), name)
+            layers, network = expand_dora(part, model.components[part], layers), model.components[part]
+            with add_adapters_in_fp32(network):
+                inject_adapter(network, part, build_adapter_state(part, layers), name)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         reason = f"{reason[:MAX_ERROR_LENGTH]}…" if len(reason) > MAX_ERROR_LENGTH else reason

@@ -16,6 +16,10 @@ class Method:
     def check(self, model: DiffusionModel, captions: list[str]) -> None:
         """Raise `ValueError` for settings that cannot be trained, before any expensive work."""
 
+    def needs_fp32(self, part: str) -> bool:
+        """Whether `prepare` or training takes the fp32 weights of a part, which is then loaded in fp32."""
+        return False
+
     def prepare(self, model: DiffusionModel) -> None:
         """Unfreeze or add the trainable weights."""
         raise NotImplementedError

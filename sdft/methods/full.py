@@ -26,6 +26,9 @@ class FullFineTuning(Method):
     def check(self, model, captions):
         self.get_trainable_parts(model)
 
+    def needs_fp32(self, part):
+        return True
+
     def prepare(self, model):
         for part in self.get_trainable_parts(model):
             model.parts[part].requires_grad_(True)

@@ -34,6 +34,9 @@ class LCMLoRA(LoRA):
         if not any(caption.strip() for caption in captions):
             raise ValueError("data: no image has a caption; guidance distillation requires captions")
 
+    def needs_fp32(self, part):
+        return part != "unet" or super().needs_fp32(part)  # the text outputs for guidance are computed in fp32
+
     def prepare(self, model):
         model.cache_unconditional_text()
         super().prepare(model)

@@ -86,12 +86,20 @@ class LoRA(Method):
             is_linear = self.init_lora_weights == "pissa"
             check_target_modules(model.parts[part], part, patterns, f"method.{option}", is_linear)
 
+    def needs_fp32(self, part):
+        """PiSSA decomposes the weights, DoRA takes their norms."""
+        reads_weights = self.init_lora_weights == "pissa" or self.use_dora
+        choice = self.text_encoder
+        return reads_weights and (part == "unet" or choice in (None, True) or (choice is not False and part in choice))
+
     def prepare(self, model):
         from sdft.lora.attention import use_lora_attention
         from sdft.lora.to_lora import compute_low_rank_updates
+        from sdft.models.precision import add_adapters_in_fp32
 
         for part, patterns in self.get_targets(model).items():
-            model.parts[part].add_adapter(self.build_peft_config(patterns))
+            with add_adapters_in_fp32(model.parts[part]):
+                model.parts[part].add_adapter(self.build_peft_config(patterns))
         use_lora_attention(model.unet)
         model.freeze_unused_modules()
         self.initial_updates = (

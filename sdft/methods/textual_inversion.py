@@ -57,6 +57,9 @@ class TextualInversion(Method):
                 f"add it to the captions, or set 'caption_template=\"{{caption}} {self.placeholder_token}\"'"
             )
 
+    def needs_fp32(self, part):
+        return part != "unet"  # new rows are computed from the vocabulary
+
     def prepare(self, model):
         for network in model.text_encoders.values():
             embeddings = network.get_input_embeddings()

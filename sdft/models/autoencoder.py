@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import torch
+
 from sdft.models.checkpoint_file import OTHER_MODELS, PARTS_OF_MODELS, CheckpointFile, read_checkpoint_header
 from sdft.models.family import read_config
 from sdft.models.model_folder import load_network
 from sdft.models.original_layout import VAE_PREFIX, map_vae
 from sdft.models.safetensors_check import find_variants
-from sdft.models.single_file import check_weights, load_network_weights
+from sdft.models.single_file import check_weights
+from sdft.models.weight_sources import FileWeights, assign_weights
 from sdft.runs.files import get_identity
 from sdft.runs.hashing import hash_large_file, share_digests
 
@@ -109,7 +112,7 @@ def load_autoencoder_file(path: Path, config):
         raise file.error(
             f"has the layer {unknown[0][:200]}, which the base's autoencoder lacks; choose one for this base"
         )
-    load_network_weights(vae, path, places)
+    assign_weights(vae, FileWeights({key: (path, place) for key, place in places.items()}), torch.float32)
     return vae
 
 

@@ -5,20 +5,16 @@ from pathlib import Path
 from sdft.models.checkpoint_file import CheckpointFile, read_checkpoint_header
 from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.embedded import find_bundled_configs, find_embedded_models
-from sdft.models.family import find_model_class
 from sdft.models.model_folder import (
     check_model_folder,
-    import_network_class,
-    list_networks,
     load_folder,
-    load_scheduler,
-    name_part_in_errors,
-    read_pipeline_options,
     share_file_digests,
 )
 from sdft.models.noise_process import PREDICTION_TYPES, VariancePreservingProcess
 from sdft.models.noise_schedulers import change_prediction_type
+from sdft.models.precision import choose_part_dtype
 from sdft.models.stable_diffusion_xl import EMPTY_CAPTIONS
+from sdft.models.untrained import build_untrained
 from sdft.runs.terminal import describe_error
 
 WEIGHT_SOURCES = ("pretrained", "random")
@@ -37,7 +33,9 @@ def load_stable_diffusion(
     empty_caption: str | None = None,
     clip_skip: int | None = None,
 ) -> DiffusionModel:
-    """An embedded model, a local folder or hub id in the diffusers layout, or a file in the original layout, in fp32.
+    """An embedded model, a local folder or hub id in the diffusers layout, or a file in the original layout.
+
+    It is in fp32, except within `load_in_precision`.
 
     A file is recognised by its tensors; `architecture` is the folder with its configurations if the package has none. What it
     says about its prediction type and zero terminal SNR holds unless given here.
@@ -56,7 +54,7 @@ def load_stable_diffusion(
     elif weights == "pretrained":
         model = load_pretrained(source, revision, variant)
     else:
-        model = build_untrained(find_configs(source, architecture))
+        model = build_untrained(find_configs(source, architecture), choose_part_dtype)
     if vae is not None:
         from sdft.models.autoencoder import load_autoencoder
 
@@ -90,7 +88,7 @@ def check_options(weights: str, prediction_type: str | None, prompt_chunks: int,
 
 
 def load_pretrained(name: str, revision: str | None = None, variant: str | None = None) -> DiffusionModel:
-    """The pretrained model of a folder or hub id, in fp32; `ValueError` if it is missing, unsafe or of another family."""
+    """The pretrained model of a folder or hub id; `ValueError` if it is missing, unsafe or of another family."""
     check_local_model(name)
     folder = Path(name).expanduser()
     if not folder.is_dir():
@@ -102,7 +100,7 @@ def load_pretrained(name: str, revision: str | None = None, variant: str | None 
 def load_checkpoint_file(
     file: CheckpointFile, architecture: str | None, prediction_type: str, skip: tuple[str, ...] = ()
 ) -> DiffusionModel:
-    """The model in a file, in fp32, with the networks in `skip` on the meta device; `ValueError` if it is incomplete.
+    """The model in a file, with the networks in `skip` on the meta device; `ValueError` if it is incomplete.
 
     Its UNet predicts `prediction_type` if the file does not say.
     """
@@ -172,26 +170,3 @@ def find_configs(name: str, architecture: str | None) -> Path:
             f"model.architecture={architecture}: choose one of {', '.join(bundled)} for model.weights=random"
         )
     return bundled[architecture]
-
-
-def build_untrained(folder: Path) -> DiffusionModel:
-    """Networks with the configurations in `folder`, initialised from the global generator."""
-    from sdft.models.clip_tokenizer import load_clip_tokenizer
-
-    model_class, networks, tokenizers = find_model_class(folder), {}, []
-    for part, component in list_networks(model_class):
-        with name_part_in_errors(folder, component):
-            networks[part] = build_untrained_network(model_class.network_classes[component], folder, component)
-    for name in model_class.tokenizer_names:
-        with name_part_in_errors(folder, name):
-            tokenizers.append(load_clip_tokenizer(folder / name))
-    model = model_class(networks, tokenizers, load_scheduler(folder))
-    read_pipeline_options(model, folder)
-    return model
-
-
-def build_untrained_network(class_name: str, folder: Path, component: str):
-    network_class = import_network_class(class_name)
-    if class_name.startswith("CLIP"):
-        return network_class(network_class.config_class.from_pretrained(folder / component))
-    return network_class.from_config(network_class.load_config(folder, subfolder=component))

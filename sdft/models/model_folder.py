@@ -1,5 +1,6 @@
-"""Load a model from a folder in the diffusers layout, in fp32."""
+"""Load a model from a folder in the diffusers layout."""
 
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import torch
 
 from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.family import check_model_family, find_model_class, read_config
+from sdft.models.folder_weights import find_folder_weights
 from sdft.models.noise_process import compute_alphas_cumprod
+from sdft.models.precision import choose_part_dtype
 from sdft.models.safetensors_check import check_no_custom_code, choose_variants
+from sdft.models.weight_sources import assign_weights
 from sdft.runs.files import get_identity
 from sdft.runs.hashing import share_digests
 from sdft.runs.terminal import describe_error
@@ -23,10 +27,13 @@ def load_folder(folder: Path, variant: str | None) -> DiffusionModel:
     variants = choose_variants(folder, variant, model_class.network_classes)
     scheduler = load_scheduler(folder)
     tokenizers = [load_tokenizer(folder, name) for name in model_class.tokenizer_names]
-    networks = {
-        part: load_network(model_class.network_classes[component], folder, component, variants)
-        for part, component in list_networks(model_class)
-    }
+    networks = {}
+    for part, component in list_networks(model_class):
+        class_name, dtype = model_class.network_classes[component], choose_part_dtype(part)
+        if dtype is torch.float32:
+            networks[part] = load_network(class_name, folder, component, variants)
+        else:
+            networks[part] = load_cast_network(class_name, folder, component, variants[component], dtype)
     model = model_class(networks, tokenizers, scheduler)
     read_pipeline_options(model, folder)
     model.checkpoint_prediction_type = model.prediction_type
@@ -75,12 +82,38 @@ def load_network(class_name: str, folder: Path, part: str, variants: dict[str, s
             output_loading_info=True,
             **dtype,
         )
-    if missing := sorted(info["missing_keys"]):
+    return check_network(network, info["missing_keys"], folder, part)
+
+
+def load_cast_network(class_name: str, folder: Path, part: str, variant: str | None, dtype: torch.dtype):
+    """Like `load_network`, in `dtype`: weight by weight, without the whole network in fp32."""
+    from accelerate import init_empty_weights
+
+    with name_part_in_errors(folder, part):
+        with init_empty_weights():
+            network = build_untrained_network(class_name, folder, part)
+        source, missing = find_folder_weights(network, folder, part, variant)
+    check_network(network, missing, folder, part)
+    with name_part_in_errors(folder, part):
+        assign_weights(network, source, dtype)
+    return network
+
+
+def check_network(network, missing_keys: Iterable[str], folder: Path, part: str):
+    """Return the network, without local paths in its configuration, which is exported; `ValueError` for missing weights."""
+    if missing := sorted(missing_keys):
         count = f" and {len(missing) - 1} more" * (len(missing) > 1)
         raise ValueError(f"model.name={folder}: the weights in {part}/ lack {missing[0]}{count}")
     if hasattr(network, "register_to_config"):
-        network.register_to_config(_name_or_path=None)  # keeps local paths out of exported configurations
+        network.register_to_config(_name_or_path=None)
     return network
+
+
+def build_untrained_network(class_name: str, folder: Path, component: str):
+    network_class = import_network_class(class_name)
+    if class_name.startswith("CLIP"):
+        return network_class(network_class.config_class.from_pretrained(folder / component))
+    return network_class.from_config(network_class.load_config(folder, subfolder=component))
 
 
 def load_tokenizer(folder: Path, name: str = "tokenizer"):

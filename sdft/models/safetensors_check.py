@@ -35,19 +35,28 @@ def choose_variants(folder: Path, variant: str | None, parts: Iterable[str]) -> 
 
 def find_variants(folder: Path, part: str) -> set[str | None]:
     """The variants of a network's weights, such as fp16; None: the plain weights."""
-    files = sorted((folder / part).glob("*.safetensors"))
-    for file in files:
+    for file in sorted((folder / part).glob("*.safetensors")):
         check_safetensors(file, "model.name")
-    stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
-    pattern = re.compile(rf"{stem}(?:\.([\w-]+?))?(?:-\d+-of-\d+)?\.safetensors")
-    matches = [match for file in files if (match := pattern.fullmatch(file.name))]
-    if not matches:
+    variants = {variant for _, variant, _ in list_weight_files(folder, part)}
+    if not variants:
+        stem = get_weights_stem(part)
         existing = ", ".join(file.name for file in sorted((folder / part).iterdir())) or "nothing"
         raise ValueError(
             f"model.name={folder}: no {stem}.safetensors in {part}/, only {existing}; pickles can hold code and "
             "are not loaded"
         )
-    return {match[1] for match in matches}
+    return variants
+
+
+def get_weights_stem(part: str) -> str:
+    return "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+
+
+def list_weight_files(folder: Path, part: str) -> list[tuple[Path, str | None, bool]]:
+    """The weights files of a network, with their variant and whether each is one of several files."""
+    pattern = re.compile(rf"{get_weights_stem(part)}(?:\.([\w-]+?))?(-\d+-of-\d+)?\.safetensors")
+    files = sorted((folder / part).glob("*.safetensors"))
+    return [(file, match[1], bool(match[2])) for file in files if (match := pattern.fullmatch(file.name))]
 
 
 def check_no_custom_code(folder: Path) -> None:

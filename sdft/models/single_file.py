@@ -23,13 +23,14 @@ from sdft.models.checkpoint_file import (
 from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.family import SUPPORTED
 from sdft.models.original_layout import UNET_PREFIX, VAE_PREFIX, Places, choose_layout, map_networks
+from sdft.models.precision import choose_part_dtype
+from sdft.models.weight_sources import FileWeights, assign_weights
 from sdft.runs.files import atomic_write
 from sdft.runs.terminal import print_text
 
 MODELSPEC_PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}
 PART_NAMES = {"unet": "UNet", "vae": "autoencoder", "clip_l": "text encoder", "clip_g": "second text encoder"}
 EMA_PREFIX = "model_ema."
-TENSORS_PER_MAPPING = 32
 UNUSED_KEYS = re.compile(  # noise levels and markers, projections, OpenCLIP's last layer, the autoencoder's loss
     r"^(\w*alphas_cumprod(_prev)?|betas|posterior_\w+|lvlb_weights|logvar|scale_factor|denoiser\.sigmas|v_pred|ztsnr)$|"
     r"\.(position_ids|logit_scale|text_projection(\.weight)?|attn_mask)$|"
@@ -78,14 +79,15 @@ def to_original_layout(model: DiffusionModel) -> dict[str, Tensor]:
 
 
 def load_weights(model: DiffusionModel, file: CheckpointFile, parts_to_skip: tuple[str, ...] = ()) -> None:
-    """Fill the networks of `model`, built on the meta device, with fp32 copies of a file's weights.
+    """Fill the networks of `model`, built on the meta device, with copies of a file's weights in the chosen precision.
 
     `ValueError` unless the file has each weight of each network in its shape, and no other layers of them.
     """
     networks = match_networks(model, file, parts_to_skip)
     list_unread_tensors(file, {place.key for *_, places in networks for place in places.values()}, parts_to_skip)
-    for _, network, places in networks:
-        load_network_weights(network, file.path, places)
+    for part, network, places in networks:
+        source = FileWeights({key: (file.path, place) for key, place in places.items()})
+        assign_weights(network, source, choose_part_dtype(part))
 
 
 def match_networks(
@@ -97,19 +99,6 @@ def match_networks(
     for part, network, places in networks:
         check_weights(file, part, {key: weight.shape for key, weight in network.state_dict().items()}, places)
     return networks
-
-
-def load_network_weights(network: nn.Module, path: Path, places: Places) -> None:
-    """Assign fp32 copies of the weights of a checked file, one at a time: they share no memory with the mapped file."""
-    from safetensors import safe_open
-
-    shapes = {key: weight.shape for key, weight in network.state_dict().items()}
-    weights, keys = {}, list(places)
-    for start in range(0, len(keys), TENSORS_PER_MAPPING):
-        with safe_open(path, "pt") as reader:  # what was read stays in memory until the end of the mapping
-            for key in keys[start : start + TENSORS_PER_MAPPING]:
-                weights[key] = places[key].read(reader.get_tensor(places[key].key), shapes[key])
-    network.load_state_dict(weights, assign=True)
 
 
 def check_weights(file: CheckpointFile, part: str, shapes: dict[str, torch.Size], places: Places) -> None:

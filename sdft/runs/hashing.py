@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -57,7 +57,7 @@ def hash_weights(model: nn.Module) -> str:
     weights, digests = model.state_dict(), module_digests.setdefault(model, {})
     checksum = compute_checksum(weights)
     if checksum not in digests:
-        digests[checksum] = compute_weights_digest(weights)
+        digests[checksum] = compute_weights_digest(weights.items())
     return digests[checksum]
 
 
@@ -71,9 +71,9 @@ def share_digests(model: nn.Module, source: Hashable) -> None:
     module_digests[model] = source_digests.setdefault(source, {})
 
 
-def compute_weights_digest(weights: dict[str, Tensor]) -> str:
+def compute_weights_digest(weights: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in weights.items():
+    for name, tensor in weights:
         digest.update(describe_tensor(name, tensor).encode())
         digest.update(view_bytes(tensor).cpu().numpy())
     return digest.hexdigest()[:16]

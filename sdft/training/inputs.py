@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 import sdft.distributed as processes
@@ -14,9 +13,9 @@ from sdft.data.prompts import read_prompts
 from sdft.data.transforms import split_validation
 from sdft.models.autoencoder import describe_source_files
 from sdft.models.diffusion_model import DiffusionModel
-from sdft.models.precision import use_precision
+from sdft.models.precision import hash_in_fp32, load_model, use_precision
 from sdft.runs.data_index import build_data_index, describe_input_changes
-from sdft.runs.hashing import hash_dataset, hash_weights
+from sdft.runs.hashing import hash_dataset
 from sdft.runs.resume import PreviousRun, load_previous_run
 from sdft.training.run_setup import check_steps_left, load_resume_point
 
@@ -76,14 +75,14 @@ def load_inputs(cfg: DictConfig, folder: Path, parts: dict, source: ImageDataset
     prompts = read_prompts(cfg.prompts) or source.prompts() + ([prior.prompt] if prior else [])
     parts["precision"].configure_tf32()
     torch.manual_seed(cfg.seed)
-    model = instantiate(cfg.model)
+    model = load_model(cfg.model, parts["precision"].dtype, parts["method"].needs_fp32)
     model.latent_shape(cfg.resolution)
     parts["sampling"].check(model)
     for resolution in parts["dataset"].extra_resolutions:
         model.latent_shape(resolution, "extra_resolutions")
     training.get_part_lr(model)
     parts["method"].check(model, training_source.captions())
-    digests = {"model": hash_weights(model), "data": hash_dataset(training_source)} if processes.rank() == 0 else {}
+    digests = {"model": hash_in_fp32(model), "data": hash_dataset(training_source)} if processes.rank() == 0 else {}
     files = describe_source_files(str(cfg.model.get("name")), cfg.model.get("vae")) if digests else {}
     resume_step, step_sizes = load_resume_point(checkpoint, samples_per_step)
     steps = training.count_steps(parts["dataset"].build_plan(training_source, model.size_multiple, step_sizes))

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from lightning import Callback, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 
-from sdft.training.heap import return_free_memory
+from sdft.models.heap import return_free_memory
 
 OPTION_BY_FLAG = {  # flags of the Trainer that an option of train.py sets
     "accelerator": "accelerator",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sdft.training.heap import return_free_memory
+from sdft.models.heap import return_free_memory
 
 
 def read_anonymous_memory() -> int:
