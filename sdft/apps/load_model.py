@@ -154,7 +154,8 @@ def open_model(app_cfg: DictConfig, base_only: bool = False, compute_digest: boo
     """
     request, names = resolve_model(app_cfg, base_only), []
     torch.manual_seed(0)
-    precision = instantiate(app_cfg.precision) if app_cfg.get("precision") else Precision()
+    device = torch.device(select_device(app_cfg.get("accelerator") or "auto"))
+    precision = instantiate(app_cfg.precision).resolve(device) if app_cfg.get("precision") else Precision()
     model = load_model(request.cfg.model, precision.dtype, request.needs_fp32)
     if request.result and not request.is_checkpoint:
         request.method.load(model, request.result)
@@ -173,7 +174,7 @@ def open_model(app_cfg: DictConfig, base_only: bool = False, compute_digest: boo
     if app_cfg.get("precision"):
         precision.configure_tf32()
         set_precision(model, precision.dtype)
-    model.to(select_device(app_cfg.get("accelerator") or "auto"))
+    model.to(device)
     return LoadedModel(model, request.cfg, request.run, request.adapters, request.weights, names, digest)
 
 

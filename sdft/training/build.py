@@ -25,6 +25,7 @@ def build_components(cfg: DictConfig, choices: Mapping[str, str]) -> dict:
     from sdft.training.trainer import check_callbacks, check_trainer_flags
 
     parts = {key: instantiate(cfg[key]) for key in LIGHT_COMPONENTS}
+    parts["precision"] = parts["precision"].resolve_in_config(cfg, parts["strategy"].device())
     parts |= {"callbacks": instantiate(cfg.callbacks) or {}, "trainer": dict(cfg.trainer or {})}
     check_callbacks(parts["callbacks"])
     check_trainer_flags(parts["trainer"])

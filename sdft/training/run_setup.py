@@ -51,11 +51,15 @@ def check_options(cfg: DictConfig) -> None:
     if cfg.model == "none":
         raise ValueError("model=none: accepted by evaluate.py only; choose a model")
     check_required_nodes(cfg, REQUIRED_NODES)
-    if cfg.reproduce:
-        check_reproducible(cfg)
     if name := cfg.model.get("name"):
         # before any image is decoded
         check_local_model(str(name), cfg.model.get("prediction_type"), cfg.model.get("vae"))
+
+
+def check_reproduction(cfg: DictConfig) -> None:
+    """Check the run to reproduce, if there is one, against a config whose precision is resolved."""
+    if cfg.reproduce:
+        check_reproducible(cfg)
 
 
 def load_resume_point(checkpoint: Path | None, samples_per_step: int) -> tuple[int, StepSizes]:

@@ -132,7 +132,8 @@ def print_run_summary(summary: dict, headline: str, data_lines: list[str], folde
         lines.append(f"text       empty captions are {summary['empty_caption']}")
     if summary["num_class_images"]:
         lines.append(f"prior      {summary['num_class_images']} class images, one per training image")
-    lines.append(f"device     {summary['device']}, precision {summary['precision']}")
+    tf32 = ", TF32 allowed" if torch.backends.cudnn.allow_tf32 and not summary["device"].startswith("cpu") else ""
+    lines.append(f"device     {summary['device']}, precision {summary['precision']}{tf32}")
     if summary["memory_gb_expected"] is not None:
         excluded = " (excluding libraries)" if summary["device"].startswith("cpu") else ""
         total = f" of {format_bytes(summary['memory_gb_device'] * GB)}" if summary["memory_gb_device"] else ""

@@ -1,6 +1,6 @@
 """A training run in three stages: `prepare` builds it, `fit` trains, `finish` evaluates and records the result."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from omegaconf import DictConfig
@@ -15,7 +15,14 @@ from sdft.training.inputs import RunInputs, load_inputs
 from sdft.training.intermediate_evaluation import build_intermediate_evaluation, load_run_scorers
 from sdft.training.oom_advice import explain_resource_errors
 from sdft.training.run_folder import launch_or_join, open_run_folder
-from sdft.training.run_setup import check_given_options, check_options, collect_summary, flatten_options, start_run
+from sdft.training.run_setup import (
+    check_given_options,
+    check_options,
+    check_reproduction,
+    collect_summary,
+    flatten_options,
+    start_run,
+)
 
 
 def train(cfg: DictConfig, invocation: Invocation) -> "TrainingRun":
@@ -50,6 +57,9 @@ class TrainingRun:
         cfg = self.cfg
         check_options(cfg)
         self.parts = build_components(cfg, self.invocation.choices)
+        check_reproduction(cfg)
+        resolved = {"precision": self.parts["precision"].name}
+        self.invocation = replace(self.invocation, choices={**self.invocation.choices, **resolved})
         strategy, precision = self.parts["strategy"], self.parts["precision"]
         if not strategy.count_processes_to_launch():
             processes.init_process_group(strategy.on_cpu())

@@ -199,7 +199,7 @@ class ImageGrid:
             "width": self.size[0],
             "height": self.size[1],
             "precision": str(loaded.model.compute_dtype).removeprefix("torch."),
-            "tf32": bool(precision.get("tf32", False)),
+            "tf32": bool(precision) and torch.backends.cudnn.allow_tf32,
             "model": collect_model_options(loaded.cfg),
             "digest": loaded.digest,
             "run": metadata.shorten_path(request.run) if request.run and not cell.base_only else None,

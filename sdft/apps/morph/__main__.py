@@ -42,11 +42,12 @@ def main(cfg):
     from sdft.apps.morph.video import PYAV_HINT, can_write_mp4
     from sdft.data.prompts import read_prompts
 
-    settings, precision = instantiate(cfg.settings), instantiate(cfg.precision)
-    precision.configure_tf32()
+    settings = instantiate(cfg.settings)
     originals = read_image_pair(cfg.images, read_prompts(cfg.prompts))
     metric = build_perceptual_metric(cfg, settings)
     model = load_base_model(cfg)
+    precision = instantiate(cfg.precision).resolve(model.unet.device)
+    precision.configure_tf32()
     images, changes = resize_to_common_size(originals, model, cfg.resolution)
     lines = changes or [f"{image.name}: {image.caption}" for image in images]
     print_text(*[f"images     {line}" for line in lines], flush=True)
