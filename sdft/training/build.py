@@ -11,7 +11,7 @@ from sdft.runs.invocation import Invocation
 from sdft.training.datasets import RunDatasets
 from sdft.training.inputs import RunInputs
 from sdft.training.loggers import is_wandb_logger
-from sdft.training.optimizers import check_optimizer, has_averaged_weights
+from sdft.training.optimizers import check_optimizer, check_sharded_optimizer, has_averaged_weights
 from sdft.training.run_setup import COMPONENTS
 
 LIGHT_COMPONENTS = (*COMPONENTS, "metrics", "prior", "protocol")
@@ -30,6 +30,8 @@ def build_components(cfg: DictConfig, choices: Mapping[str, str]) -> dict:
     check_callbacks(parts["callbacks"])
     check_trainer_flags(parts["trainer"])
     check_optimizer(cfg.optimizer)
+    if parts["strategy"].name == "fsdp":
+        check_sharded_optimizer(cfg.optimizer, choices.get("optimizer"))
     check_compatibility(cfg, parts, choices)
     return parts
 

@@ -10,6 +10,11 @@ from omegaconf import DictConfig
 
 from sdft.runs.terminal import describe_error
 
+UNSHARDED_OPTIMIZERS = (
+    "torch.optim.Adafactor",
+    "bitsandbytes.",
+)  # whose operations torch's sharded tensors do not have
+
 
 def build_optimizer(constructor: Callable, parameters: list):
     """Build an optimizer without what its constructor prints: it is built several times, to check it and to measure memory."""
@@ -37,3 +42,12 @@ def check_optimizer(cfg: DictConfig) -> None:
     except Exception as error:  # the type depends on the optimizer and on the setting
         message = describe_error(error)
         raise ValueError(f"optimizer: {optimizer.func.__name__}({settings}) failed: {message}") from None
+
+
+def check_sharded_optimizer(cfg: DictConfig, choice: str) -> None:
+    """`ValueError` for an optimizer, chosen as optimizer=`choice`, that cannot update weights sharded by FSDP."""
+    if cfg["_target_"].startswith(UNSHARDED_OPTIMIZERS):
+        raise ValueError(
+            f"optimizer={choice}: does not support the sharded weights of strategy=fsdp; "
+            "choose adamw, prodigy or schedule_free, or strategy=ddp"
+        )
