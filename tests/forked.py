@@ -13,6 +13,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 
@@ -103,9 +104,12 @@ def run_forked(*arguments: str, cwd: Path, **options) -> CompletedProcess:
     return program.communicate()
 
 
-def start_forked_ranks(*arguments: str, cwd: Path, nodes: int = 1) -> list[ForkedProgram]:
+def start_forked_ranks(
+    *arguments: str, cwd: Path, nodes: int = 1, prepare: Callable | None = None
+) -> list[ForkedProgram]:
     """Start two ranks, on one or two "machines", with the environment that torchrun would give them."""
-    return [ForkedProgram(*arguments, cwd=cwd, **environment) for environment in build_rank_environments(nodes)]
+    environments = build_rank_environments(nodes)
+    return [ForkedProgram(*arguments, cwd=cwd, prepare=prepare, **environment) for environment in environments]
 
 
 def build_rank_environments(nodes: int = 1) -> list[dict[str, str]]:
@@ -125,6 +129,12 @@ def wait_for_success(programs: list[ForkedProgram]) -> None:
     for program in programs:
         done = program.communicate()
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def compile_without_kernels() -> None:
+    """Let torch's compiler trace forward and backward passes, but generate no code, which takes a minute."""
+    torch = sys.modules["torch"]
+    torch.compile = partial(torch.compile, backend="aot_eager")
 
 
 def die_at_rename(pattern: str, count: int, early: bool) -> None:

@@ -41,8 +41,9 @@ class GPUTensor(Tensor):
 
     @data.setter
     def data(self, other: Tensor) -> None:
-        if not isinstance(other, GPUTensor):
-            raise RuntimeError(f"set_data: a tensor on {GPU} was given data on {other.device}")
+        if not isinstance(other, GPUTensor):  # torch lets data move a parameter
+            torch.utils.swap_tensors(self, torch.nn.Parameter(other.detach(), requires_grad=self.requires_grad))
+            return
         Tensor.data.__set__(self, other)
         self.host = other.host
 

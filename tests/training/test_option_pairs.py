@@ -45,7 +45,8 @@ def is_refused(case: dict) -> bool:
         return True
     if case["objective"] == "smooth" and (case["compile"] == "regional" or case["strategy"] == "fsdp"):
         return True
-    return case["strategy"] == "fsdp" and (case["method"] not in FULL_METHODS or case["precision"] == "fp16")
+    fsdp_refuses = {"fp16", "adafactor", "adamw8bit"} & set(case.values()) or case["method"] not in FULL_METHODS
+    return case["strategy"] == "fsdp" and bool(fsdp_refuses)
 
 
 def is_trained(case: dict) -> bool:
@@ -54,7 +55,7 @@ def is_trained(case: dict) -> bool:
 
 CASES = cover_pairs(OPTIONS, is_trained)
 DISTRIBUTED = [case for case in CASES if case["strategy"] != "auto"]
-ALONE = [case for case in CASES if case["strategy"] == "auto"]
+SINGLE = [case for case in CASES if case["strategy"] == "auto"]
 
 
 def list_overrides(case: dict) -> list[str]:
@@ -93,7 +94,7 @@ def test_a_pair_that_cannot_be_trained_is_refused_by_name(run, model_overrides, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ALONE, ids=describe_case)
+@pytest.mark.parametrize("case", SINGLE, ids=describe_case)
 def test_pairs_train_in_one_process(run, model_overrides, monkeypatch, case):
     monkeypatch.setattr(torch, "compile", torch.compile)
     compile_without_kernels()
