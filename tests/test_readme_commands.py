@@ -24,6 +24,7 @@ NOT_AVAILABLE = {  # option -> what it needs
     "homework_faces": "face models",
     "push=true": "the network",
     "offload": "a GPU",
+    "compile=graphs": "a GPU",
     "wandb_report": "a W&B server",
     "sdft gallery": "someone who ends it",
     "launcher.slurm": "SLURM",

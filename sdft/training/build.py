@@ -33,6 +33,10 @@ def build_components(cfg: DictConfig, choices: Mapping[str, str]) -> dict:
     if parts["strategy"].name == "fsdp":
         check_sharded_optimizer(cfg.optimizer, choices.get("optimizer"))
     check_compatibility(cfg, parts, choices)
+    if parts["training"].compile == "graphs":
+        from sdft.training.step_graphs import check_graphs
+
+        check_graphs(cfg, parts)
     return parts
 
 
@@ -60,14 +64,14 @@ def check_compatibility(cfg: DictConfig, parts: dict, choices: Mapping[str, str]
 def build_module(cfg: DictConfig, parts: dict, model):
     """The training module; `ValueError` for optimizers that do not fit the other options."""
     from sdft.training.block_offload import offload_frozen_weights
-    from sdft.training.module import DiffusionModule
+    from sdft.training.step_graphs import get_module_class
 
     training = parts["training"]
     scale = training.samples_per_step(parts["strategy"].world_size()) if training.scale_lr else 1
     optimizer = instantiate(cfg.optimizer, _convert_="all")  # plain lists, because checkpoints store them
     if training.ema and has_averaged_weights(optimizer.func):
         raise ValueError(f"ema={training.ema}: {optimizer.func.__name__} averages the weights itself; use ema=0")
-    module = DiffusionModule(
+    module = get_module_class(training.compile)(
         model,
         parts["method"],
         parts["objective"],

@@ -29,25 +29,27 @@ MIN_RECOMPILE_LIMIT = 8  # torch's own
 KERNEL_FOLDER = Path("~/.cache/sdft/kernels")
 
 
-def should_compile(compile: str, device: torch.device, steps: int, has_second_derivatives: bool = False) -> bool:
+def should_compile(compile: str, device: torch.device, steps: int, obstacle: str | None = None) -> bool:
     """Whether to compile the blocks; `auto` does so in long runs on a GPU, and prints why not. `ValueError` without a compiler.
 
-    On a CPU the embedded UNet does not get faster: see benchmarks/RESULTS.md.
+    `obstacle` is a reason of the module. On a CPU the embedded UNet does not get faster: see benchmarks/RESULTS.md.
     """
+    if compile not in ("regional", "auto"):
+        return False
     missing = find_missing_compiler(device)
-    if compile == "regional" and missing:
-        raise ValueError(f"compile=regional: torch's compiler needs {missing}; install it, or use compile=off")
-    if compile == "auto" and (obstacle := find_obstacle(device, steps, missing, has_second_derivatives)):
+    if compile == "regional":
+        if missing:
+            raise ValueError(f"compile=regional: torch's compiler needs {missing}; install it, or use compile=off")
+        return True
+    if obstacle := obstacle or find_obstacle(device, steps, missing):
         if processes.rank() == 0:
             print_text(f"compile    off: {obstacle}")
         return False
-    return compile != "off"
+    return True
 
 
-def find_obstacle(device: torch.device, steps: int, missing: str | None, has_second_derivatives: bool) -> str | None:
-    """Why `compile=auto` does not compile, or None."""
-    if has_second_derivatives:
-        return "compiled blocks have no second derivatives, which smooth_diffusion_weight requires"
+def find_obstacle(device: torch.device, steps: int, missing: str | None) -> str | None:
+    """Why `compile=auto` does not compile on this device, or None."""
     if device.type != "cuda":
         return "compiled blocks are faster on a CUDA GPU only"
     if steps < MIN_STEPS_TO_COMPILE:

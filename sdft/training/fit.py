@@ -17,17 +17,22 @@ from sdft.training.trainer import fit
 
 
 def apply_memory_format_and_compile(module, dataset, compile: str, device, steps: int) -> None:
-    """Use channels-last and compile the UNet's blocks if `compile` asks for it and no block is offloaded.
+    """Use channels-last, and compile the UNet's blocks if `compile` asks for it.
 
     FSDP shards contiguous weights only. Call it when the trainable parameters are known.
     """
     unet = module.model.unet
     if not module.sharded:
         apply_memory_format(unet, module.model.compute_dtype, device)
-    if not module.offloaded_blocks and should_compile(
-        compile, device, steps, has_second_derivatives=module.smoothness is not None
-    ):
+    if should_compile(compile, device, steps, find_module_obstacle(module)):
         compile_blocks(unet, shapes=len({size for part in dataset.datasets for size in part.sizes}))
+
+
+def find_module_obstacle(module) -> str | None:
+    """Why the blocks of this module cannot be compiled, or None."""
+    if module.smoothness:
+        return "compiled blocks have no second derivatives, which smooth_diffusion_weight requires"
+    return "offload_blocks moves the weights of blocks during the step" if module.offloaded_blocks else None
 
 
 def fit_and_record(

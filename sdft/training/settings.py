@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-COMPILE_MODES = ("off", "regional", "auto")
+COMPILE_MODES = ("off", "regional", "auto", "graphs")
 
 
 @dataclass

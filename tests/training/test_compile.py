@@ -24,6 +24,7 @@ from sdft.training.compile import (
     set_channels_last,
     should_compile,
 )
+from sdft.training.fit import find_module_obstacle
 from sdft.training.gradient_checkpointing import enable_gradient_checkpointing
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -52,8 +53,11 @@ def test_auto_compiles_long_runs_on_a_gpu(monkeypatch):
 
 def test_auto_says_why_it_does_not_compile(monkeypatch, capsys):
     monkeypatch.setattr(compilation, "find_missing_compiler", lambda device: None)
-    assert not should_compile("auto", GPU, 10**6, has_second_derivatives=True)
-    assert "compile    off: " in (output := capsys.readouterr().out) and "smooth_diffusion_weight" in output
+    for obstacle in ({"smoothness": object()}, {"offloaded_blocks": [1]}):
+        module = SimpleNamespace(**{"smoothness": None, "offloaded_blocks": []} | obstacle)
+        assert not should_compile("auto", GPU, 10**6, find_module_obstacle(module))
+        option = {"smoothness": "smooth_diffusion_weight", "offloaded_blocks": "offload_blocks"}[next(iter(obstacle))]
+        assert "compile    off: " in (output := capsys.readouterr().out) and option in output
     assert not should_compile("auto", GPU, 1) and "1000 steps" in capsys.readouterr().out
     assert not should_compile("auto", CPU, 10**6) and "GPU" in capsys.readouterr().out
     monkeypatch.setattr(compilation, "find_missing_compiler", lambda device: "triton")
