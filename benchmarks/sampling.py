@@ -1,7 +1,8 @@
-"""Speed of sampling and evaluation: python benchmarks/sampling.py
+"""Speed of sampling and evaluation: python benchmarks/sampling.py [model=sd15 precision=bf16 steps=20 batch=4 rounds=3]
 
 Alternates our batched sampling and a bare diffusers pipeline with the same batches, on the embedded model; then times sampling
-and scoring of 200 images. On a busy machine the ratio is reliable, absolute times are not.
+and scoring of 200 images. On a busy machine the ratio is reliable, absolute times are not. With `model`, a group choice of
+train.py, it times our sampling alone: that model with random weights, at its own resolution, on the GPU if there is one.
 """
 
 import os
@@ -10,18 +11,24 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from measurement import report_table, split_options
 
 from sdft.config import CONF
 from sdft.data.digits import Digits
 from sdft.evaluation.evaluator import Evaluator
 from sdft.evaluation.protocol import EvaluationProtocol
 from sdft.models.loading import load_stable_diffusion
+from sdft.models.precision import load_model
 from sdft.models.sampling import Sampling
+from sdft.training.callbacks.metrics import get_peak_memory_gb
+from sdft.training.precision import Precision
 
 ROUNDS, BATCH = 5, 20
 
@@ -32,7 +39,38 @@ def time_call(function) -> float:
     return time.perf_counter() - start
 
 
-def main():
+def measure_model(options: dict) -> None:
+    """Print a table of the time per image and per step of a batch."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = [f"model={options['model']}", "model.weights=random", f"precision={options['precision']}"]
+        cfg = compose("train", overrides)
+    precision: Precision = instantiate(cfg.precision)
+    model = load_model(cfg.model, precision.dtype).to(device)
+    model.compute_dtype = precision.dtype
+    sampling = Sampling(steps=options["steps"], images=options["batch"], batch_size=options["batch"])
+    resolution = options["resolution"] or cfg.resolution
+    sampling(model, ["one"], resolution)  # its images are on the CPU, so the device has finished
+    times = [time_call(lambda: sampling(model, ["one"], resolution)) for _ in range(options["rounds"])]
+    seconds, memory = statistics.median(times), get_peak_memory_gb(device)
+    rows = [("ms an image", "ms a step of a batch", "memory GB")]
+    per_image, per_step = 1000 * seconds / options["batch"], 1000 * seconds / options["steps"]
+    rows.append((f"{per_image:.0f}", f"{per_step:.1f}", f"{memory:.2f}"))
+    title = f"{options['model']} {options['precision']}, batch {options['batch']}, {resolution} px, {options['steps']} steps"
+    file = Path(options["json"]) if options["json"] else None
+    report_table(title, rows, file, seconds=times, memory_gb=memory)
+
+
+def main(args: list[str]) -> None:
+    defaults = {"model": "", "precision": "fp32", "steps": 20, "batch": 4, "rounds": 3, "resolution": 0, "json": ""}
+    options, _ = split_options(args, **defaults)
+    if options["model"]:
+        measure_model(options)
+    else:
+        compare_with_pipeline()
+
+
+def compare_with_pipeline():
     model, source = load_stable_diffusion("tiny-sd"), Digits()
     evaluation_spec = source.evaluation_spec()
     sampling = Sampling(steps=20, guidance_scale=3.0, images=20, batch_size=BATCH)
@@ -78,4 +116,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

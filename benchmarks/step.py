@@ -3,7 +3,7 @@
 Takes the options of train.py: any model, method, batch, resolution and precision; `model.weights=random` needs no weights. The
 bare loop is the forward pass, backward pass and optimizer step of the same networks on prepared tensors, never compiled: a lower
 bound. Both alternate in one process, `rounds` times `per` steps each, on cached noise images. TFLOP/s count the matrix products
-of the bare loop, forward and backward.
+of the bare loop, forward and backward. `channels_last=0` leaves weights contiguous on a GPU, to compare.
 
 The last lines are ours - bare in ms per step and ours / bare: medians over the rounds, with their quartiles, of the two loops of
 one round. Short rounds keep both loops in the same load of a shared machine, and the median drops rounds that another process
@@ -15,6 +15,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import json
 import statistics
 import sys
 import tempfile
@@ -77,6 +78,7 @@ def measure_steps(overrides: list[str], rounds: int, per: int, warm: int) -> dic
         cfg, invocation = compose_config([*overrides, f"steps={warm + rounds * per}"], Path(folder))
         compiled = cfg.compile != "off"
         training_run.train(cfg, invocation)
+        results["expected_gb"] = json.loads(Path(folder, "run", "run.json").read_text())["memory_gb_expected"]
     results["batch"] = cfg.batch_size
     return results
 
@@ -138,6 +140,13 @@ def build_bare_step(module, optimizer, batch: dict, compiled: bool):
     return run_step
 
 
+def disable_channels_last() -> None:
+    """Leave weights contiguous on a GPU, to compare."""
+    import sdft.training.fit as fit
+
+    fit.apply_memory_format = lambda *_: None
+
+
 def summarize_rounds(values: list[float]) -> tuple[float, tuple[float, float]]:
     """The median, and the quartiles around it."""
     quartiles = statistics.quantiles(values, method="inclusive") if len(values) > 1 else 3 * values
@@ -145,7 +154,9 @@ def summarize_rounds(values: list[float]) -> tuple[float, tuple[float, float]]:
 
 
 def main(args: list[str]) -> None:
-    options, overrides = split_options(args, rounds=20, per=10, warm=10, json="")
+    options, overrides = split_options(args, rounds=20, per=10, warm=10, channels_last=1, json="")
+    if not options["channels_last"]:
+        disable_channels_last()
     if not any(override.startswith("data") for override in overrides):
         overrides += ["data=folder", "data.path=noise", "crop=center"]
     results = measure_steps(overrides, options["rounds"], options["per"], options["warm"])
@@ -158,7 +169,7 @@ def main(args: list[str]) -> None:
         tflops = results["flops"] / seconds / 1e12
         rows.append((name, f"{1000 * seconds:.1f}", f"{results['batch'] / seconds:.1f}", f"{tflops:.3g}"))
     file = Path(options["json"]) if options["json"] else None
-    facts = {key: results[key] for key in ("memory_gb", "flops", "bare")}
+    facts = {key: results[key] for key in ("memory_gb", "expected_gb", "flops", "bare")}
     report_table(" ".join(overrides), rows, file, ratio=ratio, overhead_ms=overhead, rounds=results["ours"], **facts)
     print(f"memory {results['memory_gb']:.2f} GB")
     if peak := find_peak_flops(describe_machine()["device"]):
