@@ -27,11 +27,8 @@ def build_untrained(
     for part, component in list_networks(model_class):
         build = partial(build_untrained_network, model_class.network_classes[component], folder, component)
         with name_part_in_errors(folder, component):
-            if (dtype := choose_dtype(part)) is torch.float32:
-                networks[part] = build()
-            else:  # transformers initialises the layers of CLIP when all exist
-                by_layer = not model_class.network_classes[component].startswith("CLIP")
-                networks[part] = build_random_network(build, dtype, by_layer)
+            dtype = choose_dtype(part)
+            networks[part] = build() if dtype is torch.float32 else build_random_network(build, dtype)
     for name in model_class.tokenizer_names:
         with name_part_in_errors(folder, name):
             tokenizers.append(load_clip_tokenizer(folder / name))

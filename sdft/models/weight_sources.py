@@ -3,24 +3,21 @@
 Digests are of the fp32 values, which are read again from the files, or drawn again.
 """
 
-import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_module_registration_hook,
-    register_module_parameter_registration_hook,
-)
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from sdft.models.heap import return_free_memory
 from sdft.models.original_layout import OriginalWeight
 
+INITIALIZERS = ("normal_", "uniform_", "kaiming_uniform_")  # of torch.nn.init, and methods of tensors
 BLOCK_BYTES = 2**24  # of weights, after which what they left is given back: pages of mapped files, and free memory
 
 
@@ -64,96 +61,78 @@ def assign_weights(network: nn.Module, source: WeightSource, dtype: torch.dtype)
     return_free_memory()
 
 
-@dataclass
-class RandomLayers:
-    """Random weights of layers with `reset_parameters`: the state of the global generator before each layer."""
+class RandomWeights(TorchFunctionMode):
+    """Within the context, new layers are cast to `dtype`, and get the rounded draws of their own dtype, fp32.
 
-    states: dict[nn.Module, Tensor] = field(default_factory=dict)
+    A layer is cast when a module gets it, before the next one is drawn. The draws can be repeated.
+    """
 
-    def read(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        layers, drawn, drawn_name, size = dict(network.named_modules()), None, None, 0
-        with torch.random.fork_rng(devices=[]):
-            for key, weight in network.state_dict().items():
-                name, _, kind = key.rpartition(".")
-                if name != drawn_name:
-                    drawn, drawn_name = copy.deepcopy(layers[name]).float(), name
-                    torch.set_rng_state(self.states[layers[name]])
-                    drawn.reset_parameters()
-                value = getattr(drawn, kind).detach()
-                assert torch.equal(value.to(weight.dtype), weight), f"{key} was initialised in another way"
-                yield key, value
-                if (size := size + value.nbytes) > BLOCK_BYTES:
-                    size = 0
-                    return_free_memory()
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.dtype, self.uncollected = dtype, 0
+        self.own_dtypes: dict[nn.Parameter, torch.dtype] = {}
+        # the state of the generator before the last draw of a weight, and what draws it
+        self.draws: dict[nn.Parameter, tuple[Tensor, Callable[[Tensor], Tensor]]] = {}
 
+    def __enter__(self):
+        self.hook = register_module_module_registration_hook(lambda parent, name, layer: self.cast(layer, False))
+        return super().__enter__()
 
-@dataclass
-class RandomNetwork:
-    """Random weights of a network that initialises all layers at its end: the state of the global generator before it."""
+    def __exit__(self, *error):
+        self.hook.remove()
+        return super().__exit__(*error)
 
-    build: Callable[[], nn.Module]
-    state: Tensor
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name, kwargs = getattr(function, "__name__", ""), dict(kwargs or {})
+        weight = args[0] if args else kwargs.get("tensor")
+        if not isinstance(weight, nn.Parameter) or name.startswith("_") or not name.endswith("_"):
+            assert name not in INITIALIZERS, "draws of other tensors cannot be repeated"
+            return function(*args, **kwargs)
+        self.draws.pop(weight, None)
+        if name not in INITIALIZERS:
+            return function(*args, **kwargs)
+        kwargs.pop("tensor", None)
+        self.draws[weight] = torch.get_rng_state(), lambda tensor: function(tensor, *args[1:], **kwargs)
+        if weight not in self.own_dtypes:
+            return function(weight, *args[1:], **kwargs)
+        weight.data.copy_(self.draw(weight))
+        return weight
 
-    def read(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Build the network again; meanwhile its own weights are dropped, as both take more memory than loading."""
-        parameters = list(network.parameters())
-        dtypes = [parameter.dtype for parameter in parameters]
-        for parameter in parameters:
-            parameter.data = parameter.data.new_empty(0)
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self.state)
-            fresh = self.build()
-        try:
-            yield from fresh.state_dict().items()
-        finally:
-            for parameter, dtype, value in zip(parameters, dtypes, fresh.parameters(), strict=True):
-                parameter.data = value.data.to(dtype)
-            del fresh, value
+    def cast(self, module: nn.Module | None, recurse: bool = True) -> None:
+        for parameter in module.parameters(recurse) if module is not None else ():
+            self.own_dtypes.setdefault(parameter, parameter.dtype)
+            parameter.data = parameter.data.to(self.dtype)
+            self.count(parameter)
+
+    def count(self, weight: Tensor) -> None:
+        """Return what weights have left behind."""
+        self.uncollected += weight.nbytes
+        if self.uncollected > BLOCK_BYTES:
+            self.uncollected = 0
             return_free_memory()
 
+    def draw(self, weight: nn.Parameter) -> Tensor:
+        return self.draws[weight][1](torch.empty(weight.shape, dtype=self.own_dtypes[weight]))
 
-def build_random_network(build: Callable[[], nn.Module], dtype: torch.dtype, by_layer: bool) -> nn.Module:
-    """What `build` initialises from the global generator, in `dtype`; `by_layer` casts each layer before the next is drawn."""
-    source = RandomLayers() if by_layer else RandomNetwork(build, torch.get_rng_state())
-    with cast_new_layers(dtype, source.states) if by_layer else nullcontext():
+    def read(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        with torch.random.fork_rng(devices=[]):
+            for key, weight in network.state_dict(keep_vars=True).items():
+                if weight in self.draws:
+                    torch.set_rng_state(self.draws[weight][0])
+                    value = self.draw(weight)
+                    assert torch.equal(value.to(weight.dtype), weight), f"{key} was initialised in another way"
+                else:  # such as 1
+                    value = weight.detach().to(self.own_dtypes.get(weight, weight.dtype))
+                yield key, value
+                self.count(value)
+
+
+def build_random_network(build: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
+    """What `build` initialises from the global generator, in `dtype`, without the whole network in fp32."""
+    source = RandomWeights(dtype)
+    with source:
         network = build()
-    cast_parameters(network, dtype)
+    source.cast(network)
     network_sources[network] = source
     return_free_memory()
     return network
-
-
-@contextmanager
-def cast_new_layers(dtype: torch.dtype, states: dict[nn.Module, Tensor]):
-    """Cast the weights of each layer when a module gets it; note the state of the generator before its first weight."""
-
-    size = 0
-
-    def note_state(layer: nn.Module, *_) -> None:
-        if layer not in states:
-            states[layer] = torch.get_rng_state()
-
-    def cast_layer(parent: nn.Module, name: str, layer: nn.Module | None) -> None:
-        nonlocal size
-        size += cast_parameters(layer, dtype, recurse=False)
-        if size > BLOCK_BYTES:
-            size = 0
-            return_free_memory()
-
-    hooks = [
-        register_module_parameter_registration_hook(note_state),
-        register_module_module_registration_hook(cast_layer),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def cast_parameters(module: nn.Module | None, dtype: torch.dtype, recurse: bool = True) -> int:
-    """Bytes of the parameters, which are cast."""
-    parameters = list(module.parameters(recurse)) if module is not None else []
-    for parameter in parameters:
-        parameter.data = parameter.data.to(dtype)
-    return sum(parameter.nbytes for parameter in parameters)

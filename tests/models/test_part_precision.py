@@ -63,6 +63,7 @@ def nodes(small_model_folder, tmp_path_factory) -> dict:
     file = {"architecture": str(configs), "prediction_type": "epsilon"}
     return {
         "random": random,
+        "tiny-xl": build_node("tiny-xl", architecture="tiny-xl", weights="random"),
         "folder": build_node(home / "folder"),
         "shards": build_node(home / "shards"),
         "file": build_node(home / "half.safetensors", **file),
@@ -70,7 +71,7 @@ def nodes(small_model_folder, tmp_path_factory) -> dict:
     }
 
 
-@pytest.mark.parametrize("source", ["random", "folder", "shards", "file", "vae"])
+@pytest.mark.parametrize("source", ["random", "tiny-xl", "folder", "shards", "file", "vae"])
 def test_weights_are_loaded_in_the_precision_of_computation(nodes, source):
     models, states = [], []
     for dtype in (torch.float32, torch.bfloat16):
