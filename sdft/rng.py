@@ -29,6 +29,7 @@ class Draw:
     GUIDANCE = "guidance"  # guidance scale of a distilled sample
     TIMESTEP = "timestep"
     FIXED = "fixed"  # instead of a sample number: the same draws at every validation
+    ROUNDING = "rounding"  # of bf16 weights and optimizer states
     DIGIT_STYLE = "look"  # colors and style of an embedded digit
     DIGIT_SIZE = "digit size"  # of the paper around an embedded digit
 

@@ -90,7 +90,7 @@ MEMORY_ESTIMATES = {}
 # options that select the code of a step
 MEMORY_RELEVANT = """
     model method objective experiment precision frozen_dtype loss smooth_diffusion_weight gradient_checkpointing compile
-    cache optimizer strategy prompt_chunks
+    cache optimizer strategy prompt_chunks fused_backward
 """
 
 

@@ -29,9 +29,11 @@ EQUIVALENTS = {
     # precision and devices
     "precision": "mixed_precision weight_dtype torch_dtype train_dtype",
     "precision=fp16": "fp16 full_fp16 half",
-    "precision=bf16": "bf16 full_bf16",
+    "precision=bf16": "bf16",
+    "precision=bf16_weights": "full_bf16 stochastic_rounding bf16_stochastic_round",
     "precision=fp32": "no_half fp32",
     "precision.tf32": "allow_tf32 tf32",
+    "fused_backward": "fused_backward_pass fused_optimizer_groups fused_back_pass optimizer_in_bwd",
     "compile=regional": "torch_compile compile_model dynamo_backend",
     "offload_blocks=0.5": "blocks_to_swap layer_offload_fraction enable_group_offload musubi_blocks_to_swap",
     "gradient_checkpointing=offload": "cpu_offload_checkpointing enable_activation_offloading activation_offloading",

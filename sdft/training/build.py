@@ -11,7 +11,7 @@ from sdft.runs.invocation import Invocation
 from sdft.training.datasets import RunDatasets
 from sdft.training.inputs import RunInputs
 from sdft.training.loggers import is_wandb_logger
-from sdft.training.optimizers import check_optimizer, check_sharded_optimizer, has_averaged_weights
+from sdft.training.optimizer_options import check_optimizer_options, divide_into_buckets
 from sdft.training.run_setup import COMPONENTS
 
 LIGHT_COMPONENTS = (*COMPONENTS, "metrics", "prior", "protocol")
@@ -29,9 +29,7 @@ def build_components(cfg: DictConfig, choices: Mapping[str, str]) -> dict:
     parts |= {"callbacks": instantiate(cfg.callbacks) or {}, "trainer": dict(cfg.trainer or {})}
     check_callbacks(parts["callbacks"])
     check_trainer_flags(parts["trainer"])
-    check_optimizer(cfg.optimizer)
-    if parts["strategy"].name == "fsdp":
-        check_sharded_optimizer(cfg.optimizer, choices.get("optimizer"))
+    check_optimizer_options(cfg, parts, choices)
     check_compatibility(cfg, parts, choices)
     if parts["training"].compile == "graphs":
         from sdft.training.step_graphs import check_graphs
@@ -69,13 +67,13 @@ def build_module(cfg: DictConfig, parts: dict, model):
     training = parts["training"]
     scale = training.samples_per_step(parts["strategy"].world_size()) if training.scale_lr else 1
     optimizer = instantiate(cfg.optimizer, _convert_="all")  # plain lists, because checkpoints store them
-    if training.ema and has_averaged_weights(optimizer.func):
-        raise ValueError(f"ema={training.ema}: {optimizer.func.__name__} averages the weights itself; use ema=0")
     module = get_module_class(training.compile)(
         model,
         parts["method"],
         parts["objective"],
-        disable_fused(optimizer) if parts["precision"].needs_grad_scaler else optimizer,
+        disable_fused(optimizer)
+        if parts["precision"].needs_grad_scaler
+        else divide_into_buckets(optimizer, cfg, parts),
         parts["schedule"],
         lr={part: rate * scale for part, rate in training.get_part_lr(model).items()},
         max_grad_norm=training.max_grad_norm,
@@ -85,6 +83,7 @@ def build_module(cfg: DictConfig, parts: dict, model):
         smoothness=parts["smoothness"] if parts["smoothness"].weight else None,
         timestep_sampling=parts["timestep_sampling"],
         sharded=parts["strategy"].shards_weights(),
+        master_weights=parts["precision"].master_weights,
     )
     offload_frozen_weights(module, training.offload_blocks, parts["strategy"].device())
     rates = {part: module.lr[part] for part in module.get_trainable_parts()}

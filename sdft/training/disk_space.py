@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from sdft.data.latent_cache import CACHE_DIR
-from sdft.training.memory_estimate import count_bytes, estimate_optimizer_state_bytes, format_bytes
+from sdft.training.memory_estimate import count_bytes, estimate_optimizer_state_bytes, format_bytes, list_state_shapes
 from sdft.training.module import DiffusionModule
 
 PNG_BYTES_PER_PIXEL = 1.5  # approximate
@@ -13,10 +13,10 @@ PNG_BYTES_PER_PIXEL = 1.5  # approximate
 
 def estimate_checkpoint_size(module: DiffusionModule, ema: bool) -> int:
     """Bytes of one checkpoint: trainable weights, optimizer states, and the EMA if enabled."""
-    trainable = module.get_trainable_parameters().values()
-    shapes = [tuple(p.shape) for p in trainable]
+    trainable, shapes = module.get_trainable_parameters().values(), list_state_shapes(module)
     optimizer_states = estimate_optimizer_state_bytes(module.optimizer, shapes, module.model.unet.device)
-    return sum(map(count_bytes, trainable)) * (1 + ema) + optimizer_states
+    average = ema * sum(4 * p.numel() for p in trainable)  # in fp32
+    return sum(map(count_bytes, trainable)) + average + optimizer_states
 
 
 def estimate_result_size(module: DiffusionModule) -> int:

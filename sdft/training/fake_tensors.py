@@ -30,12 +30,43 @@ class FakeTensor(Tensor):
         raise RuntimeError(f"{func}: fake tensors exist only inside FakeTensorMode")
 
 
-class FakeTensorMode(TorchDispatchMode):
-    """Run operations on fake tensors; `current_bytes` and `peak_bytes` count the storages that are alive."""
+class StorageCounter(TorchDispatchMode):
+    """Count in `current_bytes` and `peak_bytes` the storages that operations in the mode make, while they are alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.current_bytes, self.peak_bytes, self.alive = 0, 0, {}
+
+    def count_storage(self, tensor: Tensor) -> None:
+        """Count the storage of a tensor until it is freed."""
+        storage = tensor.untyped_storage()
+        if (key := id(storage)) in self.alive:
+            return
+        size = storage.nbytes()
+
+        def release(_) -> None:
+            self.current_bytes -= size
+            del self.alive[key]
+
+        self.current_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.current_bytes)
+        self.alive[key] = weakref.ref(storage, release)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        inputs = {id(tensor.untyped_storage()) for tensor in list_tensors([args, [*(kwargs or {}).values()]])}
+        output = func(*args, **kwargs or {})
+        for tensor in list_tensors(output):
+            if id(tensor.untyped_storage()) not in inputs:  # not a view
+                self.count_storage(tensor)
+        return output
+
+
+class FakeTensorMode(StorageCounter):
+    """Run operations on fake tensors, and count their storages."""
 
     def __init__(self, device: torch.device):
         super().__init__()
-        self.device, self.current_bytes, self.peak_bytes, self.alive = device, 0, 0, {}
+        self.device = device
 
     @classmethod
     def is_infra_mode(cls) -> bool:
@@ -50,21 +81,6 @@ class FakeTensorMode(TorchDispatchMode):
             fake = torch.empty(shape, **options)
         is_parameter = isinstance(tensor, nn.Parameter)
         return nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake.requires_grad_(tensor.requires_grad)
-
-    def count_storage(self, meta: Tensor) -> None:
-        """Count the storage of a meta tensor until it is freed."""
-        storage = meta.untyped_storage()
-        if (key := id(storage)) in self.alive:
-            return
-        size = storage.nbytes()
-
-        def release(_) -> None:
-            self.current_bytes -= size
-            del self.alive[key]
-
-        self.current_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.current_bytes)
-        self.alive[key] = weakref.ref(storage, release)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.prim.device.default:
@@ -89,6 +105,13 @@ class FakeTensorMode(TorchDispatchMode):
         if isinstance(value, list | tuple):
             return type(value)(self.wrap_output(part, inputs) for part in value)
         return value
+
+
+def list_tensors(value) -> list[Tensor]:
+    """The tensors in nested lists and tuples."""
+    if isinstance(value, list | tuple):
+        return [tensor for part in value for tensor in list_tensors(part)]
+    return [value] if isinstance(value, Tensor) else []
 
 
 def to_meta(value):

@@ -72,7 +72,7 @@ def free_training_memory(module, trainer) -> None:
     """
     for optimizer in trainer.optimizers:
         optimizer.zero_grad()
-        optimizer.state.clear()
+        getattr(optimizer, "clear_states", optimizer.state.clear)()
     if trainer.strategy.root_device.type != "cpu":
         module.to("cpu")
         module.masters.to(torch.device("cpu"))

@@ -89,12 +89,16 @@ class MasterWeights:
 
 
 def cast_networks(
-    model: DiffusionModel, compute_dtype: torch.dtype, result_has_frozen: bool, sharded: bool
+    model: DiffusionModel,
+    compute_dtype: torch.dtype,
+    result_has_frozen: bool,
+    sharded: bool,
+    master_weights: bool = True,
 ) -> MasterWeights:
     """Cast all parts to `compute_dtype`; return the weights that must not lose precision.
 
     Trained parts that will be `sharded` stay as they are: FSDP casts them when it gathers them. `result_has_frozen`: the frozen
-    weights are saved, too.
+    weights are saved, too. Without `master_weights` trained weights are rounded once; the optimizer then rounds its updates.
     """
     parts = {name: part for name, part in model.named_children() if name in model.parts}
     if compute_dtype is torch.float32:
@@ -103,9 +107,9 @@ def cast_networks(
     trained, frozen = {}, {}
     for part, network in parts.items():
         for name, parameter in network.named_parameters() if network not in excluded else ():
-            if parameter.requires_grad:
+            if parameter.requires_grad and master_weights:
                 trained[f"{part}.{name}"] = nn.Parameter(parameter.detach().float().clone())
-            elif result_has_frozen:
+            elif result_has_frozen and not parameter.requires_grad:
                 frozen[f"{part}.{name}"] = nn.Parameter(parameter.detach(), requires_grad=False)
     set_precision(model, compute_dtype, excluded)
     return MasterWeights(model, trained, frozen)

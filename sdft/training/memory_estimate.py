@@ -3,8 +3,8 @@
 The module's loss and backward pass run on fake weights and a fake batch (`sdft.training.fake_tensors`), and every storage is
 counted while it is alive: saved activations, recomputed activations and temporaries all follow from the code that will run.
 Attention is counted as its fused kernels store it: q, k, v, the output and one number per row, without the attention matrix. Not
-counted: cuDNN and cuBLAS workspaces, allocator rounding and fragmentation, temporaries of the optimizer step, and the CUDA
-context (about 0.5 GB).
+counted: cuDNN and cuBLAS workspaces, allocator rounding and fragmentation, temporaries of an optimizer step without
+buckets, and the CUDA context (about 0.5 GB).
 """
 
 import os
@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from sdft.losses.diffusion import weight_losses
+from sdft.training.bucketed_optimizer import get_bucket_constructor, is_fused_backward
+from sdft.training.buckets import view_as_matrix
 from sdft.training.compile import remove_compiled_forwards
 from sdft.training.fake_tensors import FakeTensorMode, copy_with_tensors
 from sdft.training.gradient_checkpointing import enable_gradient_checkpointing
 from sdft.training.module import DiffusionModule
 from sdft.training.optimizers import build_optimizer
 from sdft.training.step_spec import StepSpec
+from sdft.training.update_memory import count_updates, measure_update_bytes
 
 GB = 2**30
 MEMINFO = "/proc/meminfo"  # Linux only
@@ -47,21 +50,22 @@ class MemoryEstimate:
 
 def estimate_memory(module: DiffusionModule, step: StepSpec) -> MemoryEstimate:
     """Estimate the memory of a module whose `offloaded_parts` are set; the module is not changed."""
-    mode = FakeTensorMode(step.device)
+    mode, update_bytes = FakeTensorMode(step.device), measure_update_bytes(module)
     with mode:
         fake_module = build_fake_module(module, step, mode)
         weights = mode.current_bytes - sum(map(count_bytes, fake_module.get_trainable_parameters().values()))
-        activations = measure_activations(fake_module, step, mode)
+        activations = measure_activations(fake_module, step, mode, update_bytes)
         decoding = measure_decoding(fake_module, step, mode)
     trainable_bytes = sum(map(count_bytes, module.get_trainable_parameters().values()))
     offloaded = count_offloaded_bytes(fake_module) if step.device.type != "cpu" else 0
-    shapes = [tuple(p.shape) for p in fake_module.get_trainable_parameters().values()]
+    shapes = list_state_shapes(module)
     optimizer_states = estimate_optimizer_state_bytes(step.optimizer or module.optimizer, shapes, step.device)
+    frees_gradients = is_fused_backward(module.optimizer)
     return MemoryEstimate(
         weights=weights - offloaded + trainable_bytes // step.num_shards,
-        gradients=trainable_bytes * (1 + step.has_ddp_buckets) // step.num_shards,
+        gradients=0 if frees_gradients else trainable_bytes * (1 + step.has_ddp_buckets) // step.num_shards,
         optimizer_states=optimizer_states // step.num_shards,
-        ema=step.ema * trainable_bytes // step.num_shards,
+        ema=step.ema * sum(4 * p.numel() for p in module.get_trainable_parameters().values()) // step.num_shards,
         activations=activations,
         sampling=offloaded + decoding if step.num_images else 0,
     )
@@ -99,23 +103,27 @@ def count_offloaded_bytes(fake_module: DiffusionModule) -> int:
     return sum(count_bytes(tensor) for part in parts for tensor in [*part.parameters(), *part.buffers()])
 
 
-def measure_activations(fake_module: DiffusionModule, step: StepSpec, mode: FakeTensorMode) -> int:
-    """Peak bytes of a step in addition to weights and gradients; gradients exist from the second step on."""
+def measure_activations(fake_module: DiffusionModule, step: StepSpec, mode: FakeTensorMode, update_bytes: float) -> int:
+    """Peak bytes of a step in addition to weights and gradients; gradients that are not freed exist from the second step on."""
+    updates = count_updates(fake_module, mode, update_bytes) if update_bytes else None
     sample = build_fake_sample(fake_module, step).items()
     batch = {name: mode.empty_like(tensor, step.batch_shape(tensor)) for name, tensor in sample}
     del sample  # may hold a fake tensor
-    for weight in fake_module.get_trainable_parameters().values():
+    trainable = fake_module.get_trainable_parameters().values()
+    for weight in () if is_fused_backward(fake_module.optimizer) else trainable:
         weight.grad = torch.empty_like(weight)
     start = mode.current_bytes - sum(map(count_bytes, batch.values()))
     mode.peak_bytes = mode.current_bytes
     loss = weight_losses(fake_module.compute_losses(batch), batch).mean()
     if step.gradient_accumulation_steps == 1:
-        for weight in fake_module.get_trainable_parameters().values():
+        for weight in trainable:
             weight.grad = None  # the trainer clears gradients between forward and backward
     loss.backward()
     del loss
     fake_module.masters.collect_gradients()
-    for weight in fake_module.get_trainable_parameters().values():
+    if updates:
+        updates.update_remaining()
+    for weight in trainable:
         weight.grad = None
     return mode.peak_bytes - start
 
@@ -148,8 +156,16 @@ def count_bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+def list_state_shapes(module: DiffusionModule) -> list[tuple[int, ...]]:
+    """Shapes of the trainable parameters as the optimizer sees them."""
+    is_bucketed = get_bucket_constructor(module.optimizer) is not module.optimizer
+    parameters = [p.detach() for p in module.get_trainable_parameters().values()]
+    return [tuple((view_as_matrix(p) if is_bucketed else p).shape) for p in parameters]
+
+
 def estimate_optimizer_state_bytes(optimizer, shapes: list[tuple[int, ...]], device: torch.device) -> int:
     """Bytes of an optimizer's states for parameters of these shapes, scaled up from one step on small parameters."""
+    optimizer = get_bucket_constructor(optimizer)
     probes = {ndim: probe_optimizer_state(optimizer, ndim, device) for ndim in {len(shape) for shape in shapes}}
     return sum(
         count * sum(estimate_state_tensor_bytes(shape, *state) for state in probes[len(shape)])

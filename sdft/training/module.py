@@ -12,10 +12,11 @@ from sdft.models.conditioning import Conditioning
 from sdft.models.diffusion_model import DiffusionModel
 from sdft.models.noise_process import TimestepSampling
 from sdft.rng import Draw, make_generator
+from sdft.training.bucketed_optimizer import BucketedOptimizer
 from sdft.training.fsdp import gather_full_tensor, shard_model
 from sdft.training.gradient_checkpointing import enable_gradient_checkpointing
 from sdft.training.master_weights import cast_networks
-from sdft.training.optimizers import build_optimizer
+from sdft.training.optimizers import build_optimizer, build_parameter_groups
 
 RESUMED_STATE = {
     "grad_norm": torch.float32,
@@ -47,12 +48,13 @@ class DiffusionModule(LightningModule):
         smoothness: SmoothDiffusionLoss | None = None,
         timestep_sampling: TimestepSampling | None = None,
         sharded: bool = False,
+        master_weights: bool = True,
     ):
         """`optimizer` builds an optimizer from parameter groups, `schedule` a scheduler from it and the number of steps.
 
         `lr` is the learning rate of each of `model.parts`, `max_grad_norm` the clipping threshold (0: no clipping).
         `checkpointing` is gradient checkpointing: "offload" keeps its activations in CPU memory. Trained parts that will be
-        `sharded` stay in fp32; FSDP casts them when it gathers them.
+        `sharded` stay in fp32; FSDP casts them when it gathers them. Without `master_weights` the optimizer rounds updates.
         """
         super().__init__()
         objective.check(model)
@@ -73,7 +75,7 @@ class DiffusionModule(LightningModule):
         self.offloaded_blocks: list = []  # of `sdft.training.block_offload`, whose frozen weights are in CPU memory
         if not self.get_trainable_parts():
             raise ValueError(f"{type(method).__name__}: no trainable parameters; enable a part of the method")
-        self.masters = cast_networks(model, compute_dtype, method.output_kind == "pipeline", sharded)
+        self.masters = cast_networks(model, compute_dtype, method.output_kind == "pipeline", sharded, master_weights)
         for name, module in model.named_modules():
             module.training = ".lora_dropout" in name or any(p.requires_grad for p in module.parameters())
         if checkpointing:
@@ -142,6 +144,11 @@ class DiffusionModule(LightningModule):
             self.has_nonfinite_loss = ~loss.detach().isfinite() | self.has_nonfinite_loss
         return {"loss": loss, "losses": losses.detach(), "timestep": batch["timestep"]}
 
+    def on_before_backward(self, loss):
+        for optimizer in self.trainer.optimizers:
+            if isinstance(optimizer, BucketedOptimizer):
+                optimizer.found_inf = (~loss.detach().isfinite()).float()
+
     def on_after_backward(self):
         self.masters.collect_gradients()
 
@@ -151,25 +158,19 @@ class DiffusionModule(LightningModule):
 
     def configure_optimizers(self):
         self.masters.to(self.device)
-        groups, trainable = [], self.get_trainable_parameters()
-        for part, module in self.model.parts.items():
-            by_multiplier: dict[float, list] = {}
-            for name, p in module.named_parameters():
-                if p.requires_grad:
-                    weight = trainable[f"{part}.{name}"]
-                    by_multiplier.setdefault(self.method.get_lr_multiplier(name), []).append(weight)
-            for multiplier, parameters in sorted(by_multiplier.items()):
-                name = part if multiplier == 1 else f"{part}_x{multiplier:g}"
-                groups.append({"params": parameters, "lr": self.lr[part] * multiplier, "name": name})
+        trainable, get_multiplier = self.get_trainable_parameters(), self.method.get_lr_multiplier
+        groups = build_parameter_groups(self.model.parts, trainable, self.lr, get_multiplier)
         optimizer = build_optimizer(self.optimizer, groups)
+        if isinstance(optimizer, BucketedOptimizer):
+            optimizer.connect(self.masters.masters)
         return [optimizer], [{"scheduler": self.schedule(optimizer, self.trainer.max_steps), "interval": "step"}]
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
         """Clip by the norm over all trainable parameters; store the norm before clipping, on the device."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.grad_norm = gather_full_tensor(
-            nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
-        ).detach()
+        is_bucketed, max_norm = isinstance(optimizer, BucketedOptimizer), self.max_grad_norm or float("inf")
+        norm = optimizer.clip_gradients(max_norm) if is_bucketed else nn.utils.clip_grad_norm_(parameters, max_norm)
+        self.grad_norm = gather_full_tensor(norm).detach()
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             is_nonfinite = ~(self.grad_norm < float("inf"))  # also where it is NaN
             self.skip_nonfinite_step(optimizer, parameters, is_nonfinite)
@@ -184,7 +185,7 @@ class DiffusionModule(LightningModule):
 
     def skip_nonfinite_step(self, optimizer, parameters: list[nn.Parameter], is_nonfinite: Tensor) -> None:
         """Leave the weights unchanged when the gradient is NaN/Inf; a device sync for optimizers that are not fused."""
-        if all(group.get("fused") for group in optimizer.param_groups):
+        if isinstance(optimizer, BucketedOptimizer) or all(group.get("fused") for group in optimizer.param_groups):
             optimizer.grad_scale, optimizer.found_inf = None, is_nonfinite.float()
         elif is_nonfinite:
             for parameter in parameters:

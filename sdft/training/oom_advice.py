@@ -19,7 +19,8 @@ DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 SAMPLING_FILE = "sampling.py"
 TRAINING_ADVICE = (
     "gradient_checkpointing=true, a smaller batch_size with more gradient_accumulation_steps, optimizer=adamw8bit or "
-    "optimizer=adafactor, offload_blocks=0.5 for an adapter on a GPU, or a lower resolution"
+    "optimizer=adafactor, offload_blocks=0.5 for an adapter on a GPU, precision=bf16_weights and fused_backward=true for full "
+    "fine-tuning, or a lower resolution"
 )
 SAMPLING_ADVICE = "a smaller sampling.batch_size"
 

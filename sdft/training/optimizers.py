@@ -1,9 +1,10 @@
 """Check the optimizer's settings before anything slow runs."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from functools import partial
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -25,6 +26,22 @@ def build_optimizer(constructor: Callable, parameters: list):
 def has_averaged_weights(optimizer) -> bool:
     """Whether an optimizer (or optimizer class) averages the weights itself, as schedule-free ones do."""
     return hasattr(optimizer, "eval") and hasattr(optimizer, "train")
+
+
+def build_parameter_groups(
+    parts: Mapping[str, Any], trainable: Mapping[str, Any], lr: Mapping[str, float], get_multiplier: Callable
+) -> list[dict]:
+    """Groups of the `trainable` parameters of each part by learning rate: that of the part times `get_multiplier(name)`."""
+    groups = []
+    for part, module in parts.items():
+        by_multiplier: dict[float, list] = {}
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                by_multiplier.setdefault(get_multiplier(name), []).append(trainable[f"{part}.{name}"])
+        for multiplier, parameters in sorted(by_multiplier.items()):
+            name = part if multiplier == 1 else f"{part}_x{multiplier:g}"
+            groups.append({"params": parameters, "lr": lr[part] * multiplier, "name": name})
+    return groups
 
 
 def check_optimizer(cfg: DictConfig) -> None:

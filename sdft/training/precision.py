@@ -1,6 +1,6 @@
 """Precision of the networks; the optimizer updates fp32 weights (`sdft.training.master_weights`)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,14 +14,23 @@ AUTO = "auto"
 
 @dataclass
 class Precision:
-    """`tf32` allows TF32 in fp32 matrix products, on GPUs that support it. `resolve` replaces auto, and a `tf32` of None."""
+    """`tf32` allows TF32 in fp32 matrix products, on GPUs that support it. `resolve` replaces auto, and a `tf32` of None.
+
+    Without `master_weights`, updates of bf16 weights are rounded stochastically (`sdft.training.stochastic_rounding`).
+    """
 
     compute_dtype: str = "float32"
     tf32: bool | None = False
+    master_weights: bool = True
 
     def __post_init__(self):
         if self.compute_dtype not in (choices := (AUTO, *COMPUTE_DTYPES)):
             raise ValueError(f"precision.compute_dtype={self.compute_dtype}: choose one of {', '.join(choices)}")
+        if not self.master_weights and self.compute_dtype != "bfloat16":
+            raise ValueError(
+                f"precision.master_weights=false: requires compute_dtype=bfloat16, not {self.compute_dtype}; "
+                "use precision=bf16_weights"
+            )
 
     def resolve(self, device: torch.device) -> "Precision":
         """The precision for a device: bf16 on GPUs that compute it natively, else fp32; TF32 is allowed on GPUs."""
@@ -29,7 +38,7 @@ class Precision:
         if dtype == AUTO:
             has_bf16 = is_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
             dtype = "bfloat16" if has_bf16 else "float32"
-        return Precision(dtype, is_gpu if self.tf32 is None else self.tf32)
+        return replace(self, compute_dtype=dtype, tf32=is_gpu if self.tf32 is None else self.tf32)
 
     def resolve_in_config(self, cfg: DictConfig, device: torch.device) -> "Precision":
         """The precision of a run, also in its config: for the device, or as in the run that it resumes or reproduces."""
@@ -40,7 +49,9 @@ class Precision:
                 read_stored_config(folder).get("precision") for folder in folders if (folder / CONFIG_FILE).is_file()
             ]
             if stored and isinstance(stored[0], dict):
-                precision = Precision(**{key: stored[0][key] for key in ("compute_dtype", "tf32") if key in stored[0]})
+                precision = Precision(
+                    **{key: stored[0][key] for key in ("compute_dtype", "tf32", "master_weights") if key in stored[0]}
+                )
             precision = precision.resolve(device)
             cfg.precision.compute_dtype, cfg.precision.tf32 = precision.compute_dtype, precision.tf32
         return precision
@@ -48,7 +59,7 @@ class Precision:
     @property
     def name(self) -> str:
         """The name in `conf/precision`."""
-        return COMPUTE_DTYPES[self.compute_dtype]
+        return COMPUTE_DTYPES[self.compute_dtype] if self.master_weights else "bf16_weights"
 
     @property
     def dtype(self) -> torch.dtype:

@@ -35,6 +35,7 @@ class TrainingSettings:
     scale_lr: bool = False
     gradient_checkpointing: bool | str = False
     offload_blocks: float = 0.0
+    fused_backward: bool = False
     compile: str = "off"
     seed: int = 0
 

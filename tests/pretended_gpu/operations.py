@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from pretended_gpu.generator import is_on_gpu
 from pretended_gpu.tensor import GPU, GPUTensor
 
 COPIES = {"_to_copy", "copy_"}
@@ -79,8 +80,8 @@ def check_dtypes(operation: Operation, args: tuple) -> None:
 
 
 def check_generator(operation: Operation, generator: torch.Generator | None) -> None:
-    """`RuntimeError` for a generator, which can be one of the CPU only."""
-    if generator is not None:
+    """`RuntimeError` for a generator of the CPU."""
+    if generator is not None and not is_on_gpu(generator):
         raise RuntimeError(
             f"{operation.name}: expected a {GPU.type!r} device type for generator but found {generator.device.type!r}"
         )

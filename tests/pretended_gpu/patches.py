@@ -8,6 +8,7 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import _pop_mode, _push_mode
 
+from pretended_gpu.generator import build_generator
 from pretended_gpu.tensor import GPU, GPUTensor
 
 NAME, CAPABILITY, MEMORY = "Pretended GPU", (9, 0), 80 * 2**30
@@ -52,6 +53,7 @@ def enter_patches(stack: ExitStack, gpu) -> None:
     synchronize = lambda *_: gpu.record_sync("synchronize")  # noqa: E731
     foreach_types = [torch.Tensor, torch.nn.Parameter, GPUTensor]
     for target, attributes in {
+        "torch": {"Generator": build_generator},
         "torch.cuda": build_cuda_functions() | {"synchronize": synchronize},
         "torch.accelerator": build_accelerator_functions() | {"synchronize": synchronize},
         "torch.utils._foreach_utils": {"_foreach_supported_types": foreach_types},

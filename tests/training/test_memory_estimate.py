@@ -14,6 +14,10 @@ from sdft.losses.diffusion import DiffusionLoss
 from sdft.methods.full import FullFineTuning
 from sdft.methods.lora import ADAPTER_TYPES, INIT_METHODS, LoRA
 from sdft.methods.textual_inversion import TextualInversion
+from sdft.training import buckets
+from sdft.training.adamw_bf16 import AdamWBF16
+from sdft.training.bucketed_optimizer import BucketedOptimizer
+from sdft.training.fake_tensors import StorageCounter
 from sdft.training.memory_estimate import (
     count_bytes,
     estimate_memory,
@@ -21,6 +25,7 @@ from sdft.training.memory_estimate import (
     get_free_and_total_memory,
 )
 from sdft.training.module import DiffusionModule
+from sdft.training.optimizers import build_parameter_groups
 from sdft.training.run_summary import check_memory
 from sdft.training.step_spec import StepSpec
 
@@ -28,6 +33,7 @@ CPU = torch.device("cpu")
 OPTIMIZERS = {
     "adamw": partial(torch.optim.AdamW, fused=True),
     "adafactor": partial(torch.optim.Adafactor, eps=(None, 1.0)),
+    "adamw_bf16": AdamWBF16,
     "sgd": partial(torch.optim.SGD, momentum=0.9),
 }
 
@@ -206,3 +212,58 @@ def test_a_failed_estimate_is_a_warning(monkeypatch):
     monkeypatch.setattr("sdft.training.run_summary.estimate_memory", fail)
     facts, (warning,) = check_memory(None, None)
     assert facts == {"memory_gb_expected": None} and warning.endswith(": unsupported network")
+
+
+UPDATES = {  # optimizer, whether it steps inside the backward pass, whether weights have fp32 masters
+    "bf16 weights and states, fused": ("adamw_bf16", True, False),
+    "bf16 weights, fused": ("adamw", True, False),
+    "bf16 weights, factored states, fused": ("adafactor", True, False),
+    "bf16 weights, 8-bit states": ("adamw8bit", False, False),
+    "fp32 masters, fused": ("adamw", True, True),
+}
+UPDATE_CASES = [
+    pytest.param(*case, marks=pytest.mark.slow if number else (), id=name)
+    for number, (name, case) in enumerate(UPDATES.items())
+]
+
+
+@pytest.mark.parametrize(("name", "fused", "masters"), UPDATE_CASES)
+def test_updates_in_buckets_are_estimated(tiny, monkeypatch, name, fused, masters):
+    monkeypatch.setattr(buckets, "MAX_ELEMENTS", 2**14)  # of a network that has a 400th of the usual weights
+    build = pytest.importorskip("bitsandbytes").optim.AdamW8bit if name == "adamw8bit" else OPTIMIZERS[name]
+    optimizer = partial(BucketedOptimizer, build=partial(build), seed=0, fused_backward=fused)
+    rates, method = {"unet": 1e-3, "clip_l": 1e-3}, FullFineTuning()
+    options = {"compute_dtype": torch.bfloat16, "checkpointing": True, "master_weights": masters}
+    module = DiffusionModule(tiny(), method, DiffusionLoss(), optimizer, None, rates, **options)
+    sample = build_sample(module)
+    estimate = estimate_memory(module, StepSpec(sample, 1, 1, CPU))
+    optimizer = build_module_optimizer(module)
+    run_bucketed_step(module, optimizer, sample)
+    with StorageCounter() as counter:
+        run_bucketed_step(module, optimizer, sample)
+    counted = counter.peak_bytes + sum(map(count_bytes, sample.values()))
+    assert estimate.activations + estimate.gradients == pytest.approx(counted, rel=0.1)
+    assert estimate.optimizer_states == pytest.approx(sum(map(count_bytes, list_states(optimizer))), rel=0.1)
+    assert (estimate.gradients == 0) == fused
+
+
+def build_module_optimizer(module) -> BucketedOptimizer:
+    trainable, get_multiplier = module.get_trainable_parameters(), module.method.get_lr_multiplier
+    optimizer = module.optimizer(build_parameter_groups(module.model.parts, trainable, module.lr, get_multiplier))
+    optimizer.connect(module.masters.masters)
+    return optimizer
+
+
+def run_bucketed_step(module, optimizer, sample) -> None:
+    module.compute_losses(sample).mean().backward()
+    module.masters.collect_gradients()
+    optimizer.found_inf = torch.zeros(())
+    optimizer.step()
+    module.masters.refresh_networks()
+
+
+def list_states(optimizer) -> list[torch.Tensor]:
+    states = [state for bucket in optimizer.buckets for state in bucket.optimizer.state.values()]
+    shared = {id(value) for value in states[0].values()} & {id(value) for value in states[-1].values()}  # tables
+    values = [value for state in states for value in state.values()]
+    return [value for value in values if isinstance(value, torch.Tensor) and id(value) not in shared]

@@ -13,7 +13,7 @@ from sdft.training.optimizers import has_averaged_weights
 
 def swap_weights(weights: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     for name, weight in weights.items():
-        weight.data = values[name]
+        weight.data = values[name].to(weight.dtype)
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ class EMA(Callback):
             return
         weights = module.get_trainable_parameters()
         if not self.average:
-            self.average = {name: p.detach().clone() for name, p in weights.items()}
+            self.average = {name: p.detach().to(torch.float32, copy=True) for name, p in weights.items()}
         self.average = {name: match_placement(average, weights[name]) for name, average in self.average.items()}
         self.weights = [weights[name] for name in self.average]
 
@@ -54,7 +54,11 @@ class EMA(Callback):
         self.updates += 1
         decay = min(self.decay, self.updates / (9 + self.updates)) if self.updates > 1 else 0.0
         update = get_ema_multi_avg_fn(decay)
-        update(list(self.average.values()), [p.detach() for p in self.weights], self.updates)
+        if all(p.dtype is torch.float32 for p in self.weights):
+            update(list(self.average.values()), [p.detach() for p in self.weights], self.updates)
+            return
+        for average, p in zip(self.average.values(), self.weights, strict=True):  # one fp32 copy at a time
+            update([average], [p.detach().float()], self.updates)
 
     @contextmanager
     def apply_averages(self, module):
