@@ -9,8 +9,6 @@ from torch import Tensor, addmm, cat, is_grad_enabled, mm, nn
 from torch.autograd import Function
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-ADAPTER = "default"  # peft's name of the only adapter
-
 
 class LowRankProjections(Function):
     """y = x Wᵀ + b + scale * x Aᵀ Bᵀ for each of several layers with one input; W and b are frozen.
@@ -77,24 +75,52 @@ def scaled_mm(a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 
 class LoraAttentionProcessor:
-    """diffusers' attention of transformer blocks, whose projections all have plain LoRA.
+    """diffusers' attention of transformer blocks; `adapters` are the names of those that all projections have as plain LoRA.
 
-    In any other state, such as disabled or merged adapters, the layers compute themselves.
+    In any other state than one of them active, such as several, disabled or merged adapters, the layers compute themselves.
     """
+
+    def __init__(self, adapters: set[str]):
+        self.adapters = adapters
 
     def __call__(
         self, attn, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask=None
     ) -> Tensor:
         """`[batch, positions, width]` of `hidden_states` of that shape and the context `[batch, tokens, width]`."""
         if encoder_hidden_states is None:
-            query, key, value = project(hidden_states, attn.to_q, attn.to_k, attn.to_v)
+            query, key, value = self.project(hidden_states, attn.to_q, attn.to_k, attn.to_v)
         else:
-            (query,) = project(hidden_states, attn.to_q)
-            key, value = project(encoder_hidden_states, attn.to_k, attn.to_v)
+            (query,) = self.project(hidden_states, attn.to_q)
+            key, value = self.project(encoder_hidden_states, attn.to_k, attn.to_v)
         query, key, value = (split_heads(tensor, attn.heads) for tensor in (query, key, value))
         output = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-        (output,) = project(output.transpose(1, 2).flatten(2), attn.to_out[0])
+        (output,) = self.project(output.transpose(1, 2).flatten(2), attn.to_out[0])
         return output
+
+    def project(self, x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
+        """Outputs `[batch, positions, out]` of layers with one input `[batch, positions, in]`."""
+        adapter, *others = layers[0].active_adapters
+        if others or adapter not in self.adapters or not all(is_active(layer, adapter, x.dtype) for layer in layers):
+            return tuple(layer(x) for layer in layers)
+        bases = [layer.base_layer for layer in layers]
+        tensors = [
+            *[base.weight for base in bases],
+            *[base.bias for base in bases],
+            *[layer.lora_A[adapter].weight for layer in layers],
+            *[layer.lora_B[adapter].weight for layer in layers],
+        ]
+        scales = tuple(layer.scaling[adapter] for layer in layers)
+        outputs = LowRankProjections.apply(x.flatten(0, 1), scales, *tensors)
+        return tuple(output.unflatten(0, x.shape[:2]) for output in outputs)
+
+
+def is_active(layer: nn.Module, adapter: str, dtype) -> bool:
+    """Whether the layer adds this adapter only, in the precision of its input."""
+    return (
+        layer.active_adapters == [adapter]
+        and not (layer.disable_adapters or layer.merged)
+        and dtype == layer.base_layer.weight.dtype == layer.lora_A[adapter].weight.dtype
+    )
 
 
 def split_heads(tensor: Tensor, heads: int) -> Tensor:
@@ -102,62 +128,46 @@ def split_heads(tensor: Tensor, heads: int) -> Tensor:
     return tensor.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def project(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
-    """Outputs `[batch, positions, out]` of layers with one input `[batch, positions, in]`."""
-    if not all(is_active(layer, x.dtype) for layer in layers):
-        return tuple(layer(x) for layer in layers)
-    bases = [layer.base_layer for layer in layers]
-    tensors = [
-        *[base.weight for base in bases],
-        *[base.bias for base in bases],
-        *[layer.lora_A[ADAPTER].weight for layer in layers],
-        *[layer.lora_B[ADAPTER].weight for layer in layers],
-    ]
-    scales = tuple(layer.scaling[ADAPTER] for layer in layers)
-    outputs = LowRankProjections.apply(x.flatten(0, 1), scales, *tensors)
-    return tuple(output.unflatten(0, x.shape[:2]) for output in outputs)
-
-
-def is_active(layer: nn.Module, dtype) -> bool:
-    """Whether the layer adds its one adapter, in the precision of its input."""
-    return (
-        layer.active_adapters == [ADAPTER]
-        and not (layer.disable_adapters or layer.merged)
-        and dtype == layer.base_layer.weight.dtype == layer.lora_A[ADAPTER].weight.dtype
-    )
-
-
-def use_lora_attention(unet: nn.Module) -> int:
-    """Set the processor where all projections have plain LoRA without dropout; return the number of those attentions."""
+def use_lora_attention(unet: nn.Module) -> None:
+    """Set the processor where all projections have plain LoRA without dropout. Call it again after adding an adapter."""
     from diffusers.models.attention_processor import Attention
 
     modules = {f"{name}.processor": module for name, module in unet.named_modules() if isinstance(module, Attention)}
-    supported = [name for name, module in modules.items() if is_supported(module)]
-    if supported:
-        unet.set_attn_processor(unet.attn_processors | {name: LoraAttentionProcessor() for name in supported})
-    return len(supported)
+    adapters = {name: find_plain_adapters(module) for name, module in modules.items() if is_supported(module)}
+    if processors := {name: LoraAttentionProcessor(names) for name, names in adapters.items() if names}:
+        unet.set_attn_processor(unet.attn_processors | processors)
 
 
 def is_supported(attn: nn.Module) -> bool:
-    """Whether an attention is one of a transformer block, with plain LoRA on all projections."""
+    """Whether an attention is one of a transformer block, without a processor of others."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
-    is_plain = type(attn.processor) is AttnProcessor2_0 and not (
+    has_other_operations = (
         attn.group_norm or attn.spatial_norm or attn.norm_q or attn.norm_cross or attn.residual_connection
     )
-    if not is_plain or attn.rescale_output_factor != 1 or attn.to_k is None:
-        return False
-    return attn.to_out[1].p == 0 and all(map(has_plain_lora, (attn.to_q, attn.to_k, attn.to_v, attn.to_out[0])))
+    return (
+        type(attn.processor) in (AttnProcessor2_0, LoraAttentionProcessor)
+        and not has_other_operations
+        and attn.rescale_output_factor == 1
+        and attn.to_k is not None
+        and attn.to_out[1].p == 0
+    )
 
 
-def has_plain_lora(layer: nn.Module) -> bool:
+def find_plain_adapters(attn: nn.Module) -> set[str]:
+    """Names of the adapters that are plain LoRA without dropout on all projections."""
     from peft.tuners.lora import Linear
 
+    layers = [attn.to_q, attn.to_k, attn.to_v, attn.to_out[0]]
+    if not all(isinstance(layer, Linear) and type(layer.base_layer) is nn.Linear for layer in layers):
+        return set()
+    return {name for name in layers[0].lora_A if all(is_plain(layer, name) for layer in layers)}
+
+
+def is_plain(layer: nn.Module, adapter: str) -> bool:
     return (
-        isinstance(layer, Linear)
-        and list(layer.lora_A) == [ADAPTER]
-        and type(layer.base_layer) is nn.Linear
-        and not layer.lora_variant
-        and isinstance(layer.lora_dropout[ADAPTER], nn.Identity)
-        and not layer.lora_bias[ADAPTER]
+        adapter in layer.lora_A
+        and adapter not in layer.lora_variant
+        and isinstance(layer.lora_dropout[adapter], nn.Identity)
+        and not layer.lora_bias[adapter]
     )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sdft.lora.architecture import Architecture, get_model_architecture
+from sdft.lora.attention import use_lora_attention
 from sdft.lora.dora import expand_dora
 from sdft.lora.families import is_text_encoder
 from sdft.lora.file import DIFFUSERS_FILE, read_lora_file
@@ -136,6 +137,8 @@ def load_lora(model, path: Path, name: str = "default") -> None:
             layers, network = expand_dora(part, model.components[part], layers), model.components[part]
             with add_adapters_in_fp32(network):
                 inject_adapter(network, part, build_adapter_state(part, layers), name)
+            if not is_text_encoder(part):
+                use_lora_attention(network)  # as in training, so that images are equal
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         reason = f"{reason[:MAX_ERROR_LENGTH]}…" if len(reason) > MAX_ERROR_LENGTH else reason

@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from sdft.lora.attention import LoraAttentionProcessor, LowRankProjections, use_lora_attention
-from sdft.lora.scaling import disable_adapters, scale_adapters
+from sdft.lora.attention import LoraAttentionProcessor, LowRankProjections
+from sdft.lora.scaling import disable_adapters, load_adapters, scale_adapters
 from sdft.methods.lora import LoRA
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -159,7 +159,12 @@ def test_weights_of_another_precision_have_the_forward_of_peft(tiny):
     assert torch.equal(unet(*inputs).sample, peft_unet(*inputs).sample)
 
 
-def test_processors_are_set_once(tiny):
+def test_an_adapter_that_is_loaded_later_has_the_processor(tiny, tmp_path):
     model = tiny()
     LoRA(4, 4, text_encoder=False).prepare(model)
-    assert use_lora_attention(model.unet) == 0 and count_processors(model.unet)
+    LoRA(4, 4, text_encoder=False).save(model, tmp_path, "other")
+    loaded = tiny()
+    load_adapters(loaded, [tmp_path, tmp_path], [0.0, 1.0])
+    assert {frozenset(processor.adapters) for processor in loaded.unet.attn_processors.values()} == {
+        frozenset({"default", "adapter_1"})
+    }
