@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import read_metric_rows
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -90,6 +91,25 @@ def test_other_full_methods_train_in_little_memory(run, method):
     weights = load_checkpoint(folder)["state_dict"]
     assert load_checkpoint(folder)["global_step"] == 2 and any("clip_l" in name for name in weights)
     assert int(module.skipped_steps) == 0 and {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+
+
+@pytest.mark.slow
+def test_losses_of_200_steps_are_within_a_percent_of_fp32(run):
+    fast = ["precision=bf16_weights", "fused_backward=true"]
+    options = {
+        "fp32": [],
+        "bf16": fast,
+        "bf16 states": [*fast, "optimizer=adamw_bf16"],
+        "8-bit states": [*fast, "optimizer=adamw8bit"],
+    }
+    common = ["method=sft", "steps=200", "lr=1e-4", "max_grad_norm=0", "data.per_digit=2"]
+    folders = {name: run(*common, *given, name=name.replace(" ", "_"))[1] for name, given in options.items()}
+    losses = {name: [float(row["train/loss"]) for row in read_metric_rows(folder)] for name, folder in folders.items()}
+    reference = losses.pop("fp32")
+    assert len(reference) == 200 and sum(reference[-50:]) < 0.7 * sum(reference[:50])
+    for name, values in losses.items():
+        assert values == pytest.approx(reference, rel=0.03), name
+        assert sum(values[-50:]) == pytest.approx(sum(reference[-50:]), rel=0.01), name
 
 
 def build_options(optimizer: str = "adamw", precision: str = "bfloat16", strategy: str = "auto", devices=1, **options):

@@ -28,11 +28,12 @@ OPTIONS = {
         "smooth": ["smooth_diffusion_weight=1"],
     },
     "compile": {"off": [], "auto": ["compile=auto"], "regional": ["compile=regional"]},
-    "precision": {"fp32": [], "bf16": [], "fp16": ["accelerator=gpu"]},
+    "precision": {"fp32": [], "bf16": [], "bf16_weights": [], "fp16": ["accelerator=gpu"]},
+    "fused_backward": {"false": [], "true": ["max_grad_norm=0"]},
     "strategy": {"auto": [], "ddp": ["devices=2"], "fsdp": ["devices=2"]},
-    "optimizer": {"adamw": [], "adafactor": [], "adamw8bit": [], "prodigy": [], "schedule_free": []},
+    "optimizer": {"adamw": [], "adamw_bf16": [], "adafactor": [], "adamw8bit": [], "prodigy": [], "schedule_free": []},
 }
-GROUPS = ("method", "precision", "strategy", "optimizer")
+GROUPS = ("method", "precision", "fused_backward", "strategy", "optimizer")
 SHORT = ["steps=2", "batch_size=2", "data.per_digit=1", "data.digits=[0,1]", "resolution=32", "cache=ram"]
 SHORT += ["sampling.steps=1", "prompts=[one]"]
 FULL_METHODS = ("sft", "pretrain", "dreambooth")
@@ -45,8 +46,21 @@ def is_refused(case: dict) -> bool:
         return True
     if case["objective"] == "smooth" and (case["compile"] == "regional" or case["strategy"] == "fsdp"):
         return True
+    if is_refused_in_buckets(case):
+        return True
     fsdp_refuses = {"fp16", "adafactor", "adamw8bit"} & set(case.values()) or case["method"] not in FULL_METHODS
     return case["strategy"] == "fsdp" and bool(fsdp_refuses)
+
+
+def is_refused_in_buckets(case: dict) -> bool:
+    """Weights that are updated in buckets are whole, and independent of each other."""
+    is_fused, has_bf16_weights = case["fused_backward"] == "true", case["precision"] == "bf16_weights"
+    is_bucketed = is_fused or has_bf16_weights or case["optimizer"] == "adamw_bf16"
+    if is_bucketed and {"fp16", "fsdp", "prodigy", "schedule_free"} & set(case.values()):
+        return True
+    return (is_fused and case["strategy"] == "ddp") or (
+        (is_fused or has_bf16_weights) and case["method"] not in FULL_METHODS
+    )
 
 
 def is_trained(case: dict) -> bool:
