@@ -1,5 +1,7 @@
 """Operations that a GPU would launch per step and per UNet call: python benchmarks/launches.py [precision=bf16] [sd15 sdxl sd21]
 
+With compile=regional also those of our step with compiled blocks (`compiled_launches.py`), which takes minutes.
+
 Counted, not measured: our step and the bare loop of diffusers and peft run on tensors without data
 (`sdft.training.fake_tensors`), and each operation but views and allocations counts as one, as do a fused attention and a foreach
 call. Batch size 1, cached latents and captions, LoRA of rank 16 on the attention layers of the UNet.
@@ -15,6 +17,7 @@ from unittest import mock
 
 import torch
 from accelerate import init_empty_weights
+from compiled_launches import count_block_kernels, remove_blocks
 from measurement import report_table, split_options
 from memory import RESOLUTIONS, build_sample
 from torch import Tensor
@@ -104,11 +107,13 @@ def build_step(model, dtype: torch.dtype, resolution: int) -> tuple[DiffusionMod
     return module, StepSpec(sample, 1, 1, torch.device("cpu"), num_images=1, resolution=resolution)
 
 
-def count_step(model, dtype: torch.dtype, resolution: int) -> LaunchCounter:
+def count_step(model, dtype: torch.dtype, resolution: int, compiled: bool = False) -> LaunchCounter:
     """Operations of our training step, by phase."""
     module, step = build_step(model, dtype, resolution)
     with LaunchCounter() as counter, use_foreach_kernels():
         fake = build_fake_module(module, step, counter)
+        if compiled:
+            remove_blocks(fake.model.unet)
         batch = {name: counter.empty_like(tensor) for name, tensor in build_fake_sample(fake, step).items()}
         pretend_trainer(fake)
         optimizer = fake.configure_optimizers()[0][0]
@@ -126,6 +131,8 @@ def count_step(model, dtype: torch.dtype, resolution: int) -> LaunchCounter:
             optimizer.step()
             fake.masters.refresh_networks()
             optimizer.zero_grad(set_to_none=True)
+    if compiled:
+        counter.counts.update(count_block_kernels(module, resolution))
     return counter
 
 
@@ -221,9 +228,14 @@ def count_unet_call(architecture: str, dtype: torch.dtype, resolution: int, has_
     return counter
 
 
-def count_all(architecture: str, precision: str) -> dict[str, LaunchCounter]:
+def count_all(architecture: str, precision: str, compile: str = "off") -> dict[str, LaunchCounter]:
     dtype, resolution = PRECISIONS[precision], RESOLUTIONS[architecture]
-    return {
+    compiled = {}
+    if compile == "regional":
+        compiled["our step, compiled"] = count_step(
+            build_untrained_model(architecture), dtype, resolution, compiled=True
+        )
+    return compiled | {
         "our step": count_step(build_untrained_model(architecture), dtype, resolution),
         "bare step": count_bare_step(architecture, dtype, resolution),
         "our UNet call with the adapter": count_unet_call(architecture, dtype, resolution, has_adapter=True),
@@ -232,11 +244,11 @@ def count_all(architecture: str, precision: str) -> dict[str, LaunchCounter]:
 
 
 def main(args: list[str]) -> None:
-    options, architectures = split_options(args, json="", precision=",".join(PRECISIONS))
+    options, architectures = split_options(args, json="", precision=",".join(PRECISIONS), compile="off")
     rows, operations = [("model", "precision", "what", *PHASES, "total", "casts")], {}
     for architecture in architectures or ["sd15", "sdxl"]:
         for precision in options["precision"].split(","):
-            for what, counter in count_all(architecture, precision).items():
+            for what, counter in count_all(architecture, precision, options["compile"]).items():
                 phases = [counter.total(phase) or "" for phase in PHASES]
                 rows.append((architecture, precision, what, *phases, counter.total(), counter.total(name=CAST)))
                 names = {f"{phase} {name}": count for (phase, name), count in sorted(counter.counts.items())}

@@ -32,3 +32,46 @@ def test_a_counter_leaves_out_views_and_counts_by_phase(launches):
                 tensor.half()
         tensor.mul(2)
     assert counter.counts == {("outer", "clone"): 1, ("outer", "add"): 1, ("outer", "sum"): 1, ("inner", "_to_copy"): 1}
+
+
+@pytest.mark.slow
+def test_kernels_are_counted_in_code_for_a_gpu(launches):
+    """Of a matrix product and the pointwise operations after it, which are fused; the backward pass has two products."""
+    import compiled_launches
+
+    weight = torch.zeros(64, 64, device="meta", requires_grad=True)
+    inputs = torch.zeros(32, 64, device="meta", requires_grad=True)
+    counter = compiled_launches.KernelCounter()
+    torch.compiler.reset()
+    with compiled_launches.pretend_h100():
+        compiled = torch.compile(lambda x, weight: 2 * (x @ weight).relu() + 1, backend=counter)
+        for _ in range(3):
+            compiled(inputs, weight)
+    kernels = {key: count for key, count in counter.total().items() if count}
+    assert counter.calls == [3]
+    assert kernels == {
+        (phase, kind): n
+        for phase, kind, n in (
+            ("forward", "library", 3),
+            ("forward", "triton", 3),
+            ("backward", "library", 6),
+            ("backward", "triton", 3),
+        )
+    }
+
+
+@pytest.mark.slow
+def test_removed_blocks_have_no_operations_and_the_same_shapes(launches):
+    import compiled_launches
+
+    model = launches.build_untrained_model("sd15")
+    module, step = launches.build_step(model, torch.float32, 512)
+    with launches.LaunchCounter() as counter:
+        fake = launches.build_fake_module(module, step, counter)
+        compiled_launches.remove_blocks(fake.model.unet)
+        block = fake.model.unet.down_blocks[1].resnets[0]
+        hidden = counter.empty_like(torch.empty(1, 320, 8, 8, device="meta")).requires_grad_()
+        with counter.count("block"):
+            output = block(hidden, None)
+            torch.autograd.grad(output, hidden, torch.empty_like(output))
+    assert output.shape == (1, 640, 8, 8) and not counter.counts
