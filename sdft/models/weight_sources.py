@@ -95,7 +95,9 @@ class RandomWeights(TorchFunctionMode):
         self.draws[weight] = torch.get_rng_state(), lambda tensor: function(tensor, *args[1:], **kwargs)
         if weight not in self.own_dtypes:
             return function(weight, *args[1:], **kwargs)
-        weight.data.copy_(self.draw(weight))
+        value = self.draw(weight)
+        weight.data.copy_(value)
+        self.count(value)  # states of the generator lie in what it leaves, so that it would not be used again
         return weight
 
     def cast(self, module: nn.Module | None, recurse: bool = True) -> None:
