@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.slow
 OVERRIDES = [
     "steps=2",
+    "precision=fp32",
+    "optimizer.eps=1e-3",
     "save_every=1",
     "checkpoints_total_limit=9",
     "ema=0.9",
