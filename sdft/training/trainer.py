@@ -67,7 +67,8 @@ def build_lightning_trainer(callbacks: list[Callback], **kwargs) -> Trainer:
     warnings.filterwarnings("ignore", module="lightning")
     disabled = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "use_distributed_sampler"), False)
     options = {"profiler": NoProfiler()} | disabled | kwargs
-    return Trainer(max_epochs=-1, callbacks=[FinishWithoutSteps(), DataPosition(), *callbacks], **options)
+    own = [FinishWithoutSteps(), DataPosition(), PrefetchBatches()]
+    return Trainer(max_epochs=-1, callbacks=[*own, *callbacks], **options)
 
 
 class NoProfiler(PassThroughProfiler):
@@ -94,6 +95,18 @@ class DataPosition(Callback):
         for counts in (progress["total"], progress["current"]):
             completed = batches - counts["processed"] + counts["completed"]  # one less during `on_train_batch_end`
             counts |= {"ready": batches, "started": batches, "processed": batches, "completed": completed}
+
+
+class PrefetchBatches(Callback):
+    """Load the next batch during the backward pass; other callbacks never run meanwhile."""
+
+    def on_before_backward(self, trainer, module, loss):
+        if trainer.datamodule.prefetcher is not None:
+            trainer.datamodule.prefetcher.start()
+
+    def on_after_backward(self, trainer, module):
+        if trainer.datamodule.prefetcher is not None:
+            trainer.datamodule.prefetcher.wait()
 
 
 def fit(trainer: Trainer, module, data, **kwargs) -> None:
