@@ -16,11 +16,31 @@ def launches(monkeypatch):
     return launches
 
 
+def count_phases(launches, architecture: str, precision: str) -> dict[str, int]:
+    dtype, resolution = launches.PRECISIONS[precision], launches.RESOLUTIONS[architecture]
+    counter = launches.count_step(launches.build_untrained_model(architecture), dtype, resolution)
+    phases = {phase: counter.total(phase) for phase in launches.PHASES}
+    return phases | {"total": counter.total(), "casts": counter.total(name=launches.CAST)}
+
+
 def test_a_lora_step_stays_within_its_operations(launches):
-    counter = launches.count_step(launches.build_untrained_model("sd15"), torch.float32, 512)
-    counts = {phase: counter.total(phase) for phase in launches.PHASES}
-    assert counter.total() <= 2050, counts
-    assert counts["loss"] <= 46 and counts["gradients"] <= 20 and counts["optimizer"] <= 7, counts
+    counts = count_phases(launches, "sd15", "bf16")
+    assert counts["total"] <= 2050 and counts["casts"] <= 10, counts
+    assert counts["loss"] <= 36 and counts["gradients"] <= 20 and counts["optimizer"] <= 7, counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "precision", "bound"), [("sd15", "fp32", 2050), ("sd15", "fp16", 2060), ("sdxl", "bf16", 6400)]
+)
+def test_other_lora_steps_stay_within_their_operations(launches, architecture, precision, bound):
+    counts = count_phases(launches, architecture, precision)
+    assert counts["total"] <= bound and counts["casts"] <= 12, counts
+
+
+def test_a_unet_call_of_sampling_stays_within_its_operations(launches):
+    for has_adapter, bound in ((False, 760), (True, 960)):
+        assert launches.count_unet_call("sd15", torch.bfloat16, 512, has_adapter).total() <= bound
 
 
 def test_a_counter_leaves_out_views_and_counts_by_phase(launches):
