@@ -19,6 +19,7 @@ from sdft.methods.lora import LoRA
 from sdft.models.embedded import ASSETS_FOLDER
 from sdft.models.loading import build_untrained
 from sdft.training.adamw_bf16 import AdamWBF16
+from sdft.training.block_offload import offload_blocks
 from sdft.training.bucketed_optimizer import BucketedOptimizer
 from sdft.training.memory_estimate import GB, count_offloaded_bytes, estimate_memory
 from sdft.training.module import DiffusionModule
@@ -30,20 +31,29 @@ ADAPTERS = {
     name: {"rank": RANK, "alpha": RANK, "text_encoder": False, "adapter_type": kind}
     for name, kind in {"LoRA": "lora", "LoKr": "lokr"}.items()
 }
-# peaks that other trainers publish for full fine-tuning in bf16, batch size 1, on the whole card, in GB
-PUBLISHED = {("sd15", "SFT"): 7.0, ("sdxl", "SFT"): 10.3}
+# peaks that other trainers publish in bf16, batch size 1, on the whole card: full fine-tuning in GB, adapters in GiB
+PUBLISHED = {
+    ("sd15", "SFT"): 7.0,
+    ("sdxl", "SFT"): 10.3,
+    ("sd15", "LoRA without checkpointing"): 2.87,
+    ("sdxl", "LoKr without checkpointing"): 13.0,
+    ("sdxl", "LoKr with checkpointing"): 6.5,
+}
+CPU = torch.device("cpu")
 ADAMW = partial(torch.optim.AdamW, fused=False)
 
 
 @dataclass
 class Setup:
-    """What is trained, with batch size 1 in bf16; `fused_backward` also does without fp32 copies of the weights."""
+    """What is trained, in bf16; `fused_backward` also does without fp32 copies of the weights."""
 
     label: str
     method: Method
     optimizer: partial = ADAMW
-    checkpointing: bool = True
+    checkpointing: bool | str = True
     fused_backward: bool = False
+    offload_blocks: float = 0.0
+    batch_size: int = 1
 
 
 def build_setups() -> list[Setup]:
@@ -55,6 +65,14 @@ def build_setups() -> list[Setup]:
         )
         for label, options in ADAPTERS.items()
         for checkpointing in (False, True)
+    ]
+    lora = LoRA(**ADAPTERS["LoRA"])
+    setups += [
+        Setup("LoRA with activations offloaded", lora, checkpointing="offload"),
+        Setup("LoRA with half of the blocks offloaded", lora, offload_blocks=0.5),
+        Setup("LoRA with all blocks offloaded", lora, offload_blocks=1.0),
+        Setup("LoRA with checkpointing, batch 4", lora, batch_size=4),
+        Setup("LoRA with activations offloaded, batch 4", lora, checkpointing="offload", batch_size=4),
     ]
     setups.append(Setup("SFT with fp32 copies and states", FullFineTuning()))
     full = {
@@ -87,15 +105,18 @@ def build_module(model, setup: Setup) -> DiffusionModule:
 
 
 def estimate(architecture: str, setup: Setup) -> dict[str, float]:
-    """GiB of the weights on the GPU, and at the peak of a training step and of decoding an image, with batch size 1 in bf16."""
+    """GiB of the weights on the GPU, and at the peak of a training step and of decoding an image."""
     resolution = RESOLUTIONS[architecture]
     with init_empty_weights():
         model = build_untrained(ASSETS_FOLDER / architecture)
     with torch.device("meta"):
         module = build_module(model, setup)
         module.offloaded_parts = ["vae", *model.text_encoders]
+        if setup.offload_blocks:
+            module.offloaded_blocks = offload_blocks(model.unet, setup.offload_blocks, CPU)
         sample = build_sample(model, resolution)
-    memory = estimate_memory(module, StepSpec(sample, 1, 1, torch.device("cpu"), num_images=1, resolution=resolution))
+    step = StepSpec(sample, setup.batch_size, 1, CPU, num_images=1, resolution=resolution)
+    memory = estimate_memory(module, step)
     offloaded = count_offloaded_bytes(module)  # as on a GPU; the estimate for a CPU counts the encoders as weights
     rest = memory.weights - offloaded + memory.gradients + memory.optimizer_states
     peaks = {"step": rest + memory.activations, "images": rest + offloaded + memory.sampling}
@@ -103,11 +124,12 @@ def estimate(architecture: str, setup: Setup) -> dict[str, float]:
 
 
 def main(architectures: list[str]) -> None:
-    print(f"{'GiB':46}{'weights':>9}{'step':>9}{'images':>9}  published, GB")
+    print(f"{'GiB':46}{'weights':>9}{'step':>9}{'images':>9}  published")
     for architecture in architectures or RESOLUTIONS:
         for setup in build_setups():
             sizes = estimate(architecture, setup)
-            published = PUBLISHED.get((architecture, setup.label[:3]), "")
+            name = "SFT" if setup.label.startswith("SFT") else setup.label
+            published = PUBLISHED.get((architecture, name), "")
             label = f"{architecture} {RESOLUTIONS[architecture]} px {setup.label}"
             print(f"{label:46}" + "".join(f"{size:9.2f}" for size in sizes.values()) + f"{published:>15}", flush=True)
 
