@@ -235,6 +235,8 @@ def to_checkable_type(hint):
     scalars = members - {NoneType}
     if scalars and scalars <= SCALAR_TYPES:
         return hint
+    if len(scalars) == 1 and NoneType in members and to_checkable_type(*scalars) is not Any:  # an optional list
+        return hint
     return float if scalars & SCALAR_TYPES == {float} else Any
 
 
@@ -245,4 +247,4 @@ def describe_type(hint) -> str:
     if get_origin(hint) is dict:
         return f"KEY: {describe_type(get_args(hint)[1])}"
     members = get_args(hint) or (hint,)
-    return " or ".join(TYPE_NAMES.get(member, str(member)) for member in members)
+    return " or ".join(TYPE_NAMES.get(member) or describe_type(member) for member in members)

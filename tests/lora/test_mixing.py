@@ -22,6 +22,7 @@ from sdft.lora.scaling import load_adapters
 from sdft.lora.state_dict import build_adapter_state
 from sdft.methods.lora import LoRA
 from sdft.models.loading import load_stable_diffusion
+from sdft.models.precision import set_precision
 from sdft.models.saving import save_pipeline_folder
 from sdft.models.single_file import save_single_file, to_original_layout
 
@@ -53,6 +54,7 @@ def files(tiny, tmp_path_factory):
 
 def predict(model) -> torch.Tensor:
     """In fp64, so that differences are those of the weights, not of the order of fp32 sums."""
+    set_precision(model, torch.float64)
     return test_export.compute_output(model.double())
 
 

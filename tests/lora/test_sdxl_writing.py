@@ -22,6 +22,7 @@ from sdft.lora.scaling import load_adapters
 from sdft.lora.summary import format_lora_summary
 from sdft.methods.lora import LoRA
 from sdft.models.conditioning import describe_geometry
+from sdft.models.precision import set_precision
 
 KOHYA_TARGETS = re.compile(r"\.(attentions|self_attn|mlp)\.")
 SDXL_UNET_NAME = re.compile(
@@ -187,6 +188,7 @@ def test_saved_adapters_give_their_own_prediction_also_interpolated(small_xl, tm
 
 def compute_outputs(model) -> dict[str, torch.Tensor]:
     """In fp64, so that differences are those of the weights, not of the order of fp32 sums."""
-    conditioning = model.double().condition_prompts(["a cat"], describe_geometry((64, 64)))
+    set_precision(model, torch.float64)
+    conditioning = model.condition_prompts(["a cat"], describe_geometry((64, 64)))
     noisy = torch.linspace(-1, 1, 256, dtype=torch.float64).reshape(1, 4, 8, 8)
     return {"unet": model.predict(noisy, torch.tensor([500]), conditioning), **conditioning.text}
