@@ -30,6 +30,7 @@ DRAW_STRINGS = {
     "TRAINING_IMAGES": "",
     "CLASS_IMAGES": "class ",
     "HELD_OUT_IMAGES": "held out ",
+    "ROUNDING": "rounding",
 }
 
 

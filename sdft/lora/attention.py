@@ -5,9 +5,9 @@ input share the product with A (q, k and v of self-attention, k and v of cross-a
 product, and nothing is divided by 1: on a GPU that waits for its host, the number of operations is the time of a step.
 """
 
+import torch.nn.functional as F
 from torch import Tensor, addmm, cat, is_grad_enabled, mm, nn
 from torch.autograd import Function
-from torch.nn.functional import linear, scaled_dot_product_attention
 
 
 class LowRankProjections(Function):
@@ -25,7 +25,7 @@ class LowRankProjections(Function):
         ctx.save_for_backward(x, down, hidden, *weights, *downs, *ups)
         ctx.scales = scales
         return tuple(
-            linear(x, weight, bias).addmm_(part, up.t(), alpha=scale)
+            F.linear(x, weight, bias).addmm_(part, up.t(), alpha=scale)
             for weight, bias, part, up, scale in zip(
                 weights, biases, split_columns(hidden, downs), ups, scales, strict=True
             )
@@ -93,7 +93,7 @@ class LoraAttentionProcessor:
             (query,) = self.project(hidden_states, attn.to_q)
             key, value = self.project(encoder_hidden_states, attn.to_k, attn.to_v)
         query, key, value = (split_heads(tensor, attn.heads) for tensor in (query, key, value))
-        output = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         (output,) = self.project(output.transpose(1, 2).flatten(2), attn.to_out[0])
         return output
 
