@@ -75,7 +75,9 @@ def write_images(folder: Path, damaged: bool) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["folder", "shards", "damaged"])
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("folder", "shards")), "damaged"]
+)
 def test_one_process_of_a_machine_scans_the_data(tmp_path, kind):
     folder = write_images(tmp_path / "images", damaged=kind == "damaged")
     data = {"_target_": "sdft.data.image_folder.ImageFolder", "path": str(folder), "verify": "full"}

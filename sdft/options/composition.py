@@ -176,6 +176,9 @@ def check_given_options_are_read(config: str, cfg: DictConfig, given: dict) -> N
                 f"{override.input_line}: replaced by {given[replacing[0]].input_line}; give one of the two"
             )
         users = list_users(key)
+        nodes = [other for other in given if re.search(rf"^{re.escape(other)}:[ ]*$", text, re.MULTILINE)]
+        if nodes and not users:
+            raise ValueError(f"{given[nodes[0]].input_line}: replaces all of {nodes[0]}; give {nodes[0]}.KEY=VALUE")
         raise ValueError(f"{override.input_line}: not read by the chosen {config} config; only by {', '.join(users)}")
 
 

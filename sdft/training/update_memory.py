@@ -10,6 +10,7 @@ from sdft.training.buckets import Bucket
 from sdft.training.fake_tensors import FakeTensorMode, StorageCounter
 from sdft.training.optimizers import build_optimizer, build_parameter_groups
 
+BUFFER_BYTES = 8  # of the fp32 copies of a weight and of its gradient
 PROBE_SIDE = 64  # of a weight; 8-bit optimizers quantize from 4096 elements
 
 
@@ -24,7 +25,9 @@ class CountedUpdates(BucketedOptimizer):
         """No optimizer: updates are not made."""
 
     def update(self, bucket: Bucket) -> None:
-        size = round(self.bytes_per_element * sum(weight[rows].numel() for weight, rows in bucket.slices))
+        sizes = [weight[rows].numel() for weight, rows in bucket.slices]
+        largest = sum(sizes) if self.elementwise else max(sizes)  # which the optimizer updates at once
+        size = BUFFER_BYTES * sum(sizes) + round((self.bytes_per_element - BUFFER_BYTES) * largest)
         self.mode.peak_bytes = max(self.mode.peak_bytes, self.mode.current_bytes + size)
         bucket.is_updated = True
         self.free_gradients(bucket)

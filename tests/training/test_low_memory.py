@@ -48,6 +48,7 @@ def list_differences(one: dict, other: dict) -> list[str]:
     return [name for name in one if not torch.equal(one[name], other[name])]
 
 
+@pytest.mark.slow
 def test_updates_inside_the_backward_pass_train_the_same_model(run, nan_at_step_2):
     options = [*SFT, "optimizer=adamw_bf16", "steps=3", "ema=0.9", "on_nan=skip"]
     modules, folders = zip(
@@ -93,7 +94,7 @@ def test_other_full_methods_train_in_little_memory(run, method):
     assert int(module.skipped_steps) == 0 and {weight.dtype for weight in weights.values()} == {torch.bfloat16}
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # 100 s
 def test_losses_of_200_steps_are_within_a_percent_of_fp32(run):
     fast = ["precision=bf16_weights", "fused_backward=true"]
     options = {
