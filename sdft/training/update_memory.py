@@ -27,10 +27,15 @@ class CountedUpdates(BucketedOptimizer):
     def update(self, bucket: Bucket) -> None:
         sizes = [weight[rows].numel() for weight, rows in bucket.slices]
         largest = sum(sizes) if self.elementwise else max(sizes)  # which the optimizer updates at once
-        size = BUFFER_BYTES * sum(sizes) + round((self.bytes_per_element - BUFFER_BYTES) * largest)
-        self.mode.peak_bytes = max(self.mode.peak_bytes, self.mode.current_bytes + size)
-        bucket.is_updated = True
+        copies = BUFFER_BYTES * sum(sizes)
+        self.count_temporary(copies)
         self.free_gradients(bucket)
+        self.count_temporary(copies + round((self.bytes_per_element - BUFFER_BYTES) * largest))
+        bucket.is_updated = True
+
+    def count_temporary(self, size: int) -> None:
+        """Count bytes that exist now, beside those that `mode` counts, and are freed at once."""
+        self.mode.peak_bytes = max(self.mode.peak_bytes, self.mode.current_bytes + size)
 
 
 def count_updates(fake_module, mode: FakeTensorMode, update_bytes: float) -> CountedUpdates:
