@@ -24,7 +24,7 @@ SUPPORTED = (*ELEMENTWISE, "Adafactor")
 class BucketedOptimizer(Optimizer):
     """One optimizer per bucket, made by `build`; with `fused_backward` it steps as soon as the bucket's gradients are complete.
 
-    `step` updates the other buckets; the weights are the same to the bit. `connect` starts `fused_backward`.
+    `step` updates the other buckets; the weights are bit-equal. `connect` starts `fused_backward`.
     """
 
     def __init__(self, groups: list[dict], build: Callable, seed: int, fused_backward: bool = False):

@@ -9,7 +9,7 @@ Tensors on two devices in one operation raise `RuntimeError` as a GPU's kernels 
 each wait of the host for the device and each copy to the device is recorded with the line that caused it.
 
 It cannot see: kernels (speed, memory, and the shapes that only they refuse), streams and pinned memory, compiled code, NCCL, and
-syncs inside CUDA libraries. Autocast raises. C++ code that asks a tensor for its device is told `lazy:0`: torch's CUDA builds
+syncs inside CUDA libraries. Autocast raises. To C++ code the device of a tensor is `lazy:0`: torch's CUDA builds
 ask the driver in each backward pass of a `cuda` tensor.
 """
 

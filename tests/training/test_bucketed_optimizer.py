@@ -1,4 +1,4 @@
-"""Bucketed updates: fused and separate steps agree to the bit, small steps move bf16 weights, states resume."""
+"""Bucketed updates: fused and separate steps are bit-equal, small steps move bf16 weights, states resume."""
 
 import copy
 import io
